@@ -1,0 +1,158 @@
+"""Argument checks shared by all; alone with `base` in leaning on scikit-learn internals."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    assert_all_finite,
+    check_is_fitted,
+    validate_data,
+)
+
+__all__ = [
+    "POSITIVE_INTEGER",
+    "POSITIVE_REAL",
+    "StrOptions",
+    "check_horizons",
+    "check_is_fitted",
+    "check_leave_out",
+    "check_random_state",
+    "check_rows",
+    "check_seeds",
+    "check_targets",
+    "check_weights",
+    "validate_data",
+]
+
+POSITIVE_INTEGER = Interval(numbers.Integral, 1, None, closed="left")
+POSITIVE_REAL = Interval(numbers.Real, 0, None, closed="neither")
+
+#: Largest seed drawn from a random state.
+MAX_SEED = 2**31 - 1
+
+
+def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
+    """Rows as the model sees them: dense, numeric, finite, at least one."""
+    if hasattr(X, "detach"):
+        X = X.detach().cpu().numpy()
+    return check_array(X, dtype="numeric", allow_nd=True, input_name=name)
+
+
+def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
+    """Targets, one per row, without NaN or infinity.
+
+    Raises
+    ------
+    ValueError
+        If y is None, its length is not that of X, or a value is not finite.
+    """
+    if y is None:
+        raise ValueError(
+            f"{name} must be given (it requires y to be passed), but the target is None."
+        )
+    if hasattr(y, "detach"):
+        y = y.detach().cpu()
+    y = np.asarray(y)
+    if y.ndim == 0:
+        raise ValueError(f"{name} must have one entry per row of X, got the scalar {y}.")
+    if len(y) != n_rows:
+        raise ValueError(
+            f"{name} must have one entry per row of X: Found input variables with inconsistent "
+            f"numbers of samples: [{n_rows}, {len(y)}]."
+        )
+    if y.dtype.kind == "O" and all(isinstance(v, numbers.Real) for v in y.ravel()):
+        y = y.astype(float)
+    if y.dtype.kind in "fc":
+        assert_all_finite(y, input_name=name)
+    return y
+
+
+def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[Any] | None:
+    """Weights of the training rows: non-negative, not all zero; None stays None."""
+    if sample_weight is None:
+        return None
+    return _check_sample_weight(
+        sample_weight,
+        X.reshape(len(X), -1),
+        dtype=np.float64,
+        ensure_non_negative=True,
+    )
+
+
+def check_leave_out(
+    leave_out: int | Iterable[int] | None, n_rows: int, random_state: Any
+) -> NDArray[np.int64]:
+    """Indices of the rows to leave out: all (None), a random number of them, or a list.
+
+    Raises
+    ------
+    ValueError
+        If the list is empty, has duplicates, or an index out of range.
+    """
+    if leave_out is None:
+        return np.arange(n_rows)
+    if isinstance(leave_out, numbers.Integral):
+        if not 1 <= leave_out <= n_rows:
+            raise ValueError(
+                f"leave_out must be between 1 and the number of training rows ({n_rows}), got {leave_out}."
+            )
+        drawn = check_random_state(random_state).choice(n_rows, int(leave_out), replace=False)
+        return np.sort(drawn)
+    indices = np.asarray(list(leave_out) if not isinstance(leave_out, np.ndarray) else leave_out)
+    if indices.size == 0:
+        raise ValueError("leave_out must name at least one training row, got an empty list.")
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(
+            "leave_out must be None, a number of rows, or a list of row indices (integers), got "
+            f"{leave_out!r}."
+        )
+    outside = indices[(indices < 0) | (indices >= n_rows)]
+    if outside.size:
+        raise ValueError(
+            f"leave_out must hold indices in [0, {n_rows}), the training rows; got {outside[0]}."
+        )
+    unique, counts = np.unique(indices, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"leave_out must not repeat a row; {unique[counts > 1][0]} appears "
+            f"{counts.max()} times. Pass np.unique(leave_out)."
+        )
+    return indices.astype(np.int64)
+
+
+def check_seeds(n_seeds: int | Iterable[int], random_state: Any) -> list[int]:
+    """Explicit list of seeds: as given, or drawn from `random_state`.
+
+    The first k of m drawn seeds are the k that would have been drawn alone.
+    """
+    if isinstance(n_seeds, numbers.Integral):
+        if n_seeds < 1:
+            raise ValueError(f"n_seeds must be at least 1, got {n_seeds}.")
+        rng = check_random_state(random_state)
+        return [int(s) for s in rng.randint(MAX_SEED, size=int(n_seeds))]
+    if isinstance(n_seeds, str) or not isinstance(n_seeds, Iterable):
+        raise ValueError(f"n_seeds must be a number, 'auto' or a list of seeds, got {n_seeds!r}.")
+    seeds = list(n_seeds)
+    if not seeds or not all(isinstance(s, numbers.Integral) and s >= 0 for s in seeds):
+        raise ValueError(f"n_seeds as a list must hold non-negative integers, got {seeds!r}.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("n_seeds must not repeat a seed: repeats would count as independent runs.")
+    return [int(s) for s in seeds]
+
+
+def check_horizons(epochs: int | Iterable[int], name: str = "epochs") -> list[int]:
+    """Increasing list of positive numbers of epochs."""
+    values = [epochs] if isinstance(epochs, numbers.Integral) else list(epochs)
+    if not values or not all(isinstance(e, numbers.Integral) and e >= 1 for e in values):
+        raise ValueError(f"{name} must be positive whole numbers of epochs, got {epochs!r}.")
+    if sorted(set(values)) != values:
+        raise ValueError(f"{name} must increase without repeats, got {values}.")
+    return [int(e) for e in values]

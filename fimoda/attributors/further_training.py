@@ -1,0 +1,381 @@
+"""Further training: the gold standard of final-model-only attribution, as an estimator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    StrOptions,
+    check_is_fitted,
+    check_leave_out,
+    check_random_state,
+    check_seeds,
+)
+from ..base import BaseAttributor
+from ..measurements import Measurement
+from ..row_gradients import Measure
+from ..training.batches import FULL_DATA, LeaveOutMode
+from ..training.optimizers import DEFAULT_BATCH_SIZE, LearningRate, resolve_optimizer
+from ..training.outcomes import (
+    Measurer,
+    Outcomes,
+    assemble,
+    keep_parameters,
+    relative_error,
+    standard_error,
+)
+from ..training.runner import Reader, Training, Unit, decide_compile, leave_out_units, run_units
+from ..training.store import UnitStore
+
+#: ``n_seeds="auto"`` trains this many seeds before it first looks at the standard error, and
+#: this many more each time it is too large.
+SEED_ROUND = 5
+
+
+class FurtherTraining(BaseAttributor):
+    r"""Train the final model further with and without each row, and compare.
+
+    .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
+              \left[ m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r)) \right]
+
+    :math:`\theta_T(D; \xi)` are the parameters after ``n_epochs`` more epochs from the final model
+    on the rows D, with randomness :math:`\xi` (batch order, dropout) the same in both runs. The
+    run on all rows is the correction for a final model that is not converged, which moves also
+    when nothing is left out. The score answers: how does this prediction depend on row i, in a
+    model that goes on training as described? Its unit is that of the measurement.
+
+    `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
+    stack. Dropout is active, with the same units dropped in both runs; batch normalisation uses
+    its running statistics.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    n_epochs : int, default=10
+        Epochs of further training.
+    n_seeds : int, list of int or "auto", default=10
+        Number of runs to average over (drawn from `random_state`) or their seeds. "auto" adds
+        seeds, 5 at a time, until the root mean square of the standard errors is at most `sem_tol`
+        times that of the scores (measured by the loss of up to 200 training rows).
+    leave_out : None, int or list of int, default=None
+        Rows to leave out, one at a time: all, a random number of them, or these.
+    correction : {"full", "mean"} or None, default="full"
+        "full" subtracts the run on all rows with the same seed. "mean" also subtracts the mean
+        over the left-out rows. None subtracts the final model itself: the uncorrected quantity.
+    leave_out_mode : {"mask", "drop"}, default="mask"
+        "mask": the left-out row keeps its place in its batch with weight zero, the others are
+        averaged. "drop": it is deleted from the order, so that later batches shift by one. Both
+        have the same expectation; "mask" is far less noisy.
+    optimizer : str or type, default=None
+        A ``torch.optim`` class that updates every coordinate on its own, or its name; the model's
+        own by default, SGD if it has none. It starts without state.
+    lr : float or callable, default=None
+        Learning rate, or a function of the epoch (from 0) giving it; the model's own by default,
+        0.01 if it has none.
+    batch_size : int, default=None
+        The model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Other settings of the optimiser (momentum, weight_decay, betas, ...). Those of the model's
+        own optimiser are kept if `optimizer` is None or the same.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    compile : bool or "auto", default="auto"
+        Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    chunk_size : int, default=None
+        Models in a stack; by default as many as stay in the processor's cache.
+    checkpoint_dir : path, default=None
+        Directory that keeps the trained stacks, memory-mapped. A call with the same arguments
+        resumes from it, also after the process was killed.
+    memory_budget : int, default=2 GiB
+        Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    sem_tol : float, default=0.2
+        Target of ``n_seeds="auto"``.
+    max_seeds : int, default=100
+        Most seeds that ``n_seeds="auto"`` runs.
+    random_state : int, RandomState or None, default=None
+        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each. Scores are the same bits for every value.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    train_indices_ : ndarray of shape (n_left_out,)
+        Left-out row of each column.
+    seeds_ : list of int
+        Seeds of the runs.
+    scores_sem_ : ndarray of shape (n_test, n_left_out)
+        Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+
+    Raises
+    ------
+    FloatingPointError
+        If training diverges.
+    MemoryError
+        Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
+    OSError
+        If `checkpoint_dir` cannot be written or has no room.
+
+    References
+    ----------
+    Wei et al., "Final-Model-Only Data Attribution with a Unifying View of Gradient-Based Methods",
+    NeurIPS 2025, arXiv 2412.03906: equations 13 ("mean") and 17 ("full").
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import FurtherTraining
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> gold = FurtherTraining(
+    ...     Ridge().fit(X, y), n_epochs=2, n_seeds=3, leave_out=[0, 7], random_state=0
+    ... )
+    >>> gold.fit(X, y).transform(X[:4], y[:4]).shape
+    (4, 2)
+    >>> gold.scores_sem_.shape
+    (4, 2)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
+        "n_epochs": [POSITIVE_INTEGER],
+        "n_seeds": [POSITIVE_INTEGER, StrOptions({"auto"}), "array-like"],
+        "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
+        "correction": [StrOptions({"full", "mean"}), None],
+        "leave_out_mode": [StrOptions({"mask", "drop"})],
+        "optimizer": [str, type, None],
+        "lr": [POSITIVE_REAL, callable, None],
+        "batch_size": [POSITIVE_INTEGER, None],
+        "optimizer_params": [dict, None],
+        "compile": ["boolean", StrOptions({"auto"})],
+        "checkpoint_dir": [str, os.PathLike, None],
+        "sem_tol": [POSITIVE_REAL],
+        "max_seeds": [POSITIVE_INTEGER],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_epochs: int = 10,
+        n_seeds: int | Iterable[int] | str = 10,
+        leave_out: int | Iterable[int] | None = None,
+        correction: str | None = "full",
+        leave_out_mode: LeaveOutMode = "mask",
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        memory_budget: int = 2 * 2**30,
+        sem_tol: float = 0.2,
+        max_seeds: int = 100,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.n_epochs = n_epochs
+        self.n_seeds = n_seeds
+        self.leave_out = leave_out
+        self.correction = correction
+        self.leave_out_mode = leave_out_mode
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self.checkpoint_dir = checkpoint_dir
+        self.memory_budget = memory_budget
+        self.sem_tol = sem_tol
+        self.max_seeds = max_seeds
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FurtherTraining:
+        """Train the final model further with and without each row to leave out.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_train, n_features)
+            The rows the model was trained on, as the model (or its Pipeline) takes them.
+        y : array-like of shape (n_train,) or (n_train, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_train,), default=None
+            Weights of the rows in the training objective, if the model was trained with them.
+
+        Returns
+        -------
+        self : FurtherTraining
+        """
+        return super().fit(X, y, sample_weight)
+
+    def _fit(self) -> None:
+        training = self._describe((self.n_epochs,))
+        some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
+        probe = Measurer(self._X[some], self._y[some], self._measure)
+
+        def error(stacks: dict[Unit, NDArray[Any]], seeds: list[int]) -> float:
+            return relative_error(self._outcomes(stacks, seeds, probe).scores(self.correction))
+
+        size = self.model_.n_parameters * self.model_.theta.element_size()
+        self.seeds_, self._stacks = self._train(training, keep_parameters, size, error, {})
+        self._last_sem: dict[str, NDArray[np.float64]] = {}
+
+    def _describe(self, marks: tuple[int, ...]) -> Training:
+        """The further training asked for; also draws the rows to leave out."""
+        model = self.model_
+        self._rng = check_random_state(self.random_state)
+        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), self._rng)
+        if len(self._X) < 2:
+            raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+        batch = self.batch_size or model.recipe.batch_size or DEFAULT_BATCH_SIZE
+        return Training(
+            model=model,
+            X=self._X,
+            y=self._y,
+            row_weights=self._weights,
+            optimizer=resolve_optimizer(
+                self.optimizer, self.lr, self.optimizer_params, model.recipe
+            ),
+            batch_size=min(batch, len(self._X)),
+            marks=marks,
+            mode=self.leave_out_mode,
+        )
+
+    def _train(
+        self,
+        training: Training,
+        read: Reader,
+        bytes_per_model: int,
+        error: Callable[[dict[Unit, NDArray[Any]], list[int]], float],
+        identity: dict[str, Any],
+    ) -> tuple[list[int], dict[Unit, NDArray[Any]]]:
+        """Train all units, in rounds of seeds if their number is to be found."""
+        auto = isinstance(self.n_seeds, str)
+        wanted = check_seeds(self.max_seeds if auto else self.n_seeds, self._rng)
+        store = None
+        if self.checkpoint_dir is not None:
+            store = UnitStore(self.checkpoint_dir, {**training.identity(), **identity})
+        seeds: list[int] = []
+        results: dict[Unit, NDArray[Any]] = {}
+        while len(seeds) < len(wanted):
+            fresh = wanted[len(seeds) :][: SEED_ROUND if auto else None]
+            units = leave_out_units(training, fresh, self.train_indices_, self.chunk_size)
+            self._require_room(units, bytes_per_model, len(seeds) + len(fresh), store)
+            ready = replace(
+                training, compile=decide_compile(training, units, self.compile, self.n_jobs)
+            )
+            done = run_units(
+                ready, units, read, store=store, n_jobs=self.n_jobs, verbose=self.verbose
+            )
+            results.update(done)
+            seeds += fresh
+            if auto and error(results, seeds) <= self.sem_tol:
+                break
+        # the order in which workers finish must not show
+        return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
+
+    def _require_room(
+        self, units: list[Unit], bytes_per_model: int, n_seeds: int, store: UnitStore | None
+    ) -> None:
+        if store is not None:
+            missing = [unit for unit in units if not store.has(unit.key)]
+            store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
+            return
+        needed = bytes_per_model * n_seeds * (len(self.train_indices_) + 1)
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"{n_seeds} seeds x {len(self.train_indices_) + 1} models take "
+                f"{needed / 2**20:.0f} MiB, more than memory_budget={self.memory_budget / 2**20:.0f} "
+                "MiB. Set checkpoint_dir to keep them on disk, leave out fewer rows, or raise "
+                "memory_budget."
+            )
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _outcomes(
+        self, stacks: dict[Unit, NDArray[Any]], seeds: list[int], measurer: Measurer
+    ) -> Outcomes:
+        """Measure all stacks, (1, n_test, n_left_out, n_seeds)."""
+        readings = {
+            unit: measurer(self.model_, self._tensor(stack[0]))[None].cpu().numpy()
+            for unit, stack in stacks.items()
+        }
+        return assemble(readings, seeds, self.train_indices_, self._of_final_model(measurer))
+
+    def _of_final_model(self, measurer: Measurer) -> NDArray[np.float64]:
+        return measurer(self.model_, self.model_.theta[None])[0].cpu().numpy()
+
+    def _tensor(self, stack: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(stack)).to(self.model_.device)
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
+        per_seed = outcomes.scores(self.correction)[0]
+        self._last_sem["transform"] = standard_error(per_seed)
+        return per_seed.mean(-1)
+
+    @property
+    def scores_sem_(self) -> NDArray[np.float64]:
+        """Standard error over seeds of the scores last returned, (n_test, n_left_out)."""
+        check_is_fitted(self, "model_")
+        if "transform" not in self._last_sem:
+            raise AttributeError("scores_sem_ is there after transform; call transform first.")
+        return self._last_sem["transform"]
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        if self.correction == "mean":
+            return super()._self_influence()
+        rows = torch.from_numpy(self.train_indices_)
+        own = Measurer(self._X[rows], self._y[rows], self._measure)
+        baseline = self._of_final_model(own)
+        column = {int(row): k for k, row in enumerate(self.train_indices_)}
+        scores = np.zeros(len(rows))
+        for unit, stack in self._stacks.items():
+            theta = self._tensor(stack[0])
+            for model, row in enumerate(unit.left_out):
+                if row == FULL_DATA and self.correction == "full":
+                    scores -= self._measured(theta[model], own)
+                elif row != FULL_DATA:
+                    k = column[row]
+                    one = Measurer(own.X[k : k + 1], own.y[k : k + 1], own.measure)
+                    scores[k] += self._measured(theta[model], one)[0]
+        scores /= len(self.seeds_)
+        return scores if self.correction == "full" else scores - baseline
+
+    def _measured(self, theta: Tensor, measurer: Measurer) -> NDArray[np.float64]:
+        return measurer(self.model_, theta[None])[0].cpu().numpy()

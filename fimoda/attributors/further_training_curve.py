@@ -1,0 +1,225 @@
+"""Further training at many horizons, measured as it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from .._validation import check_horizons
+from ..adapters import check_fitted
+from ..measurements import Measurement
+from ..training.batches import LeaveOutMode
+from ..training.optimizers import LearningRate
+from ..training.outcomes import Measurer, Outcomes, assemble, relative_error, standard_error
+from ..training.runner import Unit, digest
+from .further_training import FurtherTraining
+
+
+@dataclass(frozen=True)
+class FurtherTrainingCurve:
+    """Scores of further training at several horizons.
+
+    Attributes
+    ----------
+    epochs : ndarray of shape (n_epochs,)
+        Horizons, in epochs of further training.
+    leave_out : ndarray of shape (n_left_out,)
+        Left-out training rows.
+    seeds : list of int
+        Seeds of the runs.
+    outcomes : Outcomes
+        The measurements themselves, without each row and with all.
+    correction : {"full", "mean"} or None
+        What the scores are corrected by.
+    """
+
+    epochs: NDArray[np.int64]
+    leave_out: NDArray[np.int64]
+    seeds: list[int]
+    outcomes: Outcomes
+    correction: str | None = "full"
+
+    @property
+    def per_seed(self) -> NDArray[np.float64]:
+        """Scores of each seed, (n_epochs, n_test, n_left_out, n_seeds)."""
+        return self.outcomes.scores(self.correction)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Mean over seeds, (n_epochs, n_test, n_left_out), in the unit of the measurement."""
+        return self.per_seed.mean(-1)
+
+    @property
+    def sem(self) -> NDArray[np.float64]:
+        """Standard error over seeds, of the shape of `scores`; NaN for one seed."""
+        return standard_error(self.per_seed)
+
+    def corrected(self, correction: str | None) -> FurtherTrainingCurve:
+        """The same runs with another correction."""
+        if correction not in ("full", "mean", None):
+            raise ValueError(f"correction must be 'full', 'mean' or None, got {correction!r}.")
+        return replace(self, correction=correction)
+
+
+def further_training_curve(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    X_test: Any,
+    y_test: Any = None,
+    *,
+    epochs: int | Iterable[int] = (1, 2, 5, 10, 20, 50),
+    n_seeds: int | Iterable[int] | str = 10,
+    leave_out: int | Iterable[int] | None = None,
+    correction: str | None = "full",
+    leave_out_mode: LeaveOutMode = "mask",
+    optimizer: str | type[torch.optim.Optimizer] | None = None,
+    lr: LearningRate | None = None,
+    batch_size: int | None = None,
+    optimizer_params: dict[str, Any] | None = None,
+    measurement: Measurement = "loss",
+    criterion: nn.Module | None = None,
+    sample_weight: ArrayLike | None = None,
+    compile: bool | str = "auto",
+    chunk_size: int | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    memory_budget: int = 2 * 2**30,
+    sem_tol: float = 0.2,
+    max_seeds: int = 100,
+    random_state: Any = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> FurtherTrainingCurve:
+    r"""Scores of further training at several horizons, without keeping the trained models.
+
+    The score at horizon T of test row z and left-out row i is the mean over seeds of
+    :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted model.
+    X, y : array-like
+        The rows it was trained on and their targets.
+    X_test, y_test : array-like
+        Test rows and their targets; without targets the measurement is the prediction
+        (regression) or is taken at the predicted class.
+    epochs : int or list of int, default=(1, 2, 5, 10, 20, 50)
+        Increasing horizons.
+    n_seeds : int, list of int or "auto", default=10
+        As in `FurtherTraining`; "auto" looks at the last horizon.
+    leave_out : None, int or list of int, default=None
+        As in `FurtherTraining`.
+    correction : {"full", "mean"} or None, default="full"
+        As in `FurtherTraining`; can be changed afterwards with ``curve.corrected``.
+    leave_out_mode : {"mask", "drop"}, default="mask"
+        As in `FurtherTraining`.
+    optimizer, lr, batch_size, optimizer_params
+        As in `FurtherTraining`.
+    measurement, criterion
+        As in `FurtherTraining`.
+    sample_weight : array-like of shape (n_train,), default=None
+        Weights of the training rows in the objective.
+    compile, chunk_size
+        As in `FurtherTraining`.
+    checkpoint_dir : path, default=None
+        Directory that keeps the measurements of finished stacks; a call with the same arguments
+        resumes from it.
+    memory_budget : int, default=2 GiB
+        Bytes that the measurements may take.
+    sem_tol, max_seeds
+        As in `FurtherTraining`.
+    random_state, n_jobs, verbose
+        As in `FurtherTraining`.
+
+    Returns
+    -------
+    FurtherTrainingCurve
+        With ``epochs``, ``leave_out``, ``scores`` (n_epochs, n_test, n_left_out), ``sem`` and
+        ``per_seed``.
+
+    Raises
+    ------
+    NotFittedError
+        If the model is not fitted.
+    ValueError, FloatingPointError, MemoryError, OSError
+        As `FurtherTraining` does.
+
+    References
+    ----------
+    Wei et al., arXiv 2412.03906, equations 13 and 17.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import further_training_curve
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> curve = further_training_curve(
+    ...     Ridge().fit(X, y),
+    ...     X,
+    ...     y,
+    ...     X[:4],
+    ...     y[:4],
+    ...     epochs=[1, 3],
+    ...     n_seeds=2,
+    ...     leave_out=[0, 7, 9],
+    ...     random_state=0,
+    ... )
+    >>> curve.scores.shape
+    (2, 4, 3)
+    """
+    marks = check_horizons(epochs)
+    check_fitted(estimator)
+    trainer = FurtherTraining(
+        estimator,
+        n_epochs=marks[-1],
+        n_seeds=n_seeds,
+        leave_out=leave_out,
+        correction=correction,
+        leave_out_mode=leave_out_mode,
+        optimizer=optimizer,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer_params=optimizer_params,
+        measurement=measurement,
+        criterion=criterion,
+        compile=compile,
+        chunk_size=chunk_size,
+        checkpoint_dir=checkpoint_dir,
+        memory_budget=memory_budget,
+        sem_tol=sem_tol,
+        max_seeds=max_seeds,
+        random_state=random_state,
+        n_jobs=n_jobs,
+        verbose=verbose,
+    )
+    trainer._validate_params()
+    trainer._prepare(X, y, sample_weight)
+    training = trainer._describe(tuple(marks))
+    measurer = Measurer(*trainer._test_tensors(X_test, y_test))
+    final = trainer._of_final_model(measurer)
+
+    def outcomes(readings: dict[Unit, NDArray[np.float64]], seeds: list[int]) -> Outcomes:
+        return assemble(readings, seeds, trainer.train_indices_, final)
+
+    def error(readings: dict[Unit, NDArray[np.float64]], seeds: list[int]) -> float:
+        return relative_error(outcomes(readings, seeds).scores(correction)[-1])
+
+    identity = {
+        "X_test": digest(measurer.X),
+        "y_test": digest(measurer.y),
+        "measurement": measurement if isinstance(measurement, str) else repr(measurement),
+    }
+    size = 8 * len(marks) * len(measurer.X)
+    seeds, readings = trainer._train(training, measurer, size, error, identity)
+    return FurtherTrainingCurve(
+        np.array(marks), trainer.train_indices_, seeds, outcomes(readings, seeds), correction
+    )

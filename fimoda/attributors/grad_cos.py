@@ -1,0 +1,77 @@
+"""Grad-Cos: cosine of gradients at the final model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..row_gradients import Measure, RowGradients
+from ._gradient_product import BaseGradientProduct
+
+
+class GradCos(BaseGradientProduct):
+    r"""Cosine of the test row's and the training row's gradient.
+
+    .. math:: S_{z,i} = \frac{\nabla_\theta m_z^\top \nabla_\theta \ell_i}
+                             {\|\nabla_\theta m_z\| \, \|\nabla_\theta \ell_i\|}
+
+    in [-1, 1], without unit: it only ranks. A row whose gradient is zero scores zero.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for gradients. Scores are the same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    References
+    ----------
+    Wei et al., arXiv 2412.03906 (Grad-Cos); Charpiat et al., NeurIPS 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import GradCos
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> attributor = GradCos(Ridge().fit(X[:400], y[:400])).fit(X[:400], y[:400])
+    >>> bool(abs(attributor.transform(X[400:], y[400:])).max() <= 1 + 1e-6)
+    True
+    """
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        return self._pairs(X, y, measure, _cosines)
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        return self._diagonal(lambda a, b: a.inner_rowwise(b) / (_norms(a) * _norms(b)))
+
+
+def _cosines(test: RowGradients, train: RowGradients) -> Tensor:
+    return test.inner(train) / (_norms(test)[:, None] * _norms(train))
+
+
+def _norms(gradients: RowGradients) -> Tensor:
+    """Length of each row's gradient, (n,), with zero replaced by one."""
+    length = gradients.inner_rowwise(gradients).sqrt()
+    return torch.where(length > 0, length, 1)

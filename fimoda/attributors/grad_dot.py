@@ -1,0 +1,126 @@
+"""Grad-Dot: inner products of gradients at the final model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
+from ..row_gradients import Measure
+from ..training.optimizers import DEFAULT_BATCH_SIZE, DEFAULT_LR
+from ._gradient_product import BaseGradientProduct
+
+
+class GradDot(BaseGradientProduct):
+    r"""Inner product of the test row's and the training row's gradient, as one step of SGD.
+
+    .. math:: S_{z,i} = \eta T \, \frac{w_i}{\sum_j w_j} \, \nabla_\theta m_z^\top \nabla_\theta \ell_i
+
+    is the first-order effect of removing row i from T steps of gradient descent with learning
+    rate :math:`\eta` on the weighted mean loss (:math:`w_i = 1` unless weights are given, so the
+    factor is 1/n). It is what further training does over few steps; with more it decays, since the
+    curvature and the drift of the residuals are left out.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    n_epochs : int, default=1
+        Amount of further training whose effect is estimated; ``T = n_epochs * ceil(n / batch_size)``.
+    lr : float, default=None
+        Learning rate; the model's own by default (divided by 1 - momentum if it has momentum),
+        0.01 if it has none. For models trained with an adaptive optimiser the scores rank rows,
+        their size means nothing.
+    batch_size : int, default=None
+        Batch size; the model's own by default, 128 if it has none.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for gradients. Scores are the same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    References
+    ----------
+    Wei et al., "Final-Model-Only Data Attribution with a Unifying View of Gradient-Based Methods",
+    NeurIPS 2025, arXiv 2412.03906 (Grad-Dot); Charpiat et al., "Input Similarity from the Neural
+    Network Perspective", NeurIPS 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import GradDot
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> attributor = GradDot(Ridge().fit(X[:400], y[:400])).fit(X[:400], y[:400])
+    >>> attributor.transform(X[400:], y[400:]).shape
+    (42, 400)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseGradientProduct._parameter_constraints,
+        "n_epochs": [POSITIVE_INTEGER],
+        "lr": [POSITIVE_REAL, None],
+        "batch_size": [POSITIVE_INTEGER, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_epochs: int = 1,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.n_epochs = n_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+
+    def _factor(self) -> NDArray[np.float64]:
+        """eta T w_i / sum(w), for each training row."""
+        recipe = self.model_.recipe
+        momentum = recipe.params.get("momentum", 0.0)
+        own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
+        batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
+        steps = self.n_epochs * -(-len(self._X) // batch)
+        weights = self._weights.double().cpu().numpy()
+        return (own if self.lr is None else self.lr) * steps * weights / weights.sum()
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        return self._pairs(X, y, measure, lambda a, b: a.inner(b)) * self._factor()
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        return self._diagonal(lambda a, b: a.inner_rowwise(b)) * self._factor()

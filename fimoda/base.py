@@ -1,0 +1,297 @@
+"""`BaseAttributor`: what every attribution method has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
+from sklearn.utils import Tags
+from torch import Tensor, nn
+
+from . import measurements
+from ._validation import (
+    POSITIVE_INTEGER,
+    check_is_fitted,
+    check_rows,
+    check_targets,
+    check_weights,
+    validate_data,
+)
+from .adapters import (
+    as_final_model,
+    default_estimator,
+    has_earlier_steps,
+    is_fitted,
+    transform_rows,
+)
+from .measurements import Measurement
+from .row_gradients import Measure
+
+
+@dataclass(frozen=True)
+class TopRows:
+    """The training rows that matter most for each test row.
+
+    Attributes
+    ----------
+    helpful, harmful : ndarray of shape (n_test, k)
+        Indices of training rows; removing a helpful row raises the measurement most, removing a
+        harmful one lowers it most. (For ``measurement="loss"``: helpful rows hold the loss down.)
+    helpful_scores, harmful_scores : ndarray of shape (n_test, k)
+        Their scores, in the unit of the measurement.
+    """
+
+    helpful: NDArray[np.int64]
+    helpful_scores: NDArray[np.float64]
+    harmful: NDArray[np.int64]
+    harmful_scores: NDArray[np.float64]
+
+
+class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
+    """Base of all attributors: ``fit`` on training rows, ``transform`` of test rows to scores.
+
+    ``S[z, i]`` estimates ``E[m_z(model without row i)] - E[m_z(model with all rows)]`` for the
+    measurement m. With ``measurement="loss"`` a positive score says that row i helps on z.
+
+    A subclass implements `_fit` (whatever depends on training rows only) and `_scores`, and may
+    implement `_self_influence`. Both find the frozen model in ``model_`` and the encoded training
+    rows in ``_X``, ``_y``, ``_weights``.
+    """
+
+    # y of transform can be routed like any other metadata
+    __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": "no_validation",  # type: ignore[dict-item]
+        "measurement": [str, callable],
+        "criterion": [nn.Module, None],
+        "random_state": ["random_state"],
+    }
+    _BUDGET_CONSTRAINTS: ClassVar[dict[str, list[Any]]] = {
+        "chunk_size": [POSITIVE_INTEGER, None],
+        "memory_budget": [POSITIVE_INTEGER],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        random_state: Any = None,
+    ):
+        self.estimator = estimator
+        self.measurement = measurement
+        self.criterion = criterion
+        self.random_state = random_state
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> BaseAttributor:
+        """Compute whatever depends on the training rows only.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_train, n_features) or (n_train, ...)
+            The rows the model was trained on, as the model (or its Pipeline) takes them.
+        y : array-like of shape (n_train,) or (n_train, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_train,), default=None
+            Weights of the rows in the training objective, if the model was trained with them.
+
+        Returns
+        -------
+        self : BaseAttributor
+        """
+        self._prepare(X, y, sample_weight)
+        self.train_indices_ = np.arange(len(self._X))
+        self._fit()
+        return self
+
+    def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
+        """Freeze the model and encode the training rows."""
+        estimator = self.estimator
+        fitted = estimator is not None and is_fitted(estimator)
+        raw = estimator is not None and has_earlier_steps(estimator)
+        rows = self._checked_rows(X, reset=True, raw=raw)
+        y = check_targets(y, len(rows))
+        weights = check_weights(sample_weight, np.zeros((len(rows), 1)))
+        if fitted:
+            self.estimator_ = estimator
+        else:
+            model = (
+                default_estimator(y, self.random_state) if estimator is None else clone(estimator)
+            )
+            self.estimator_ = model.fit(X, y) if weights is None else model.fit(X, y, weights)
+        seen = self._model_rows(rows)
+        self.model_ = as_final_model(
+            self.estimator_, seen, y, sample_weight=weights, criterion=self.criterion
+        )
+        self._X = self.model_.encode_X(seen)
+        self.n_outputs_ = self.model_.outputs(self._X[:1]).shape[1]
+        self._y = self.model_.encode_y(y, self.n_outputs_)
+        given = None if weights is None else torch.from_numpy(weights)
+        self._weights = self.model_.row_weights(self._y, given)
+        self._row_names = getattr(X, "index", None)
+        self._measure = measurements.resolve(self.measurement, self.model_)
+
+    def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
+        """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
+        if isinstance(X, Tensor):
+            X = X.detach().cpu().numpy()
+        if raw:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        return validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True)
+
+    def _model_rows(self, X: Any) -> NDArray[Any]:
+        """Rows as the last step of a Pipeline sees them."""
+        if not has_earlier_steps(self.estimator_):
+            return X
+        return check_rows(
+            transform_rows(self.estimator_, X), "X after the Pipeline's earlier steps"
+        )
+
+    @abstractmethod
+    def _fit(self) -> None:
+        """Hook of `fit`."""
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def transform(self, X: Any, y: Any = None) -> NDArray[np.float64]:
+        """Score every training row for each test row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets. Without them the measurement is the prediction (regression), or is taken
+            at the predicted class (classification).
+
+        Returns
+        -------
+        S : ndarray of shape (n_test, n_columns)
+            Scores in the unit of the measurement; column j is training row ``train_indices_[j]``.
+        """
+        check_is_fitted(self, "model_")
+        rows, targets, measure = self._test_tensors(X, y)
+        scores = self._scores(rows, targets, measure)
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(
+                f"{type(self).__name__} gave scores that are NaN or infinite: the measurement of a "
+                "test row, or its gradient, is not finite at the final model."
+            )
+        return scores
+
+    def _test_tensors(self, X: Any, y: Any) -> tuple[Tensor, Tensor, Measure]:
+        """Encoded test rows and targets, and the measurement to take on them."""
+        checked = self._checked_rows(X, reset=False, raw=has_earlier_steps(self.estimator_))
+        rows = self.model_.encode_X(self._model_rows(checked))
+        if y is not None:
+            targets = check_targets(y, len(rows))
+            return rows, self.model_.encode_y(targets, self.n_outputs_), self._measure
+        kind = self.model_.loss.kind
+        if kind == "custom":
+            raise ValueError(
+                "y must be given to transform: the meaning of this model's outputs is known to its "
+                "own criterion only."
+            )
+        outputs = self.model_.outputs(rows)
+        if kind == "regression":
+            measure = self._measure
+            if self.measurement == "loss":
+                measure = measurements.resolve("output", self.model_)
+            return rows, outputs, measure
+        return rows, self.model_.predicted_targets(outputs), self._measure
+
+    @abstractmethod
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        """Hook of `transform`: scores (n_test, n_columns) in float64."""
+
+    # ---- views of the scores ----------------------------------------------------------------
+
+    def self_influence(self) -> NDArray[np.float64]:
+        """Score of each training row on itself, without building the matrix.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_columns,)
+            In the order of ``train_indices_``.
+        """
+        check_is_fitted(self, "model_")
+        return self._self_influence()
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        """Hook of `self_influence`; this one goes through `_scores` in blocks of rows."""
+        blocks = np.array_split(
+            np.arange(len(self.train_indices_)), -(-len(self.train_indices_) // 256)
+        )
+        rows = self.train_indices_
+        return np.concatenate(
+            [
+                self._scores(self._X[rows[b]], self._y[rows[b]], self._measure)[
+                    np.arange(len(b)), b
+                ]
+                for b in blocks
+            ]
+        )
+
+    def top(self, X: Any, y: Any = None, k: int = 5) -> TopRows:
+        """The k most helpful and most harmful training rows of each test row.
+
+        Parameters
+        ----------
+        X, y
+            As in `transform`.
+        k : int, default=5
+
+        Returns
+        -------
+        TopRows
+        """
+        if not 1 <= k <= len(self.train_indices_):
+            raise ValueError(
+                f"k must be between 1 and the number of scored rows ({len(self.train_indices_)}), got {k}."
+            )
+        rows, targets, measure = self._test_tensors(X, y)
+        scores = self._scores(rows, targets, measure)
+        order = np.argsort(scores, axis=1, kind="stable")
+        helpful, harmful = order[:, ::-1][:, :k], order[:, :k]
+        return TopRows(
+            self.train_indices_[helpful],
+            np.take_along_axis(scores, helpful, 1),
+            self.train_indices_[harmful],
+            np.take_along_axis(scores, harmful, 1),
+        )
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the columns: the index of the training frame, or ``row0``, ``row1``, ..."""
+        check_is_fitted(self, "model_")
+        if self._row_names is None:
+            return np.array([f"row{i}" for i in self.train_indices_], dtype=object)
+        return np.asarray(self._row_names, dtype=object)[self.train_indices_]
+
+    # ---- scikit-learn -----------------------------------------------------------------------
+
+    def __sklearn_clone__(self) -> BaseAttributor:
+        """A new attributor with the same parameters; a fitted model is shared, never refitted."""
+        params = {
+            name: value
+            if name == "estimator" and value is not None and is_fitted(value)
+            else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        return type(self)(**params)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags

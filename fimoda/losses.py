@@ -1,0 +1,231 @@
+"""Per-row losses: the training criterion, one value per row, and its gradient in the outputs.
+
+Outputs always have a last axis of length C (one number per output) and any leading axes, and targets
+have the same leading axes. A stack of L models on B rows is therefore just outputs of shape
+(L, B, C) with targets of shape (L, B) or (L, B, C), expanded where the models share their rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: What the outputs of a model are, and so how targets are encoded.
+OutputKind = Literal[
+    "regression",  # real values; targets (n, C) float
+    "logits",  # one per class; targets (n,) long
+    "log_probabilities",  # log p, one per class; targets (n,) long
+    "probabilities",  # p, one per class; targets (n,) long
+    "binary_logit",  # one logit of the second class; targets (n,) long
+    "binary_probability",  # p of the second class; targets (n,) long
+    "one_vs_rest_logits",  # one independent logit per class; targets (n,) long
+    "custom",  # anything: targets as given by the user
+]
+
+CLASS_KINDS = frozenset(
+    {
+        "logits",
+        "log_probabilities",
+        "probabilities",
+        "binary_logit",
+        "binary_probability",
+        "one_vs_rest_logits",
+    }
+)
+
+
+class RowLoss:
+    """A loss that gives one number per row.
+
+    Subclasses set `kind` and implement `_rows`: outputs (N, C) and targets with N leading rows
+    to a tensor (N,). Any leading axes are handled here.
+    """
+
+    kind: OutputKind = "regression"
+
+    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape ``outputs.shape[:-1]``."""
+        lead = outputs.shape[:-1]
+        per_row = targets.shape[len(lead) :]
+        rows = self._rows(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, *per_row))
+        return rows.reshape(lead)
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of each row's loss in its outputs, of the shape of `outputs`."""
+        return torch.func.grad(lambda o: self(o, targets).sum())(outputs)
+
+
+class SquaredError(RowLoss):
+    """``scale * (f - y)**2``, averaged (or summed) over the outputs."""
+
+    def __init__(self, scale: float = 1.0, over_outputs: Literal["mean", "sum"] = "mean"):
+        self.scale = scale
+        self.over_outputs = over_outputs
+
+    def _factor(self, outputs: Tensor) -> float:
+        return self.scale / (outputs.shape[-1] if self.over_outputs == "mean" else 1)
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._factor(outputs) * (outputs - targets).square().sum(-1)
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (2 * self._factor(outputs)) * (outputs - targets)
+
+
+class CrossEntropy(RowLoss):
+    """Softmax cross-entropy on logits."""
+
+    kind: OutputKind = "logits"
+
+    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.softmax(-1) - F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+
+
+class BinaryCrossEntropy(RowLoss):
+    """Logistic loss on one logit, that of the second class."""
+
+    kind: OutputKind = "binary_logit"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logit = outputs.squeeze(-1)
+        return F.softplus(logit) - targets * logit
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sigmoid() - targets.unsqueeze(-1).to(outputs.dtype)
+
+
+class OneVsRestCrossEntropy(RowLoss):
+    """Sum over the classes of independent logistic losses."""
+
+    kind: OutputKind = "one_vs_rest_logits"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        hits = F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+        return (F.softplus(outputs) - hits * outputs).sum(-1)
+
+
+class ProbabilityNLL(RowLoss):
+    """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier)."""
+
+    kind: OutputKind = "probabilities"
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.nll_loss(torch.log(outputs + self.eps), targets, reduction="none")
+
+
+class TorchCriterion(RowLoss):
+    """Any torch criterion that knows ``reduction="none"``.
+
+    Parameters
+    ----------
+    criterion : nn.Module
+        The criterion; a copy with ``reduction="none"`` is kept.
+    kind : str
+        What the outputs are (see `OutputKind`).
+    output_ndim : int
+        Number of axes of the module's own outputs, 1 for ``(n,)``.
+    """
+
+    def __init__(self, criterion: nn.Module, kind: OutputKind, output_ndim: int = 2):
+        self.criterion = copy.deepcopy(criterion)
+        self.criterion.reduction = "none"  # type: ignore[assignment]
+        self.kind = kind
+        self.output_ndim = output_ndim
+
+    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.kind in ("binary_logit", "binary_probability"):
+            return self.criterion(outputs.squeeze(-1), targets.to(outputs.dtype))
+        if self.kind == "custom" and self.output_ndim == 1:
+            outputs = outputs.squeeze(-1)
+        if targets.is_floating_point():
+            targets = targets.to(outputs.dtype)
+        values = self.criterion.to(outputs.dtype)(outputs, targets)
+        if values.dim() == 0 or values.shape[0] != outputs.shape[0]:
+            raise ValueError(
+                "criterion must give one loss per row when its reduction is 'none'; "
+                f"{type(self.criterion).__name__} gave shape {tuple(values.shape)} for "
+                f"{outputs.shape[0]} rows. Write the criterion so that reduction='none' "
+                "returns a tensor whose first axis is the rows."
+            )
+        return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+
+def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
+    """Turn a torch criterion into its per-row loss.
+
+    Raises
+    ------
+    TypeError
+        If the criterion is not an ``nn.Module`` or cannot give one loss per row.
+    ValueError
+        If its reduction is a sum, or it uses options that mix rows.
+    """
+    name = type(criterion).__name__
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be an instance of torch.nn.Module, got {criterion!r}. "
+            "Pass for example criterion=torch.nn.CrossEntropyLoss()."
+        )
+    reduction = getattr(criterion, "reduction", None)
+    if reduction is None:
+        raise TypeError(
+            f"criterion {name} reduces to a scalar only: it has no `reduction` attribute, so the "
+            "loss of one row cannot be told from the others. Give it a `reduction` attribute and "
+            "return one value per row when it is 'none'."
+        )
+    if reduction not in ("mean", "none"):
+        raise ValueError(
+            f"criterion {name} must have reduction 'mean' or 'none', got {reduction!r}: scores are "
+            "defined for an objective that averages over rows. Use reduction='mean' and scale lr."
+        )
+    if isinstance(criterion, nn.MSELoss):
+        return SquaredError()
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        if criterion.label_smoothing == 0 and criterion.ignore_index < 0:
+            return CrossEntropy()
+        return TorchCriterion(_without_class_weight(criterion), "logits")
+    if isinstance(criterion, nn.NLLLoss):
+        return TorchCriterion(_without_class_weight(criterion), "log_probabilities")
+    if isinstance(criterion, nn.BCEWithLogitsLoss | nn.BCELoss):
+        if criterion.weight is not None:
+            raise ValueError(
+                f"criterion {name} has a `weight`, which torch ties to positions in the batch; "
+                "use sample_weight in fit instead."
+            )
+        if n_outputs > 1:
+            return TorchCriterion(criterion, "custom")
+        if isinstance(criterion, nn.BCELoss):
+            return TorchCriterion(criterion, "binary_probability")
+        if criterion.pos_weight is None:
+            return BinaryCrossEntropy()
+        return TorchCriterion(criterion, "binary_logit")
+    if isinstance(criterion, nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
+        return TorchCriterion(criterion, "regression")
+    return TorchCriterion(criterion, "custom", output_ndim)
+
+
+def class_weight_of(criterion: nn.Module) -> Tensor | None:
+    """Class weights that the criterion averages with, or None."""
+    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        return criterion.weight
+    return None
+
+
+def _without_class_weight(criterion: nn.Module) -> nn.Module:
+    """Class weights are weights of rows in the mean: they are kept apart from the loss."""
+    criterion = copy.deepcopy(criterion)
+    criterion.weight = None  # type: ignore[assignment]
+    return criterion

@@ -1,0 +1,169 @@
+"""What is attributed: measurements of a model's outputs, their values and gradients.
+
+A measurement is a callable ``m(outputs, targets)`` that gives one number per row: `outputs` is a
+tensor (n, C), `targets` the encoded targets of those rows. The names ``"loss"``, ``"margin"``,
+``"log_prob"`` and ``"output"`` stand for the built-in ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .losses import CLASS_KINDS, OutputKind, RowLoss
+
+Measurement = str | Callable[[Tensor, Tensor], Tensor]
+
+NAMES = ("loss", "margin", "log_prob", "output")
+
+
+class _HasLoss(Protocol):
+    @property
+    def loss(self) -> RowLoss: ...
+
+
+class Output:
+    """The raw output number `index` of the model.
+
+    Parameters
+    ----------
+    index : int
+        Which output; for a classifier, which class in the order of ``classes_``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fimoda.measurements import Output
+    >>> Output(1)(torch.tensor([[0.5, 2.0]]), torch.tensor([0]))
+    tensor([2.])
+    """
+
+    def __init__(self, index: int):
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"Output({self.index})"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not 0 <= self.index < outputs.shape[-1]:
+            raise ValueError(
+                f"Output(index) must be in [0, {outputs.shape[-1]}) for this model, got {self.index}."
+            )
+        return outputs[..., self.index]
+
+
+class _ClassMeasurement:
+    """A measurement of the probability that a classifier gives to the target class."""
+
+    def __init__(self, kind: OutputKind):
+        self.kind = kind
+
+    def _log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """log p of the target class."""
+        if self.kind == "binary_logit":
+            return -F.softplus(torch.where(targets == 1, -1.0, 1.0) * outputs.squeeze(-1))
+        if self.kind == "binary_probability":
+            p = outputs.squeeze(-1)
+            return torch.where(targets == 1, p, 1 - p).log()
+        if self.kind == "logits":
+            outputs = outputs.log_softmax(-1)
+        elif self.kind == "probabilities":
+            outputs = outputs.log()
+        return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+class _LogProb(_ClassMeasurement):
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._log_prob(outputs, targets)
+
+
+class _Margin(_ClassMeasurement):
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.kind == "binary_logit":
+            return torch.where(targets == 1, 1.0, -1.0) * outputs.squeeze(-1)
+        if self.kind == "logits":
+            # log p_y - log sum_{k != y} p_k, without forming 1 - p_y
+            others = outputs.masked_fill(
+                F.one_hot(targets, outputs.shape[-1]).bool(), float("-inf")
+            )
+            return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - others.logsumexp(-1)
+        log_p = self._log_prob(outputs, targets)
+        return log_p - torch.log1p(-log_p.exp())
+
+
+def _single_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape[-1] != 1:
+        raise ValueError(
+            "measurement='output' needs a model with one output, or a classifier; this one has "
+            f"{outputs.shape[-1]}. Choose one with measurement=fimoda.measurements.Output(index)."
+        )
+    return outputs.squeeze(-1)
+
+
+def _target_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The callable behind `measurement` for this model.
+
+    * ``"loss"``: the training criterion per row.
+    * ``"log_prob"``: log p_y, the log-probability of the target class.
+    * ``"margin"``: log p_y - log(1 - p_y).
+    * ``"output"``: the model's only output; for a classifier with one output per class, the raw
+      output of the target class.
+    * a callable: used as it is.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or needs class probabilities that the model does not have.
+    """
+    if callable(measurement):
+        return measurement
+    if measurement not in NAMES:
+        raise ValueError(
+            f"measurement must be one of {', '.join(map(repr, NAMES))} or a callable "
+            f"m(outputs, targets), got {measurement!r}."
+        )
+    kind = model.loss.kind
+    if measurement == "loss":
+        return model.loss
+    if measurement == "output":
+        many = kind in CLASS_KINDS and not kind.startswith("binary")
+        return _target_output if many else _single_output
+    if kind not in CLASS_KINDS or kind == "one_vs_rest_logits":
+        raise ValueError(
+            f"measurement={measurement!r} needs a classifier with class probabilities; the outputs "
+            f"of this model are {kind.replace('_', ' ')}. Use 'loss', 'output' or a callable."
+        )
+    return _Margin(kind) if measurement == "margin" else _LogProb(kind)
+
+
+def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """Value of the measurement for each row, in float64: shape ``outputs.shape[:-1]``.
+
+    Raises
+    ------
+    ValueError
+        If a callable does not give one number per row.
+    """
+    result = measure(outputs.double(), targets)
+    if not isinstance(result, Tensor) or result.shape != outputs.shape[:-1]:
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(
+            "measurement must give one number per row: for outputs of shape "
+            f"{tuple(outputs.shape)} a tensor of shape {tuple(outputs.shape[:-1])}, got {got}."
+        )
+    return result
+
+
+def stacked_values(
+    measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
+) -> Tensor:
+    """`values` for a stack of models: outputs (L, n, C), targets (n, ...), result (L, n)."""
+    return torch.stack([values(measure, one, targets) for one in outputs])

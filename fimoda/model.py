@@ -1,0 +1,311 @@
+"""`FinalModel`: a frozen, functional view of a trained model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, hessian, jacrev, vmap
+
+from .losses import CLASS_KINDS, RowLoss
+
+#: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
+DEFAULT_BUDGET = 512 * 2**20
+
+_FIXED_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model was trained: what further training uses unless told otherwise.
+
+    ``None`` stands for "the model does not say".
+    """
+
+    optimizer: Any = None
+    lr: float | None = None
+    batch_size: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FinalModel:
+    """A trained model as functions of one flat vector of parameters.
+
+    The module is a private copy in evaluation mode; nothing here changes it, nor the model it was
+    made from. Parameters that do not require gradients are constants.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Private copy of the network, on its device and in its dtype.
+    loss : RowLoss
+        The training criterion, one value per row.
+    classes : ndarray of shape (n_classes,) or None
+        Labels in the order of the outputs (for one output: the second is the positive class).
+    class_weight : Tensor of shape (n_classes,) or None
+        Weight of a row in the training objective, by class.
+    l2 : Tensor of shape (n_parameters,) or None
+        The training objective is ``mean_i loss_i + 0.5 * sum(l2 * theta**2)``.
+    recipe : Recipe
+        Optimiser, learning rate and batch size the model was trained with.
+    output_ndim : int
+        Axes of the module's own outputs: 1 if it returns shape ``(n,)``.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from fimoda.adapters import as_final_model
+    >>> net = torch.nn.Linear(3, 1)
+    >>> model = as_final_model(net, np.zeros((5, 3)), criterion=torch.nn.MSELoss())
+    >>> model.n_parameters
+    4
+    >>> model.outputs(model.encode_X(np.zeros((5, 3)))).shape
+    torch.Size([5, 1])
+    """
+
+    module: nn.Module
+    loss: RowLoss
+    classes: NDArray[Any] | None = None
+    class_weight: Tensor | None = None
+    l2: Tensor | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    output_ndim: int = 2
+
+    # ---- parameters -------------------------------------------------------------------------
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each trainable parameter, in the order of the flat vector."""
+        return {k: p.shape for k, p in self.module.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each trainable parameter lies in the flat vector."""
+        ends = np.cumsum([0, *(prod(s) for s in self.shapes.values())])
+        return {
+            k: slice(int(a), int(b)) for k, a, b in zip(self.shapes, ends, ends[1:], strict=False)
+        }
+
+    @property
+    def n_parameters(self) -> int:
+        """Number p of trainable parameters."""
+        return sum(prod(s) for s in self.shapes.values())
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The final parameters as one vector (p,)."""
+        parameters = dict(self.module.named_parameters())
+        return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
+
+    def views(self, theta: Tensor) -> dict[str, Tensor]:
+        """Named parameters as views of `theta` (..., p): each of shape (..., *shape)."""
+        return {
+            k: theta[..., self.slices[k]].unflatten(-1, tuple(s))
+            if s
+            else theta[..., self.slices[k].start]
+            for k, s in self.shapes.items()
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.theta.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.theta.dtype
+
+    def to(self, dtype: torch.dtype) -> FinalModel:
+        """The same model in another floating point type."""
+        cast = [None if t is None else t.to(dtype) for t in (self.class_weight, self.l2)]
+        return replace(
+            self, module=copy.deepcopy(self.module).to(dtype), class_weight=cast[0], l2=cast[1]
+        )
+
+    @cached_property
+    def double(self) -> FinalModel:
+        """The same model in float64."""
+        return self if self.dtype == torch.float64 else self.to(torch.float64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies parameters, buffers, architecture and loss."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        state = {**self.module.state_dict(), "l2": self.l2, "class_weight": self.class_weight}
+        for name, value in state.items():
+            digest.update(name.encode())
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(
+            repr((type(self.loss).__qualname__, sorted(map(str, vars(self.loss).items())))).encode()
+        )
+        return digest.hexdigest()
+
+    # ---- outputs ----------------------------------------------------------------------------
+
+    @cached_property
+    def training_module(self) -> nn.Module:
+        """The module as it is trained further: dropout active, batch statistics frozen."""
+        module = copy.deepcopy(self.module).train()
+        for part in module.modules():
+            if isinstance(part, _FIXED_STATISTICS):
+                part.eval()
+        return module
+
+    @cached_property
+    def is_stochastic(self) -> bool:
+        """Whether a forward pass in further training draws random numbers."""
+        return any(
+            (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)
+            or (
+                getattr(part, "dropout", 0) not in (0, 0.0, None, False)
+                and not isinstance(getattr(part, "dropout", None), nn.Module)
+            )
+            for part in self.module.modules()
+        )
+
+    def forward(self, theta: Tensor, x: Tensor, training: bool = False) -> Tensor:
+        """Outputs (B, C) of one model with parameters `theta` (p,)."""
+        module = self.training_module if training else self.module
+        outputs = functional_call(module, self.views(theta), (x,))
+        if isinstance(outputs, tuple):
+            outputs = outputs[0]
+        return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
+
+    def outputs(self, X: Tensor, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
+        """Outputs (n, C), a chunk of rows at a time, without gradients."""
+        theta = self.theta if theta is None else theta
+        with torch.no_grad():
+            return torch.cat([self.forward(theta, x) for x in X.split(chunk_size)])
+
+    def stacked_outputs(self, thetas: Tensor, X: Tensor) -> Tensor:
+        """Outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
+        with torch.no_grad():
+            return vmap(self.forward, in_dims=(0, None))(thetas, X)
+
+    def losses(self, X: Tensor, y: Tensor) -> Tensor:
+        """Loss of each row (n,), in float64."""
+        return self.loss(self.outputs(X).double(), y)
+
+    # ---- derivatives ------------------------------------------------------------------------
+
+    def jacobian_chunks(self, X: Tensor, budget: int = DEFAULT_BUDGET) -> Iterator[Tensor]:
+        """Jacobians df/dtheta, (b, C, p) at a time, each chunk within `budget` bytes."""
+        row_bytes = self.outputs(X[:1]).shape[1] * self.n_parameters * self.theta.element_size()
+        rows = jacrev(lambda theta, x: self.forward(theta, x.unsqueeze(0))[0])
+        for x in X.split(max(1, budget // (2 * row_bytes))):
+            yield vmap(rows, in_dims=(None, 0))(self.theta, x)
+
+    def jacobian(self, X: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
+        """Jacobians df/dtheta of all rows, (n, C, p).
+
+        Raises
+        ------
+        MemoryError
+            If the result would take more than `budget` bytes.
+        """
+        n_bytes = (
+            len(X) * self.outputs(X[:1]).shape[1] * self.n_parameters * self.theta.element_size()
+        )
+        if n_bytes > budget:
+            raise MemoryError(
+                f"the Jacobian of {len(X)} rows takes {n_bytes / 2**20:.0f} MiB, more than budget="
+                f"{budget / 2**20:.0f} MiB. Raise budget or go through jacobian_chunks."
+            )
+        return torch.cat(list(self.jacobian_chunks(X, budget)))
+
+    def output_hessian(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Second derivative of each row's loss in its outputs, (n, C, C)."""
+
+        def one(output: Tensor, target: Tensor) -> Tensor:
+            return self.loss(output.unsqueeze(0), target.unsqueeze(0)).squeeze(0)
+
+        return vmap(hessian(one))(outputs, y)
+
+    # ---- rows -------------------------------------------------------------------------------
+
+    @cached_property
+    def _takes_integers(self) -> bool:
+        return any(
+            isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in self.module.modules()
+        )
+
+    def encode_X(self, X: ArrayLike | Tensor) -> Tensor:
+        """Rows as a tensor on the model's device, in its dtype (integers stay for embeddings)."""
+        tensor = X if isinstance(X, Tensor) else torch.as_tensor(np.array(X, copy=True))
+        keep = self._takes_integers and not tensor.is_floating_point()
+        return tensor.to(self.device, torch.long if keep else self.dtype)
+
+    def encode_y(self, y: ArrayLike | Tensor, n_outputs: int) -> Tensor:
+        """Targets as the loss wants them.
+
+        Raises
+        ------
+        ValueError
+            If a label is not one of the model's classes, or the shape is not that of the outputs.
+        """
+        array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+        kind = self.loss.kind
+        if kind in CLASS_KINDS:
+            return torch.as_tensor(self._class_indices(array), device=self.device)
+        if kind == "custom":
+            tensor = torch.as_tensor(np.array(array, copy=True), device=self.device)
+            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        if array.ndim == 1 and n_outputs == 1:
+            array = array[:, None]
+        if array.shape[1:] != (n_outputs,):
+            raise ValueError(
+                f"y must have one column per output of the model ({n_outputs}), got shape "
+                f"{array.shape}. Pass y of shape (n_samples, {n_outputs})."
+            )
+        return torch.as_tensor(array.astype(np.float64), device=self.device).to(self.dtype)
+
+    def _class_indices(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        if self.classes is None:
+            raise RuntimeError("a classifier's FinalModel needs `classes`")
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim != 1:
+            raise ValueError(f"y must be a vector of class labels, got shape {labels.shape}.")
+        order = np.argsort(self.classes)
+        try:
+            position = np.searchsorted(self.classes, labels, sorter=order)
+        except TypeError:
+            position = np.zeros(len(labels), dtype=int)
+        indices = order[np.minimum(position, len(order) - 1)]
+        unseen = np.asarray(self.classes[indices] != labels)
+        if unseen.any():
+            found = sorted({str(label) for label in labels[unseen]})[:5]
+            raise ValueError(
+                f"y contains labels that the model was not trained on: {', '.join(found)}. "
+                f"Its classes are {', '.join(map(str, self.classes[:10]))}."
+            )
+        return indices.astype(np.int64)
+
+    def predicted_targets(self, outputs: Tensor) -> Tensor:
+        """The predicted class of each row, encoded."""
+        if self.loss.kind == "binary_logit":
+            return (outputs[..., 0] > 0).long()
+        if self.loss.kind == "binary_probability":
+            return (outputs[..., 0] > 0.5).long()
+        return outputs.argmax(-1)
+
+    def row_weights(self, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Weight of each row in the training objective, (n,): class weight times sample weight."""
+        weights = torch.ones(len(y), dtype=self.dtype, device=self.device)
+        if self.class_weight is not None:
+            weights = weights * self.class_weight[y]
+        return weights if sample_weight is None else weights * sample_weight.to(weights)
+
+
+Preprocess = Callable[[Any], Any]

@@ -1,0 +1,166 @@
+"""Gradients of one number per row in the parameters: inner products without forming them.
+
+For a linear layer with input a and gradient d in its output, the gradient of a row is the outer
+product d a^T (and d for the bias), so an inner product of two rows' gradients is
+``(d . d') (a . a' + 1)``: the gradients themselves, as large as the model, are never needed. Other
+layers' gradients are formed explicitly, a chunk of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from .model import FinalModel
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FactoredGradients:
+    """Gradients of n rows as one pair of factors a linear layer.
+
+    Parameters
+    ----------
+    inputs : list of Tensor of shape (n, in)
+        Input of each layer, with a last column of ones where it has a bias.
+    signals : list of Tensor of shape (n, out)
+        Gradient in the output of each layer.
+    """
+
+    inputs: list[Tensor]
+    signals: list[Tensor]
+
+    def inner(self, other: FactoredGradients) -> Tensor:
+        """Inner products of all pairs of rows, (n, n_other), summed over layers in float64."""
+        layers = zip(self.inputs, self.signals, other.inputs, other.signals, strict=True)
+        total = torch.zeros(())
+        for a, d, b, e in layers:
+            total = total + (a @ b.mT).mul_(d @ e.mT).double()
+        return total
+
+    def inner_rowwise(self, other: FactoredGradients) -> Tensor:
+        """Inner product of row k with row k of `other`, (n,)."""
+        layers = zip(self.inputs, self.signals, other.inputs, other.signals, strict=True)
+        return torch.stack(
+            [(a * b).sum(1).double() * (d * e).sum(1).double() for a, d, b, e in layers]
+        ).sum(0)
+
+
+@dataclass(frozen=True)
+class DenseGradients:
+    """Gradients of n rows, (n, p)."""
+
+    rows: Tensor
+
+    def inner(self, other: DenseGradients) -> Tensor:
+        return (self.rows @ other.rows.mT).double()
+
+    def inner_rowwise(self, other: DenseGradients) -> Tensor:
+        return (self.rows.double() * other.rows.double()).sum(1)
+
+
+RowGradients = FactoredGradients | DenseGradients
+
+
+class RowDifferentiator:
+    """Computes the gradients of rows in the parameters of a final model.
+
+    Parameters
+    ----------
+    model : FinalModel
+    x : Tensor of shape (1, ...)
+        One row, to find out whether every parameter belongs to a linear layer that is used once
+        on vectors; only then do gradients factor.
+    """
+
+    def __init__(self, model: FinalModel, x: Tensor):
+        self.model = model
+        self._layers = _factoring_layers(model, x)
+
+    @property
+    def factors(self) -> bool:
+        """Whether inner products go through factors."""
+        return self._layers is not None
+
+    def row_bytes(self) -> int:
+        """Bytes that one row's gradient takes while it is computed."""
+        size = self.model.theta.element_size()
+        if self._layers is None:
+            return 3 * self.model.n_parameters * size
+        return 4 * size * sum(layer.in_features + layer.out_features for layer in self._layers)
+
+    def __call__(self, X: Tensor, y: Tensor, measure: Measure) -> RowGradients:
+        """Gradients of ``measure(outputs, y)`` for each row of X, all at once."""
+        if self._layers is None:
+            return DenseGradients(self._dense(X, y, measure))
+        return self._factored(X, y, measure, self._layers)
+
+    def chunks(
+        self, X: Tensor, y: Tensor, measure: Measure, chunk_size: int
+    ) -> Iterator[tuple[slice, RowGradients]]:
+        """Gradients `chunk_size` rows at a time, with the rows they belong to."""
+        for start in range(0, len(X), chunk_size):
+            rows = slice(start, min(start + chunk_size, len(X)))
+            yield rows, self(X[rows], y[rows], measure)
+
+    def _dense(self, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
+        def one(theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+            outputs = self.model.forward(theta, x.unsqueeze(0))
+            return measure(outputs, target.unsqueeze(0)).squeeze(0)
+
+        return vmap(grad(one), in_dims=(None, 0, 0))(self.model.theta, X, y)
+
+    def _factored(
+        self, X: Tensor, y: Tensor, measure: Measure, layers: list[nn.Linear]
+    ) -> FactoredGradients:
+        with _recording(layers) as calls, torch.enable_grad():
+            outputs = self.model.forward(self.model.theta.clone().requires_grad_(), X)
+            total = measure(outputs, y).sum()
+        inputs = [_with_bias(calls[layer][0][0].detach(), layer) for layer in layers]
+        signals = torch.autograd.grad(total, [calls[layer][0][1] for layer in layers])
+        return FactoredGradients(inputs, list(signals))
+
+
+def _with_bias(inputs: Tensor, layer: nn.Linear) -> Tensor:
+    if layer.bias is None:
+        return inputs
+    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+
+
+class _recording:
+    """Records input and output of every call of the layers."""
+
+    def __init__(self, layers: list[nn.Linear]):
+        self.calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+        self._handles = [layer.register_forward_hook(self._record) for layer in layers]
+
+    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.calls[layer].append((inputs[0], output))
+
+    def __enter__(self) -> dict[nn.Module, list[tuple[Tensor, Tensor]]]:
+        return self.calls
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _factoring_layers(model: FinalModel, x: Tensor) -> list[nn.Linear] | None:
+    """The linear layers if they hold all trainable parameters and each is used once on vectors."""
+    layers = [part for part in model.module.modules() if type(part) is nn.Linear]
+    held = [p for layer in layers for p in layer.parameters()]
+    if len({id(p) for p in held}) < len(held):
+        return None
+    trainable = {id(p) for p in model.module.parameters() if p.requires_grad}
+    if trainable != {id(p) for p in held}:
+        return None
+    with _recording(layers) as calls:
+        model.outputs(x)
+    if any(len(calls[layer]) != 1 or calls[layer][0][0].dim() != 2 for layer in layers):
+        return None
+    return layers

@@ -1,0 +1,1 @@
+"""Training many models at once: the engine of every method that trains."""

@@ -1,0 +1,184 @@
+"""Networks that are a chain of linear layers and pointwise functions, read off their graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model import FinalModel
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``z W^T + b`` with the named parameters."""
+
+    weight: str
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A function of each number; `backward` takes the gradient in its value, and the value."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zero each unit with probability `p`, the same units in all models of a stack."""
+
+    p: float
+
+
+Link = Affine | Pointwise | Dropout
+
+RELU = Pointwise(torch.relu, lambda g, h: g * (h > 0))
+TANH = Pointwise(torch.tanh, lambda g, h: g * (1 - h * h))
+SIGMOID = Pointwise(torch.sigmoid, lambda g, h: g * h * (1 - h))
+
+_MODULES: dict[type, Pointwise] = {nn.ReLU: RELU, nn.Tanh: TANH, nn.Sigmoid: SIGMOID}
+_FUNCTIONS: dict[Any, Pointwise] = {
+    F.relu: RELU,
+    torch.relu: RELU,
+    torch.tanh: TANH,
+    F.tanh: TANH,
+    torch.sigmoid: SIGMOID,
+    F.sigmoid: SIGMOID,
+}
+_METHODS: dict[str, Pointwise] = {"relu": RELU, "tanh": TANH, "sigmoid": SIGMOID}
+
+
+def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
+    """The links of the network from input to output, or None if it is not such a chain.
+
+    Every layer must feed the next one only, with all parameters trainable. Rows may be flattened
+    first, and one output squeezed to shape ``(n,)`` last.
+    """
+    try:
+        graph = torch.fx.symbolic_trace(model.module).graph
+    except Exception:  # tracing runs the user's code, which may raise anything
+        return None
+    modules = dict(model.module.named_modules())
+    links: list[Link] = []
+    previous = None
+    for node in graph.nodes:
+        if node.op == "placeholder" and previous is None:
+            previous = node
+            continue
+        if previous is None or len(previous.users) != 1 or not node.args:
+            return None
+        if node.args[0] is not previous:
+            return None
+        if node.op == "output":
+            break
+        if not links and _flattens_rows(node, modules):
+            previous = node
+            continue
+        link = _link(node, modules)
+        if link is None:
+            return None
+        links += link
+        previous = node
+    names = [n for link in links if isinstance(link, Affine) for n in (link.weight, link.bias) if n]
+    return tuple(links) if names and sorted(names) == sorted(model.shapes) else None
+
+
+def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the node makes a vector of each row."""
+    if node.op == "call_module":
+        part = modules[str(node.target)]
+        return type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1)
+    flattens = node.target in (torch.flatten, "flatten")
+    return flattens and node.args[1:] == (1,) and not node.kwargs
+
+
+def _link(node: torch.fx.Node, modules: dict[str, nn.Module]) -> list[Link] | None:
+    """The links of one node of the graph; an empty list for the identity."""
+    alone = len(node.args) == 1 and not node.kwargs
+    if node.op == "call_module":
+        part = modules[str(node.target)]
+        if type(part) is nn.Linear:
+            bias = None if part.bias is None else f"{node.target}.bias"
+            return [Affine(f"{node.target}.weight", bias)]
+        if type(part) is nn.Dropout:
+            return [Dropout(part.p)] if part.p > 0 else []
+        if type(part) is nn.Identity:
+            return []
+        pointwise = _MODULES.get(type(part))
+        return None if pointwise is None else [pointwise]
+    if node.op == "call_function" and alone:
+        pointwise = _FUNCTIONS.get(node.target)
+        return None if pointwise is None else [pointwise]
+    if node.op == "call_method":
+        if node.target == "squeeze" and node.args[1:] in ((-1,), (1,)):
+            return [] if all(user.op == "output" for user in node.users) else None
+        pointwise = _METHODS.get(str(node.target)) if alone else None
+        return None if pointwise is None else [pointwise]
+    return None
+
+
+def chain_forward(
+    links: tuple[Link, ...], parameters: dict[str, Tensor], x: Tensor, training: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Outputs, and what each link keeps for the way back.
+
+    Parameters
+    ----------
+    links : tuple of Link
+    parameters : dict of Tensor
+        Stacked parameters, each (L, *shape).
+    x : Tensor of shape (L, B, d)
+    training : bool
+        Whether dropout is active.
+
+    Returns
+    -------
+    outputs : Tensor of shape (L, B, C)
+    tape : list of Tensor
+        An affine link keeps its input, a pointwise one its value, dropout its factors.
+    """
+    tape = []
+    h = x
+    for link in links:
+        if isinstance(link, Affine):
+            tape.append(h)
+            w = parameters[link.weight].mT
+            b = None if link.bias is None else parameters[link.bias].unsqueeze(1)
+            h = torch.bmm(h, w) if b is None else torch.baddbmm(b, h, w)
+        elif isinstance(link, Dropout):
+            tape.append(F.dropout(torch.ones_like(h[0]), link.p, training))
+            h = h * tape[-1]
+        else:
+            h = link.forward(h)
+            tape.append(h)
+    return h, tape
+
+
+def chain_backward(
+    links: tuple[Link, ...],
+    parameters: dict[str, Tensor],
+    tape: list[Tensor],
+    gradient: Tensor,
+) -> dict[str, Tensor]:
+    """Gradients of all parameters, stacked (L, *shape), from that in the outputs (L, B, C)."""
+    first = next(k for k, link in enumerate(links) if isinstance(link, Affine))
+    gradients: dict[str, Tensor] = {}
+    for k in range(len(links) - 1, first - 1, -1):
+        link, kept = links[k], tape[k]
+        if isinstance(link, Affine):
+            gradients[link.weight] = torch.bmm(gradient.mT, kept)
+            if link.bias is not None:
+                gradients[link.bias] = gradient.sum(1)
+            if k > first:
+                gradient = torch.bmm(gradient, parameters[link.weight])
+        elif isinstance(link, Dropout):
+            gradient = gradient * kept
+        else:
+            gradient = link.backward(gradient, kept)
+    return gradients

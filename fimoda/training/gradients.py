@@ -1,0 +1,77 @@
+"""Gradient of the weighted batch loss for a stack of models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ..model import FinalModel
+from .chains import chain_backward, chain_forward, read_chain
+
+#: (theta (L, p), x (L, B, ...), y (L, B, ...), weights (L, B)) -> gradient (L, p)
+StackedGradient = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def stacked_gradient(model: FinalModel) -> StackedGradient:
+    """Gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
+
+    A chain of linear layers and pointwise functions is differentiated layer by layer with batched
+    products; any other network by ``vmap`` of ``grad``. Dropout draws the same units for all
+    models, from torch's global generator.
+    """
+    links = read_chain(model)
+    training = model.is_stochastic
+    l2 = model.l2
+
+    def by_layers(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        parameters = model.views(theta)
+        outputs, tape = chain_forward(links, parameters, x.flatten(2), training)
+        upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
+        gradients = chain_backward(links, parameters, tape, upstream)
+        return torch.cat([gradients[name].flatten(1) for name in model.shapes], dim=1)
+
+    def loss(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return (weights * model.loss(model.forward(theta, x, training=True), y)).sum()
+
+    by_autograd = vmap(grad(loss), randomness="same")
+    of_data = by_autograd if links is None else by_layers
+
+    if l2 is None:
+        return of_data
+    return lambda theta, x, y, weights: of_data(theta, x, y, weights) + l2 * theta
+
+
+_COMPILED: dict[str, StackedGradient] = {}
+
+
+def compiled_gradient(model: FinalModel) -> StackedGradient:
+    """`stacked_gradient` through ``torch.compile``, once per model and process.
+
+    Without a working compiler the uncompiled function takes over, with one warning.
+    """
+    if model.fingerprint not in _COMPILED:
+        eager = stacked_gradient(model)
+        current = torch.compile(eager, dynamic=False)
+
+        def guarded(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+            nonlocal current
+            try:
+                return current(theta, x, y, weights)
+            except Exception as error:  # compilers' errors have no class in common
+                if current is eager:
+                    raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    f"torch.compile failed; training goes on uncompiled, with the same result: {reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                current = eager
+                return eager(theta, x, y, weights)
+
+        _COMPILED[model.fingerprint] = guarded
+    return _COMPILED[model.fingerprint]

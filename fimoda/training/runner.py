@@ -1,0 +1,179 @@
+"""Work units over processes: progress, resume, one thread a worker."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, effective_n_jobs
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..model import FinalModel
+from .batches import FULL_DATA, LeaveOutMode, LeaveOutPlan
+from .optimizers import OptimizerSpec
+from .stack import StackTrainer, should_compile, stack_size
+from .store import UnitStore
+
+#: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
+Reader = Callable[[FinalModel, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A description of further training, shared by all units of a run."""
+
+    model: FinalModel
+    X: Tensor
+    y: Tensor
+    row_weights: Tensor
+    optimizer: OptimizerSpec
+    batch_size: int
+    marks: tuple[int, ...]
+    mode: LeaveOutMode = "mask"
+    compile: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is, for the directory that keeps it."""
+        return {
+            "model": self.model.fingerprint,
+            "X": digest(self.X),
+            "y": digest(self.y),
+            "sample_weight": digest(self.row_weights),
+            "batch_size": self.batch_size,
+            "epochs": list(self.marks),
+            "leave_out_mode": self.mode,
+            "dtype": str(self.model.dtype),
+            "compile": self.compile,
+            **self.optimizer.describe(),
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One stack of one seed."""
+
+    seed: int
+    left_out: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the unit's file."""
+        rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
+        return f"seed-{self.seed}-rows-{rows}"
+
+
+def leave_out_units(
+    training: Training, seeds: Sequence[int], leave_out: NDArray[np.int64], chunk_size: int | None
+) -> list[Unit]:
+    """Cut seeds x (full data and each left-out row) into stacks."""
+    size = chunk_size or stack_size(training.model, training.batch_size)
+    rows = [int(i) for i in leave_out]
+    if training.mode == "mask":  # the full-data model rides in the first stack
+        first = [FULL_DATA, *rows]
+        stacks = [tuple(first[a : a + size]) for a in range(0, len(first), size)]
+    else:
+        stacks = [(FULL_DATA,), *(tuple(rows[a : a + size]) for a in range(0, len(rows), size))]
+    return [Unit(seed, stack) for seed in seeds for stack in stacks]
+
+
+def decide_compile(
+    training: Training, units: Sequence[Unit], compile: bool | str, n_jobs: int | None
+) -> bool:
+    """Resolve ``compile="auto"`` from the amount of work each worker will do."""
+    if isinstance(compile, bool):
+        return compile
+    models = sum(len(unit.left_out) for unit in units)
+    steps = 6.0 * training.model.n_parameters * len(training.X) * training.marks[-1]
+    return should_compile(training.model, steps * models / effective_n_jobs(n_jobs))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch uses one thread inside, and as many as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_unit(training: Training, unit: Unit, read: Reader) -> NDArray[Any]:
+    """Train one stack and return what `read` keeps of it at each mark, (n_marks, L, ...)."""
+    kept: list[NDArray[Any]] = []
+    with one_thread():
+        trainer = StackTrainer(
+            training.model, training.X, training.y, training.optimizer, training.compile
+        )
+        plan = LeaveOutPlan(
+            unit.seed, unit.left_out, training.row_weights, training.batch_size, training.mode
+        )
+        trainer.run(
+            plan,
+            training.marks,
+            lambda _, theta: kept.append(read(training.model, theta).cpu().numpy().copy()),
+        )
+    return np.stack(kept)
+
+
+def run_units(
+    training: Training,
+    units: Sequence[Unit],
+    read: Reader,
+    *,
+    store: UnitStore | None = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+    description: str = "further training",
+) -> Iterator[tuple[Unit, NDArray[Any]]]:
+    """Yield every unit with its result, in no fixed order; finished ones come from `store`.
+
+    Runs under joblib's current backend with `n_jobs` workers of one thread each. What a unit
+    computes does not depend on the worker, so results are the same for every `n_jobs`.
+    """
+    pending: list[Unit] = []
+    with tqdm(total=len(units), desc=description, unit="stack", disable=not verbose) as progress:
+        for unit in units:
+            done = None if store is None else store.get(unit.key)
+            if done is None:
+                pending.append(unit)
+            else:
+                progress.update()
+                yield unit, done
+        for unit, result in _parallel(training, pending, read, n_jobs):
+            kept = result if store is None else store.put(unit.key, result)
+            progress.update()
+            yield unit, kept
+
+
+def _parallel(
+    training: Training, units: Sequence[Unit], read: Reader, n_jobs: int | None
+) -> Iterator[tuple[Unit, NDArray[Any]]]:
+    jobs = (delayed(_train_keyed)(training, unit, read) for unit in units)
+    if effective_n_jobs(n_jobs) == 1 or len(units) <= 1:
+        for unit in units:
+            yield unit, train_unit(training, unit, read)
+        return
+    try:
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+        results = parallel(jobs)
+    except ValueError:  # a backend that returns everything at the end
+        results = Parallel(n_jobs=n_jobs)(jobs)
+    yield from results
+
+
+def _train_keyed(training: Training, unit: Unit, read: Reader) -> tuple[Unit, NDArray[Any]]:
+    return unit, train_unit(training, unit, read)
+
+
+def digest(tensor: Tensor) -> str:
+    """Identifies the content of a tensor."""
+    data = tensor.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(repr((data.shape, data.dtype)).encode() + data.tobytes()).hexdigest()

@@ -1,0 +1,158 @@
+"""Train many models at once, as one stack of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..model import FinalModel
+from .batches import Batch
+from .chains import read_chain
+from .gradients import compiled_gradient, stacked_gradient
+from .optimizers import OptimizerSpec
+from .products import fast_float32_products
+
+#: Working set of a stack that still trains fast: what measured best on processors with 1 to 2 MiB
+#: of second-level cache a core (see benchmarks/README.md).
+STACK_BYTES = 4 * 2**20
+MAX_STACK = 32
+
+#: Operations per worker from which compiling pays for itself (about a minute of training).
+COMPILE_FROM = 3e12
+
+
+class Plan(Protocol):
+    """Batches of a stack of models, and the seed of everything else that is random."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def n_models(self) -> int: ...
+    def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]: ...
+
+
+def stack_size(model: FinalModel, batch_size: int) -> int:
+    """How many models to train as one stack, so that it stays in the processor's cache."""
+    widths = sum(shape[0] for shape in model.shapes.values() if len(shape) > 1)
+    numbers = 3 * model.n_parameters + 2 * batch_size * widths
+    fitting = STACK_BYTES // (numbers * model.theta.element_size())
+    return int(min(max(fitting, 2), MAX_STACK))
+
+
+def should_compile(model: FinalModel, operations: float) -> bool:
+    """Whether ``compile="auto"`` compiles: for long runs of networks that gain from it."""
+    return operations > COMPILE_FROM and not model.is_stochastic and read_chain(model) is not None
+
+
+@contextmanager
+def _seeded(model: FinalModel, seed: int) -> Iterator[None]:
+    """Dropout's random numbers come from `seed`; the caller's generators are left alone."""
+    if not model.is_stochastic:
+        yield
+        return
+    devices = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class StackTrainer:
+    """Trains stacks of models that share an architecture and training rows.
+
+    Parameters
+    ----------
+    model : FinalModel
+        Architecture, loss and (unless given to `run`) the initial parameters.
+    X, y : Tensor
+        Training rows and encoded targets.
+    optimizer : OptimizerSpec
+    compile : bool, default=False
+        Whether the gradient goes through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        model: FinalModel,
+        X: Tensor,
+        y: Tensor,
+        optimizer: OptimizerSpec,
+        compile: bool = False,
+    ):
+        self.model = model
+        self.X = X
+        self.y = y
+        self.optimizer = optimizer
+        self._gradient = compiled_gradient(model) if compile else stacked_gradient(model)
+
+    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
+        """Gradient (L, p) of each model's objective on its batch."""
+        rows = batch.rows.to(self.X.device)
+        x, y = self.X[rows], self.y[rows]
+        if batch.rows.dim() == 1:
+            x, y = x.expand(len(theta), *x.shape), y.expand(len(theta), *y.shape)
+        with torch.no_grad():
+            return self._gradient(theta, x, y, batch.weights.to(theta))
+
+    def run(
+        self,
+        plan: Plan,
+        marks: Sequence[int],
+        on_mark: Callable[[int, Tensor], None],
+        theta: Tensor | None = None,
+    ) -> Tensor:
+        """Train the models of `plan` and show the stack to `on_mark` at the marks.
+
+        Parameters
+        ----------
+        plan : Plan
+            Batches and weights, e.g. `LeaveOutPlan`.
+        marks : sequence of int
+            Increasing numbers of epochs; training ends at the last.
+        on_mark : callable
+            Called with the epoch and the parameters (L, p) after it; must not change them.
+        theta : Tensor of shape (L, p), default=None
+            Initial parameters; those of the final model by default.
+
+        Returns
+        -------
+        Tensor of shape (L, p)
+            Parameters at the end.
+
+        Raises
+        ------
+        FloatingPointError
+            If a model has diverged at a mark.
+        """
+        start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
+        stack = start.detach().clone().requires_grad_()
+        optimizer = self.optimizer.build(stack)
+        shown = set(marks)
+
+        def trial() -> Tensor:
+            first = next(next(plan.epochs(1)))
+            with _seeded(self.model, plan.seed):
+                return self.gradient(stack, first)
+
+        with fast_float32_products(trial), _seeded(self.model, plan.seed):
+            for epoch, batches in enumerate(plan.epochs(marks[-1])):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.optimizer.lr_at(epoch)
+                for batch in batches:
+                    stack.grad = self.gradient(stack, batch)
+                    optimizer.step()
+                if epoch + 1 in shown:
+                    self._check_finite(stack, epoch + 1, plan.seed)
+                    on_mark(epoch + 1, stack.detach())
+        return stack.detach()
+
+    @staticmethod
+    def _check_finite(stack: Tensor, epoch: int, seed: int) -> None:
+        if not bool(torch.isfinite(stack).all()):
+            raise FloatingPointError(
+                f"training diverged: parameters are NaN or infinite after {epoch} epochs with seed "
+                f"{seed}. Lower lr, or train for fewer epochs."
+            )
