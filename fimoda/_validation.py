@@ -87,9 +87,7 @@ def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[A
     )
 
 
-def check_leave_out(
-    leave_out: int | Iterable[int] | None, n_rows: int, random_state: Any
-) -> NDArray[np.int64]:
+def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[np.int64]:
     """Indices of the rows to leave out: all (None), a random number of them, or a list.
 
     Raises
@@ -99,7 +97,7 @@ def check_leave_out(
     """
     if leave_out is None:
         return np.arange(n_rows)
-    if isinstance(leave_out, numbers.Integral):
+    if isinstance(leave_out, int | np.integer):
         if not 1 <= leave_out <= n_rows:
             raise ValueError(
                 f"leave_out must be between 1 and the number of training rows ({n_rows}), got {leave_out}."
@@ -128,12 +126,12 @@ def check_leave_out(
     return indices.astype(np.int64)
 
 
-def check_seeds(n_seeds: int | Iterable[int], random_state: Any) -> list[int]:
+def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     """Explicit list of seeds: as given, or drawn from `random_state`.
 
     The first k of m drawn seeds are the k that would have been drawn alone.
     """
-    if isinstance(n_seeds, numbers.Integral):
+    if isinstance(n_seeds, int | np.integer):
         if n_seeds < 1:
             raise ValueError(f"n_seeds must be at least 1, got {n_seeds}.")
         rng = check_random_state(random_state)
@@ -141,17 +139,17 @@ def check_seeds(n_seeds: int | Iterable[int], random_state: Any) -> list[int]:
     if isinstance(n_seeds, str) or not isinstance(n_seeds, Iterable):
         raise ValueError(f"n_seeds must be a number, 'auto' or a list of seeds, got {n_seeds!r}.")
     seeds = list(n_seeds)
-    if not seeds or not all(isinstance(s, numbers.Integral) and s >= 0 for s in seeds):
+    if not seeds or not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
         raise ValueError(f"n_seeds as a list must hold non-negative integers, got {seeds!r}.")
     if len(set(seeds)) < len(seeds):
         raise ValueError("n_seeds must not repeat a seed: repeats would count as independent runs.")
     return [int(s) for s in seeds]
 
 
-def check_horizons(epochs: int | Iterable[int], name: str = "epochs") -> list[int]:
+def check_horizons(epochs: Any, name: str = "epochs") -> list[int]:
     """Increasing list of positive numbers of epochs."""
-    values = [epochs] if isinstance(epochs, numbers.Integral) else list(epochs)
-    if not values or not all(isinstance(e, numbers.Integral) and e >= 1 for e in values):
+    values = [epochs] if isinstance(epochs, int | np.integer) else list(epochs)
+    if not values or not all(isinstance(e, int | np.integer) and e >= 1 for e in values):
         raise ValueError(f"{name} must be positive whole numbers of epochs, got {epochs!r}.")
     if sorted(set(values)) != values:
         raise ValueError(f"{name} must increase without repeats, got {values}.")

@@ -117,7 +117,7 @@ def transform_rows(estimator: Any, X: Any) -> Any:
 
 def as_final_model(
     estimator: Any,
-    X: ArrayLike | Tensor,
+    X: NDArray[Any] | Tensor,
     y: ArrayLike | None = None,
     *,
     sample_weight: NDArray[Any] | None = None,

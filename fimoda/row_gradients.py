@@ -9,7 +9,9 @@ layers' gradients are formed explicitly, a chunk of rows at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +66,11 @@ class DenseGradients:
         return (self.rows.double() * other.rows.double()).sum(1)
 
 
-RowGradients = FactoredGradients | DenseGradients
+class RowGradients(Protocol):
+    """Gradients of n rows; `other` must come from the same `RowDifferentiator`."""
+
+    def inner(self, other: Any) -> Tensor: ...
+    def inner_rowwise(self, other: Any) -> Tensor: ...
 
 
 class RowDifferentiator:
@@ -132,27 +138,25 @@ def _with_bias(inputs: Tensor, layer: nn.Linear) -> Tensor:
     return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
 
 
-class _recording:
+@contextmanager
+def _recording(layers: list[nn.Linear]) -> Iterator[dict[nn.Module, list[tuple[Tensor, Tensor]]]]:
     """Records input and output of every call of the layers."""
+    calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
-    def __init__(self, layers: list[nn.Linear]):
-        self.calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-        self._handles = [layer.register_forward_hook(self._record) for layer in layers]
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[layer].append((inputs[0], output))
 
-    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.calls[layer].append((inputs[0], output))
-
-    def __enter__(self) -> dict[nn.Module, list[tuple[Tensor, Tensor]]]:
-        return self.calls
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
+    handles = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
             handle.remove()
 
 
 def _factoring_layers(model: FinalModel, x: Tensor) -> list[nn.Linear] | None:
     """The linear layers if they hold all trainable parameters and each is used once on vectors."""
-    layers = [part for part in model.module.modules() if type(part) is nn.Linear]
+    layers = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
     held = [p for layer in layers for p in layer.parameters()]
     if len({id(p) for p in held}) < len(held):
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ..model import FinalModel
-from .chains import chain_backward, chain_forward, read_chain
+from .chains import Link, chain_backward, chain_forward, read_chain
 
 #: (theta (L, p), x (L, B, ...), y (L, B, ...), weights (L, B)) -> gradient (L, p)
 StackedGradient = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -24,25 +24,31 @@ def stacked_gradient(model: FinalModel) -> StackedGradient:
     models, from torch's global generator.
     """
     links = read_chain(model)
-    training = model.is_stochastic
+    of_data = _by_autograd(model) if links is None else _by_layers(model, links)
     l2 = model.l2
+    if l2 is None:
+        return of_data
+    return lambda theta, x, y, weights: of_data(theta, x, y, weights) + l2 * theta
 
-    def by_layers(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+
+def _by_layers(model: FinalModel, links: tuple[Link, ...]) -> StackedGradient:
+    training = model.is_stochastic
+
+    def gradient(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         parameters = model.views(theta)
         outputs, tape = chain_forward(links, parameters, x.flatten(2), training)
         upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
         gradients = chain_backward(links, parameters, tape, upstream)
         return torch.cat([gradients[name].flatten(1) for name in model.shapes], dim=1)
 
+    return gradient
+
+
+def _by_autograd(model: FinalModel) -> StackedGradient:
     def loss(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return (weights * model.loss(model.forward(theta, x, training=True), y)).sum()
 
-    by_autograd = vmap(grad(loss), randomness="same")
-    of_data = by_autograd if links is None else by_layers
-
-    if l2 is None:
-        return of_data
-    return lambda theta, x, y, weights: of_data(theta, x, y, weights) + l2 * theta
+    return vmap(grad(loss), randomness="same")
 
 
 _COMPILED: dict[str, StackedGradient] = {}

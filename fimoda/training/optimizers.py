@@ -32,7 +32,7 @@ class OptimizerSpec:
         Other settings (momentum, weight_decay, betas, ...).
     """
 
-    cls: type[torch.optim.Optimizer]
+    cls: Callable[..., torch.optim.Optimizer]
     lr: LearningRate
     params: dict[str, Any] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class OptimizerSpec:
         """What identifies the optimiser in a fingerprint."""
         lr = [self.lr_at(e) for e in range(8)] if callable(self.lr) else self.lr
         return {
-            "optimizer": self.cls.__name__,
+            "optimizer": getattr(self.cls, "__qualname__", repr(self.cls)),
             "lr": lr,
             **{k: repr(v) for k, v in sorted(self.params.items())},
         }
