@@ -109,7 +109,7 @@ class FinalModel:
         return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """Named parameters as views of `theta` (..., p): each of shape (..., *shape)."""
+        """Named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
         return {
             k: theta[..., self.slices[k]].unflatten(-1, tuple(s))
             if s

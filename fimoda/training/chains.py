@@ -38,7 +38,7 @@ class Dropout:
 
 Link = Affine | Pointwise | Dropout
 
-RELU = Pointwise(torch.relu, lambda g, h: g * (h > 0))
+RELU = Pointwise(torch.relu, lambda g, h: torch.ops.aten.threshold_backward(g, h, 0))
 TANH = Pointwise(torch.tanh, lambda g, h: g * (1 - h * h))
 SIGMOID = Pointwise(torch.sigmoid, lambda g, h: g * h * (1 - h))
 

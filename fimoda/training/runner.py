@@ -72,15 +72,19 @@ class Unit:
 def leave_out_units(
     training: Training, seeds: Sequence[int], leave_out: NDArray[np.int64], chunk_size: int | None
 ) -> list[Unit]:
-    """Cut seeds x (full data and each left-out row) into stacks."""
+    """Cut seeds x (full data and each left-out row) into stacks of nearly equal size."""
     size = chunk_size or stack_size(training.model, training.batch_size)
     rows = [int(i) for i in leave_out]
     if training.mode == "mask":  # the full-data model rides in the first stack
-        first = [FULL_DATA, *rows]
-        stacks = [tuple(first[a : a + size]) for a in range(0, len(first), size)]
+        stacks = _cut([FULL_DATA, *rows], size)
     else:
-        stacks = [(FULL_DATA,), *(tuple(rows[a : a + size]) for a in range(0, len(rows), size))]
+        stacks = [(FULL_DATA,), *_cut(rows, size)]
     return [Unit(seed, stack) for seed in seeds for stack in stacks]
+
+
+def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
+    pieces = np.array_split(np.array(rows), -(-len(rows) // size))
+    return [tuple(int(row) for row in piece) for piece in pieces]
 
 
 def decide_compile(
