@@ -1,0 +1,96 @@
+"""Agreement of gradient methods with further training on Concrete, by the papers' protocol.
+
+    python benchmarks/agreement.py path/to/concrete.csv [--gold path/to/concrete_gold.npz]
+
+Final model: 8-128-128-1, ReLU, squared error, SGD 0.3, batch 128, 1,000 epochs. Further training: SGD
+0.03, batch 128, 100 left-out rows, seeds 0 to 4, mean-corrected. With ``--gold`` the final model and
+an independent gold standard are read from a file, and the measurements are compared with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from fimoda import GradCos, GradDot, agreement_curve, as_final_model, further_training_curve
+from fimoda.datasets import split_concrete
+from fimoda.training.batches import FULL_DATA, LeaveOutPlan
+from fimoda.training.optimizers import OptimizerSpec
+from fimoda.training.stack import StackTrainer
+
+EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)
+    )
+
+
+def trained(X: np.ndarray, y: np.ndarray) -> nn.Sequential:
+    """The final model, trained by the protocol with seed 0."""
+    torch.manual_seed(0)
+    net = network()
+    model = as_final_model(net, X, criterion=nn.MSELoss())
+    rows, targets = model.encode_X(X), model.encode_y(y, 1)
+    trainer = StackTrainer(model, rows, targets, OptimizerSpec(torch.optim.SGD, 0.3))
+    plan = LeaveOutPlan(0, (FULL_DATA,), torch.ones(len(X)), batch_size=128)
+    theta = trainer.run(plan, [1000], lambda epoch, stack: None)[0]
+    nn.utils.vector_to_parameters(theta, net.parameters())
+    return net
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("concrete", help="path of concrete.csv, or the directory that holds it")
+    parser.add_argument("--gold", help="path of an independent gold standard (npz)")
+    parser.add_argument("--epochs", type=int, default=500, help="longest horizon")
+    arguments = parser.parse_args()
+    X, X_test, y, y_test = split_concrete(arguments.concrete)
+    gold = np.load(arguments.gold) if arguments.gold else None
+    if gold is None:
+        net = trained(X, y)
+    else:
+        net = network()
+        net.load_state_dict(
+            {k: torch.from_numpy(gold["final_" + k.replace(".", "_")]) for k in net.state_dict()}
+        )
+    epochs = EPOCHS if gold is None else [int(e) for e in gold["epochs"]]
+    epochs = [e for e in epochs if e <= arguments.epochs]
+
+    start = time.perf_counter()
+    curve = further_training_curve(
+        net, X, y, X_test, y_test, criterion=nn.MSELoss(), epochs=epochs, n_seeds=range(5),
+        leave_out=range(0, 900, 9), correction="mean", optimizer="SGD", lr=0.03, batch_size=128,
+        n_jobs=2, verbose=1,
+    )  # fmt: skip
+    print(f"further training: {time.perf_counter() - start:.0f} s")
+    methods = {
+        name: cls(net, criterion=nn.MSELoss(), lr=0.03, batch_size=128).fit(X, y)
+        for name, cls in {"Grad-Dot": GradDot, "Grad-Cos": GradCos}.items()
+    }
+    result = agreement_curve(methods, curve, X_test, y_test)
+    for metric in ("cosine", "cosine_centred", "spearman"):
+        print(f"\n{metric}\n{result.table(metric)}")
+    if gold is None:
+        return
+    print("\nagainst the independent gold standard:")
+    print("epochs  largest relative difference of a loss  cosine of mean-corrected mean scores")
+    for k, epoch in enumerate(epochs):
+        theirs = gold["test_loss"][k].astype(float)
+        ours = curve.outcomes.left_out[k]
+        floor = np.median(theirs)  # losses of nearly zero have no relative difference
+        difference = (np.abs(ours - theirs[:, :100]) / np.maximum(theirs[:, :100], floor)).max()
+        scores = theirs[:, :100].mean(-1)
+        scores = scores - scores.mean(1, keepdims=True)
+        lengths = np.linalg.norm(scores, axis=1) * np.linalg.norm(curve.scores[k], axis=1)
+        cosine = ((scores * curve.scores[k]).sum(1) / lengths).mean()
+        print(f"{epoch:6d}  {difference:37.1e}  {cosine:.4f}")
+
+
+if __name__ == "__main__":
+    main()
