@@ -55,9 +55,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
         If y is None, its length is not that of X, or a value is not finite.
     """
     if y is None:
-        raise ValueError(
-            f"{name} must be given (it requires y to be passed), but the target is None."
-        )
+        raise ValueError(f"fit requires {name} to be passed, but the target {name} is None.")
     if hasattr(y, "detach"):
         y = y.detach().cpu()
     y = np.asarray(y)

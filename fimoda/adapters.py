@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
+    LogisticRegressionCV,
     Ridge,
     SGDClassifier,
     SGDRegressor,
@@ -102,7 +104,9 @@ def default_estimator(y: ArrayLike, random_state: Any = None) -> BaseEstimator:
 
 def has_earlier_steps(estimator: Any) -> bool:
     """Whether rows pass through other steps of a Pipeline before they reach the model."""
-    return isinstance(unwrap(estimator), Pipeline)
+    estimator = unwrap(estimator)
+    estimator = getattr(estimator, "estimator", estimator)  # what an unfitted search will fit
+    return isinstance(estimator, Pipeline)
 
 
 def transform_rows(estimator: Any, X: Any) -> Any:
@@ -164,8 +168,10 @@ def as_final_model(
         return _from_skorch(estimator, X)
     weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
     if isinstance(estimator, MLPClassifier | MLPRegressor):
-        return _from_mlp(estimator, len(X))
-    if isinstance(estimator, LogisticRegression):
+        return _from_mlp(estimator, weights)
+    if isinstance(estimator, LogisticRegression) and not isinstance(
+        estimator, LogisticRegressionCV
+    ):
         return _from_logistic(estimator, y, weights)
     if isinstance(estimator, LinearRegression | Ridge):
         return _from_least_squares(estimator, weights)
@@ -207,10 +213,11 @@ def _from_skorch(net: skorch.NeuralNet, X: Any) -> FinalModel:
     callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
     if any(isinstance(c, skorch.callbacks.GradientNormClipping) for c in callbacks):
         obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
+    batch_size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
     recipe = Recipe(
         optimizer=net.optimizer,
         lr=params.pop("lr", net.lr),
-        batch_size=len(X) if net.batch_size == -1 else net.batch_size,
+        batch_size=len(X) if batch_size == -1 else batch_size,
         params=params,
         obstacle=obstacle,
     )
@@ -301,7 +308,7 @@ def _penalty(module: nn.Module, weight_l2: float | NDArray[Any]) -> Tensor:
     return torch.cat(parts).detach()
 
 
-def _from_mlp(estimator: MLPClassifier | MLPRegressor, n: int) -> FinalModel:
+def _from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> FinalModel:
     layers: list[nn.Module] = []
     for coef, intercept in zip(estimator.coefs_, estimator.intercepts_, strict=True):
         layers += [_dense(coef.T, intercept), _SKLEARN_ACTIVATIONS[estimator.activation]()]
@@ -320,8 +327,9 @@ def _from_mlp(estimator: MLPClassifier | MLPRegressor, n: int) -> FinalModel:
             raise ValueError("a multilabel MLPClassifier is not supported; train one per label.")
         classes = estimator.classes_
         loss = BinaryCrossEntropy() if estimator.out_activation_ == "logistic" else CrossEntropy()
+    n = len(weights)
     batch = min(200, n) if estimator.batch_size == "auto" else min(estimator.batch_size, n)
-    per_rows = n if estimator.solver == "lbfgs" else batch
+    per_weight = (n if estimator.solver == "lbfgs" else batch) * weights.mean()
     recipe = Recipe(batch_size=batch)
     if estimator.solver == "adam":
         betas = (estimator.beta_1, estimator.beta_2)
@@ -335,19 +343,27 @@ def _from_mlp(estimator: MLPClassifier | MLPRegressor, n: int) -> FinalModel:
         module.eval(),
         loss,
         classes=classes,
-        l2=_penalty(module, estimator.alpha / per_rows),
+        l2=_penalty(module, estimator.alpha / per_weight),
         recipe=recipe,
     )
 
 
-def _class_weights(estimator: Any, y: Any, weights: NDArray[Any]) -> tuple[Tensor | None, float]:
-    """Class weights, and the total weight of the training rows with them."""
+def _class_weights(
+    estimator: Any, y: Any, weights: NDArray[Any], balances_weights: bool = False
+) -> tuple[Tensor | None, float]:
+    """Class weights, and the total weight of the training rows with them.
+
+    `balances_weights` says that ``class_weight="balanced"`` balances the rows' weights, not their
+    numbers (in scikit-learn from 1.7).
+    """
     if estimator.class_weight is None:
         return None, float(weights.sum())
     if y is None:
         raise ValueError("y must be given for a model with class_weight.")
+    known = inspect.signature(compute_class_weight).parameters
+    given = {"sample_weight": weights} if balances_weights and "sample_weight" in known else {}
     by_class = compute_class_weight(
-        estimator.class_weight, classes=estimator.classes_, y=np.asarray(y)
+        estimator.class_weight, classes=estimator.classes_, y=np.asarray(y), **given
     )
     total = float((weights * by_class[np.searchsorted(estimator.classes_, y)]).sum())
     return torch.as_tensor(by_class, dtype=torch.from_numpy(estimator.coef_[:0]).dtype), total
@@ -373,7 +389,7 @@ def _from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any])
         raise ValueError(
             "LogisticRegression(solver='liblinear') penalises its intercept; use another solver."
         )
-    by_class, total = _class_weights(estimator, y, weights)
+    by_class, total = _class_weights(estimator, y, weights, balances_weights=True)
     module = _dense(coef, intercept)
     strength = 0.0 if penalty is None or np.isinf(estimator.C) else 1.0 / (estimator.C * total)
     loss: RowLoss = BinaryCrossEntropy() if len(coef) == 1 else CrossEntropy()
@@ -412,6 +428,11 @@ def _from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[
             raise ValueError(
                 f"SGDClassifier must have loss='log_loss', got {estimator.loss!r}: the others are "
                 "not smooth or give no probabilities."
+            )
+        if estimator.class_weight is not None and len(coef) > 1:
+            raise ValueError(
+                "SGDClassifier with class_weight and more than two classes weighs a row differently "
+                "in the problem of each class. Use LogisticRegression, or sample_weight instead."
             )
         by_class, total = _class_weights(estimator, y, weights)
         loss = BinaryCrossEntropy() if len(coef) == 1 else OneVsRestCrossEntropy()

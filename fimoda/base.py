@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -128,18 +129,23 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             model = (
                 default_estimator(y, self.random_state) if estimator is None else clone(estimator)
             )
-            self.estimator_ = model.fit(X, y) if weights is None else model.fit(X, y, weights)
+            given = {} if weights is None else {"sample_weight": weights}
+            self.estimator_ = model.fit(X, y, **given)
         seen = self._model_rows(rows)
         self.model_ = as_final_model(
             self.estimator_, seen, y, sample_weight=weights, criterion=self.criterion
         )
         self._X = self.model_.encode_X(seen)
-        self.n_outputs_ = self.model_.outputs(self._X[:1]).shape[1]
+        outputs = self.model_.outputs(self._X[:2])
+        self.n_outputs_ = outputs.shape[1]
         self._y = self.model_.encode_y(y, self.n_outputs_)
-        given = None if weights is None else torch.from_numpy(weights)
-        self._weights = self.model_.row_weights(self._y, given)
-        self._row_names = getattr(X, "index", None)
+        self._weights = self.model_.row_weights(
+            self._y, None if weights is None else torch.from_numpy(weights)
+        )
+        self._row_names = X.index if hasattr(X, "iloc") else None
         self._measure = measurements.resolve(self.measurement, self.model_)
+        for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
+            measurements.values(measure, outputs, self._y[:2])
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
@@ -282,13 +288,13 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def __sklearn_clone__(self) -> BaseAttributor:
         """A new attributor with the same parameters; a fitted model is shared, never refitted."""
-        params = {
-            name: value
-            if name == "estimator" and value is not None and is_fitted(value)
-            else clone(value, safe=False)
-            for name, value in self.get_params(deep=False).items()
-        }
-        return type(self)(**params)
+        if self.estimator is None or not is_fitted(self.estimator):
+            return super().__sklearn_clone__()
+        bare = copy.copy(self)
+        bare.estimator = None
+        new = super(BaseAttributor, bare).__sklearn_clone__()
+        new.estimator = self.estimator
+        return new
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

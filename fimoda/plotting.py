@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .evaluation.agreement import AgreementCurve
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class AgreementCurveDisplay:
             (line,) = ax.plot(epochs, mean, marker="o", label=name)
             ax.fill_between(epochs, mean - sem, mean + sem, color=line.get_color(), alpha=0.2, lw=0)
         ax.set(xscale="log", xlabel="epochs of further training", ylabel=_LABELS[metric])
-        ax.set_ylim(min(0.0, float((means - sems).min())) if len(means) else 0.0, 1.0)
+        ax.set_ylim(min(0.0, float((means - np.nan_to_num(sems)).min())), 1.0)
         ax.set_xticks(epochs, labels=[str(int(e)) for e in epochs])
         ax.minorticks_off()
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, vmap
 
 from .model import FinalModel
@@ -48,9 +49,12 @@ class FactoredGradients:
     def inner_rowwise(self, other: FactoredGradients) -> Tensor:
         """Inner product of row k with row k of `other`, (n,)."""
         layers = zip(self.inputs, self.signals, other.inputs, other.signals, strict=True)
-        return torch.stack(
-            [(a * b).sum(1).double() * (d * e).sum(1).double() for a, d, b, e in layers]
-        ).sum(0)
+        return torch.stack([_rowwise(a, b) * _rowwise(d, e) for a, d, b, e in layers]).sum(0)
+
+    def unit(self) -> FactoredGradients:
+        """The gradients divided by their lengths; a zero gradient stays zero."""
+        length = _lengths(self)
+        return FactoredGradients(self.inputs, [(d / length).to(d.dtype) for d in self.signals])
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,20 @@ class DenseGradients:
         return (self.rows @ other.rows.mT).double()
 
     def inner_rowwise(self, other: DenseGradients) -> Tensor:
-        return (self.rows.double() * other.rows.double()).sum(1)
+        return _rowwise(self.rows, other.rows)
+
+    def unit(self) -> DenseGradients:
+        return DenseGradients((self.rows / _lengths(self)).to(self.rows.dtype))
+
+
+def _rowwise(a: Tensor, b: Tensor) -> Tensor:
+    return (a.double() * b.double()).sum(1)
+
+
+def _lengths(gradients: RowGradients) -> Tensor:
+    """Length of each row's gradient, (n, 1), with zero replaced by one."""
+    length = gradients.inner_rowwise(gradients).sqrt().unsqueeze(1)
+    return torch.where(length > 0, length, 1)
 
 
 class RowGradients(Protocol):
@@ -71,6 +88,7 @@ class RowGradients(Protocol):
 
     def inner(self, other: Any) -> Tensor: ...
     def inner_rowwise(self, other: Any) -> Tensor: ...
+    def unit(self) -> RowGradients: ...
 
 
 class RowDifferentiator:
@@ -79,14 +97,14 @@ class RowDifferentiator:
     Parameters
     ----------
     model : FinalModel
-    x : Tensor of shape (1, ...)
-        One row, to find out whether every parameter belongs to a linear layer that is used once
+    X : Tensor of shape (n, ...)
+        A few rows, to find out whether every parameter belongs to a linear layer that is used once
         on vectors; only then do gradients factor.
     """
 
-    def __init__(self, model: FinalModel, x: Tensor):
+    def __init__(self, model: FinalModel, X: Tensor):
         self.model = model
-        self._layers = _factoring_layers(model, x)
+        self._layers = _factoring_layers(model, X)
 
     @property
     def factors(self) -> bool:
@@ -124,27 +142,38 @@ class RowDifferentiator:
     def _factored(
         self, X: Tensor, y: Tensor, measure: Measure, layers: list[nn.Linear]
     ) -> FactoredGradients:
+        theta = self.model.theta.clone().requires_grad_()
         with _recording(layers) as calls, torch.enable_grad():
-            outputs = self.model.forward(self.model.theta.clone().requires_grad_(), X)
-            total = measure(outputs, y).sum()
-        inputs = [_with_bias(calls[layer][0][0].detach(), layer) for layer in layers]
-        signals = torch.autograd.grad(total, [calls[layer][0][1] for layer in layers])
-        return FactoredGradients(inputs, list(signals))
+            total = measure(self.model.forward(theta, X), y).sum()
+        return _factors(total, layers, calls)
 
 
-def _with_bias(inputs: Tensor, layer: nn.Linear) -> Tensor:
-    if layer.bias is None:
+Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge]]]
+
+
+def _factors(total: Tensor, layers: list[nn.Linear], calls: Calls) -> FactoredGradients:
+    """Factors of the gradient of `total`, from the only call of each layer."""
+    inputs = [_with_ones(calls[layer][0][0].detach(), layer) for layer in layers]
+    signals = torch.autograd.grad(total, [calls[layer][0][1] for layer in layers])
+    return FactoredGradients(inputs, list(signals))
+
+
+def _with_ones(inputs: Tensor, layer: nn.Linear) -> Tensor:
+    if "bias" not in dict(layer.named_parameters()):
         return inputs
     return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
 
 
 @contextmanager
-def _recording(layers: list[nn.Linear]) -> Iterator[dict[nn.Module, list[tuple[Tensor, Tensor]]]]:
-    """Records input and output of every call of the layers."""
-    calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+def _recording(layers: list[nn.Linear]) -> Iterator[Calls]:
+    """Records input and output of every call of the layers.
+
+    The output as it stands in the graph: an activation may overwrite the tensor in place.
+    """
+    calls: Calls = {layer: [] for layer in layers}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[layer].append((inputs[0], output))
+        calls[layer].append((inputs[0], get_gradient_edge(output)))
 
     handles = [layer.register_forward_hook(record) for layer in layers]
     try:
@@ -154,8 +183,11 @@ def _recording(layers: list[nn.Linear]) -> Iterator[dict[nn.Module, list[tuple[T
             handle.remove()
 
 
-def _factoring_layers(model: FinalModel, x: Tensor) -> list[nn.Linear] | None:
-    """The linear layers if they hold all trainable parameters and each is used once on vectors."""
+def _factoring_layers(model: FinalModel, X: Tensor) -> list[nn.Linear] | None:
+    """The linear layers if they hold all trainable parameters and each is used once on vectors.
+
+    Found by trying: on the rows X, the factors must give gradients of the right length.
+    """
     layers = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
     held = [p for layer in layers for p in layer.parameters()]
     if len({id(p) for p in held}) < len(held):
@@ -163,8 +195,20 @@ def _factoring_layers(model: FinalModel, x: Tensor) -> list[nn.Linear] | None:
     trainable = {id(p) for p in model.module.parameters() if p.requires_grad}
     if trainable != {id(p) for p in held}:
         return None
-    with _recording(layers) as calls:
-        model.outputs(x)
-    if any(len(calls[layer]) != 1 or calls[layer][0][0].dim() != 2 for layer in layers):
+    theta = model.theta.clone().requires_grad_()
+    with _recording(layers) as calls, torch.enable_grad():
+        outputs = model.forward(theta, X)
+    shapes = [[a.shape[:-1] for a, _ in calls[layer]] for layer in layers]
+    if any(shape != [X.shape[:1]] for shape in shapes):
         return None
-    return layers
+    gradients = DenseGradients(
+        torch.stack(
+            [torch.autograd.grad(row.sum(), theta, retain_graph=True)[0] for row in outputs]
+        )
+    )
+    try:
+        factors = _factors(outputs.sum(), layers, calls)
+    except RuntimeError:  # a layer that the outputs do not use
+        return None
+    found, wanted = factors.inner_rowwise(factors), gradients.inner_rowwise(gradients)
+    return layers if torch.allclose(found, wanted, rtol=1e-3) else None

@@ -40,7 +40,7 @@ class BaseGradientProduct(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
-        self._differentiate = RowDifferentiator(self.model_, self._X[:1])
+        self._differentiate = RowDifferentiator(self.model_, self._X[:3])
 
     def _chunk(self, n_rows: int) -> int:
         """Rows whose gradients fit half of the memory budget."""

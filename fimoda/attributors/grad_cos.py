@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..row_gradients import Measure, RowGradients
+from ..row_gradients import Measure
 from ._gradient_product import BaseGradientProduct
 
 
@@ -61,17 +60,7 @@ class GradCos(BaseGradientProduct):
     """
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        return self._pairs(X, y, measure, _cosines)
+        return self._pairs(X, y, measure, lambda a, b: a.unit().inner(b.unit()))
 
     def _self_influence(self) -> NDArray[np.float64]:
-        return self._diagonal(lambda a, b: a.inner_rowwise(b) / (_norms(a) * _norms(b)))
-
-
-def _cosines(test: RowGradients, train: RowGradients) -> Tensor:
-    return test.inner(train) / (_norms(test)[:, None] * _norms(train))
-
-
-def _norms(gradients: RowGradients) -> Tensor:
-    """Length of each row's gradient, (n,), with zero replaced by one."""
-    length = gradients.inner_rowwise(gradients).sqrt()
-    return torch.where(length > 0, length, 1)
+        return self._diagonal(lambda a, b: a.unit().inner_rowwise(b.unit()))

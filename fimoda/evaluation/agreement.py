@@ -129,21 +129,23 @@ def agreement_curve(
     """
     if not methods:
         raise ValueError("methods must name at least one attributor or score matrix, got none.")
-    truth = curve.scores
-    truth = truth - truth.mean(-1, keepdims=True)
+    truth = _centred(curve.scores)
     names = list(methods)
     aligned = [_aligned(name, methods[name], curve, X_test, y_test) for name in names]
     scores = np.stack(aligned)[:, None]  # (n_methods, 1, n_test, n_left_out)
-    centred = scores - scores.mean(-1, keepdims=True)
-    ranks, true_ranks = (rankdata(a, axis=-1) for a in (scores, truth))
+    ranks, true_ranks = (rankdata(a, axis=-1) for a in (scores, curve.scores))
     values = {
         "cosine": _cosine(scores, truth),
-        "cosine_centred": _cosine(centred, truth),
-        "spearman": _cosine(
-            ranks - ranks.mean(-1, keepdims=True), true_ranks - true_ranks.mean(-1, keepdims=True)
-        ),
+        "cosine_centred": _cosine(_centred(scores), truth),
+        "spearman": _cosine(_centred(ranks), _centred(true_ranks)),
     }
     return AgreementCurve(names, curve.epochs, values)
+
+
+def _centred(a: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Less the mean over the last axis; exactly zero where all are equal."""
+    a = a - a[..., :1]
+    return a - a.mean(-1, keepdims=True)
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

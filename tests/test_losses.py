@@ -1,0 +1,267 @@
+"""Per-row losses against torch and scikit-learn, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import log_loss
+from torch import nn
+
+from fimoda import losses
+from fimoda.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    OneVsRestCrossEntropy,
+    ProbabilityNLL,
+    SquaredError,
+    row_loss,
+)
+
+N, C = 7, 4
+
+
+def draw(kind: str, n_outputs: int = C, lead: tuple[int, ...] = (N,)):
+    """Outputs and targets of a kind, in float64."""
+    g = torch.Generator().manual_seed(0)
+    outputs = 2 * torch.randn(*lead, n_outputs, generator=g, dtype=torch.float64)
+    labels = torch.randint(n_outputs, lead, generator=g)
+    if kind == "regression":
+        return outputs, torch.randn(*lead, n_outputs, generator=g, dtype=torch.float64)
+    if kind == "log_probabilities":
+        return outputs.log_softmax(-1), labels
+    if kind == "probabilities":
+        return outputs.softmax(-1), labels
+    if kind.startswith("binary"):
+        outputs = outputs[..., :1]
+        targets = torch.randint(2, lead, generator=g)
+        return (outputs.sigmoid() if kind == "binary_probability" else outputs), targets
+    return outputs, labels
+
+
+# name: (loss, kind, number of outputs, reference on outputs (n, C) and targets)
+CASES = {
+    "squared": (SquaredError(), "regression", C, lambda o, y: ((o - y) ** 2).mean(1)),
+    "squared, one output": (SquaredError(), "regression", 1, lambda o, y: ((o - y) ** 2)[:, 0]),
+    "half squared": (SquaredError(0.5), "regression", C, lambda o, y: 0.5 * ((o - y) ** 2).mean(1)),
+    "squared, summed": (
+        SquaredError(over_outputs="sum"),
+        "regression",
+        C,
+        lambda o, y: ((o - y) ** 2).sum(1),
+    ),
+    "cross-entropy": (
+        CrossEntropy(),
+        "logits",
+        C,
+        lambda o, y: F.cross_entropy(o, y, reduction="none"),
+    ),
+    "binary cross-entropy": (
+        BinaryCrossEntropy(),
+        "binary_logit",
+        1,
+        lambda o, y: F.binary_cross_entropy_with_logits(o[:, 0], y.double(), reduction="none"),
+    ),
+    "one-vs-rest": (
+        OneVsRestCrossEntropy(),
+        "one_vs_rest_logits",
+        C,
+        lambda o, y: F.binary_cross_entropy_with_logits(
+            o, F.one_hot(y, C).double(), reduction="none"
+        ).sum(1),
+    ),
+    "NLL on probabilities": (
+        ProbabilityNLL(eps=1e-3),
+        "probabilities",
+        C,
+        lambda o, y: -torch.log(o[torch.arange(N), y] + 1e-3),
+    ),
+}
+CRITERIA = {
+    "MSE": (nn.MSELoss(), "regression", C),
+    "L1": (nn.L1Loss(), "regression", C),
+    "smooth L1": (nn.SmoothL1Loss(beta=0.5), "regression", C),
+    "Huber": (nn.HuberLoss(delta=0.3), "regression", C),
+    "cross-entropy": (nn.CrossEntropyLoss(), "logits", C),
+    "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), "logits", C),
+    "NLL": (nn.NLLLoss(), "log_probabilities", C),
+    "BCE with logits": (nn.BCEWithLogitsLoss(), "binary_logit", 1),
+    "BCE with pos_weight": (
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0, dtype=torch.float64)),
+        "binary_logit",
+        1,
+    ),
+    "BCE": (nn.BCELoss(), "binary_probability", 1),
+}
+
+
+def as_criterion_wants(kind: str, outputs: torch.Tensor, targets: torch.Tensor):
+    if kind.startswith("binary"):
+        return outputs[..., 0], targets.double()
+    return outputs, targets
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values(name):
+    loss, kind, n_outputs, reference = CASES[name]
+    outputs, targets = draw(kind, n_outputs)
+    assert loss.kind == kind
+    torch.testing.assert_close(
+        loss(outputs, targets), reference(outputs, targets), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_mean_is_mean_of_rows(name):
+    criterion, kind, n_outputs = CRITERIA[name]
+    outputs, targets = draw(kind, n_outputs)
+    loss = row_loss(criterion, 2, n_outputs)
+    assert loss.kind == kind
+    rows = loss(outputs, targets)
+    assert rows.shape == (N,)
+    torch.testing.assert_close(
+        rows.mean(), criterion(*as_criterion_wants(kind, outputs, targets)), rtol=1e-12, atol=1e-12
+    )
+    for i in range(N):  # each row's own loss, not only their mean
+        own = criterion(*as_criterion_wants(kind, outputs[i : i + 1], targets[i : i + 1]))
+        torch.testing.assert_close(rows[i], own, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*CASES, *(f"criterion {name}" for name in CRITERIA)])
+def test_gradient_equals_autograd_and_finite_differences(name):
+    if name in CASES:
+        loss, kind, n_outputs, _ = CASES[name]
+    else:
+        criterion, kind, n_outputs = CRITERIA[name.removeprefix("criterion ")]
+        loss = row_loss(criterion, 2, n_outputs)
+    outputs, targets = draw(kind, n_outputs)
+    gradient = loss.gradient(outputs, targets)
+    assert gradient.shape == outputs.shape
+    leaf = outputs.clone().requires_grad_()
+    (autograd,) = torch.autograd.grad(loss(leaf, targets).sum(), leaf)
+    torch.testing.assert_close(gradient, autograd, rtol=1e-10, atol=1e-12)
+    step = 1e-6
+    for c in range(n_outputs):
+        move = torch.zeros(n_outputs, dtype=torch.float64)
+        move[c] = step
+        slope = (loss(outputs + move, targets) - loss(outputs - move, targets)) / (2 * step)
+        torch.testing.assert_close(gradient[:, c], slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_leading_axes(name):
+    """A stack of models is outputs with one axis more."""
+    loss, kind, n_outputs, _ = CASES[name]
+    outputs, targets = draw(kind, n_outputs, lead=(3, N))
+    rows, gradient = loss(outputs, targets), loss.gradient(outputs, targets)
+    assert rows.shape == (3, N)
+    for model in range(3):
+        torch.testing.assert_close(rows[model], loss(outputs[model], targets[model]))
+        torch.testing.assert_close(gradient[model], loss.gradient(outputs[model], targets[model]))
+
+
+def test_cross_entropies_equal_sklearn():
+    outputs, y = draw("logits")
+    expected = log_loss(y, outputs.softmax(1).numpy(), labels=range(C))
+    np.testing.assert_allclose(CrossEntropy()(outputs, y).mean(), expected, rtol=1e-12)
+    logit, y = draw("binary_logit")
+    expected = log_loss(y, logit.sigmoid().numpy().ravel(), labels=[0, 1])
+    np.testing.assert_allclose(BinaryCrossEntropy()(logit, y).mean(), expected, rtol=1e-12)
+
+
+def test_binary_cross_entropy_does_not_overflow():
+    logit = torch.tensor([[800.0], [-800.0], [-40.0]], dtype=torch.float64)
+    loss = BinaryCrossEntropy()(logit, torch.tensor([0, 1, 0]))
+    np.testing.assert_allclose(loss, [800.0, 800.0, np.exp(-40.0)], rtol=1e-6)
+
+
+@pytest.mark.xfail(reason="softplus(f) - y f cancels where f is large and y = 1", strict=False)
+@pytest.mark.parametrize("loss", [BinaryCrossEntropy(), OneVsRestCrossEntropy()])
+def test_small_losses_of_confident_rows_are_kept(loss):
+    logit = torch.tensor([[40.0], [21.0]], dtype=torch.float64)
+    y = torch.tensor([1, 1]) if loss.kind == "binary_logit" else torch.tensor([0, 0])
+    np.testing.assert_allclose(loss(logit, y), np.exp([-40.0, -21.0]), rtol=1e-6)
+
+
+def test_class_weight_is_kept_apart():
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    criterion = nn.CrossEntropyLoss(weight=weight)
+    outputs, y = draw("logits")
+    rows = row_loss(criterion, 2, C)(outputs, y)
+    torch.testing.assert_close(rows, F.cross_entropy(outputs, y, reduction="none"))
+    torch.testing.assert_close((weight[y] * rows).sum() / weight[y].sum(), criterion(outputs, y))
+    assert losses.class_weight_of(criterion) is weight
+    assert losses.class_weight_of(nn.MSELoss()) is None
+
+
+def test_criterion_is_copied():
+    criterion = nn.L1Loss()
+    row_loss(criterion, 2, C)
+    assert criterion.reduction == "mean"
+
+
+class PerRow(nn.Module):
+    """A user's criterion that keeps to torch's convention."""
+
+    reduction = "mean"
+
+    def forward(self, outputs, targets):
+        rows = (outputs - targets).abs().sqrt()
+        return rows.mean() if self.reduction == "mean" else rows
+
+
+@pytest.mark.parametrize("output_ndim", [1, 2])
+def test_custom_criterion(output_ndim):
+    outputs, targets = draw("regression", 1 if output_ndim == 1 else C)
+    if output_ndim == 1:
+        targets = targets[:, 0]
+    loss = row_loss(PerRow(), output_ndim, outputs.shape[1])
+    assert loss.kind == "custom"
+    shaped = outputs[:, 0] if output_ndim == 1 else outputs
+    expected = (shaped - targets).abs().sqrt().reshape(N, -1).mean(1)
+    torch.testing.assert_close(loss(outputs, targets), expected)
+
+
+@pytest.mark.parametrize("criterion_class", [nn.BCEWithLogitsLoss, nn.BCELoss])
+def test_multilabel_targets(criterion_class):
+    outputs, _ = draw("logits")
+    outputs = outputs.sigmoid()
+    targets = (outputs > 0.5).double()
+    loss = row_loss(criterion_class(), 2, C)
+    expected = criterion_class(reduction="none")(outputs, targets).mean(1)
+    torch.testing.assert_close(loss(outputs, targets), expected)
+
+
+class ScalarOnly(nn.Module):
+    def forward(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+
+class IgnoresReduction(ScalarOnly):
+    reduction = "mean"
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (F.mse_loss, TypeError, "must be an instance of torch.nn.Module"),
+        (ScalarOnly(), TypeError, "ScalarOnly reduces to a scalar only"),
+        (
+            nn.MSELoss(reduction="sum"),
+            ValueError,
+            "must have reduction 'mean' or 'none', got 'sum'",
+        ),
+        (nn.BCELoss(weight=torch.ones(3)), ValueError, "use sample_weight in fit instead"),
+    ],
+)
+def test_bad_criteria(criterion, error, message):
+    with pytest.raises(error, match=message):
+        row_loss(criterion, 2, 1)
+
+
+def test_criterion_that_ignores_its_reduction():
+    outputs, targets = draw("regression")
+    loss = row_loss(IgnoresReduction(), 2, C)
+    with pytest.raises(ValueError, match="must give one loss per row when its reduction is 'none'"):
+        loss(outputs, targets)
