@@ -321,7 +321,8 @@ def _from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) ->
                 f"MLPRegressor must have loss='squared_error', got {estimator.loss!r}: its output "
                 "is not linear in the last layer. Use a skorch net with that criterion."
             )
-        loss = SquaredError(scale=0.5)
+        # its loss_ averages over outputs, but the gradients it trains with are those of the sum
+        loss = SquaredError(scale=0.5, over_outputs="sum")
     else:
         if estimator._label_binarizer.y_type_.startswith("multilabel"):
             raise ValueError("a multilabel MLPClassifier is not supported; train one per label.")
