@@ -87,10 +87,9 @@ class _Margin(_ClassMeasurement):
             return torch.where(targets == 1, 1.0, -1.0) * outputs.squeeze(-1)
         if self.kind == "logits":
             # log p_y - log sum_{k != y} p_k, without forming 1 - p_y
-            others = outputs.masked_fill(
-                F.one_hot(targets, outputs.shape[-1]).bool(), float("-inf")
-            )
-            return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - others.logsumexp(-1)
+            index = targets.unsqueeze(-1)
+            others = outputs.scatter(-1, index, float("-inf"))
+            return outputs.gather(-1, index).squeeze(-1) - others.logsumexp(-1)
         log_p = self._log_prob(outputs, targets)
         return log_p - torch.log1p(-log_p.exp())
 
