@@ -166,6 +166,12 @@ def as_final_model(
         )
     if isinstance(estimator, skorch.NeuralNet):
         return _from_skorch(estimator, X)
+    n_features = getattr(estimator, "n_features_in_", None)
+    if np.shape(X)[1:] != (n_features,) and n_features is not None:
+        raise ValueError(
+            f"X must have the {n_features} features that {type(estimator).__name__} was fitted on, "
+            f"got rows of shape {np.shape(X)[1:]}."
+        )
     weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
     if isinstance(estimator, MLPClassifier | MLPRegressor):
         return _from_mlp(estimator, weights)

@@ -262,6 +262,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         -------
         TopRows
         """
+        check_is_fitted(self, "model_")
         if not 1 <= k <= len(self.train_indices_):
             raise ValueError(
                 f"k must be between 1 and the number of scored rows ({len(self.train_indices_)}), got {k}."

@@ -252,12 +252,15 @@ class FinalModel:
         Raises
         ------
         ValueError
-            If a label is not one of the model's classes, or the shape is not that of the outputs.
+            If a label is not one of the model's classes, a target is not a number, or the shape is
+            not that of the outputs.
         """
         array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
         kind = self.loss.kind
         if kind in CLASS_KINDS:
             return torch.as_tensor(self._class_indices(array), device=self.device)
+        if array.dtype.kind in "OSU":
+            raise ValueError(f"y must be numbers for this model, got {array.ravel()[:1].tolist()}.")
         if kind == "custom":
             tensor = torch.as_tensor(np.array(array, copy=True), device=self.device)
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

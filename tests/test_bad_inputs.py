@@ -1,0 +1,492 @@
+"""The page of bad inputs: each is refused with a message that says what is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import skorch
+import torch
+from scipy import sparse
+from sklearn.datasets import make_classification, make_regression
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from fimoda import FurtherTraining, GradCos, GradDot, further_training_curve
+from fimoda.measurements import Output
+
+X, Y = make_regression(20, 4, random_state=0)
+XC, YC = make_classification(30, 4, n_informative=3, n_redundant=0, n_classes=3, random_state=0)
+RIDGE = Ridge().fit(X, Y)
+LOGISTIC = LogisticRegression().fit(XC, YC)
+
+QUICK = {"n_epochs": 1, "n_seeds": 1, "compile": False, "random_state": 0}
+
+
+def further_training(estimator, **params) -> FurtherTraining:
+    return FurtherTraining(estimator, **{**QUICK, **params})
+
+
+def curve(estimator=RIDGE, X=X, y=Y, X_test=X, y_test=Y, **params):
+    settings = {"epochs": 1, "n_seeds": 1, "compile": False, "random_state": 0, **params}
+    return further_training_curve(estimator, X, y, X_test, y_test, **settings)
+
+
+each_attributor = pytest.mark.parametrize("make", [GradDot, GradCos, further_training])
+
+
+def with_value(array, value):
+    array = array.astype(float).copy()
+    array.flat[3] = value
+    return array
+
+
+# ---- X and y --------------------------------------------------------------------------------
+
+
+@each_attributor
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinity")])
+def test_nan_and_infinity(make, value, word):
+    bad_X, bad_y = with_value(X, value), with_value(Y, value)
+    attributor = make(RIDGE).fit(X, Y)
+    with pytest.raises(ValueError, match=rf"Input X contains {word}"):
+        attributor.transform(bad_X, Y)
+    with pytest.raises(ValueError, match=rf"Input y contains {word}"):
+        attributor.transform(X, bad_y)
+    with pytest.raises(ValueError, match=rf"Input X contains {word}"):
+        make(RIDGE).fit(bad_X, Y)
+    with pytest.raises(ValueError, match=rf"Input y contains {word}"):
+        make(RIDGE).fit(X, bad_y)
+    with pytest.raises(ValueError, match=rf"Input sample_weight contains {word}"):
+        make(RIDGE).fit(X, Y, sample_weight=bad_y)
+    with pytest.raises(ValueError, match=rf"Input y contains {word}"):
+        make(RIDGE).fit(X, bad_y.astype(object))
+
+
+@each_attributor
+def test_nan_after_the_earlier_steps_of_a_pipeline(make):
+    """Rows for a Pipeline are checked by its steps, and again as the model sees them."""
+    scaler = StandardScaler().fit(X)
+    bad = with_value(X, np.nan)
+    with pytest.raises(
+        ValueError, match=r"Input X after the Pipeline's earlier steps contains NaN"
+    ):
+        make(make_pipeline(scaler, RIDGE)).fit(bad, Y)
+
+
+def test_nan_in_the_curve():
+    for arrays in ({"X": with_value(X, np.nan)}, {"X_test": with_value(X, np.nan)}):
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            curve(**arrays)
+    for arrays in ({"y": with_value(Y, np.nan)}, {"y_test": with_value(Y, np.nan)}):
+        with pytest.raises(ValueError, match="Input y contains NaN"):
+            curve(**arrays)
+
+
+@each_attributor
+def test_wrong_number_of_features(make):
+    attributor = make(RIDGE).fit(X, Y)
+    with pytest.raises(ValueError, match=r"X has 3 features, but \w+ is expecting 4 features"):
+        attributor.transform(X[:, :3], Y)
+    with pytest.raises(ValueError, match=r"X has 3 features, but \w+ is expecting 4 features"):
+        attributor.top(X[:, :3], Y)
+    with pytest.raises(
+        ValueError, match=r"must have the 4 features that Ridge was fitted on, got .*\(3,\)"
+    ):
+        make(RIDGE).fit(X[:, :3], Y)
+
+
+@each_attributor
+def test_mismatched_lengths(make):
+    message = r"y must have one entry per row of X: .*inconsistent numbers of samples: \[20, 19\]"
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(X, Y[:19])
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(X, Y).transform(X, Y[:19])
+    with pytest.raises(ValueError, match=r"sample_weight.shape == \(19,\), expected \(20,\)"):
+        make(RIDGE).fit(X, Y, sample_weight=np.ones(19))
+    with pytest.raises(ValueError, match=r"y must have one entry per row of X, got the scalar 3"):
+        make(RIDGE).fit(X, 3)
+
+
+@each_attributor
+def test_missing_targets(make):
+    with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
+        make(RIDGE).fit(X, None)
+
+
+@each_attributor
+def test_bad_weights(make):
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        make(RIDGE).fit(X, Y, sample_weight=-np.ones(20))
+    with pytest.raises(ValueError, match=r"(?i)sample weights? .*zero"):
+        make(RIDGE).fit(X, Y, sample_weight=np.zeros(20))
+
+
+@each_attributor
+def test_unseen_labels(make):
+    attributor = make(LOGISTIC).fit(XC, YC)
+    message = r"y contains labels that the model was not trained on: 5, 7\. Its classes are 0, 1, 2"
+    with pytest.raises(ValueError, match=message):
+        attributor.transform(XC[:3], [5, 0, 7])
+    with pytest.raises(ValueError, match=message):
+        make(LOGISTIC).fit(XC, [5, 7] * 15)
+    with pytest.raises(ValueError, match="labels that the model was not trained on: cat"):
+        attributor.transform(XC[:2], ["cat", "cat"])
+    named = LogisticRegression().fit(XC, np.array(["a", "b", "c"])[YC])
+    with pytest.raises(ValueError, match=r"not trained on: 0, 1, 2\. Its classes are a, b, c"):
+        make(named).fit(XC, YC)
+    with pytest.raises(
+        ValueError, match=r"y must be a vector of class labels, got shape \(30, 3\)"
+    ):
+        make(LOGISTIC).fit(XC, np.eye(3)[YC])
+
+
+@each_attributor
+def test_wrong_number_of_targets(make):
+    message = r"one column per output of the model \(1\), got shape \(20, 3\).*Pass y of shape"
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(X, np.ones((20, 3)))
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(X, Y).transform(X, np.ones((20, 3)))
+
+
+@each_attributor
+def test_strings_for_numbers(make):
+    module = nn.Linear(4, 1)
+    with pytest.raises(ValueError, match=r"y must be numbers for this model.*'yes'"):
+        make(module, criterion=nn.MSELoss()).fit(X, np.array(["yes", "no"] * 10))
+    with pytest.raises(ValueError, match=r"y must be numbers for this model.*'yes'"):
+        make(RIDGE).fit(X, Y).transform(X[:2], ["yes", "no"])
+    with pytest.raises(ValueError, match="labels that the model was not trained on: no, yes"):
+        make(nn.Linear(4, 2), criterion=nn.CrossEntropyLoss()).fit(X, ["yes", "no"] * 10)
+
+
+@each_attributor
+def test_sparse_rows(make):
+    with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
+        make(RIDGE).fit(sparse.csr_array(X), Y)
+    attributor = make(RIDGE).fit(X, Y)
+    with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
+        attributor.transform(sparse.csr_matrix(X), Y)
+
+
+@each_attributor
+def test_empty_and_non_numeric_rows(make):
+    with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\)"):
+        make(RIDGE).fit(X[:0], Y[:0])
+    with pytest.raises(ValueError, match="dtype='numeric' is not compatible with arrays of"):
+        make(RIDGE).fit(np.full((20, 4), "red"), Y)
+    with pytest.raises(ValueError, match="Reshape your data"):
+        make(RIDGE).fit(X, Y).transform(X[0])
+
+
+def test_one_training_row():
+    one = further_training(RIDGE)
+    with pytest.raises(ValueError, match="X must have at least 2 rows to leave one out"):
+        one.fit(X[:1], Y[:1])
+    with pytest.raises(ValueError, match="X must have at least 2 rows to leave one out"):
+        curve(X=X[:1], y=Y[:1])
+
+
+@each_attributor
+def test_feature_names(make):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    attributor = make(Ridge().fit(frame, Y)).fit(frame, Y)
+    with pytest.raises(ValueError, match="feature names should match those that were passed"):
+        attributor.transform(frame.rename(columns={"a": "z"}), Y)
+
+
+# ---- fitting --------------------------------------------------------------------------------
+
+
+@each_attributor
+def test_before_fit(make):
+    attributor = make(RIDGE)
+    for call in (
+        lambda: attributor.transform(X, Y),
+        lambda: attributor.self_influence(),
+        lambda: attributor.top(X, Y),
+        lambda: attributor.get_feature_names_out(),
+    ):
+        with pytest.raises(NotFittedError, match=r"This \w+ instance is not fitted yet"):
+            call()
+
+
+@each_attributor
+def test_unfitted_pipeline(make):
+    pipeline = make_pipeline(StandardScaler(), Ridge())
+    attributor = make(pipeline).fit(X, Y)  # cloned and fitted, as by any meta-estimator
+    assert not hasattr(pipeline[-1], "coef_")
+    assert hasattr(attributor.estimator_[-1], "coef_")
+    with pytest.raises(
+        NotFittedError, match=r"Pipeline is not fitted\. Attribution starts from a final"
+    ):
+        curve(pipeline)
+    with pytest.raises(NotFittedError, match="Ridge is not fitted"):
+        curve(Ridge())
+    halfway = make_pipeline(StandardScaler(), RIDGE)
+    message = "last step is fitted but whose step 'standardscaler' is not. Fit the whole Pipeline"
+    with pytest.raises(NotFittedError, match=message):
+        make(halfway).fit(X, Y)
+    with pytest.raises(NotFittedError, match=message):
+        curve(halfway)
+
+
+@each_attributor
+@pytest.mark.parametrize("estimator", ["net", 3, object()])
+def test_what_is_no_estimator(make, estimator):
+    with pytest.raises(TypeError, match=r"estimator must be a fitted skorch net.*; got "):
+        make(estimator).fit(X, Y)
+
+
+@each_attributor
+def test_weights_for_a_net_that_takes_none(make):
+    """An unfitted net is fitted by its own rules; weights that it does not take are not dropped."""
+    net = skorch.NeuralNetRegressor(nn.Linear(4, 1), max_epochs=1, train_split=None, verbose=0)
+    with pytest.raises(TypeError, match="sample_weight"):
+        make(net).fit(X.astype(np.float32), Y[:, None].astype(np.float32), np.ones(20))
+
+
+# ---- rows to leave out, epochs, seeds -------------------------------------------------------
+
+
+def fit_and_curve(params, error, message):
+    with pytest.raises(error, match=message):
+        further_training(RIDGE, **params).fit(X, Y)
+    with pytest.raises(error, match=message):
+        curve(**params)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "message"),
+    [
+        ([], "leave_out must name at least one training row, got an empty list"),
+        (range(0), "leave_out must name at least one training row, got an empty list"),
+        ([0, 20], r"leave_out must hold indices in \[0, 20\), the training rows; got 20"),
+        ([3, -1], r"leave_out must hold indices in \[0, 20\), the training rows; got -1"),
+        ([4, 2, 4], r"leave_out must not repeat a row; 4 appears 2 times. Pass np.unique"),
+        (21, r"between 1 and the number of training rows \(20\), got 21"),
+        (0, "'leave_out' parameter of FurtherTraining must be"),
+        (-3, "'leave_out' parameter of FurtherTraining must be"),
+        ([0.5], "a list of row indices"),
+        ([[0, 1]], "a list of row indices"),
+        (np.array([True, False]), "a list of row indices"),
+        ("all", "'leave_out' parameter of FurtherTraining must be"),
+    ],
+)
+def test_leave_out(leave_out, message):
+    fit_and_curve({"leave_out": leave_out}, ValueError, message)
+
+
+@pytest.mark.parametrize("n_epochs", [-1, 0, 1.5, "many"])
+def test_epochs(n_epochs):
+    with pytest.raises(ValueError, match="'n_epochs' parameter of FurtherTraining must be an int"):
+        further_training(RIDGE, n_epochs=n_epochs).fit(X, Y)
+    with pytest.raises(ValueError, match="'n_epochs' parameter of GradDot must be an int"):
+        GradDot(RIDGE, n_epochs=n_epochs).fit(X, Y)
+    with pytest.raises(ValueError, match="epochs must be positive whole numbers of epochs, got"):
+        curve(epochs=[n_epochs])
+
+
+def test_horizons():
+    for epochs in ([], [-5], [0, 1]):
+        with pytest.raises(ValueError, match="epochs must be positive whole numbers of epochs"):
+            curve(epochs=epochs)
+    for epochs in ([5, 1], [2, 2]):
+        with pytest.raises(ValueError, match="epochs must increase without repeats"):
+            curve(epochs=epochs)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "message"),
+    [
+        (0, "'n_seeds' parameter of FurtherTraining must be"),
+        (-2, "'n_seeds' parameter of FurtherTraining must be"),
+        ("many", "'n_seeds' parameter of FurtherTraining must be"),
+        ([], "n_seeds as a list must hold non-negative integers"),
+        ([1, -1], "n_seeds as a list must hold non-negative integers"),
+        ([0.5], "n_seeds as a list must hold non-negative integers"),
+        ([3, 1, 3], "n_seeds must not repeat a seed: repeats would count as independent runs"),
+    ],
+)
+def test_seeds(n_seeds, message):
+    fit_and_curve({"n_seeds": n_seeds}, ValueError, message)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"correction": "median"}, "'correction' parameter of FurtherTraining must be"),
+        ({"leave_out_mode": "skip"}, "'leave_out_mode' parameter of FurtherTraining must be"),
+        ({"batch_size": 0}, "'batch_size' parameter of FurtherTraining must be"),
+        ({"chunk_size": 0}, "'chunk_size' parameter of FurtherTraining must be"),
+        ({"memory_budget": -1}, "'memory_budget' parameter of FurtherTraining must be"),
+        ({"compile": "never"}, "'compile' parameter of FurtherTraining must be"),
+        ({"random_state": "x"}, "'random_state' parameter of FurtherTraining must be"),
+    ],
+)
+def test_other_settings(params, message):
+    fit_and_curve(params, ValueError, message)
+
+
+def test_correction_of_a_curve():
+    with pytest.raises(ValueError, match="correction must be 'full', 'mean' or None, got 'median'"):
+        curve().corrected("median")
+
+
+# ---- optimisers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (
+            {"optimizer": torch.optim.LBFGS},
+            ValueError,
+            "LBFGS mixes coordinates, so models trained as one stack would disturb each other. Use",
+        ),
+        ({"optimizer": "LBFGS"}, ValueError, "LBFGS mixes coordinates"),
+        (
+            {"optimizer": "Adma"},
+            ValueError,
+            r"must be a torch.optim class or its name \('SGD', 'Adam', ...\), got 'Adma'",
+        ),
+        ({"optimizer": "lr_scheduler"}, ValueError, "got 'lr_scheduler'"),
+        ({"optimizer": nn.Linear}, ValueError, "must be a torch.optim class or its name"),
+        (
+            {"optimizer": "SGD", "optimizer_params": {"beta": 0.9}},
+            ValueError,
+            r"optimizer_params has \['beta'\], which SGD does not take; it takes .*'momentum'",
+        ),
+        (
+            {"optimizer": "SGD", "optimizer_params": {"momentum": -1}},
+            ValueError,
+            "momentum value: -1",
+        ),
+        ({"lr": -0.1}, ValueError, "'lr' parameter of FurtherTraining must be"),
+        ({"lr": 0}, ValueError, "'lr' parameter of FurtherTraining must be"),
+        ({"lr": lambda epoch: -0.1}, ValueError, "lr must be positive, got -0.1"),
+    ],
+)
+def test_optimizers(params, error, message):
+    fit_and_curve(params, error, message)
+
+
+def test_learning_rate_of_grad_dot():
+    for lr in (0, -1, "big"):
+        with pytest.raises(ValueError, match="'lr' parameter of GradDot must be a float in"):
+            GradDot(RIDGE, lr=lr).fit(X, Y)
+
+
+def test_divergence():
+    with pytest.raises(FloatingPointError, match=r"training diverged.*Lower lr"):
+        further_training(RIDGE, n_epochs=60, optimizer="SGD", lr=1e9).fit(X, Y)
+
+
+# ---- measurements and criteria --------------------------------------------------------------
+
+
+@each_attributor
+def test_unknown_measurement(make):
+    with pytest.raises(ValueError, match=r"must be one of 'loss', 'margin'.*got 'accuracy'"):
+        make(RIDGE, measurement="accuracy").fit(X, Y)
+    with pytest.raises(ValueError, match=r"'measurement' parameter of .* must be"):
+        make(RIDGE, measurement=3).fit(X, Y)
+    with pytest.raises(ValueError, match="measurement='margin' needs a classifier"):
+        make(RIDGE, measurement="margin").fit(X, Y)
+
+
+@each_attributor
+@pytest.mark.parametrize(
+    ("measurement", "got"),
+    [
+        (lambda outputs, targets: outputs, r"got \(2, 3\)"),
+        (lambda outputs, targets: outputs[:, :1], r"got \(2, 1\)"),
+        (lambda outputs, targets: outputs.mean(), r"got \(\)"),
+        (lambda outputs, targets: 1.0, "got float"),
+    ],
+)
+def test_measurement_of_a_bad_shape(make, measurement, got):
+    with pytest.raises(ValueError, match=f"measurement must give one number per row.*{got}"):
+        make(LOGISTIC, measurement=measurement).fit(XC, YC)
+
+
+@each_attributor
+def test_output_that_does_not_exist(make):
+    with pytest.raises(ValueError, match=r"Output\(index\) must be in \[0, 3\).*got 3"):
+        make(LOGISTIC, measurement=Output(3)).fit(XC, YC)
+    two = Ridge().fit(X, np.column_stack([Y, Y]))
+    with pytest.raises(ValueError, match=r"needs a model with one output.*Output\(index\)"):
+        make(two, measurement="output").fit(X, np.column_stack([Y, Y]))
+
+
+class ScalarOnly(nn.Module):
+    def forward(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+
+class IgnoresReduction(ScalarOnly):
+    reduction = "mean"
+
+
+@each_attributor
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (None, ValueError, "criterion must be given with a bare torch.nn.Module, for example"),
+        (ScalarOnly(), TypeError, "ScalarOnly reduces to a scalar only: it has no `reduction`"),
+        (IgnoresReduction(), ValueError, "one loss per row when its reduction is 'none'"),
+        (nn.MSELoss(reduction="sum"), ValueError, r"got 'sum'.*Use reduction='mean' and scale lr"),
+        ("mse", ValueError, "'criterion' parameter of .* must be"),
+        (nn.MSELoss, ValueError, "'criterion' parameter of .* must be"),
+    ],
+)
+def test_criteria(make, criterion, error, message):
+    with pytest.raises(error, match=message):
+        make(nn.Linear(4, 1), criterion=criterion).fit(X, Y[:, None])
+
+
+@each_attributor
+def test_scalar_criterion_shows_whatever_is_measured(make):
+    """The training loss is needed per row also where another thing is attributed."""
+    with pytest.raises(ValueError, match="one loss per row when its reduction is 'none'"):
+        make(nn.Linear(4, 1), criterion=IgnoresReduction(), measurement=Output(0)).fit(
+            X, Y[:, None]
+        )
+
+
+@each_attributor
+def test_criterion_of_a_net(make):
+    data = X.astype(np.float32), Y[:, None].astype(np.float32)
+    net = skorch.NeuralNetRegressor(nn.Linear(4, 1), max_epochs=1, train_split=None, verbose=0)
+    net.fit(*data)
+    with pytest.raises(ValueError, match=r"criterion is for a bare torch.nn.Module; NeuralNetReg"):
+        make(net, criterion=nn.MSELoss()).fit(*data)
+
+
+@each_attributor
+def test_custom_criterion_needs_targets(make):
+    class Own(nn.Module):
+        reduction = "mean"
+
+        def forward(self, outputs, targets):
+            rows = (outputs - targets).square().sum(1)
+            return rows.mean() if self.reduction == "mean" else rows
+
+    attributor = make(nn.Linear(4, 1), criterion=Own()).fit(X, Y[:, None])
+    with pytest.raises(ValueError, match="y must be given to transform: the meaning of this model"):
+        attributor.transform(X)
+
+
+@each_attributor
+def test_batch_norm_in_training_mode(make):
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    with pytest.raises(
+        ValueError, match=r"BatchNorm layer \(1\) in training mode.*call estimator.eval"
+    ):
+        make(module, criterion=nn.MSELoss()).fit(X, Y)
+    make(module.eval(), criterion=nn.MSELoss()).fit(X, Y)
