@@ -38,6 +38,12 @@ CLASS_KINDS = frozenset(
 )
 
 
+def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """One at the target class and zero elsewhere (``F.one_hot`` fails under vmap on some devices)."""
+    classes = torch.arange(outputs.shape[-1], device=outputs.device)
+    return (targets.unsqueeze(-1) == classes).to(outputs.dtype)
+
+
 class RowLoss:
     """A loss that gives one number per row.
 
@@ -88,7 +94,7 @@ class CrossEntropy(RowLoss):
         return F.cross_entropy(outputs, targets, reduction="none")
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.softmax(-1) - F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+        return outputs.softmax(-1) - _hits(outputs, targets)
 
 
 class BinaryCrossEntropy(RowLoss):
@@ -110,8 +116,7 @@ class OneVsRestCrossEntropy(RowLoss):
     kind: OutputKind = "one_vs_rest_logits"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        hits = F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
-        return (F.softplus(outputs) - hits * outputs).sum(-1)
+        return (F.softplus(outputs) - _hits(outputs, targets) * outputs).sum(-1)
 
 
 class ProbabilityNLL(RowLoss):

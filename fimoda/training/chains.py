@@ -57,14 +57,20 @@ _METHODS: dict[str, Pointwise] = {"relu": RELU, "tanh": TANH, "sigmoid": SIGMOID
 def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     """The links of the network from input to output, or None if it is not such a chain.
 
-    Every layer must feed the next one only, with all parameters trainable. Rows may be flattened
-    first, and one output squeezed to shape ``(n,)`` last.
+    Every layer must feed the next one only, with all parameters trainable and no hooks. Rows may
+    be flattened first, and one output squeezed to shape ``(n,)`` last.
     """
+    # inside a Sequential, so that a network of one layer is a layer of the graph, too; in training
+    # mode, since a forward may branch on it
+    module = nn.Sequential(model.training_module)
+    modules = dict(module.named_modules())
+    names = {id(p): name for name, p in model.training_module.named_parameters()}
+    if any(part._forward_hooks or part._forward_pre_hooks for part in modules.values()):
+        return None
     try:
-        graph = torch.fx.symbolic_trace(model.module).graph
+        graph = torch.fx.symbolic_trace(module).graph
     except Exception:  # tracing runs the user's code, which may raise anything
         return None
-    modules = dict(model.module.named_modules())
     links: list[Link] = []
     previous = None
     for node in graph.nodes:
@@ -80,13 +86,16 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
         if not links and _flattens_rows(node, modules):
             previous = node
             continue
-        link = _link(node, modules)
+        if model.output_ndim == 1 and _squeezes_output(node):
+            previous = node
+            continue
+        link = _link(node, modules, names)
         if link is None:
             return None
         links += link
         previous = node
-    names = [n for link in links if isinstance(link, Affine) for n in (link.weight, link.bias) if n]
-    return tuple(links) if names and sorted(names) == sorted(model.shapes) else None
+    used = [n for link in links if isinstance(link, Affine) for n in (link.weight, link.bias) if n]
+    return tuple(links) if used and sorted(used) == sorted(model.shapes) else None
 
 
 def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -98,14 +107,22 @@ def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     return flattens and node.args[1:] == (1,) and not node.kwargs
 
 
-def _link(node: torch.fx.Node, modules: dict[str, nn.Module]) -> list[Link] | None:
+def _squeezes_output(node: torch.fx.Node) -> bool:
+    """Whether the node takes the last axis of the network's one output away."""
+    last = all(user.op == "output" for user in node.users)
+    return last and node.target == "squeeze" and node.args[1:] in ((-1,), (1,))
+
+
+def _link(
+    node: torch.fx.Node, modules: dict[str, nn.Module], names: dict[int, str]
+) -> list[Link] | None:
     """The links of one node of the graph; an empty list for the identity."""
-    alone = len(node.args) == 1 and not node.kwargs
+    alone = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
     if node.op == "call_module":
         part = modules[str(node.target)]
         if type(part) is nn.Linear:
-            bias = None if part.bias is None else f"{node.target}.bias"
-            return [Affine(f"{node.target}.weight", bias)]
+            bias = None if part.bias is None else names[id(part.bias)]
+            return [Affine(names[id(part.weight)], bias)]
         if type(part) is nn.Dropout:
             return [Dropout(part.p)] if part.p > 0 else []
         if type(part) is nn.Identity:
@@ -116,8 +133,6 @@ def _link(node: torch.fx.Node, modules: dict[str, nn.Module]) -> list[Link] | No
         pointwise = _FUNCTIONS.get(node.target)
         return None if pointwise is None else [pointwise]
     if node.op == "call_method":
-        if node.target == "squeeze" and node.args[1:] in ((-1,), (1,)):
-            return [] if all(user.op == "output" for user in node.users) else None
         pointwise = _METHODS.get(str(node.target)) if alone else None
         return None if pointwise is None else [pointwise]
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,14 +56,23 @@ def _by_autograd(model: FinalModel) -> StackedGradient:
 _COMPILED: dict[str, StackedGradient] = {}
 
 
+def _cache_settings() -> dict[str, Any]:
+    """A cache of its own for each model, one entry per shape of a batch (as far as torch can)."""
+    wanted = {"isolate_recompiles": True, "recompile_limit": 64}
+    known = inspect.signature(torch.compile).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
 def compiled_gradient(model: FinalModel) -> StackedGradient:
     """`stacked_gradient` through ``torch.compile``, once per model and process.
 
-    Without a working compiler the uncompiled function takes over, with one warning.
+    Dropout draws what it draws uncompiled. Without a working compiler the uncompiled function
+    takes over, with one warning.
     """
     if model.fingerprint not in _COMPILED:
         eager = stacked_gradient(model)
-        current = torch.compile(eager, dynamic=False)
+        options: dict[str, Any] = {"fallback_random": True}
+        current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
 
         def guarded(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
             nonlocal current

@@ -21,7 +21,7 @@ from .products import fast_float32_products
 STACK_BYTES = 6 * 2**20
 MAX_STACK = 32
 
-#: Operations per worker from which compiling pays for itself (about a minute of training).
+#: Operations of a run from which compiling pays for itself (about a minute of training).
 COMPILE_FROM = 3e12
 
 
@@ -50,10 +50,7 @@ def should_compile(model: FinalModel, operations: float) -> bool:
 
 @contextmanager
 def _seeded(model: FinalModel, seed: int) -> Iterator[None]:
-    """Dropout's random numbers come from `seed`; the caller's generators are left alone."""
-    if not model.is_stochastic:
-        yield
-        return
+    """Random numbers of the forward pass come from `seed`; the caller's generators stay as they are."""
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
