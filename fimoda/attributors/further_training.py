@@ -35,7 +35,15 @@ from ..training.outcomes import (
     relative_error,
     standard_error,
 )
-from ..training.runner import Reader, Training, Unit, decide_compile, leave_out_units, run_units
+from ..training.runner import (
+    Reader,
+    Result,
+    Training,
+    Unit,
+    decide_compile,
+    leave_out_units,
+    run_units,
+)
 from ..training.store import UnitStore
 
 #: ``n_seeds="auto"`` trains this many seeds before it first looks at the standard error, and
@@ -100,8 +108,8 @@ class FurtherTraining(BaseAttributor):
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
-        Directory that keeps the trained stacks, memory-mapped. A call with the same arguments
-        resumes from it, also after the process was killed.
+        Directory that keeps the trained stacks; they are read from it one by one when needed. A
+        call with the same arguments resumes from it, also after the process was killed.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     sem_tol : float, default=0.2
@@ -248,7 +256,7 @@ class FurtherTraining(BaseAttributor):
         some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
         probe = Measurer(self._X[some], self._y[some], self._measure)
 
-        def error(stacks: dict[Unit, NDArray[Any]], seeds: list[int]) -> float:
+        def error(stacks: dict[Unit, Result], seeds: list[int]) -> float:
             return relative_error(self._outcomes(stacks, seeds, probe).scores(self.correction))
 
         size = self.model_.n_parameters * self.model_.theta.element_size()
@@ -281,24 +289,26 @@ class FurtherTraining(BaseAttributor):
         training: Training,
         read: Reader,
         bytes_per_model: int,
-        error: Callable[[dict[Unit, NDArray[Any]], list[int]], float],
+        error: Callable[[dict[Unit, Result], list[int]], float],
         identity: dict[str, Any],
-    ) -> tuple[list[int], dict[Unit, NDArray[Any]]]:
+    ) -> tuple[list[int], dict[Unit, Result]]:
         """Train all units, in rounds of seeds if their number is to be found."""
         auto = isinstance(self.n_seeds, str)
         wanted = check_seeds(self.max_seeds if auto else self.n_seeds, self._rng)
         store = None
-        if self.checkpoint_dir is not None:
+        if self.checkpoint_dir is None:
+            self._require_memory(bytes_per_model, len(wanted))
+        else:
             store = UnitStore(self.checkpoint_dir, {**training.identity(), **identity})
         seeds: list[int] = []
-        results: dict[Unit, NDArray[Any]] = {}
+        results: dict[Unit, Result] = {}
         while len(seeds) < len(wanted):
             fresh = wanted[len(seeds) :][: SEED_ROUND if auto else None]
             units = leave_out_units(training, fresh, self.train_indices_, self.chunk_size)
-            self._require_room(units, bytes_per_model, len(seeds) + len(fresh), store)
-            ready = replace(
-                training, compile=decide_compile(training, units, self.compile, self.n_jobs)
-            )
+            if store is not None:
+                missing = [unit for unit in units if not store.has(unit.key)]
+                store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
+            ready = replace(training, compile=decide_compile(training, units, self.compile))
             done = run_units(
                 ready, units, read, store=store, n_jobs=self.n_jobs, verbose=self.verbose
             )
@@ -309,30 +319,25 @@ class FurtherTraining(BaseAttributor):
         # the order in which workers finish must not show
         return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
 
-    def _require_room(
-        self, units: list[Unit], bytes_per_model: int, n_seeds: int, store: UnitStore | None
-    ) -> None:
-        if store is not None:
-            missing = [unit for unit in units if not store.has(unit.key)]
-            store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
-            return
+    def _require_memory(self, bytes_per_model: int, n_seeds: int) -> None:
+        """Raise MemoryError if what is kept of `n_seeds` seeds would not fit."""
         needed = bytes_per_model * n_seeds * (len(self.train_indices_) + 1)
         if needed > self.memory_budget:
             raise MemoryError(
                 f"{n_seeds} seeds x {len(self.train_indices_) + 1} models take "
                 f"{needed / 2**20:.0f} MiB, more than memory_budget={self.memory_budget / 2**20:.0f} "
-                "MiB. Set checkpoint_dir to keep them on disk, leave out fewer rows, or raise "
-                "memory_budget."
+                "MiB. Set checkpoint_dir to keep them on disk, leave out fewer rows, lower n_seeds "
+                "(max_seeds if it is 'auto'), or raise memory_budget."
             )
 
     # ---- transform --------------------------------------------------------------------------
 
     def _outcomes(
-        self, stacks: dict[Unit, NDArray[Any]], seeds: list[int], measurer: Measurer
+        self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measurer
     ) -> Outcomes:
         """Measure all stacks, (1, n_test, n_left_out, n_seeds)."""
-        readings = {
-            unit: measurer(self.model_, self._tensor(stack[0]))[None].cpu().numpy()
+        readings: dict[Unit, Result] = {
+            unit: measurer(self.model_, self._tensor(stack))[None].cpu().numpy()
             for unit, stack in stacks.items()
         }
         return assemble(readings, seeds, self.train_indices_, self._of_final_model(measurer))
@@ -340,8 +345,9 @@ class FurtherTraining(BaseAttributor):
     def _of_final_model(self, measurer: Measurer) -> NDArray[np.float64]:
         return measurer(self.model_, self.model_.theta[None])[0].cpu().numpy()
 
-    def _tensor(self, stack: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(stack)).to(self.model_.device)
+    def _tensor(self, stack: Result) -> Tensor:
+        """Parameters (L, p) at the only mark."""
+        return torch.from_numpy(np.array(stack)[0]).to(self.model_.device)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
@@ -358,24 +364,24 @@ class FurtherTraining(BaseAttributor):
         return self._last_sem["transform"]
 
     def _self_influence(self) -> NDArray[np.float64]:
-        if self.correction == "mean":
-            return super()._self_influence()
         rows = torch.from_numpy(self.train_indices_)
         own = Measurer(self._X[rows], self._y[rows], self._measure)
-        baseline = self._of_final_model(own)
         column = {int(row): k for k, row in enumerate(self.train_indices_)}
+        n_seeds = len(self.seeds_)
         scores = np.zeros(len(rows))
+        if self.correction is None:
+            scores -= self._of_final_model(own)
         for unit, stack in self._stacks.items():
-            theta = self._tensor(stack[0])
-            for model, row in enumerate(unit.left_out):
-                if row == FULL_DATA and self.correction == "full":
-                    scores -= self._measured(theta[model], own)
-                elif row != FULL_DATA:
+            for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
+                if row != FULL_DATA:
                     k = column[row]
                     one = Measurer(own.X[k : k + 1], own.y[k : k + 1], own.measure)
-                    scores[k] += self._measured(theta[model], one)[0]
-        scores /= len(self.seeds_)
-        return scores if self.correction == "full" else scores - baseline
+                    scores[k] += self._measured(theta, one)[0] / n_seeds
+                if row == FULL_DATA and self.correction == "full":
+                    scores -= self._measured(theta, own) / n_seeds
+                elif row != FULL_DATA and self.correction == "mean":
+                    scores -= self._measured(theta, own) / (n_seeds * len(rows))
+        return scores
 
     def _measured(self, theta: Tensor, measurer: Measurer) -> NDArray[np.float64]:
         return measurer(self.model_, theta[None])[0].cpu().numpy()

@@ -18,7 +18,7 @@ from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer, Outcomes, assemble, relative_error, standard_error
-from ..training.runner import Unit, digest
+from ..training.runner import Result, Unit
 from .further_training import FurtherTraining
 
 
@@ -207,17 +207,13 @@ def further_training_curve(
     measurer = Measurer(*trainer._test_tensors(X_test, y_test))
     final = trainer._of_final_model(measurer)
 
-    def outcomes(readings: dict[Unit, NDArray[np.float64]], seeds: list[int]) -> Outcomes:
+    def outcomes(readings: dict[Unit, Result], seeds: list[int]) -> Outcomes:
         return assemble(readings, seeds, trainer.train_indices_, final)
 
-    def error(readings: dict[Unit, NDArray[np.float64]], seeds: list[int]) -> float:
+    def error(readings: dict[Unit, Result], seeds: list[int]) -> float:
         return relative_error(outcomes(readings, seeds).scores(correction)[-1])
 
-    identity = {
-        "X_test": digest(measurer.X),
-        "y_test": digest(measurer.y),
-        "measurement": measurement if isinstance(measurement, str) else repr(measurement),
-    }
+    identity = measurer.identity(trainer.n_outputs_)
     size = 8 * len(marks) * len(measurer.X)
     seeds, readings = trainer._train(training, measurer, size, error, identity)
     return FurtherTrainingCurve(

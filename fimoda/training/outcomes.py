@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..measurements import stacked_values
+from ..measurements import stacked_values, values
 from ..model import FinalModel
 from ..row_gradients import Measure
 from .batches import FULL_DATA
-from .runner import Unit
+from .runner import Result, Unit, digest
 
 #: Test rows whose outputs are computed at a time for a whole stack.
 ROWS = 1024
@@ -46,6 +46,22 @@ class Measurer:
             ],
             dim=1,
         )
+
+    def identity(self, n_outputs: int) -> dict[str, str]:
+        """What is measured, for the directory that keeps it.
+
+        The measurement is known by its values on made-up outputs, to six digits: a callable has
+        no name that would tell it from another one and be the same in the next process.
+        """
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(self.y), n_outputs)
+        outputs = torch.rand(shape, generator=generator, dtype=torch.float64).to(self.X.device)
+        measured = values(self.measure, outputs, self.y).tolist()
+        return {
+            "X_test": digest(self.X),
+            "y_test": digest(self.y),
+            "measurement": digest(torch.tensor([float(f"{value:.6g}") for value in measured])),
+        }
 
 
 def _double(x: Tensor) -> Tensor:
@@ -85,24 +101,25 @@ class Outcomes:
 
 
 def assemble(
-    readings: Mapping[Unit, NDArray[np.float64]],
+    readings: Mapping[Unit, Result],
     seeds: Sequence[int],
     leave_out: Sequence[int] | NDArray[np.int64],
     final: NDArray[np.float64],
 ) -> Outcomes:
     """Outcomes from the measurements (n_marks, L, n_test) of all units."""
-    n_marks, _, n_test = next(iter(readings.values())).shape
+    n_marks, _, n_test = np.asarray(next(iter(readings.values()))).shape
     left_out = np.empty((n_marks, n_test, len(leave_out), len(seeds)))
     full = np.empty((n_marks, n_test, len(seeds)))
     column = {int(row): k for k, row in enumerate(leave_out)}
     place = {seed: s for s, seed in enumerate(seeds)}
     for unit, reading in readings.items():
         s = place[unit.seed]
+        values = np.asarray(reading)
         for model, row in enumerate(unit.left_out):
             if row == FULL_DATA:
-                full[:, :, s] = reading[:, model]
+                full[:, :, s] = values[:, model]
             else:
-                left_out[:, :, column[row], s] = reading[:, model]
+                left_out[:, :, column[row], s] = values[:, model]
     return Outcomes(left_out, full, final)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from ..model import FinalModel
 from .batches import FULL_DATA, LeaveOutMode, LeaveOutPlan
 from .optimizers import OptimizerSpec
 from .stack import StackTrainer, should_compile, stack_size
-from .store import UnitStore
+from .store import StoredArray, UnitStore
 
 #: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
 Reader = Callable[[FinalModel, Tensor], Tensor]
+
+#: What a unit keeps, in memory or on disk; ``np.asarray`` gives the array.
+Result = NDArray[Any] | StoredArray
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ class Training:
             "epochs": list(self.marks),
             "leave_out_mode": self.mode,
             "dtype": str(self.model.dtype),
-            "compile": self.compile,
-            **self.optimizer.describe(),
+            **self.optimizer.describe(self.marks[-1]),
         }
 
 
@@ -87,26 +90,33 @@ def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(int(row) for row in piece) for piece in pieces]
 
 
-def decide_compile(
-    training: Training, units: Sequence[Unit], compile: bool | str, n_jobs: int | None
-) -> bool:
-    """Resolve ``compile="auto"`` from the amount of work each worker will do."""
+def decide_compile(training: Training, units: Sequence[Unit], compile: bool | str) -> bool:
+    """Resolve ``compile="auto"`` from the amount of work, whoever does it: the bits depend on it."""
     if isinstance(compile, bool):
         return compile
     models = sum(len(unit.left_out) for unit in units)
     steps = 6.0 * training.model.n_parameters * len(training.X) * training.marks[-1]
-    return should_compile(training.model, steps * models / effective_n_jobs(n_jobs))
+    return should_compile(training.model, steps * models)
+
+
+_TURN = threading.Lock()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch uses one thread inside, and as many as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Torch uses one thread inside, and as many as before outside.
+
+    Threads of one process (joblib's threading backend, dask workers with several threads) take
+    turns: torch's number of threads, its random generator and its choice of library for products
+    belong to the process, and the result would depend on who changes them when.
+    """
+    with _TURN:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def train_unit(training: Training, unit: Unit, read: Reader) -> NDArray[Any]:
@@ -136,7 +146,7 @@ def run_units(
     n_jobs: int | None = None,
     verbose: int = 0,
     description: str = "further training",
-) -> Iterator[tuple[Unit, NDArray[Any]]]:
+) -> Iterator[tuple[Unit, Result]]:
     """Yield every unit with its result, in no fixed order; finished ones come from `store`.
 
     Runs under joblib's current backend with `n_jobs` workers of one thread each. What a unit
@@ -152,7 +162,7 @@ def run_units(
                 progress.update()
                 yield unit, done
         for unit, result in _parallel(training, pending, read, n_jobs):
-            kept = result if store is None else store.put(unit.key, result)
+            kept: Result = result if store is None else store.put(unit.key, result)
             progress.update()
             yield unit, kept
 

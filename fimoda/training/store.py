@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANIFEST = "run.json"
+
+#: Begins the names of files that are being written. A killed process leaves one behind.
+PART = ".part-"
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk, read when ``np.asarray`` asks for it: holds no memory and no open file."""
+
+    path: Path
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(np.load(self.path), dtype=dtype)
 
 
 class UnitStore:
@@ -35,7 +49,7 @@ class UnitStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()
         self.identity = json.loads(json.dumps(identity, default=str))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +62,8 @@ class UnitStore:
         if manifest.exists():
             self._check_same_run(manifest)
         else:
-            others = [p.name for p in self.directory.iterdir()]
+            names = [p.name for p in self.directory.iterdir()]
+            others = [name for name in names if not name.startswith(PART)]
             if others:
                 raise ValueError(
                     f"checkpoint_dir {str(self.directory)!r} holds other files ({others[0]!r}, ...) "
@@ -81,19 +96,20 @@ class UnitStore:
 
     def has(self, key: str) -> bool:
         """Whether the unit is finished."""
-        return self._path(key).exists()
+        return self.get(key) is not None
 
-    def get(self, key: str) -> NDArray[Any] | None:
-        """The array of a finished unit, memory-mapped, or None."""
+    def get(self, key: str) -> StoredArray | None:
+        """The array of a finished unit, or None. A file that was cut off is as good as none."""
         try:
-            return np.load(self._path(key), mmap_mode="r")
-        except FileNotFoundError:
+            np.load(self._path(key), mmap_mode="r")  # its header, and whether its length agrees
+        except (FileNotFoundError, ValueError, EOFError):
             return None
+        return StoredArray(self._path(key))
 
-    def put(self, key: str, array: NDArray[Any]) -> NDArray[Any]:
-        """Keep a finished unit and return it, memory-mapped."""
+    def put(self, key: str, array: NDArray[Any]) -> StoredArray:
+        """Keep a finished unit."""
         self._write(self._path(key), array)
-        return np.load(self._path(key), mmap_mode="r")
+        return StoredArray(self._path(key))
 
     def require_space(self, n_bytes: int) -> None:
         """Raise OSError unless the file system has room for `n_bytes` more."""
@@ -106,27 +122,26 @@ class UnitStore:
 
     def _write(self, path: Path, content: bytes | NDArray[Any]) -> None:
         """Write a temporary file, flush it to the disk, and give it its name in one step."""
-        name = None
+        part = None
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=self.directory, prefix=".part-", delete=False
-            ) as f:
-                name = f.name
+            with tempfile.NamedTemporaryFile(dir=self.directory, prefix=PART, delete=False) as f:
+                part = Path(f.name)
                 if isinstance(content, bytes):
                     f.write(content)
                 else:
                     np.lib.format.write_array(f, np.ascontiguousarray(content), allow_pickle=False)
                 f.flush()
                 os.fsync(f.fileno())
-            os.replace(name, path)
+            part.replace(path)
         except OSError as error:
-            if name is not None and os.path.exists(name):
-                os.unlink(name)
             raise OSError(
                 error.errno,
                 f"checkpoint_dir {str(self.directory)!r} cannot be written: {error.strerror or error}. "
                 "Finished units are kept; make room or permissions and call again to resume.",
             ) from error
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:
