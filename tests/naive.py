@@ -1,0 +1,126 @@
+"""Further training the plain way: one model, one left-out row, one seed at a time, float64.
+
+Nothing here comes from fimoda: torch's own DataLoader, autograd and optimisers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+#: (outputs, targets, indices of the rows) -> scalar objective of a batch
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Naive:
+    """A run of further training.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The final model; a copy is trained for each run.
+    X, y : Tensor
+        Training rows and targets, as `objective` takes them.
+    objective : callable
+    measure : callable
+        (outputs, targets) -> one number per row, taken in evaluation mode.
+    l2 : callable, default=None
+        Penalty of a module, added to the objective of each batch.
+    """
+
+    module: nn.Module
+    X: Tensor
+    y: Tensor
+    objective: Objective
+    measure: Callable[[Tensor, Tensor], Tensor]
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
+    lr: float | Callable[[int], float] = 0.1
+    params: dict = field(default_factory=dict)
+    batch_size: int = 16
+    l2: Callable[[nn.Module], Tensor] | None = None
+
+    def _batches(self, order: Tensor, left_out: int | None, mode: str) -> list[list[int]]:
+        if mode == "drop" and left_out is not None:
+            order = order[order != left_out]
+        return [rows.tolist() for rows in order.split(self.batch_size)]
+
+    def train(
+        self, seed: int, left_out: int | None, mode: str, n_epochs: int
+    ) -> Iterator[nn.Module]:
+        """The model after each epoch."""
+        module = copy.deepcopy(self.module).train()
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        lr = self.lr if callable(self.lr) else lambda _: self.lr
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optimizer = self.optimizer(trainable, lr=lr(0), **self.params)
+        data = TensorDataset(self.X, self.y, torch.arange(len(self.X)))
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout
+        for epoch in range(n_epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = lr(epoch)
+            order = torch.randperm(len(self.X), generator=generator)
+            batches = self._batches(order, left_out, mode)
+            # a generator of its own: the loader must not draw from dropout's stream
+            for x, y, rows in DataLoader(data, batch_sampler=batches, generator=torch.Generator()):
+                outputs = module(x)
+                kept = torch.ones(len(rows), dtype=bool) if left_out is None else rows != left_out
+                loss = outputs.sum() * 0  # a batch of the left-out row alone is a step, too
+                if kept.any():
+                    loss = self.objective(outputs[kept], y[kept], rows[kept])
+                if self.l2 is not None:
+                    loss = loss + self.l2(module)
+                optimizer.zero_grad(set_to_none=False)
+                loss.backward()
+                optimizer.step()
+            yield module
+
+    def measured(self, module: nn.Module, X: Tensor, y: Tensor) -> np.ndarray:
+        module.eval()
+        with torch.no_grad():
+            values = self.measure(module(X), y)
+        module.train()
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return values.numpy()
+
+    def run(
+        self,
+        X_test: Tensor,
+        y_test: Tensor,
+        *,
+        marks: Sequence[int],
+        seeds: Sequence[int],
+        leave_out: Sequence[int],
+        mode: str = "mask",
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Measurements without each row (n_marks, n_test, n_left_out, n_seeds), with all rows
+        (n_marks, n_test, n_seeds), and of the final model (n_test,)."""
+
+        def along(seed: int, row: int | None) -> np.ndarray:
+            models = enumerate(self.train(seed, row, mode, marks[-1]), start=1)
+            return np.stack([self.measured(m, X_test, y_test) for e, m in models if e in marks])
+
+        with torch.random.fork_rng():
+            without = [[along(seed, row) for seed in seeds] for row in leave_out]
+            full = [along(seed, None) for seed in seeds]
+            final = self.measured(copy.deepcopy(self.module), X_test, y_test)
+        return np.transpose(without, (2, 3, 0, 1)), np.transpose(full, (1, 2, 0)), final
+
+
+def relative(found, expected) -> float:
+    """Norm of the difference, relative to that of what is expected."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert np.linalg.norm(expected) > 0
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

@@ -1,0 +1,768 @@
+"""The parts of the training engine, each against its definition."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from fimoda import as_final_model, losses
+from fimoda.losses import SquaredError, row_loss
+from fimoda.model import FinalModel
+from fimoda.row_gradients import RowDifferentiator
+from fimoda.training.batches import FULL_DATA, Batch, LeaveOutPlan, dropped_epoch, masked_epoch
+from fimoda.training.chains import Affine, Dropout, Pointwise, read_chain
+from fimoda.training.gradients import _by_autograd, _by_layers, stacked_gradient
+from fimoda.training.optimizers import OptimizerSpec, acts_elementwise, resolve_optimizer
+from fimoda.training.products import fast_float32_products
+from fimoda.training.runner import Training, decide_compile, leave_out_units, one_thread
+from fimoda.training.stack import StackTrainer
+
+D = 3
+
+
+class Functions(nn.Module):
+    """A chain written in a forward of its own; `how` names the functions."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.a, self.b = nn.Linear(D, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = self.a(x)
+        h = {
+            "F.relu": lambda h: F.relu(h),
+            "F.relu inplace": lambda h: F.relu(h, inplace=True),
+            "torch.relu": torch.relu,
+            "method": lambda h: h.relu(),
+            "F.tanh": lambda h: F.tanh(h),
+            "torch.sigmoid": torch.sigmoid,
+            "squeeze": torch.tanh,
+            "dropout": lambda h: F.dropout(F.relu(h), 0.5, self.training),
+            "dropout in training only": lambda h: F.dropout(h) if self.training else h,
+            "used twice": lambda h: h * torch.sigmoid(h),
+            "gelu": lambda h: F.gelu(h),
+            "leaky": lambda h: F.leaky_relu(h, 0.2),
+            "data": lambda h: h if h.sum() > 0 else -h,
+        }[self.how](h)
+        h = self.b(h)
+        return h.squeeze(-1) if self.how == "squeeze" else h
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(D, D), nn.Linear(D, 1)
+
+    def forward(self, x):
+        return self.b(x + torch.tanh(self.a(x)))
+
+
+class Shared(nn.Module):
+    """The same layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(D, D), nn.Linear(D, 1)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(torch.tanh(self.a(x)))))
+
+
+def tied():
+    """Two layers with the same weights."""
+    module = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D), nn.Tanh(), nn.Linear(D, 1))
+    module[2].weight = module[0].weight
+    return module
+
+
+def frozen():
+    module = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1))
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+def hooked():
+    module = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1))
+    module[0].register_forward_hook(lambda part, inputs, output: 2 * output)
+    return module
+
+
+def parametrized():
+    module = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1))
+    torch.nn.utils.parametrizations.weight_norm(module[0])
+    return module
+
+
+def unused():
+    module = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1))
+    module[0].register_parameter("extra", nn.Parameter(torch.ones(2)))
+    return module
+
+
+class RowsOfRows(nn.Module):
+    """A linear layer on the last axis of matrices, squeezed: (n, 5, 3) to (n, 5)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(D, 1)
+
+    def forward(self, x):
+        return self.a(x).squeeze(-1)
+
+
+CHAINS = {
+    "linear": lambda: nn.Linear(D, 2),
+    "no bias": lambda: nn.Sequential(
+        nn.Linear(D, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)
+    ),
+    "one bias": lambda: nn.Sequential(
+        nn.Linear(D, 4), nn.Sigmoid(), nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)
+    ),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Linear(D, 4), nn.ReLU(inplace=True)),
+        nn.Identity(),
+        nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Tanh()),
+        nn.Linear(4, 2),
+    ),
+    "activation first": lambda: nn.Sequential(nn.Tanh(), nn.Linear(D, 2)),
+    "activation last": lambda: nn.Sequential(nn.Linear(D, 2), nn.Sigmoid()),
+    "two in a row": lambda: nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.ReLU(), nn.Linear(4, 2)),
+    "no activation": lambda: nn.Sequential(nn.Linear(D, 4), nn.Linear(4, 2)),
+    "dropout layers": lambda: nn.Sequential(
+        nn.Dropout(0.2), nn.Linear(D, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)
+    ),
+    "dropout of zero": lambda: nn.Sequential(nn.Linear(D, 4), nn.Dropout(0.0), nn.Linear(4, 2)),
+    "flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(2 * D, 4), nn.ReLU(), nn.Linear(4, 1)),
+    **{
+        how: lambda how=how: Functions(how)
+        for how in (
+            "F.relu",
+            "F.relu inplace",
+            "torch.relu",
+            "method",
+            "F.tanh",
+            "torch.sigmoid",
+            "squeeze",
+        )
+    },
+}
+
+NO_CHAINS = {
+    "residual": Residual,
+    "shared": Shared,
+    "tied": tied,
+    "frozen": frozen,
+    "hooked": hooked,
+    "parametrized": parametrized,
+    "unused": unused,
+    "matrices": RowsOfRows,
+    "batch norm": lambda: nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)),
+    "layer norm": lambda: nn.Sequential(nn.Linear(D, 4), nn.LayerNorm(4), nn.Linear(4, 1)),
+    "softmax": lambda: nn.Sequential(nn.Linear(D, 4), nn.Softmax(-1)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, D)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(4, 1)
+    ),
+    "flatten in between": lambda: nn.Sequential(nn.Linear(D, 2), nn.Flatten(), nn.Linear(4, 1)),
+    **{
+        how: lambda how=how: Functions(how)
+        for how in ("dropout", "dropout in training only", "used twice", "gelu", "leaky", "data")
+    },
+}
+
+ROW_SHAPES = {"flatten": (2, D), "flatten in between": (2, D), "matrices": (5, D)}
+
+
+def final_model(name: str, l2: bool = False, dtype=torch.float64) -> FinalModel:
+    torch.manual_seed(0)
+    module = {**CHAINS, **NO_CHAINS}[name]().to(dtype).eval()
+    with torch.no_grad():
+        ndim = module(torch.ones(1, *ROW_SHAPES.get(name, (D,)), dtype=dtype)).dim()
+    model = FinalModel(module, SquaredError(), output_ndim=ndim)
+    if l2:
+        model = FinalModel(
+            module,
+            SquaredError(),
+            output_ndim=ndim,
+            l2=torch.rand(model.n_parameters, dtype=dtype),
+        )
+    return model
+
+
+# ---- chains and gradients -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chain_is_read(name):
+    model = final_model(name)
+    links = read_chain(model)
+    assert links is not None
+    held = [n for link in links if isinstance(link, Affine) for n in (link.weight, link.bias)]
+    assert sorted(n for n in held if n) == sorted(model.shapes)
+
+
+@pytest.mark.parametrize("name", NO_CHAINS)
+def test_no_chain_is_read(name):
+    assert read_chain(final_model(name)) is None
+
+
+def test_links_in_order():
+    links = read_chain(final_model("dropout layers"))
+    assert [type(link) for link in links] == [Dropout, Affine, Pointwise, Dropout, Affine]
+    assert (links[0].p, links[3].p) == (0.2, 0.5)
+    assert links[1] == Affine("1.weight", "1.bias")
+    assert [type(link) for link in read_chain(final_model("dropout of zero"))] == [Affine, Affine]
+
+
+def plain_gradient(model: FinalModel, theta, x, y, weights):
+    """Ordinary autograd, one model of the stack at a time."""
+    rows = []
+    for k in range(len(theta)):
+        own = theta[k].clone().requires_grad_()
+        named = {name: own[part].view(model.shapes[name]) for name, part in model.slices.items()}
+        outputs = functional_call(model.training_module, named, (x[k],))
+        outputs = outputs.reshape(len(y[k]), -1)
+        total = (weights[k] * ((outputs - y[k]) ** 2).mean(1)).sum()
+        if model.l2 is not None:
+            total = total + 0.5 * (model.l2 * own**2).sum()
+        rows.append(torch.autograd.grad(total, own)[0])
+    return torch.stack(rows)
+
+
+def stack_inputs(model: FinalModel, name: str, n_models=4, batch=7):
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(model.dtype)
+
+    theta = model.theta + 0.3 * normal(n_models, model.n_parameters)
+    x = normal(n_models, batch, *ROW_SHAPES.get(name, (D,)))
+    n_outputs = model.outputs(x[0]).shape[1]
+    weights = normal(n_models, batch).abs()
+    weights[0, 2] = 0
+    return theta, x, normal(n_models, batch, n_outputs), weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize("name", [n for n in CHAINS if n != "dropout layers"])
+def test_layers_autograd_and_plain_autograd_agree(name, l2):
+    model = final_model(name, l2)
+    inputs = stack_inputs(model, name)
+    expected = plain_gradient(model, *inputs)
+    found = stacked_gradient(model)(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    penalty = model.l2 * inputs[0] if l2 else 0
+    by_layers = _by_layers(model, read_chain(model))(*inputs)
+    torch.testing.assert_close(by_layers + penalty, expected, rtol=1e-10, atol=1e-12)
+    by_autograd = _by_autograd(model)(*inputs)
+    torch.testing.assert_close(by_autograd + penalty, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "shared", "tied", "frozen", "hooked", "parametrized", "matrices", "gelu"]
+    + ["batch norm", "layer norm", "softmax", "convolution", "used twice", "leaky"],
+)
+def test_other_networks_go_through_autograd(name, l2):
+    model = final_model(name, l2)
+    inputs = stack_inputs(model, name)
+    found = stacked_gradient(model)(*inputs)
+    expected = plain_gradient(model, *inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dropout layers", "dropout", "dropout in training only"])
+def test_dropout_is_the_same_in_all_models_and_ways(name):
+    model = final_model(name)
+    theta, x, y, weights = stack_inputs(model, name)
+    x, y, weights = x[:1].expand_as(x), y[:1].expand_as(y), weights[:1].expand_as(weights)
+    theta = theta[:1].expand_as(theta)
+
+    def seeded(gradient, *inputs):
+        torch.manual_seed(4)
+        return gradient(*inputs)
+
+    with torch.random.fork_rng():
+        together = seeded(stacked_gradient(model), theta, x, y, weights)
+        alone = seeded(lambda *a: plain_gradient(model, *a), theta[:1], x[:1], y[:1], weights[:1])
+        by_autograd = seeded(_by_autograd(model), theta, x, y, weights)
+        evaluated = plain_gradient(
+            FinalModel(model.module, model.loss, output_ndim=model.output_ndim),
+            *(theta[:1], x[:1], y[:1], weights[:1]),
+        )
+    torch.testing.assert_close(together, alone.expand_as(together), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(by_autograd, together, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(evaluated, alone)  # another draw: dropout is active
+
+
+def row_losses():
+    """Name, loss and n_outputs of every kind of loss."""
+    weight = torch.arange(1.0, 4.0)
+    return {
+        "mse": (row_loss(nn.MSELoss(), 2, 2), 2),
+        "summed squares": (SquaredError(0.5, "sum"), 2),
+        "cross-entropy": (row_loss(nn.CrossEntropyLoss(weight=weight), 2, 3), 3),
+        "smoothed": (row_loss(nn.CrossEntropyLoss(label_smoothing=0.1), 2, 3), 3),
+        "bce": (row_loss(nn.BCEWithLogitsLoss(), 2, 1), 1),
+        "bce pos_weight": (
+            row_loss(nn.BCEWithLogitsLoss(pos_weight=torch.full((1,), 3.0)), 2, 1),
+            1,
+        ),
+        "bce of probability": (row_loss(nn.BCELoss(), 2, 1), 1),
+        "one against rest": (losses.OneVsRestCrossEntropy(), 3),
+        "nll": (row_loss(nn.NLLLoss(), 2, 3), 3),
+        "nll of probability": (losses.ProbabilityNLL(1e-7), 3),
+        "huber": (row_loss(nn.HuberLoss(delta=0.3), 2, 2), 2),
+        "l1": (row_loss(nn.L1Loss(), 2, 2), 2),
+        "poisson": (row_loss(nn.PoissonNLLLoss(), 2, 2), 2),
+    }
+
+
+LOSSES = list(row_losses())
+
+
+def loss_inputs(loss, n_outputs, lead=(4, 6)):
+    generator = torch.Generator().manual_seed(2)
+    outputs = torch.rand(*lead, n_outputs, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    if loss.kind in losses.CLASS_KINDS:
+        return outputs, torch.randint(0, max(n_outputs, 2), lead, generator=generator)
+    return outputs, torch.rand(*lead, n_outputs, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_of_a_loss_is_its_derivative(name):
+    loss, n_outputs = row_losses()[name]
+    outputs, targets = loss_inputs(loss, n_outputs)
+    outputs.requires_grad_()
+    values = loss(outputs, targets)
+    assert values.shape == outputs.shape[:-1]
+    (expected,) = torch.autograd.grad(values.sum(), outputs)
+    found = loss.gradient(outputs.detach(), targets)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_a_stack_is_that_of_each_row(name):
+    loss, n_outputs = row_losses()[name]
+    outputs, targets = loss_inputs(loss, n_outputs)
+    values = loss(outputs, targets)
+    for place in np.ndindex(4, 6):
+        one = loss(outputs[place].unsqueeze(0), targets[place].unsqueeze(0))
+        torch.testing.assert_close(one[0], values[place], rtol=1e-12, atol=1e-14)
+
+
+# ---- optimisers -----------------------------------------------------------------------------
+
+
+class ClippedByNorm(torch.optim.SGD):
+    """SGD on gradients scaled down to a largest norm."""
+
+    def __init__(self, params, lr, max_norm=1.0):
+        super().__init__(params, lr=lr)
+        self.max_norm = max_norm
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.max_norm)
+        return super().step(closure)
+
+
+class RowNormalised(torch.optim.Optimizer):
+    """Mixes the coordinates of a model, but not the models of a stack."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data -= group["lr"] * p.grad / p.grad.norm(dim=-1, keepdim=True)
+
+
+class Signed(torch.optim.Optimizer):
+    """A user's own optimiser that acts on each coordinate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data -= group["lr"] * p.grad.sign()
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        ("SGD", {"foreach": True}),
+        ("SGD", {"maximize": True, "dampening": 0.1, "momentum": 0.5}),
+        ("Adam", {}),
+        ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
+        ("Adam", {"foreach": True}),
+        ("Adam", {"differentiable": False}),
+        *[(name, {}) for name in ("AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam")],
+        *[(name, {}) for name in ("Adamax", "Adadelta", "ASGD", "Rprop")],
+        ("RMSprop", {"momentum": 0.9, "centered": True}),
+    ],
+)
+def test_elementwise_optimizers(name, params):
+    assert acts_elementwise(OptimizerSpec(getattr(torch.optim, name), 0.01, params))
+
+
+def test_custom_optimizers():
+    assert acts_elementwise(OptimizerSpec(Signed, 0.01))
+    for max_norm in (1e-2, 1.0, 1e3):
+        assert not acts_elementwise(OptimizerSpec(ClippedByNorm, 0.01, {"max_norm": max_norm}))
+    assert not acts_elementwise(OptimizerSpec(RowNormalised, 0.01))
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "Muon", "Adafactor", "SparseAdam"])
+def test_optimizers_that_mix_coordinates(name):
+    cls = getattr(torch.optim, name, None)
+    if cls is None:
+        pytest.skip(f"this torch has no {name}")
+    assert not acts_elementwise(OptimizerSpec(cls, 0.01))
+    with pytest.raises(ValueError, match=f"{name} mixes coordinates"):
+        resolve_optimizer(name, 0.01, None, final_model("linear").recipe)
+
+
+def test_identity_knows_the_whole_schedule():
+    """Two schedules that part late are two runs."""
+    steady = OptimizerSpec(torch.optim.SGD, lambda epoch: 0.1)
+    late = OptimizerSpec(torch.optim.SGD, lambda epoch: 0.1 if epoch < 30 else 0.01)
+    assert steady.describe(30) == late.describe(30)
+    assert steady.describe(31) != late.describe(31)
+
+
+# ---- batches --------------------------------------------------------------------------------
+
+
+def test_masked_batches():
+    order = torch.tensor([4, 0, 3, 1, 2])
+    row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
+    batches = list(masked_epoch(order, [FULL_DATA, 0, 2], row_weights, 2))
+    assert [b.rows.tolist() for b in batches] == [[4, 0], [3, 1], [2]]
+    expected = [
+        [[5 / 6, 1 / 6], [1, 0], [5 / 6, 1 / 6]],  # row 0 keeps its place, row 4 takes all
+        [[4 / 6, 2 / 6]] * 3,
+        [[1], [1], [0]],  # a batch of the left-out row alone
+    ]
+    for batch, weights in zip(batches, expected, strict=True):
+        torch.testing.assert_close(batch.weights, torch.tensor(weights, dtype=torch.float64))
+
+
+def test_masked_batch_averages_the_others():
+    order = torch.arange(6)
+    (batch,) = masked_epoch(order, [FULL_DATA, 3], torch.ones(6), 6)
+    torch.testing.assert_close(batch.weights[0], torch.full((6,), 1 / 6))
+    expected = torch.full((6,), 1 / 5)
+    expected[3] = 0
+    torch.testing.assert_close(batch.weights[1], expected)
+
+
+def test_dropped_batches():
+    order = torch.tensor([4, 0, 3, 1, 2])
+    row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
+    batches = list(dropped_epoch(order, [0, 2], row_weights, 2))
+    assert [b.rows.tolist() for b in batches] == [[[4, 3], [4, 0]], [[1, 2], [3, 1]]]
+    torch.testing.assert_close(
+        batches[0].weights, torch.tensor([[5 / 9, 4 / 9], [5 / 6, 1 / 6]], dtype=torch.float64)
+    )
+    (alone,) = dropped_epoch(order, [FULL_DATA], row_weights, 5)
+    assert alone.rows.tolist() == [order.tolist()]
+
+
+@pytest.mark.parametrize("mode", ["mask", "drop"])
+def test_plan(mode):
+    """Weights sum to one, a left-out row never counts, and every other row once an epoch."""
+    generator = torch.Generator().manual_seed(7)
+    orders = [torch.randperm(10, generator=generator) for _ in range(3)]
+    left_out = (3, 8, 0)
+    plan = LeaveOutPlan(7, left_out, torch.ones(10, dtype=torch.float64), 4, mode)
+    assert plan.n_models == 3
+    for order, epoch in zip(orders, plan.epochs(3), strict=True):
+        seen = [[], [], []]
+        for batch in epoch:
+            rows = batch.rows.expand(3, -1) if batch.rows.dim() == 1 else batch.rows
+            for model, row in enumerate(left_out):
+                others = batch.weights[model] > 0
+                assert row not in rows[model][others]
+                seen[model] += rows[model][others].tolist()
+                total = float(batch.weights[model].sum())
+                assert total == pytest.approx(1 if others.any() else 0, abs=1e-12)
+        for model, row in enumerate(left_out):
+            assert seen[model] == order[order != row].tolist()
+
+
+def test_step_on_a_batch_of_the_left_out_row_alone():
+    """The penalty and the optimiser's state act, the data do not, and nothing is NaN."""
+    model = final_model("linear", l2=True)
+    X = torch.randn(3, D, dtype=torch.float64)
+    trainer = StackTrainer(
+        model, X, torch.zeros(3, 2, dtype=torch.float64), OptimizerSpec(torch.optim.SGD, 0.1)
+    )
+    theta = model.theta.expand(2, -1)
+    (batch,) = masked_epoch(torch.tensor([1]), [FULL_DATA, 1], torch.ones(3).double(), 4)
+    gradient = trainer.gradient(theta, batch)
+    torch.testing.assert_close(gradient[1], model.l2 * model.theta, rtol=1e-12, atol=0)
+    assert not torch.allclose(gradient[0], gradient[1])
+
+
+def test_units_cover_every_seed_and_row_once():
+    for mode in ("mask", "drop"):
+        training = Training(
+            final_model("linear"),
+            torch.zeros(20, D),
+            torch.zeros(20, 2),
+            torch.ones(20),
+            OptimizerSpec(torch.optim.SGD, 0.1),
+            4,
+            (1,),
+            mode,
+        )
+        rows = np.array([5, 2, 9, 14])
+        for chunk_size in (1, 2, 3, 5, None):
+            units = leave_out_units(training, [1, 2], rows, chunk_size)
+            pairs = [(u.seed, row) for u in units for row in u.left_out]
+            assert sorted(pairs) == sorted((s, r) for s in (1, 2) for r in (FULL_DATA, *rows))
+            assert len({u.key for u in units}) == len(units)
+            assert all(len(u.left_out) <= (chunk_size or 5) for u in units)
+            if mode == "drop":
+                assert all(u.left_out == (FULL_DATA,) for u in units if FULL_DATA in u.left_out)
+
+
+def test_compile_is_decided_by_the_work_alone():
+    """Not by who does it: compiled or not gives other bits."""
+    chain, other = final_model("one bias"), final_model("residual")
+    for model, rows, epochs, expected in (
+        (chain, 100, 1, False),
+        (chain, 100, 10**9, True),
+        (other, 100, 10**9, False),
+    ):
+        training = Training(
+            model,
+            torch.zeros(rows, D),
+            torch.zeros(rows, 2),
+            torch.ones(rows),
+            OptimizerSpec(torch.optim.SGD, 0.1),
+            10,
+            (epochs,),
+        )
+        units = leave_out_units(training, [0], np.arange(4), None)
+        assert decide_compile(training, units, "auto") is expected
+        assert decide_compile(training, units, True) is True
+        assert decide_compile(training, units, False) is False
+
+
+# ---- float32 products -----------------------------------------------------------------------
+
+
+def products(x):
+    """The products of a stack: batched, with an added bias, and transposed."""
+    w = torch.randn(4, 64, 96, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    w = w.to(x.dtype)
+    h = torch.baddbmm(w[:, :1], x, w)
+    return torch.bmm(h.mT, x)
+
+
+def test_products_are_float32():
+    x = torch.randn(4, 80, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    exact = products(x)
+    with fast_float32_products(lambda: products(x.float())):
+        found = products(x.float())
+    assert float((found.double() - exact).norm() / exact.norm()) < 2e-6
+
+
+def library():
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+def test_the_switch_is_restored():
+    before = library()
+    trial = lambda: products(torch.ones(4, 8, 64))  # noqa: E731
+    with fast_float32_products(trial):
+        pass
+    assert library() == before
+    with pytest.raises(KeyError), fast_float32_products(trial):
+        raise KeyError
+    assert library() == before
+
+    def failing():
+        raise KeyError
+
+    with pytest.raises(KeyError), fast_float32_products(failing):
+        pass
+    assert library() == before
+
+
+def test_inexact_products_are_refused():
+    """A trial that is not float32 under the switch leaves it off."""
+    before = library()
+
+    def trial():
+        exact = products(torch.ones(4, 8, 64))
+        return exact if library() == before else exact.bfloat16().float()
+
+    with fast_float32_products(trial):
+        assert library() == before
+
+
+def test_float64_is_left_alone():
+    before = library()
+    with fast_float32_products(lambda: products(torch.ones(4, 8, 64, dtype=torch.float64))):
+        assert library() == before
+
+
+def test_threads_take_turns():
+    """Whoever trains has torch's settings for itself; afterwards they are as before."""
+    before = torch.get_num_threads(), library()
+    inside, most = [], []
+
+    def train():
+        with one_thread(), fast_float32_products(lambda: products(torch.ones(4, 8, 64))):
+            inside.append(1)
+            most.append(len(inside))
+            products(torch.ones(4, 200, 64))
+            inside.pop()
+
+    threads = [threading.Thread(target=train) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
+    assert (torch.get_num_threads(), library()) == before
+
+
+# ---- devices --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device():
+    """Another device than the CPU, of tensors without numbers: mixing the two is an error.
+
+    (Torch built without CUDA cannot differentiate fake tensors on "cuda"; on "meta" it can.)
+    """
+    with FakeTensorMode():
+        yield torch.device("meta")
+
+
+def test_fake_devices_do_not_mix(device):
+    x = torch.ones(2, 2, device=device)
+    for mixed in (lambda: x + torch.ones(2, 2), lambda: x @ torch.ones(2, 2)):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+
+
+def on_device(name: str, loss, n_outputs: int, device) -> FinalModel:
+    last = [nn.Softmax(-1)] if loss.kind == "probabilities" else []
+    with device:
+        module = {
+            "chain": lambda: nn.Sequential(
+                nn.Linear(D, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, n_outputs), *last
+            ),
+            "no chain": lambda: nn.Sequential(
+                nn.Linear(D, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, n_outputs), *last
+            ),
+        }[name]()
+    n_parameters = sum(p.numel() for p in module.parameters())
+    return FinalModel(module.eval(), loss, l2=torch.ones(n_parameters, device=device))
+
+
+def loss_on_device(name: str, device):
+    with device:
+        loss, n_outputs = row_losses()[name]
+    criterion = getattr(loss, "criterion", nn.Module())
+    for key, buffer in list(criterion.named_buffers()):  # a copied fake tensor is of no use
+        criterion.register_buffer(key, torch.ones(buffer.shape, device=device))
+    return loss, n_outputs
+
+
+def targets_on_device(loss, shape, n_outputs, device):
+    if loss.kind in losses.CLASS_KINDS:
+        return torch.zeros(shape, dtype=torch.long, device=device)
+    return torch.zeros(*shape, n_outputs, device=device)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_stay_on_the_device(name, device):
+    loss, n_outputs = loss_on_device(name, device)
+    outputs = torch.rand(4, 6, n_outputs, device=device)
+    targets = targets_on_device(loss, (4, 6), n_outputs, device)
+    assert loss(outputs, targets).device == device
+    assert loss.gradient(outputs, targets).device == device
+
+
+@pytest.mark.parametrize("name", ["chain", "no chain"])
+@pytest.mark.parametrize("loss_name", LOSSES)
+def test_training_stays_on_the_device(loss_name, name, device):
+    """Gradient and optimiser; orders and weights of the batches are drawn on the CPU."""
+    loss, n_outputs = loss_on_device(loss_name, device)
+    model = on_device(name, loss, n_outputs, device)
+    assert (read_chain(model) is None) == (name == "no chain" or loss.kind == "probabilities")
+    X = torch.rand(10, D, device=device)
+    y = targets_on_device(loss, (10,), n_outputs, device)
+    spec = OptimizerSpec(torch.optim.SGD, 0.1, {"momentum": 0.9, "fused": False})
+    trainer = StackTrainer(model, X, y, spec)
+    stack = model.theta.expand(3, -1).detach().clone().requires_grad_()
+    optimizer = spec.build(stack)
+    rows = {"shared": torch.arange(4), "own": torch.arange(12).view(3, 4) % 10}
+    for own in rows.values():
+        stack.grad = trainer.gradient(stack, Batch(own, torch.rand(3, 4)))
+        assert stack.grad.device == device
+        assert stack.grad.shape == (3, model.n_parameters)
+        optimizer.step()
+    assert stack.device == device
+
+
+@pytest.mark.parametrize("name", ["chain", "no chain"])
+def test_outputs_and_row_gradients_stay_on_the_device(name, device, monkeypatch):
+    # how to differentiate is decided by numbers, which fake tensors do not have
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: True)
+    model = on_device(name, losses.CrossEntropy(), 3, device)
+    X = torch.rand(6, D, device=device)
+    y = torch.zeros(6, dtype=torch.long, device=device)
+    assert model.outputs(X).device == device
+    assert model.stacked_outputs(model.theta.expand(2, -1), X).device == device
+    rows = RowDifferentiator(model, X[:1])(X, y, model.loss)
+    assert rows.inner(rows).device == device
+    assert rows.inner(rows).shape == (6, 6)
+    assert rows.inner_rowwise(rows).device == device
+
+
+def test_weights_of_a_criterion_stay_on_its_device(device):
+    criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device=device))
+    module = nn.Linear(D, 2, device=device)
+    model = FinalModel(
+        module, row_loss(criterion, 2, 2), class_weight=losses.class_weight_of(criterion)
+    )
+    y = torch.zeros(6, dtype=torch.long, device=device)
+    assert model.row_weights(y, torch.ones(6)).device == device
+
+
+def test_float32_fits_float64():
+    """The whole engine in float32 is float32 training, not less."""
+    scores = {}
+    X = torch.randn(32, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        model = as_final_model(
+            final_model("one bias", dtype=dtype).module, X.numpy(), criterion=nn.MSELoss()
+        )
+        trainer = StackTrainer(
+            model, X.to(dtype), X[:, :2].to(dtype), OptimizerSpec(torch.optim.Adam, 0.01)
+        )
+        plan = LeaveOutPlan(0, (FULL_DATA, 1, 2), torch.ones(32, dtype=dtype), 8)
+        scores[dtype] = trainer.run(plan, [3], lambda *_: None).double()
+    change = scores[torch.float64] - final_model("one bias").theta
+    gap = scores[torch.float32] - scores[torch.float64]
+    assert float(gap.norm() / change.norm()) < 1e-4
