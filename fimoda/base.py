@@ -45,12 +45,16 @@ class TopRows:
         harmful one lowers it most. (For ``measurement="loss"``: helpful rows hold the loss down.)
     helpful_scores, harmful_scores : ndarray of shape (n_test, k)
         Their scores, in the unit of the measurement.
+    helpful_sem, harmful_sem : ndarray of shape (n_test, k) or None
+        Standard errors of the scores, for methods that have them.
     """
 
     helpful: NDArray[np.int64]
     helpful_scores: NDArray[np.float64]
     harmful: NDArray[np.int64]
     harmful_scores: NDArray[np.float64]
+    helpful_sem: NDArray[np.float64] | None = None
+    harmful_sem: NDArray[np.float64] | None = None
 
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
@@ -271,12 +275,19 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         scores = self._scores(rows, targets, measure)
         order = np.argsort(scores, axis=1, kind="stable")
         helpful, harmful = order[:, ::-1][:, :k], order[:, :k]
+        errors = self._standard_errors()
         return TopRows(
             self.train_indices_[helpful],
             np.take_along_axis(scores, helpful, 1),
             self.train_indices_[harmful],
             np.take_along_axis(scores, harmful, 1),
+            None if errors is None else np.take_along_axis(errors, helpful, 1),
+            None if errors is None else np.take_along_axis(errors, harmful, 1),
         )
+
+    def _standard_errors(self) -> NDArray[np.float64] | None:
+        """Hook of `top`: standard errors of the scores last computed, if the method has any."""
+        return None
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the columns: the index of the training frame, or ``row0``, ``row1``, ..."""
