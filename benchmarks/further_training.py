@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -44,7 +45,7 @@ class Case:
     def network(self) -> nn.Sequential:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for a, b in zip(self.widths, self.widths[1:], strict=False):
+        for a, b in pairwise(self.widths):
             layers += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
@@ -55,7 +56,7 @@ class Case:
     @property
     def operations(self) -> float:
         """Multiply-adds, times two, of the products of one model and epoch."""
-        products = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
+        products = [a * b for a, b in pairwise(self.widths)]
         return 2.0 * self.n_rows * (3 * sum(products) - products[0])
 
 
@@ -165,7 +166,9 @@ def main() -> None:
         return
     usual, fast = product_rate("ieee"), product_rate("bf16")
     print(f"float32 matrix product, one thread: {usual / 1e9:.0f} GFLOP/s by torch's default")
-    print(f"library, {fast / 1e9:.0f} GFLOP/s by the faster one; shares are of the default's rate.\n")
+    print(
+        f"library, {fast / 1e9:.0f} GFLOP/s by the faster one; shares are of the default's rate.\n"
+    )
     print("Per model and epoch: time, times faster than the loop, share of the product rate.\n")
     print("| network | loop | 1 core | 1 core, compiled | 2 jobs | 2 jobs, compiled | memory |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ def network() -> nn.Sequential:
     torch.manual_seed(0)
     widths = (784, 512, 256, 128, 10)
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def explicit(net: nn.Module, X: torch.Tensor, y: torch.Tensor, n_test: int, rows: int) -> torch.Tensor:
+def explicit(
+    net: nn.Module, X: torch.Tensor, y: torch.Tensor, n_test: int, rows: int
+) -> torch.Tensor:
     """Scores of the first rows from explicit gradients."""
     parameters = {k: p.detach() for k, p in net.named_parameters()}
 
@@ -77,7 +80,9 @@ def main() -> None:
     start_explicit = time.perf_counter()
     reference = explicit(net, rows, targets, n_test, few)
     scaled = (time.perf_counter() - start_explicit) * n / few
-    difference = np.abs(scores[:, :few] * n - reference.numpy()).max() / reference.abs().max().item()
+    difference = (
+        np.abs(scores[:, :few] * n - reference.numpy()).max() / reference.abs().max().item()
+    )
 
     print("| rows | fit | transform | peak memory above the data | forward + backward | explicit |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -65,11 +65,14 @@ top = gold.top(X_test, y_test, k=3)
 for z in hardest:
     p = net.predict_proba(X_test[[z]])[0, 1]
     print(f"\ntest row {z}: label {y_test[z]}, predicted probability of label 1: {p:.2f}")
-    for kind, rows in (("helpful", top.helpful[z]), ("harmful", top.harmful[z])):
-        for i in rows:
+    for kind, rows, changes, sems in (
+        ("helpful", top.helpful, top.helpful_scores, top.helpful_sem),
+        ("harmful", top.harmful, top.harmful_scores, top.harmful_sem),
+    ):
+        for i, change, sem in zip(rows[z], changes[z], sems[z], strict=True):
             print(
                 f"  {kind}: training row {i:3d} (label {y_train[i]}), "
-                f"loss {scores[z, i]:+.4f} ± {errors[z, i]:.4f} without it"
+                f"loss {change:+.4f} ± {sem:.4f} without it"
             )
 
 # %%

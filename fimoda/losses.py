@@ -103,8 +103,7 @@ class BinaryCrossEntropy(RowLoss):
     kind: OutputKind = "binary_logit"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logit = outputs.squeeze(-1)
-        return F.softplus(logit) - targets * logit
+        return F.softplus((1 - 2 * targets.to(outputs.dtype)) * outputs.squeeze(-1))
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.sigmoid() - targets.unsqueeze(-1).to(outputs.dtype)
@@ -116,7 +115,7 @@ class OneVsRestCrossEntropy(RowLoss):
     kind: OutputKind = "one_vs_rest_logits"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (F.softplus(outputs) - _hits(outputs, targets) * outputs).sum(-1)
+        return F.softplus((1 - 2 * _hits(outputs, targets)) * outputs).sum(-1)
 
 
 class ProbabilityNLL(RowLoss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -108,6 +108,17 @@ class FinalModel:
         parameters = dict(self.module.named_parameters())
         return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
 
+    def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The vector or stack of vectors (..., p) whose `views` these are, as a copy."""
+        lead = next(v.dim() - len(self.shapes[k]) for k, v in parameters.items())
+        return torch.cat(
+            [
+                parameters[k].flatten(lead) if self.shapes[k] else parameters[k].unsqueeze(-1)
+                for k in self.shapes
+            ],
+            dim=-1,
+        )
+
     def views(self, theta: Tensor) -> dict[str, Tensor]:
         """Named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
         return {
@@ -139,17 +150,9 @@ class FinalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies parameters, buffers, architecture and loss."""
-        digest = hashlib.sha256(repr(self.module).encode())
-        state = {**self.module.state_dict(), "l2": self.l2, "class_weight": self.class_weight}
-        for name, value in state.items():
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(
-            repr((type(self.loss).__qualname__, sorted(map(str, vars(self.loss).items())))).encode()
-        )
-        return digest.hexdigest()
+        """Identifies parameters, buffers, architecture and loss, the same in every process."""
+        known = [self.module, self.loss, self.l2, self.class_weight]
+        return hashlib.sha256(repr([_identity(part) for part in known]).encode()).hexdigest()
 
     # ---- outputs ----------------------------------------------------------------------------
 
@@ -176,8 +179,12 @@ class FinalModel:
 
     def forward(self, theta: Tensor, x: Tensor, training: bool = False) -> Tensor:
         """Outputs (B, C) of one model with parameters `theta` (p,)."""
+        return self.call(self.views(theta), x, training)
+
+    def call(self, parameters: dict[str, Tensor], x: Tensor, training: bool = False) -> Tensor:
+        """Outputs (B, C) of one model with named parameters."""
         module = self.training_module if training else self.module
-        outputs = functional_call(module, self.views(theta), (x,))
+        outputs = functional_call(module, parameters, (x,))
         if isinstance(outputs, tuple):
             outputs = outputs[0]
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
@@ -311,4 +318,25 @@ class FinalModel:
         return weights if sample_weight is None else weights * sample_weight.to(weights)
 
 
-Preprocess = Callable[[Any], Any]
+def _identity(part: Any) -> Any:
+    """What tells a part of a model from another: values of tensors, code of modules, settings."""
+    if isinstance(part, Tensor):
+        data = part.detach().cpu().contiguous()
+        return tuple(data.shape), hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    if isinstance(part, nn.Module):
+        tensors = {name: _identity(value) for name, value in part.state_dict().items()}
+        codes = [_code(type(each).forward) for each in part.modules()]
+        settings = {name: repr(v) for name, v in vars(part).items() if not name.startswith("_")}
+        return type(part).__qualname__, repr(part), tensors, codes, settings
+    if isinstance(part, RowLoss):
+        return type(part).__qualname__, {name: _identity(v) for name, v in vars(part).items()}
+    return repr(part)
+
+
+def _code(function: Any) -> Any:
+    """Bytecode, names and constants of a function."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(getattr(function, "__qualname__", None))
+    constants = [repr(c) for c in code.co_consts if not hasattr(c, "co_code")]
+    return code.co_code, code.co_names, constants

@@ -250,18 +250,27 @@ def stack_inputs(model: FinalModel, name: str, n_models=4, batch=7):
     return theta, x, normal(n_models, batch, n_outputs), weights / weights.sum(1, keepdim=True)
 
 
+def flat(gradient):
+    """A stacked gradient on stacks of flat parameters."""
+
+    def of_stack(model, theta, *batch):
+        return model.flatten(gradient(model.views(theta), *batch))
+
+    return of_stack
+
+
 @pytest.mark.parametrize("l2", [False, True])
 @pytest.mark.parametrize("name", [n for n in CHAINS if n != "dropout layers"])
 def test_layers_autograd_and_plain_autograd_agree(name, l2):
     model = final_model(name, l2)
     inputs = stack_inputs(model, name)
     expected = plain_gradient(model, *inputs)
-    found = stacked_gradient(model)(*inputs)
+    found = flat(stacked_gradient(model))(model, *inputs)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     penalty = model.l2 * inputs[0] if l2 else 0
-    by_layers = _by_layers(model, read_chain(model))(*inputs)
+    by_layers = flat(_by_layers(model, read_chain(model)))(model, *inputs)
     torch.testing.assert_close(by_layers + penalty, expected, rtol=1e-10, atol=1e-12)
-    by_autograd = _by_autograd(model)(*inputs)
+    by_autograd = flat(_by_autograd(model))(model, *inputs)
     torch.testing.assert_close(by_autograd + penalty, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -274,7 +283,7 @@ def test_layers_autograd_and_plain_autograd_agree(name, l2):
 def test_other_networks_go_through_autograd(name, l2):
     model = final_model(name, l2)
     inputs = stack_inputs(model, name)
-    found = stacked_gradient(model)(*inputs)
+    found = flat(stacked_gradient(model))(model, *inputs)
     expected = plain_gradient(model, *inputs)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
@@ -288,12 +297,12 @@ def test_dropout_is_the_same_in_all_models_and_ways(name):
 
     def seeded(gradient, *inputs):
         torch.manual_seed(4)
-        return gradient(*inputs)
+        return gradient(model, *inputs)
 
     with torch.random.fork_rng():
-        together = seeded(stacked_gradient(model), theta, x, y, weights)
-        alone = seeded(lambda *a: plain_gradient(model, *a), theta[:1], x[:1], y[:1], weights[:1])
-        by_autograd = seeded(_by_autograd(model), theta, x, y, weights)
+        together = seeded(flat(stacked_gradient(model)), theta, x, y, weights)
+        alone = seeded(plain_gradient, theta[:1], x[:1], y[:1], weights[:1])
+        by_autograd = seeded(flat(_by_autograd(model)), theta, x, y, weights)
         evaluated = plain_gradient(
             FinalModel(model.module, model.loss, output_ndim=model.output_ndim),
             *(theta[:1], x[:1], y[:1], weights[:1]),
@@ -513,7 +522,7 @@ def test_step_on_a_batch_of_the_left_out_row_alone():
     )
     theta = model.theta.expand(2, -1)
     (batch,) = masked_epoch(torch.tensor([1]), [FULL_DATA, 1], torch.ones(3).double(), 4)
-    gradient = trainer.gradient(theta, batch)
+    gradient = model.flatten(trainer.gradient(model.views(theta), batch))
     torch.testing.assert_close(gradient[1], model.l2 * model.theta, rtol=1e-12, atol=0)
     assert not torch.allclose(gradient[0], gradient[1])
 
@@ -715,10 +724,11 @@ def test_training_stays_on_the_device(loss_name, name, device):
     spec = OptimizerSpec(torch.optim.SGD, 0.1, {"momentum": 0.9, "fused": False})
     trainer = StackTrainer(model, X, y, spec)
     stack = model.theta.expand(3, -1).detach().clone().requires_grad_()
-    optimizer = spec.build(stack)
+    optimizer = spec.build([stack])
     rows = {"shared": torch.arange(4), "own": torch.arange(12).view(3, 4) % 10}
     for own in rows.values():
-        stack.grad = trainer.gradient(stack, Batch(own, torch.rand(3, 4)))
+        views = model.views(stack.detach())
+        stack.grad = model.flatten(trainer.gradient(views, Batch(own, torch.rand(3, 4))))
         assert stack.grad.device == device
         assert stack.grad.shape == (3, model.n_parameters)
         optimizer.step()

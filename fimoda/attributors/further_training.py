@@ -355,6 +355,9 @@ class FurtherTraining(BaseAttributor):
         self._last_sem["transform"] = standard_error(per_seed)
         return per_seed.mean(-1)
 
+    def _standard_errors(self) -> NDArray[np.float64] | None:
+        return self._last_sem.get("transform")
+
     @property
     def scores_sem_(self) -> NDArray[np.float64]:
         """Standard error over seeds of the scores last returned, (n_test, n_left_out)."""

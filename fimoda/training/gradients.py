@@ -14,8 +14,11 @@ from torch.func import grad, vmap
 from ..model import FinalModel
 from .chains import Link, chain_backward, chain_forward, read_chain
 
-#: (theta (L, p), x (L, B, ...), y (L, B, ...), weights (L, B)) -> gradient (L, p)
-StackedGradient = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+#: Stacked parameters by name, each (L, *shape).
+Parameters = dict[str, Tensor]
+
+#: (parameters, x (L, B, ...), y (L, B, ...), weights (L, B)) -> gradients, as the parameters
+StackedGradient = Callable[[Parameters, Tensor, Tensor, Tensor], Parameters]
 
 
 def stacked_gradient(model: FinalModel) -> StackedGradient:
@@ -27,28 +30,31 @@ def stacked_gradient(model: FinalModel) -> StackedGradient:
     """
     links = read_chain(model)
     of_data = _by_autograd(model) if links is None else _by_layers(model, links)
-    l2 = model.l2
-    if l2 is None:
+    if model.l2 is None:
         return of_data
-    return lambda theta, x, y, weights: of_data(theta, x, y, weights) + l2 * theta
+    l2 = model.views(model.l2)
+
+    def penalised(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
+        gradient = of_data(theta, x, y, weights)
+        return {name: gradient[name] + l2[name] * theta[name] for name in theta}
+
+    return penalised
 
 
 def _by_layers(model: FinalModel, links: tuple[Link, ...]) -> StackedGradient:
     training = model.is_stochastic
 
-    def gradient(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        parameters = model.views(theta)
-        outputs, tape = chain_forward(links, parameters, x.flatten(2), training)
+    def gradient(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
+        outputs, tape = chain_forward(links, theta, x.flatten(2), training)
         upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
-        gradients = chain_backward(links, parameters, tape, upstream)
-        return torch.cat([gradients[name].flatten(1) for name in model.shapes], dim=1)
+        return chain_backward(links, theta, tape, upstream)
 
     return gradient
 
 
 def _by_autograd(model: FinalModel) -> StackedGradient:
-    def loss(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        return (weights * model.loss(model.forward(theta, x, training=True), y)).sum()
+    def loss(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return (weights * model.loss(model.call(theta, x, training=True), y)).sum()
 
     return vmap(grad(loss), randomness="same")
 
@@ -74,7 +80,7 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
         options: dict[str, Any] = {"fallback_random": True}
         current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
 
-        def guarded(theta: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        def guarded(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
             nonlocal current
             try:
                 return current(theta, x, y, weights)

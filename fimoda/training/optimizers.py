@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,13 +39,13 @@ class OptimizerSpec:
     def lr_at(self, epoch: int) -> float:
         return float(self.lr(epoch)) if callable(self.lr) else float(self.lr)
 
-    def build(self, stack: Tensor) -> torch.optim.Optimizer:
-        """The optimiser over a stack of parameters, in its fused form where there is one."""
+    def build(self, stack: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser over stacked parameters, in its fused form where there is one."""
         params = dict(self.params)
         chosen = {"fused", "foreach", "differentiable"} & set(params)
         if not chosen and "fused" in inspect.signature(self.cls).parameters:
             params["fused"] = True
-        return self.cls([stack], lr=self.lr_at(0), **params)
+        return self.cls(list(stack), lr=self.lr_at(0), **params)
 
     def describe(self, n_epochs: int) -> dict[str, Any]:
         """What identifies the optimiser of a run of `n_epochs`."""
@@ -127,13 +127,13 @@ def acts_elementwise(spec: OptimizerSpec) -> bool:
 
     def run(stack: Tensor, gradients: Tensor) -> Tensor:
         stack = stack.clone().requires_grad_()
-        optimizer = spec.build(stack)
+        optimizer = spec.build([stack])
         for gradient in gradients:
             stack.grad = gradient.clone()
             optimizer.step()
         return stack.detach()
 
-    spec.build(start.clone().requires_grad_())  # a bad setting is the optimiser's own error
+    spec.build([start.clone().requires_grad_()])  # a bad setting is the optimiser's own error
     try:
         together = run(start, gradients)
         apart = [

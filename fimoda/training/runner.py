@@ -43,6 +43,17 @@ class Training:
     mode: LeaveOutMode = "mask"
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        # one array for all units, so that joblib maps it into workers instead of copying it to each
+        object.__setattr__(self, "_rows", self.X.cpu().numpy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "X": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rows = torch.tensor(state["_rows"], device=state["model"].device)
+        self.__dict__.update(state, X=rows)
+
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
         return {

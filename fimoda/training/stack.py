@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model import FinalModel
 from .batches import Batch
 from .chains import read_chain
-from .gradients import compiled_gradient, stacked_gradient
+from .gradients import Parameters, compiled_gradient, stacked_gradient
 from .optimizers import OptimizerSpec
 from .products import fast_float32_products
 
@@ -85,14 +85,15 @@ class StackTrainer:
         self.optimizer = optimizer
         self._gradient = compiled_gradient(model) if compile else stacked_gradient(model)
 
-    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Gradient (L, p) of each model's objective on its batch."""
+    def gradient(self, theta: Parameters, batch: Batch) -> Parameters:
+        """Gradient of each model's objective on its batch, as the stacked parameters."""
         rows = batch.rows.to(self.X.device)
         x, y = self.X[rows], self.y[rows]
+        weights = batch.weights.to(self.model.device, self.model.dtype)
         if batch.rows.dim() == 1:
-            x, y = x.expand(len(theta), *x.shape), y.expand(len(theta), *y.shape)
+            x, y = x.expand(len(weights), *x.shape), y.expand(len(weights), *y.shape)
         with torch.no_grad():
-            return self._gradient(theta, x, y, batch.weights.to(theta))
+            return self._gradient(theta, x, y, weights)
 
     def run(
         self,
@@ -125,26 +126,32 @@ class StackTrainer:
             If a model has diverged at a mark.
         """
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
-        stack = start.detach().clone().requires_grad_()
-        optimizer = self.optimizer.build(stack)
+        # a tensor of its own for each parameter: products want them contiguous
+        views = self.model.views(start.detach())
+        stack = {
+            name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()
+        }
+        optimizer = self.optimizer.build(p.requires_grad_() for p in stack.values())
         shown = set(marks)
 
         def trial() -> Tensor:
             first = next(next(plan.epochs(1)))
             with _seeded(self.model, plan.seed):
-                return self.gradient(stack, first)
+                return self.model.flatten(self.gradient(stack, first))
 
         with fast_float32_products(trial), _seeded(self.model, plan.seed):
             for epoch, batches in enumerate(plan.epochs(marks[-1])):
                 for group in optimizer.param_groups:
                     group["lr"] = self.optimizer.lr_at(epoch)
                 for batch in batches:
-                    stack.grad = self.gradient(stack, batch)
+                    for name, gradient in self.gradient(stack, batch).items():
+                        stack[name].grad = gradient
                     optimizer.step()
                 if epoch + 1 in shown:
-                    self._check_finite(stack, epoch + 1, plan.seed)
-                    on_mark(epoch + 1, stack.detach())
-        return stack.detach()
+                    reached = self.model.flatten(stack).detach()
+                    self._check_finite(reached, epoch + 1, plan.seed)
+                    on_mark(epoch + 1, reached)
+        return reached
 
     @staticmethod
     def _check_finite(stack: Tensor, epoch: int, seed: int) -> None:
