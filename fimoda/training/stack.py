@@ -18,7 +18,7 @@ from .products import fast_float32_products
 
 #: Working set of a stack that still trains fast: what measured best on processors with 1 to 2 MiB
 #: of second-level cache a core (see benchmarks/README.md).
-STACK_BYTES = 6 * 2**20
+STACK_BYTES = 5 * 2**20
 MAX_STACK = 32
 
 #: Operations of a run from which compiling pays for itself (about a minute of training).
