@@ -70,8 +70,8 @@ def main() -> None:
     )  # fmt: skip
     print(f"further training: {time.perf_counter() - start:.0f} s")
     methods = {
-        name: cls(net, criterion=nn.MSELoss(), lr=0.03, batch_size=128).fit(X, y)
-        for name, cls in {"Grad-Dot": GradDot, "Grad-Cos": GradCos}.items()
+        "Grad-Dot": GradDot(net, criterion=nn.MSELoss(), lr=0.03, batch_size=128).fit(X, y),
+        "Grad-Cos": GradCos(net, criterion=nn.MSELoss()).fit(X, y),
     }
     result = agreement_curve(methods, curve, X_test, y_test)
     for metric in ("cosine", "cosine_centred", "spearman"):
