@@ -171,7 +171,9 @@ def main() -> None:
         f"library, {fast / 1e9:.0f} GFLOP/s by the faster one; shares are of the default's rate.\n"
     )
     print("Per model and epoch: time, times faster than the loop, share of the product rate.\n")
-    print("| network | loop | 1 core | 1 core, compiled | 2 jobs | 2 jobs, compiled | peak memory: loop, 1 core |")
+    print(
+        "| network | loop | 1 core | 1 core, compiled | 2 jobs | 2 jobs, compiled | peak memory: loop, 1 core |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         print(run(case, arguments.concrete, arguments.rounds, usual), flush=True)

@@ -1,6 +1,7 @@
 """Training-data attribution for people who work with scikit-learn."""
 
 from .adapters import as_final_model
+from .attributors.exact_influence import ExactInfluence
 from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from .attributors.grad_cos import GradCos
@@ -16,6 +17,7 @@ __all__ = [
     "AgreementCurve",
     "AgreementCurveDisplay",
     "BaseAttributor",
+    "ExactInfluence",
     "FinalModel",
     "FurtherTraining",
     "FurtherTrainingCurve",

@@ -18,6 +18,8 @@ from sklearn.utils.validation import (
 )
 
 __all__ = [
+    "MAX_SEED",
+    "NON_NEGATIVE_REAL",
     "POSITIVE_INTEGER",
     "POSITIVE_REAL",
     "StrOptions",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 POSITIVE_INTEGER = Interval(numbers.Integral, 1, None, closed="left")
+NON_NEGATIVE_REAL = Interval(numbers.Real, 0, None, closed="left")
 POSITIVE_REAL = Interval(numbers.Real, 0, None, closed="neither")
 
 #: Largest seed drawn from a random state.

@@ -75,14 +75,15 @@ class SquaredError(RowLoss):
         self.scale = scale
         self.over_outputs = over_outputs
 
-    def _factor(self, outputs: Tensor) -> float:
+    def factor(self, outputs: Tensor) -> float:
+        """What the sum of squared differences over the outputs is multiplied by."""
         return self.scale / (outputs.shape[-1] if self.over_outputs == "mean" else 1)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._factor(outputs) * (outputs - targets).square().sum(-1)
+        return self.factor(outputs) * (outputs - targets).square().sum(-1)
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (2 * self._factor(outputs)) * (outputs - targets)
+        return (2 * self.factor(outputs)) * (outputs - targets)
 
 
 class CrossEntropy(RowLoss):

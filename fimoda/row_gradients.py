@@ -33,10 +33,13 @@ class FactoredGradients:
         Input of each layer, with a last column of ones where it has a bias.
     signals : list of Tensor of shape (n, out)
         Gradient in the output of each layer.
+    places : list of tuple of slice
+        Where each layer's weight, and its bias if it has one, lie in the parameter vector.
     """
 
     inputs: list[Tensor]
     signals: list[Tensor]
+    places: list[tuple[slice, ...]]
 
     def inner(self, other: FactoredGradients) -> Tensor:
         """Inner products of all pairs of rows, (n, n_other), summed over layers in float64."""
@@ -54,7 +57,42 @@ class FactoredGradients:
     def unit(self) -> FactoredGradients:
         """The gradients divided by their lengths; a zero gradient stays zero."""
         length = _lengths(self)
-        return FactoredGradients(self.inputs, [(d / length).to(d.dtype) for d in self.signals])
+        signals = [(d / length).to(d.dtype) for d in self.signals]
+        return FactoredGradients(self.inputs, signals, self.places)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Inner products with the vectors (k, p), (n, k)."""
+        total = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
+        for a, d, place in zip(self.inputs, self.signals, self.places, strict=True):
+            matrices = torch.cat(
+                [vectors[:, s].unflatten(1, (d.shape[1], -1)) for s in place], dim=2
+            )  # (k, out, in)
+            projected = (matrices.flatten(0, 1) @ a.mT).unflatten(0, matrices.shape[:2])
+            total = total + torch.einsum("kon,no->nk", projected, d)
+        return total
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Linear combinations of the gradients with coefficients (n, k), (k, p)."""
+        vectors = self.inputs[0].new_empty(
+            coefficients.shape[1], max(s.stop for place in self.places for s in place)
+        )
+        for a, d, place in zip(self.inputs, self.signals, self.places, strict=True):
+            weighted = coefficients.mT.unsqueeze(2) * d  # (k, n, out)
+            matrices = weighted.mT @ a
+            widths = [(s.stop - s.start) // d.shape[1] for s in place]
+            for s, block in zip(place, matrices.split(widths, dim=2), strict=True):
+                vectors[:, s] = block.flatten(1)
+        return vectors
+
+    def dense(self) -> Tensor:
+        """The gradients themselves, (n, p)."""
+        d = self.signals[0]
+        vectors = d.new_empty(len(d), max(s.stop for place in self.places for s in place))
+        for a, d, place in zip(self.inputs, self.signals, self.places, strict=True):
+            widths = [(s.stop - s.start) // d.shape[1] for s in place]
+            for s, block in zip(place, a.split(widths, dim=1), strict=True):
+                vectors[:, s] = (d.unsqueeze(2) * block.unsqueeze(1)).flatten(1)
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -71,6 +109,15 @@ class DenseGradients:
 
     def unit(self) -> DenseGradients:
         return DenseGradients((self.rows / _lengths(self)).to(self.rows.dtype))
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self.rows @ vectors.mT
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        return coefficients.mT @ self.rows
+
+    def dense(self) -> Tensor:
+        return self.rows
 
 
 def _rowwise(a: Tensor, b: Tensor) -> Tensor:
@@ -89,6 +136,9 @@ class RowGradients(Protocol):
     def inner(self, other: Any) -> Tensor: ...
     def inner_rowwise(self, other: Any) -> Tensor: ...
     def unit(self) -> RowGradients: ...
+    def apply(self, vectors: Tensor) -> Tensor: ...
+    def combine(self, coefficients: Tensor) -> Tensor: ...
+    def dense(self) -> Tensor: ...
 
 
 class RowDifferentiator:
@@ -145,17 +195,25 @@ class RowDifferentiator:
         theta = self.model.theta.clone().requires_grad_()
         with _recording(layers) as calls, torch.enable_grad():
             total = measure(self.model.forward(theta, X), y).sum()
-        return _factors(total, layers, calls)
+        return _factors(total, layers, calls, _places(self.model, layers))
 
 
 Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge]]]
 
 
-def _factors(total: Tensor, layers: list[nn.Linear], calls: Calls) -> FactoredGradients:
+def _places(model: FinalModel, layers: list[nn.Linear]) -> list[tuple[slice, ...]]:
+    """Where the parameters of each layer lie in the parameter vector."""
+    names = {id(p): name for name, p in model.module.named_parameters()}
+    return [tuple(model.slices[names[id(p)]] for p in layer.parameters()) for layer in layers]
+
+
+def _factors(
+    total: Tensor, layers: list[nn.Linear], calls: Calls, places: list[tuple[slice, ...]]
+) -> FactoredGradients:
     """Factors of the gradient of `total`, from the only call of each layer."""
     inputs = [_with_ones(calls[layer][0][0].detach(), layer) for layer in layers]
     signals = torch.autograd.grad(total, [calls[layer][0][1] for layer in layers])
-    return FactoredGradients(inputs, list(signals))
+    return FactoredGradients(inputs, list(signals), places)
 
 
 def _with_ones(inputs: Tensor, layer: nn.Linear) -> Tensor:
@@ -207,7 +265,7 @@ def _factoring_layers(model: FinalModel, X: Tensor) -> list[nn.Linear] | None:
         )
     )
     try:
-        factors = _factors(outputs.sum(), layers, calls)
+        factors = _factors(outputs.sum(), layers, calls, _places(model, layers))
     except RuntimeError:  # a layer that the outputs do not use
         return None
     found, wanted = factors.inner_rowwise(factors), gradients.inner_rowwise(gradients)

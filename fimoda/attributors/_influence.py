@@ -1,0 +1,121 @@
+"""What influence functions have in common: damping, right-hand sides, products with rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
+from ..base import BaseAttributor
+from ..curvature.operators import CURVATURES, Curvature
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
+from ..row_gradients import Measure, RowDifferentiator
+
+#: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients.
+DAMPING_FACTOR = 1000.0
+
+
+class BaseInfluence(BaseAttributor):
+    r"""Influence functions, :math:`S_{z,i} = \tilde w_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
+
+    :math:`\tilde w_i = w_i / \sum_j w_j` is 1/n without weights. A subclass implements `_prepare_solver`
+    (what depends on training rows only) and `_solve`, or `_scores` if it never needs vectors of
+    the size of the model.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
+        "damping": [NON_NEGATIVE_REAL, StrOptions({"auto"})],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        damping: float | str = "auto",
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.damping = damping
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
+
+    # ---- hooks ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _prepare_solver(self) -> None:
+        """Compute whatever of the solution depends on training rows only."""
+
+    def _solve(self, V: Tensor) -> Tensor:
+        """Solutions of ``(C + damping_ I) u = v`` for the rows of V (k, p), as rows."""
+        raise NotImplementedError
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        self._differentiate = RowDifferentiator(self.model_, self._X[:2])
+        self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
+        auto = isinstance(self.damping, str)
+        self.damping_ = self._automatic_damping() if auto else float(self.damping)
+        self._prepare_solver()
+
+    def _automatic_damping(self) -> float:
+        """DAMPING_FACTOR times the mean squared entry of the training rows' gradients."""
+        total = 0.0
+        for _, rows in self._differentiate.chunks(
+            self._X, self._y, self.model_.loss, self._chunk()
+        ):
+            total += float(rows.inner_rowwise(rows).sum())
+        mean = total / (len(self._X) * self.model_.n_parameters)
+        if mean == 0:
+            raise ValueError(
+                "damping='auto' needs a training row with a gradient; all are zero at this model. "
+                "Give damping as a number."
+            )
+        return DAMPING_FACTOR * mean
+
+    def _curvature(self, name: str) -> Curvature:
+        """The curvature of the training objective, its L2 penalty included."""
+        own = {}
+        if name == "sampled-fisher":
+            own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
+        return CURVATURES[name](
+            self.model_,
+            self._X,
+            self._y,
+            self._weights,
+            penalty=True,
+            memory_budget=self.memory_budget,
+            **own,
+        )
+
+    def _chunk(self) -> int:
+        """Training rows whose gradients fit half of the memory budget."""
+        fitting = self.memory_budget // (2 * self._differentiate.row_bytes())
+        return self.chunk_size or int(min(max(fitting, 1), len(self._X), 4096))
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        result = np.empty((len(X), len(self._X)))
+        vector_bytes = self.model_.n_parameters * self.model_.theta.element_size()
+        n_vectors = int(min(max(self.memory_budget // (8 * vector_bytes), 1), len(X)))
+        for test_rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
+            solved = self._solve(test.dense()).to(self.model_.dtype)
+            for rows, train in self._differentiate.chunks(
+                self._X, self._y, self.model_.loss, self._chunk()
+            ):
+                result[test_rows, rows] = train.apply(solved).mT.double().cpu().numpy()
+        return result * self._share

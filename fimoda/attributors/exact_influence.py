@@ -1,0 +1,143 @@
+"""Exact influence functions: dual or primal, whichever is smaller."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import StrOptions
+from ..curvature.exact import DualGaussNewton, PrimalSolver
+from ..curvature.operators import CURVATURES
+from ..measurements import Measurement
+from ..row_gradients import Measure
+from ._influence import BaseInfluence
+
+
+class ExactInfluence(BaseInfluence):
+    r"""Influence function with an exact solution.
+
+    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i
+
+    estimates the change of the measurement when row i is removed and the model is trained to
+    convergence near the final model. :math:`g_i` is the gradient of the row's loss, C the
+    curvature of the weighted mean loss (and of the L2 penalty, if the model has one).
+
+    The Gauss-Newton matrix is solved in the space of the outputs (n C x n C) when that is smaller
+    than the parameters and there is no penalty, otherwise as a dense p x p matrix. Either takes one
+    eigendecomposition in ``fit``, after which any test row and any damping costs products only.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
+            default="gauss-newton"
+        The matrix C.
+    damping : float or "auto", default="auto"
+        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=4 GiB
+        Bytes for matrices and gradients.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator` and to sample targets.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    damping_ : float
+        The damping used; may be changed after ``fit`` at no cost.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    Raises
+    ------
+    MemoryError
+        If neither matrix fits `memory_budget`.
+    ValueError
+        If the damped curvature is not positive definite.
+
+    References
+    ----------
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017; Wei et
+    al., arXiv 2412.03906.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import ExactInfluence
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> influence = ExactInfluence(Ridge().fit(X, y), damping=0.0).fit(X, y)
+    >>> influence.transform(X[:4], y[:4]).shape
+    (4, 442)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseInfluence._parameter_constraints,
+        "curvature": [StrOptions(set(CURVATURES))],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        curvature: str = "gauss-newton",
+        damping: float | str = "auto",
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = 4 * 2**30,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            damping=damping,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.curvature = curvature
+
+    def _prepare_solver(self) -> None:
+        n_outputs = len(self._X) * self.n_outputs_
+        smaller = n_outputs <= self.model_.n_parameters
+        dual = self.curvature == "gauss-newton" and self.model_.l2 is None and smaller
+        self._dual: DualGaussNewton | None = None
+        self._primal: PrimalSolver | None = None
+        if dual:
+            if 4 * 8 * n_outputs**2 > self.memory_budget:
+                raise MemoryError(
+                    f"the kernel of {n_outputs} outputs takes {4 * 8 * n_outputs**2 / 2**20:.0f} MiB "
+                    f"with its eigenvectors, more than memory_budget={self.memory_budget / 2**20:.0f} "
+                    "MiB. Raise memory_budget, or use CGInfluence or EKFACInfluence."
+                )
+            self._dual = DualGaussNewton(
+                self.model_, self._X, self._y, self._weights, self.memory_budget // 8
+            )
+        else:
+            self._primal = PrimalSolver(self._curvature(self.curvature), self.memory_budget)
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        if self._dual is not None:
+            return self._dual.scores(X, y, measure, self.damping_).cpu().numpy()
+        return super()._scores(X, y, measure)
+
+    def _solve(self, V: Tensor) -> Tensor:
+        if self._primal is None:
+            raise RuntimeError("the dual solution never forms vectors of parameters")
+        return self._primal.solve(V, self.damping_)

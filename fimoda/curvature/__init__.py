@@ -1,0 +1,1 @@
+"""Curvature of the training objective, and ways to solve with it."""

@@ -1,0 +1,206 @@
+"""Curvature of the training objective as matrices known by their products."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from ..losses import CLASS_KINDS, SquaredError
+from ..model import DEFAULT_BUDGET, FinalModel
+from ..row_gradients import RowDifferentiator
+
+
+class Curvature(ABC):
+    r"""A symmetric matrix :math:`C = \sum_i \tilde w_i C_i` (p, p), a mean over training rows.
+
+    :math:`\tilde w_i = w_i / \sum_j w_j` (1/n without weights). The matrix is never formed:
+    products go over the whole training set, a chunk of rows at a time.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    weights : Tensor of shape (n,)
+        Weights of the rows in the objective.
+    penalty : bool, default=False
+        Whether the second derivative of the L2 penalty, ``diag(l2)``, is added.
+    memory_budget : int, default=512 MiB
+        Bytes for what a product needs at a time.
+    """
+
+    def __init__(
+        self,
+        model: FinalModel,
+        X: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        penalty: bool = False,
+        memory_budget: int = DEFAULT_BUDGET,
+    ):
+        self.model = model
+        self.X = X
+        self.y = y
+        self.weights = (weights / weights.sum()).to(model.dtype)
+        self.penalty = penalty
+        self.memory_budget = memory_budget
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.model.n_parameters, self.model.n_parameters)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Products ``C v`` of the rows of V (k, p), as rows."""
+        product = torch.zeros_like(V)
+        chunk = self._chunk_size(len(V))
+        for x, y, w in zip(
+            self.X.split(chunk), self.y.split(chunk), self.weights.split(chunk), strict=True
+        ):
+            product += self._product(V, x, y, w)
+        if self.penalty and self.model.l2 is not None:
+            product += V * self.model.l2
+        return product
+
+    @abstractmethod
+    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        """The part of ``C v`` that comes from the rows x, with their share w of the mean."""
+
+    def _chunk_size(self, n_vectors: int) -> int:
+        widths = sum(shape[0] for shape in self.model.shapes.values())
+        row_bytes = 4 * n_vectors * (widths + self.X[0].numel()) * self.X.element_size()
+        return int(min(max(self.memory_budget // row_bytes, 1), len(self.X)))
+
+    def linear_operator(self) -> LinearOperator:
+        """The same matrix for scipy, on float64 vectors."""
+
+        def columns(V: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(np.ascontiguousarray(V.reshape(V.shape[0], -1).T))
+            product = self.matmat(rows.to(self.model.device, self.model.dtype))
+            return product.double().cpu().numpy().T.reshape(V.shape)
+
+        return LinearOperator(self.shape, matvec=columns, matmat=columns, dtype=np.float64)
+
+    def dense(self) -> Tensor:
+        """The matrix itself, (p, p); for small models."""
+        eye = torch.eye(self.shape[0], dtype=self.model.dtype, device=self.model.device)
+        product = self.matmat(eye)
+        return (product + product.mT) / 2
+
+
+class GaussNewton(Curvature):
+    r"""Generalised Gauss-Newton matrix, :math:`C_i = J_i^\top W_i J_i`.
+
+    :math:`J_i = \partial f_i / \partial\theta` (C, p) and :math:`W_i = \partial^2\ell_i/\partial
+    f^2` (C, C). Positive semi-definite for losses that are convex in the outputs.
+    """
+
+    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        def outputs(theta: Tensor) -> Tensor:
+            return self.model.forward(theta, x)
+
+        f, pull_back, *_ = vjp(outputs, self.model.theta)
+        pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1])(V)  # (k, b, C)
+        curved = torch.einsum("bcd,kbd->kbc", self.model.output_hessian(f, y), pushed)
+        return vmap(pull_back)(curved * w[:, None])[0]
+
+
+class Hessian(Curvature):
+    r"""True second derivative, :math:`C_i = \partial^2\ell_i/\partial\theta^2`; may be indefinite."""
+
+    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        def objective(theta: Tensor) -> Tensor:
+            return (w * self.model.loss(self.model.forward(theta, x), y)).sum()
+
+        gradient = grad(objective)
+        return vmap(lambda v: jvp(gradient, (self.model.theta,), (v,))[1])(V)
+
+
+class EmpiricalFisher(Curvature):
+    r"""Second moment of the gradients of the loss, :math:`C_i = g_i g_i^\top`."""
+
+    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        gradients = self._differentiate(x, y, self.model.loss)
+        return gradients.combine(gradients.apply(V) * w[:, None])
+
+    @cached_property
+    def _differentiate(self) -> RowDifferentiator:
+        return RowDifferentiator(self.model, self.X[:2])
+
+    def _chunk_size(self, n_vectors: int) -> int:
+        own = self.memory_budget // (2 * self._differentiate.row_bytes())
+        return max(1, min(super()._chunk_size(n_vectors), own))
+
+
+class SampledFisher(EmpiricalFisher):
+    r"""Second moment of the gradients at targets sampled from the model itself.
+
+    A classifier's target is one draw from its predicted probabilities; under squared error it is
+    the output plus Gaussian noise of the variance that the loss stands for. In expectation this is
+    the Gauss-Newton matrix.
+
+    Parameters
+    ----------
+    model, X, y, weights, penalty, memory_budget
+        As in `Curvature`.
+    seed : int, default=0
+        Seed of the draws.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not the negative log-likelihood of a distribution that can be sampled.
+    """
+
+    def __init__(
+        self,
+        model: FinalModel,
+        X: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        seed: int = 0,
+        penalty: bool = False,
+        memory_budget: int = DEFAULT_BUDGET,
+    ):
+        targets = sampled_targets(model, X, torch.Generator().manual_seed(seed))
+        super().__init__(model, X, targets, weights, penalty=penalty, memory_budget=memory_budget)
+
+
+def sampled_targets(model: FinalModel, X: Tensor, generator: torch.Generator) -> Tensor:
+    """Targets of the rows drawn from the distribution that the model predicts."""
+    outputs = model.outputs(X).double().cpu()
+    kind = model.loss.kind
+    if kind in CLASS_KINDS and kind != "one_vs_rest_logits":
+        if kind.startswith("binary"):
+            p = outputs[:, 0].sigmoid() if kind == "binary_logit" else outputs[:, 0]
+            drawn = torch.bernoulli(p, generator=generator).long()
+        else:
+            p = {"logits": lambda o: o.softmax(1), "log_probabilities": torch.exp}.get(
+                kind, lambda o: o
+            )(outputs)
+            drawn = torch.multinomial(p, 1, generator=generator)[:, 0]
+        return drawn.to(model.device)
+    if isinstance(model.loss, SquaredError):
+        # exp(-loss) is Gaussian with variance 1 / (2 * factor)
+        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        return (outputs + noise / (2 * model.loss.factor(outputs)) ** 0.5).to(model.theta)
+    raise ValueError(
+        "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
+        "error or a classifier with class probabilities. Use curvature='gauss-newton'."
+    )
+
+
+#: Curvatures by the name that attributors take.
+CURVATURES: dict[str, type[Curvature]] = {
+    "gauss-newton": GaussNewton,
+    "hessian": Hessian,
+    "empirical-fisher": EmpiricalFisher,
+    "sampled-fisher": SampledFisher,
+}
