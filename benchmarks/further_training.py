@@ -172,7 +172,8 @@ def main() -> None:
     )
     print("Per model and epoch: time, times faster than the loop, share of the product rate.\n")
     print(
-        "| network | loop | 1 core | 1 core, compiled | 2 jobs | 2 jobs, compiled | peak memory: loop, 1 core |"
+        "| network | loop | 1 core | 1 core, compiled | 2 jobs | 2 jobs, compiled "
+        "| peak memory: loop, 1 core |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
