@@ -21,6 +21,7 @@ ORDER = [
     "row_gradients",
     "base",
     "training",
+    "curvature",
     "attributors",
     "evaluation",
     "plotting",

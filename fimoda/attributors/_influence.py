@@ -72,17 +72,17 @@ class BaseInfluence(BaseAttributor):
         self._prepare_solver()
 
     def _automatic_damping(self) -> float:
-        """DAMPING_FACTOR times the mean squared entry of the training rows' gradients."""
+        """DAMPING_FACTOR times the (weighted) mean squared entry of the rows' gradients."""
         total = 0.0
-        for _, rows in self._differentiate.chunks(
+        for place, rows in self._differentiate.chunks(
             self._X, self._y, self.model_.loss, self._chunk()
         ):
-            total += float(rows.inner_rowwise(rows).sum())
-        mean = total / (len(self._X) * self.model_.n_parameters)
+            total += float(rows.inner_rowwise(rows).cpu().numpy() @ self._share[place])
+        mean = total / self.model_.n_parameters
         if mean == 0:
             raise ValueError(
-                "damping='auto' needs a training row with a gradient; all are zero at this model. "
-                "Give damping as a number."
+                "damping='auto' needs a training row with a gradient; all are zero at this model "
+                f"(n_samples={len(self._X)}). Give damping as a number."
             )
         return DAMPING_FACTOR * mean
 
@@ -108,10 +108,13 @@ class BaseInfluence(BaseAttributor):
 
     # ---- transform --------------------------------------------------------------------------
 
+    #: Vectors of the size of the model that are alive for each right-hand side of `_solve`.
+    _COPIES: ClassVar[int] = 8
+
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         result = np.empty((len(X), len(self._X)))
-        vector_bytes = self.model_.n_parameters * self.model_.theta.element_size()
-        n_vectors = int(min(max(self.memory_budget // (8 * vector_bytes), 1), len(X)))
+        vector_bytes = self._COPIES * self.model_.n_parameters * self.model_.theta.element_size()
+        n_vectors = int(min(max(self.memory_budget // vector_bytes, 1), len(X)))
         for test_rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
             solved = self._solve(test.dense()).to(self.model_.dtype)
             for rows, train in self._differentiate.chunks(
