@@ -1,28 +1,41 @@
 """Training-data attribution for people who work with scikit-learn."""
 
 from .adapters import as_final_model
+from .attributors.arnoldi_influence import ArnoldiInfluence
+from .attributors.cg_influence import CGInfluence
+from .attributors.data_inf import DataInf
+from .attributors.ekfac_influence import EKFACInfluence
 from .attributors.exact_influence import ExactInfluence
 from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
+from .attributors.lissa_influence import LiSSAInfluence
+from .attributors.trak import TRAK
 from .base import BaseAttributor, TopRows
-from .evaluation.agreement import AgreementCurve, agreement_curve
+from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_curve
 from .model import FinalModel
 from .plotting import AgreementCurveDisplay
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TRAK",
     "AgreementCurve",
     "AgreementCurveDisplay",
+    "AgreementScorer",
+    "ArnoldiInfluence",
     "BaseAttributor",
+    "CGInfluence",
+    "DataInf",
+    "EKFACInfluence",
     "ExactInfluence",
     "FinalModel",
     "FurtherTraining",
     "FurtherTrainingCurve",
     "GradCos",
     "GradDot",
+    "LiSSAInfluence",
     "TopRows",
     "agreement_curve",
     "as_final_model",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
@@ -22,6 +23,7 @@ __all__ = [
     "NON_NEGATIVE_REAL",
     "POSITIVE_INTEGER",
     "POSITIVE_REAL",
+    "ConvergenceWarning",
     "StrOptions",
     "check_horizons",
     "check_is_fitted",

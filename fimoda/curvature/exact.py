@@ -36,7 +36,7 @@ class PrimalSolver:
                 f"with its eigenvectors, more than memory_budget={memory_budget / 2**20:.0f} MiB. "
                 "Raise memory_budget, or use CGInfluence, ArnoldiInfluence or EKFACInfluence."
             )
-        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(curvature.dense().double())
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(curvature.double.dense())
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
         """Solutions for the rows of V (k, p), as rows, in float64."""

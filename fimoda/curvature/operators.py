@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
@@ -86,6 +89,28 @@ class Curvature(ABC):
             return product.double().cpu().numpy().T.reshape(V.shape)
 
         return LinearOperator(self.shape, matvec=columns, matmat=columns, dtype=np.float64)
+
+    @property
+    def double(self) -> Curvature:
+        """The same matrix in float64."""
+        return self._with(
+            model=self.model.double,
+            X=_double(self.X),
+            y=_double(self.y),
+            weights=self.weights.double(),
+        )
+
+    def restricted(self, rows: NDArray[np.int64]) -> Curvature:
+        """The curvature of some rows, weighted so that its mean over random subsets is this one."""
+        X, y, weights = self.X[rows], self.y[rows], self.weights[rows]
+        return self._with(X=X, y=y, weights=weights * (len(self.X) / len(rows)))
+
+    def _with(self, **parts: Any) -> Curvature:
+        other = copy.copy(self)
+        for name, value in parts.items():
+            setattr(other, name, value)
+        other.__dict__.pop("_differentiate", None)
+        return other
 
     def dense(self) -> Tensor:
         """The matrix itself, (p, p); for small models."""
@@ -195,6 +220,10 @@ def sampled_targets(model: FinalModel, X: Tensor, generator: torch.Generator) ->
         "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
         "error or a classifier with class probabilities. Use curvature='gauss-newton'."
     )
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 #: Curvatures by the name that attributors take.

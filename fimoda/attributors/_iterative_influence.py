@@ -1,0 +1,63 @@
+"""What influence functions with an iterative solver have in common."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._validation import (
+    MAX_SEED,
+    ConvergenceWarning,
+    StrOptions,
+    check_is_fitted,
+    check_random_state,
+)
+from ..curvature.operators import CURVATURES
+from ..row_gradients import Measure
+from ._influence import BaseInfluence
+
+
+class BaseIterativeInfluence(BaseInfluence):
+    """Influence functions that solve for the test rows by products with the curvature.
+
+    A subclass implements `_iterate`.
+    """
+
+    _COPIES = 16  # iterates are float64
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseInfluence._parameter_constraints,
+        "curvature": [StrOptions(set(CURVATURES))],
+    }
+
+    curvature: str
+
+    def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
+        """Hook: solutions of ``(C + damping_) u = v``, iterations, and what to warn of."""
+        raise NotImplementedError
+
+    def _prepare_solver(self) -> None:
+        self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        self._matrix = self._curvature(self.curvature)
+        self._iterations: dict[str, int] = {"last": 0}
+
+    def _solve(self, V: Tensor) -> Tensor:
+        u, n_iter, trouble = self._iterate(V)
+        self._iterations["last"] = max(self._iterations["last"], n_iter)
+        if trouble is not None:
+            warnings.warn(f"{type(self).__name__}: {trouble}", ConvergenceWarning, stacklevel=2)
+        return u
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        self._iterations["last"] = 0
+        return super()._scores(X, y, measure)
+
+    @property
+    def n_iter_(self) -> int:
+        """Iterations of the right-hand side that took most, in the last solution."""
+        check_is_fitted(self, "model_")
+        return self._iterations["last"]

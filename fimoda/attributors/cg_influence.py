@@ -1,0 +1,158 @@
+"""Influence functions by conjugate gradients."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from ..curvature.cg import conjugate_gradients
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
+from ._iterative_influence import BaseIterativeInfluence
+
+
+class CGInfluence(BaseIterativeInfluence):
+    r"""Influence function solved by conjugate gradients.
+
+    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i
+
+    estimates the change of the measurement when row i is removed and the model is trained to
+    convergence near the final model. :math:`g_i` is the gradient of the row's loss, C the
+    curvature of the weighted mean loss (and of the L2 penalty, if the model has one).
+
+    :math:`(C + \lambda I) u = \nabla_\theta m_z` is solved for all test rows at once, by products
+    with C over the whole training set; C is never formed. Each test row costs about
+    :math:`\sqrt\kappa` products, :math:`\kappa` the largest eigenvalue of C over
+    :math:`\lambda`. ``fit`` tries the solver on one combination of training gradients.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
+            default="gauss-newton"
+        The matrix C.
+    damping : float or "auto", default="auto"
+        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
+    tol : float, default=1e-6
+        A test row is solved when its residual is at most this times its right-hand side. In
+        float32 a badly conditioned curvature may not allow that, which is a warning.
+    max_iter : int, default=None
+        Most iterations; by default ten times the number of parameters, at most 1,000.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for vectors and gradients. Scores are the same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`, to sample targets and for the trial in ``fit``.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    damping_ : float
+        The damping used; may be changed after ``fit`` at no cost.
+    n_iter_ : int
+        Iterations of the test row that took most, in the last call (in the trial, after ``fit``).
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a test row is not solved to `tol`.
+
+    Raises
+    ------
+    ValueError
+        If the damped curvature has a negative direction (the true Hessian may).
+
+    References
+    ----------
+    Martens, "Deep Learning via Hessian-free Optimization", ICML 2010; Koh and Liang,
+    "Understanding Black-box Predictions via Influence Functions", ICML 2017.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import CGInfluence
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> influence = CGInfluence(Ridge().fit(X, y), damping=0.01).fit(X, y)
+    >>> influence.transform(X[:4], y[:4]).shape
+    (4, 442)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseIterativeInfluence._parameter_constraints,
+        "tol": [POSITIVE_REAL],
+        "max_iter": [POSITIVE_INTEGER, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        curvature: str = "gauss-newton",
+        damping: float | str = "auto",
+        tol: float = 1e-6,
+        max_iter: int | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            damping=damping,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.curvature = curvature
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _prepare_solver(self) -> None:
+        super()._prepare_solver()
+        self._try()
+
+    def _try(self) -> None:
+        """Solve for one random combination of gradients of training rows."""
+        rows = np.random.default_rng(self._seed).permutation(len(self._X))[: self._chunk()]
+        signs = np.where(np.random.default_rng(self._seed).random((len(rows), 1)) < 0.5, -1.0, 1.0)
+        gradients = self._differentiate(self._X[rows], self._y[rows], self.model_.loss)
+        self._solve(gradients.combine(torch.from_numpy(signs).to(self.model_.theta)))
+
+    def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
+        most = self.max_iter or min(10 * self.model_.n_parameters, 1000)
+        found = conjugate_gradients(self._matrix, V, self.damping_, self.tol, most)
+        worst = float(found.residuals.max())
+        if worst <= self.tol:
+            return found.u, found.n_iter, None
+        reason = (
+            f"after max_iter={most} iterations; raise max_iter or damping"
+            if found.n_iter >= most
+            else f"where rounding in {self.model_.dtype} stops it; raise damping or tol, or use "
+            "a model in float64"
+        )
+        return (
+            found.u,
+            found.n_iter,
+            f"the worst relative residual is {worst:.1e}, above tol={self.tol:.1e}, {reason}.",
+        )

@@ -1,0 +1,224 @@
+"""Influence functions by a Neumann series (LiSSA)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
+from ..curvature.lanczos import extreme_eigenvalues
+from ..curvature.lissa import automatic_scale, batch_series, full_series
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
+from ._iterative_influence import BaseIterativeInfluence
+
+#: ``depth="auto"`` takes at most this many terms.
+MAX_DEPTH = 50_000
+
+
+class LiSSAInfluence(BaseIterativeInfluence):
+    r"""Influence function solved by a Neumann series.
+
+    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} u_z^\top g_i, \qquad
+              x \leftarrow \nabla_\theta m_z + \left(I - \frac{C + \lambda I}{s}\right) x,
+              \quad u_z = x / s
+
+    estimates the change of the measurement when row i is removed and the model is trained to
+    convergence near the final model. :math:`g_i` is the gradient of the row's loss, C the
+    curvature of the weighted mean loss (and of the L2 penalty, if the model has one).
+
+    The scale s and the number of terms follow from the extreme eigenvalues of C, found in ``fit``,
+    so that nothing has to be guessed: over all rows, s is half the sum of the extreme eigenvalues
+    of :math:`C + \lambda I`, with :math:`\mu` the lowest of them each term shrinks the error by
+    :math:`1 - \mu/s`, and a test row stops when its solution is sure to be within `tol`. With
+    batches each term costs less, but s must allow for the largest curvature that a batch can have, and
+    the noise stays: the last half of the iterates is averaged. `CGInfluence` needs the square root
+    of the number of terms.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
+            default="gauss-newton"
+        The matrix C; "hessian" is LiSSA-H.
+    damping : float or "auto", default="auto"
+        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
+    depth : int or "auto", default="auto"
+        Most terms of the series; "auto" is :math:`(s/\mu) \log(2 s/(\mu\,\mathrm{tol}))`,
+        which is sure to reach `tol` (:math:`2 (s/\mu) \log(1/\mathrm{tol})` with batches), and at
+        most 50,000.
+    batch_size : int, default=None
+        Rows in each term; all of them by default.
+    scale : float or "auto", default="auto"
+        The scale s.
+    tol : float, default=1e-3
+        Relative error of a solution at which the series stops (over all rows only).
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for vectors and gradients.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`, to sample targets and to draw batches.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    damping_ : float
+        The damping used; may be changed after ``fit``, `scale_` and `depth_` follow.
+    scale_ : float
+        The scale used.
+    depth_ : int
+        Most terms.
+    n_iter_ : int
+        Terms taken in the last call of `transform` or `self_influence`.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a test row is not solved to `tol`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the series diverges.
+    ValueError
+        If the damped curvature has a negative direction (the true Hessian may), or is singular and
+        `depth` is not given.
+
+    References
+    ----------
+    Agarwal, Bullins and Hazan, "Second-Order Stochastic Optimization for Machine Learning in Linear
+    Time", JMLR 2017; Koh and Liang, "Understanding Black-box Predictions via Influence Functions",
+    ICML 2017.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import LiSSAInfluence
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> influence = LiSSAInfluence(Ridge().fit(X, y), damping=0.01).fit(X, y)
+    >>> influence.transform(X[:4], y[:4]).shape
+    (4, 442)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseIterativeInfluence._parameter_constraints,
+        "depth": [POSITIVE_INTEGER, StrOptions({"auto"})],
+        "batch_size": [POSITIVE_INTEGER, None],
+        "scale": [POSITIVE_REAL, StrOptions({"auto"})],
+        "tol": [POSITIVE_REAL],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        curvature: str = "gauss-newton",
+        damping: float | str = "auto",
+        depth: int | str = "auto",
+        batch_size: int | None = None,
+        scale: float | str = "auto",
+        tol: float = 1e-3,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            damping=damping,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.curvature = curvature
+        self.depth = depth
+        self.batch_size = batch_size
+        self.scale = scale
+        self.tol = tol
+
+    def _prepare_solver(self) -> None:
+        super()._prepare_solver()
+        self._extremes = extreme_eigenvalues(self._matrix, self._seed)
+        _ = self.scale_, self.depth_  # impossible settings show now
+
+    @property
+    def _lowest(self) -> float:
+        """The lowest eigenvalue of the damped curvature."""
+        lowest = self._extremes[0] + self.damping_
+        if lowest <= 0 and self._extremes[0] < 0:
+            raise ValueError(
+                f"the curvature has the eigenvalue {self._extremes[0]:.2e}, and damping="
+                f"{self.damping_:g} does not make it positive: the series would diverge. Raise damping "
+                f"above {-self._extremes[0]:.1e}, or use curvature='gauss-newton'."
+            )
+        return lowest
+
+    @property
+    def _batch(self) -> int | None:
+        """Rows in each term; None for all."""
+        few = self.batch_size is not None and self.batch_size < len(self._X)
+        return self.batch_size if few else None
+
+    @property
+    def scale_(self) -> float:
+        """The scale used."""
+        if not isinstance(self.scale, str):
+            return float(self.scale)
+        _, largest = self._extremes
+        lowest = self._lowest - self.damping_
+        return automatic_scale(lowest, largest, self.damping_, len(self._X), self._batch)
+
+    @property
+    def depth_(self) -> int:
+        """Most terms."""
+        if not isinstance(self.depth, str):
+            return int(self.depth)
+        lowest = self._lowest
+        if lowest <= 0:
+            raise ValueError(
+                f"depth='auto' needs a curvature that is positive definite; with damping="
+                f"{self.damping_:g} it may be singular. Raise damping, or give depth."
+            )
+        ratio, tol = self.scale_ / lowest, min(self.tol, 0.5)
+        if self._batch is None:  # |r| / (mu |u|) starts at 2 s / mu or less
+            terms = ratio * np.log(2 * ratio / tol)
+        else:  # the first half of the iterates is not averaged
+            terms = 2 * ratio * np.log(1 / tol)
+        return int(min(np.ceil(terms) + 1, MAX_DEPTH))
+
+    def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
+        scale, depth = self.scale_, self.depth_
+        if self._batch is None:
+            found = full_series(
+                self._matrix, V, self.damping_, scale, depth, self.tol, self._lowest
+            )
+        else:
+            found = batch_series(
+                self._matrix, V, self.damping_, scale, depth, self._batch, self._seed
+            )
+        trouble = (
+            None
+            if found.converged
+            else f"not within tol={self.tol:g} after {depth} terms; raise depth or damping, or use "
+            "CGInfluence, which needs far fewer products."
+        )
+        return found.u, found.n_iter, trouble

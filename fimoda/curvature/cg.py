@@ -1,0 +1,131 @@
+"""Conjugate gradients for many right-hand sides at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .operators import Curvature
+
+#: A restart from the true residual must shrink it at least by this factor, or it is the last.
+_WORTHWHILE = 0.5
+
+#: Restarts aim this much below the tolerance, so as not to end just above it again.
+_BEYOND = 0.25
+
+
+@dataclass(frozen=True)
+class CGSolution:
+    """Solutions with what is left of the right-hand sides.
+
+    Parameters
+    ----------
+    u : Tensor of shape (k, p)
+        Solutions, in float64.
+    residuals : Tensor of shape (k,)
+        ``|v - (C + damping) u| / |v|``, from a product with the solution itself.
+    n_iter : int
+        Iterations of the column that took most.
+    """
+
+    u: Tensor
+    residuals: Tensor
+    n_iter: int
+
+
+def conjugate_gradients(
+    curvature: Curvature, V: Tensor, damping: float, tol: float, max_iter: int
+) -> CGSolution:
+    r"""Solve :math:`(C + \lambda I) u = v` for every row v of V.
+
+    Each right-hand side has its own step lengths, and takes no part in products once
+    :math:`|r| \le tol |v|`. The products are taken in the model's precision over the whole training
+    set; iterates and inner products are float64. The recursively updated residual drifts away
+    from the true one by rounding: where a solution that looked converged is not, the iteration
+    restarts from the true residual as long as that helps.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    V : Tensor of shape (k, p)
+        Right-hand sides, as rows.
+    damping : float
+        :math:`\lambda`.
+    tol : float
+        Relative residual to reach.
+    max_iter : int
+        Most iterations, restarts included.
+
+    Returns
+    -------
+    CGSolution
+        Converged or not: look at its residuals.
+
+    Raises
+    ------
+    ValueError
+        If a direction without positive curvature is met.
+    """
+
+    def product(P: Tensor) -> Tensor:
+        return curvature.matmat(P.to(curvature.model.dtype)).double() + damping * P
+
+    V = V.double()
+    size = V.norm(dim=1)
+    goal = tol * size
+    u = torch.zeros_like(V)
+    residual = V.clone()
+    n_iter = 0
+    left = residual.norm(dim=1)
+    active = (left > goal).nonzero()[:, 0]
+    while len(active) and n_iter < max_iter:
+        aim = goal[active] * (_BEYOND if n_iter else 1)
+        step, n = _run(product, residual[active], aim, damping, max_iter - n_iter)
+        n_iter += n
+        u[active] += step
+        residual[active] = V[active] - product(u[active])
+        now = residual[active].norm(dim=1)
+        worse = now > left[active]
+        u[active[worse]] -= step[worse]
+        helped = now <= _WORTHWHILE * left[active]
+        left[active] = torch.minimum(now, left[active])
+        active = active[(now > goal[active]) & helped]
+    return CGSolution(u, left / torch.where(size > 0, size, 1), n_iter)
+
+
+def _run(
+    product: Callable[[Tensor], Tensor],
+    residual: Tensor,
+    goal: Tensor,
+    damping: float,
+    max_iter: int,
+) -> tuple[Tensor, int]:
+    """Conjugate gradients from zero: solutions and the number of iterations."""
+    u = torch.zeros_like(residual)
+    r, p = residual.clone(), residual.clone()
+    rr = r.square().sum(1)
+    active = torch.arange(len(r), device=r.device)
+    n_iter = 0
+    while len(active) and n_iter < max_iter:
+        Ap = product(p)
+        curved = (p * Ap).sum(1)
+        if bool((curved <= 0).any()):
+            rayleigh = float((curved / p.square().sum(1)).min()) - damping
+            raise ValueError(
+                f"the curvature is {rayleigh:.2e} in one direction, and damping={damping:g} does "
+                "not make it positive. Raise damping, or use curvature='gauss-newton', which has "
+                "no negative curvature."
+            )
+        alpha = (rr / curved)[:, None]
+        u[active] += alpha * p
+        r = r - alpha * Ap
+        before, rr = rr, r.square().sum(1)
+        p = r + (rr / before)[:, None] * p
+        n_iter += 1
+        on = rr.sqrt() > goal[active]
+        if not bool(on.all()):
+            active, r, p, rr = active[on], r[on], p[on], rr[on]
+    return u, n_iter
