@@ -1,0 +1,320 @@
+"""TRAK: influence in the space of randomly projected gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from .. import measurements
+from .._validation import (
+    MAX_SEED,
+    NON_NEGATIVE_REAL,
+    POSITIVE_INTEGER,
+    StrOptions,
+    check_random_state,
+    check_weights,
+)
+from ..adapters import as_final_model, has_earlier_steps
+from ..base import BaseAttributor
+from ..curvature.projection import KINDS, Projection
+from ..losses import CLASS_KINDS
+from ..measurements import Measurement, Output
+from ..model import FinalModel
+from ..row_gradients import Measure, RowDifferentiator
+from ._influence import DAMPING_FACTOR
+
+
+@dataclass
+class _Member:
+    """What TRAK keeps of one model."""
+
+    model: FinalModel
+    differentiate: RowDifferentiator
+    project: Projection
+    features: Tensor  # (n, F, k)
+    slopes: Tensor  # (n, F): derivative of the loss in each output function
+    gram: Tensor  # (k, k), float64
+
+
+class TRAK(BaseAttributor):
+    r"""Influence function with the Gauss-Newton matrix of randomly projected gradients.
+
+    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j}\; \phi_z^\top
+        \Big(\sum_j \tfrac{w_j}{\sum_k w_k} \phi_j \phi_j^\top + \lambda I\Big)^{-1} \phi_i \; Q_i,
+        \qquad Q_i = \frac{\partial \ell_i}{\partial f_i}
+
+    where :math:`f_i` is the model's output function at row i, :math:`\phi_i = P^\top \nabla_\theta
+    f_i / \sqrt k` its projected gradient, and :math:`\phi_z = P^\top \nabla_\theta m_z / \sqrt k`
+    that of the measurement. For classification f is the margin, :math:`\log p_y / (1 - p_y)`, so
+    that :math:`Q_i = -(1 - p_y)`; for regression it is the output, and :math:`Q_i` the derivative of
+    the loss in it; with several outputs one feature vector each, summed over. The sign and the
+    factor 1/n make scores estimates of the change by removal. (The paper's scores are
+    those of ``measurement="margin"`` up to the factor -1/n: with it, more positive means here that
+    the row holds the margin down.) The output function has unit curvature in the kernel, and an L2
+    penalty is left out of it.
+
+    With several models the two factors, the product of features and Q, are averaged over models
+    separately.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    n_components : int, default=2048
+        Number k of features. None, or a number of at least that of the parameters, leaves out the
+        projection.
+    projection : {"rademacher", "gaussian", "product"}, default="rademacher"
+        Distribution of P: signs, normal numbers, or signs that are products of one sign for the
+        input and one for the output that a weight connects. The last is for networks of linear
+        layers only, where it is faster by orders of magnitude and somewhat noisier.
+    models : list, default=None
+        Further fitted models, trained as `estimator` was with other seeds, over which scores are
+        averaged. They take the rows that `estimator` (for a Pipeline: its last step) takes.
+    damping : float or "auto", default="auto"
+        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the gradients of the output
+        function, averaged over models.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=1 GiB
+        Bytes for gradients and for a kept projection; the features come on top. Scores are the
+        same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator` and to draw the projections.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    output_function_ : {"margin", "output"}
+        The function whose gradients are the features.
+    damping_ : float
+        The damping used; may be changed after ``fit``.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+
+    Raises
+    ------
+    ValueError
+        If the damped kernel is singular, or the models do not fit together.
+
+    References
+    ----------
+    Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, arXiv 2303.14186.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fimoda import TRAK
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = LogisticRegression(max_iter=500).fit(X, y)
+    >>> TRAK(model, n_components=8, random_state=0).fit(X, y).transform(X[:4], y[:4]).shape
+    (4, 150)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
+        "n_components": [POSITIVE_INTEGER, None],
+        "projection": [StrOptions(set(KINDS))],
+        "models": [list, tuple, None],
+        "damping": [NON_NEGATIVE_REAL, StrOptions({"auto"})],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_components: int | None = 2048,
+        projection: str = "rademacher",
+        models: Sequence[Any] | None = None,
+        damping: float | str = "auto",
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = 2**30,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.n_components = n_components
+        self.projection = projection
+        self.models = models
+        self.damping = damping
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
+        super()._prepare(X, y, sample_weight)
+        weights = check_weights(sample_weight, np.zeros((len(self._X), 1)))
+        self._models = [self.model_]
+        for number, estimator in enumerate(self.models or ()):
+            if has_earlier_steps(estimator):
+                raise ValueError(
+                    f"models[{number}] is a Pipeline, whose earlier steps may differ from "
+                    "estimator's. Pass the fitted last steps of Pipelines that share their earlier ones."
+                )
+            model = as_final_model(
+                estimator, self._X, y, sample_weight=weights, criterion=self.criterion
+            )
+            width = model.outputs(model.encode_X(self._X[:1])).shape[1]
+            if width != self.n_outputs_ or not _same_targets(model, self.model_):
+                raise ValueError(
+                    f"models[{number}] has other outputs, classes or another loss than estimator; the "
+                    "models of an ensemble must be trained for the same targets."
+                )
+            self._models.append(model)
+
+    def _fit(self) -> None:
+        kind = self.model_.loss.kind
+        margin = kind in CLASS_KINDS and kind != "one_vs_rest_logits"
+        self.output_function_ = "margin" if margin else "output"
+        self._share = (self._weights.double() / self._weights.double().sum()).to(self._X.device)
+        seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        self._members = [
+            self._member(model, seed + number) for number, model in enumerate(self._models)
+        ]
+        if not isinstance(self.damping, str):
+            self.damping_ = float(self.damping)
+        else:
+            squares = [float(m.gram.trace()) / m.model.n_parameters for m in self._members]
+            self.damping_ = (
+                DAMPING_FACTOR * float(np.mean(squares)) / self._members[0].slopes.shape[1]
+            )
+            if self.damping_ == 0:
+                raise ValueError(
+                    "damping='auto' needs a training row whose output has a gradient; all are zero at "
+                    "this model. Give damping as a number."
+                )
+        self._solved: tuple[float, list[Tensor]] | None = None
+        self._factors()
+
+    def _functions(self, model: FinalModel) -> list[Measure]:
+        """The output functions whose gradients are the features of a row."""
+        if self.output_function_ == "margin":
+            return [measurements.resolve("margin", model)]
+        return [Output(c) for c in range(self.n_outputs_)]
+
+    def _member(self, model: FinalModel, seed: int) -> _Member:
+        """Features of the training rows under one model."""
+        X = model.encode_X(self._X)
+        differentiate = RowDifferentiator(model, X[:2])
+        project = Projection(
+            model.n_parameters,
+            self.n_components,
+            self.projection,
+            seed=seed,
+            memory_budget=self.memory_budget // 2,
+        )
+        functions = self._functions(model)
+        features = torch.stack(
+            [self._features(differentiate, project, X, self._y, f) for f in functions], dim=1
+        )
+        outputs = model.outputs(X).double()
+        slopes = model.loss.gradient(outputs, self._y)  # (n, C)
+        if self.output_function_ == "margin":
+            # the loss is a function of the margin: its slope there, from those in the outputs
+            of_margin = torch.func.grad(lambda f: functions[0](f, self._y).sum())(outputs)
+            slopes = ((slopes * of_margin).sum(1) / (of_margin**2).sum(1)).unsqueeze(1)
+        gram = torch.zeros(features.shape[2], features.shape[2], dtype=torch.float64)
+        share = self._share.to(features)
+        for part, w in zip(features.split(2048), share.split(2048), strict=True):
+            flat = part.flatten(0, 1)
+            weighted = flat * w.repeat_interleave(part.shape[1])[:, None]
+            gram = gram.to(features.device) + (flat.mT @ weighted).double()
+        if not bool(torch.isfinite(gram).all() and torch.isfinite(slopes).all()):
+            raise ValueError(
+                "the margin of a training row, or its gradient, is not finite: its predicted probability "
+                "is exactly one or zero in this precision. Use a model that returns logits, or one in "
+                "float64."
+            )
+        return _Member(model, differentiate, project, features, slopes, gram)
+
+    def _features(
+        self,
+        differentiate: RowDifferentiator,
+        project: Projection,
+        X: Tensor,
+        y: Tensor,
+        measure: Measure,
+    ) -> Tensor:
+        """Projected gradients (n, k)."""
+        fitting = self.memory_budget // (4 * differentiate.row_bytes())
+        chunk = self.chunk_size or int(min(max(fitting, 1), 16384))
+        features = X.new_empty(len(X), project.n_components, dtype=differentiate.model.dtype)
+        for rows, gradients in differentiate.chunks(X, y, measure, chunk):
+            features[rows] = project(gradients)
+        return features
+
+    def _factors(self) -> list[Tensor]:
+        """Cholesky factors of the members' damped kernels."""
+        if self._solved is None or self._solved[0] != self.damping_:
+            self._solved = (
+                self.damping_,
+                [_cholesky(m.gram, self.damping_) for m in self._members],
+            )
+        return self._solved[1]
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        product: Tensor = torch.zeros((), dtype=torch.float64)
+        slopes: Tensor = torch.zeros((), dtype=torch.float64)
+        for member, factor in zip(self._members, self._factors(), strict=True):
+            rows = member.model.encode_X(X)
+            test = self._features(member.differentiate, member.project, rows, y, measure)
+            solved = torch.cholesky_solve(test.double().mT, factor).mT.to(test)
+            product = product + (solved @ member.features.flatten(0, 1).mT).double()
+            slopes = slopes + member.slopes
+        n, functions = slopes.shape
+        product = product.unflatten(1, (n, functions)) / len(self._members)
+        scores = torch.einsum("mnf,nf->mn", product, slopes / len(self._members)) * self._share
+        return scores.cpu().numpy()
+
+    # ---- scikit-learn -----------------------------------------------------------------------
+
+    def __sklearn_clone__(self) -> BaseAttributor:
+        bare = copy.copy(self)
+        bare.models = None
+        new = super(TRAK, bare).__sklearn_clone__()
+        new.models = self.models  # type: ignore[attr-defined]
+        return new
+
+
+def _same_targets(a: FinalModel, b: FinalModel) -> bool:
+    """Whether two models have the same classes and the same kind of loss."""
+    if a.classes is None or b.classes is None:
+        return a.loss.kind == b.loss.kind and a.classes is b.classes
+    return a.loss.kind == b.loss.kind and np.array_equal(a.classes, b.classes)
+
+
+def _cholesky(gram: Tensor, damping: float) -> Tensor:
+    """Cholesky factor of ``gram + damping``; ValueError where it is singular."""
+    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    diagonal = factor.diagonal()
+    if int(failed) or float(diagonal.min()) <= 1e-7 * float(diagonal.max()):
+        scale = float(gram.diagonal().sum()) or 1.0
+        raise ValueError(
+            f"the kernel of the projected gradients is singular, and damping={damping:g} does not make it "
+            f"positive definite. Raise damping above {1e-8 * scale:.1e}."
+        )
+    return factor

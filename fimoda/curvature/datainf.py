@@ -1,0 +1,158 @@
+"""DataInf: the mean of inverses in place of the inverse of the mean, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..model import DEFAULT_BUDGET, FinalModel
+from ..row_gradients import (
+    DenseGradients,
+    FactoredGradients,
+    Measure,
+    RowDifferentiator,
+    RowGradients,
+)
+
+
+class DataInfSolver:
+    r"""Inner products through DataInf's inverse of the empirical Fisher matrix.
+
+    For each layer l, with :math:`\tilde w_j = w_j / \sum_k w_k`,
+
+    .. math:: H_l^{-1} v = \frac{1}{\lambda_l} \sum_j \tilde w_j
+        \Big[v - \frac{g_{jl}^\top v}{\lambda_l + \|g_{jl}\|^2} g_{jl}\Big].
+
+    Where all layers are linear ones on vectors, everything is inner products of test and training
+    gradients, which their factors give. Otherwise gradients are formed a chunk of rows at a time.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    weights : Tensor of shape (n,)
+        Weights of the rows in the objective.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for gradients and their products.
+
+    Attributes
+    ----------
+    layers : dict of str to tuple of slice
+        Modules that own trainable parameters, and where these lie in the parameter vector.
+    mean_squares : Tensor of shape (n_layers,)
+        Weighted mean squared entry of the gradients of the loss, by layer.
+    """
+
+    def __init__(
+        self,
+        model: FinalModel,
+        X: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+    ):
+        self.model = model
+        self.X = X
+        self.y = y
+        self.share = weights.double() / weights.double().sum()
+        self.layers = parameter_layers(model)
+        self.memory_budget = memory_budget
+        self._differentiate = RowDifferentiator(model, X[:2])
+        fitting = memory_budget // (8 * self._differentiate.row_bytes())
+        self.chunk_size = chunk_size or int(min(max(fitting, 1), 2048))
+        self._kept: list[tuple[slice, list[RowGradients]]] | None = None
+        factors = self._differentiate.factors
+        if factors and len(X) * self._differentiate.row_bytes() <= memory_budget:
+            self._kept = list(self._chunks(X, y, model.loss))
+        self._squares = torch.cat(  # (L, n)
+            [torch.stack([g.inner_rowwise(g) for g in parts]) for _, parts in self._train()], dim=1
+        )
+        sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
+        self.mean_squares = self._squares @ self.share / torch.tensor(sizes).to(self.share)
+
+    def _chunks(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> Iterator[tuple[slice, list[RowGradients]]]:
+        """Gradients a chunk of rows at a time, split into layers."""
+        places = list(self.layers.values())
+        for rows, g in self._differentiate.chunks(X, y, measure, self.chunk_size):
+            if isinstance(g, FactoredGradients):
+                parts = zip(g.inputs, g.signals, g.places, strict=True)
+                yield rows, [FactoredGradients([a], [d], [place]) for a, d, place in parts]
+            else:
+                dense = g.dense()
+                yield rows, [DenseGradients(_columns(dense, place)) for place in places]
+
+    def _train(self) -> Iterator[tuple[slice, list[RowGradients]]]:
+        if self._kept is not None:
+            return iter(self._kept)
+        return self._chunks(self.X, self.y, self.model.loss)
+
+    def scores(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
+        """Scores (m, n) of the training rows, without their own weight; damping is (n_layers,)."""
+        n, L = len(self.X), len(self.layers)
+        result = torch.empty(len(X), n, dtype=torch.float64, device=X.device)
+        product = self._by_factors if self._differentiate.factors else self._by_vectors
+        width = 8 * 3 * n * L if self._differentiate.factors else 12 * self.model.n_parameters
+        step = int(max(1, self.memory_budget // (2 * width)))
+        for start in range(0, len(X), step):
+            test = slice(start, min(start + step, len(X)))
+            result[test] = product(X[test], y[test], measure, damping)
+        return result
+
+    def _by_factors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
+        """Through inner products of test and training, and of training and training gradients."""
+        n = len(self.X)
+        kernel = torch.empty(len(self.layers), len(X), n, dtype=torch.float64, device=X.device)
+        for test, of_test in self._chunks(X, y, measure):
+            for rows, of_train in self._train():
+                for k, (v, g) in enumerate(zip(of_test, of_train, strict=True)):
+                    kernel[k, test, rows] = v.inner(g)
+        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
+        coefficients = kernel * shrink[:, None]
+        result = (kernel / damping[:, None, None]).sum(0)
+        for left, first in self._train():
+            for right, second in self._train():
+                for k, (g, h) in enumerate(zip(first, second, strict=True)):
+                    result[:, right] -= coefficients[k][:, left] @ g.inner(h) / damping[k]
+        return result
+
+    def _by_vectors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
+        """Through vectors of the size of the model, one a test row."""
+        chunks = [[g.dense() for g in parts] for _, parts in self._chunks(X, y, measure)]
+        vectors = [torch.cat(of_layer) for of_layer in zip(*chunks, strict=True)]
+        taken = [torch.zeros_like(v) for v in vectors]
+        shrink = (self.share / (damping[:, None] + self._squares)).to(vectors[0])
+        for rows, parts in self._train():
+            for k, g in enumerate(parts):
+                taken[k] += (vectors[k] @ g.dense().mT * shrink[k, rows]) @ g.dense()
+        left = [(v - t) / d for v, t, d in zip(vectors, taken, damping.tolist(), strict=True)]
+        result = torch.empty(len(X), len(self.X), dtype=torch.float64, device=X.device)
+        for rows, parts in self._train():
+            result[:, rows] = torch.stack(
+                [(v @ g.dense().mT).double() for v, g in zip(left, parts, strict=True)]
+            ).sum(0)
+        return result
+
+
+def parameter_layers(model: FinalModel) -> dict[str, tuple[slice, ...]]:
+    """Where the trainable parameters of each module that owns some lie in the parameter vector.
+
+    A parameter that several modules share belongs to the first.
+    """
+    layers: dict[str, list[slice]] = {}
+    for name, place in model.slices.items():
+        owner = name.rpartition(".")[0] or type(model.module).__name__
+        layers.setdefault(owner, []).append(place)
+    return {name: tuple(places) for name, places in layers.items()}
+
+
+def _columns(dense: Tensor, place: tuple[slice, ...]) -> Tensor:
+    return torch.cat([dense[:, s] for s in place], dim=1)
