@@ -28,7 +28,7 @@ class EKFACInfluence(BaseInfluence):
     outputs, and :math:`\Lambda = E[(Q_S^\top G Q_A)^2]` the second moments of the gradients G in
     that basis, all means with the weights :math:`w_i / \sum_j w_j` over training rows at targets
     that the model itself predicts. It is the best diagonal in that basis of the layer's block of
-    the Gauss-Newton matrix, and exact for a linear model with one output.
+    the Gauss-Newton matrix, and exact for a linear model under squared error.
 
     Linear layers on vectors or on sequences and ungrouped two-dimensional convolutions are treated.
     The parameters of other layers contribute nothing; a warning names the layers. The training rows

@@ -1,0 +1,447 @@
+"""EK-FAC against dense matrices in float64, built by plain autograd one row at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from torch import nn
+
+from fimoda import EKFACInfluence, ExactInfluence, as_final_model
+from fimoda.curvature.ekfac import EKFAC
+from fimoda.curvature.layers import LayerDifferentiator
+from fimoda.curvature.operators import GaussNewton, SampledFisher, sampled_targets
+
+N, D = 12, 5
+
+
+class Conv(nn.Module):
+    def __init__(self, bias=True, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 2, bias=bias, **options)
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, X):
+        return self.head(torch.tanh(self.conv(X.reshape(-1, 2, 4, 5))).flatten(1))
+
+
+class Sequence(nn.Module):
+    """A layer that sees several vectors of each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 4)
+        self.head = nn.Linear(4, 3, bias=False)
+
+    def forward(self, X):
+        return self.head(torch.tanh(self.inner(X.reshape(-1, 3, 2))).mean(1))
+
+
+class Folded(Sequence):
+    """The same, its positions folded into the axis of the rows; the inner layer is used twice."""
+
+    def forward(self, X):
+        steps = X.reshape(-1, 2)
+        hidden = torch.tanh(self.inner(steps)) + torch.tanh(self.inner(-2 * steps))
+        return self.head(hidden.reshape(-1, 3, 4).mean(1))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, X):
+        return self.head(self.norm(self.embedding(X)).mean(1))
+
+
+class Tied(nn.Module):
+    """A weight that is also used without a call of its layer, by a model of probabilities."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(D, 3)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, X):
+        hidden = torch.tanh(self.inner(X)) @ (self.inner.weight @ self.inner.weight.T)
+        return self.head(hidden).softmax(-1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+CASES = {
+    "mlp": (mlp, (D,), nn.CrossEntropyLoss()),
+    "mlp without bias": (
+        lambda: nn.Sequential(nn.Linear(D, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)),
+        (D,),
+        nn.CrossEntropyLoss(),
+    ),
+    "regression": (mlp, (D,), nn.MSELoss()),
+    "sequence": (Sequence, (6,), nn.CrossEntropyLoss()),
+    "folded sequence, used twice": (Folded, (6,), nn.MSELoss()),
+    "conv": (lambda: Conv(stride=2, padding=1), (40,), nn.CrossEntropyLoss()),
+    "conv, dilated, same": (
+        lambda: Conv(bias=False, dilation=(1, 2), padding="same", padding_mode="circular"),
+        (40,),
+        nn.MSELoss(),
+    ),
+}
+
+
+def problem(case: str, n: int = N):
+    make, shape, criterion = CASES[case]
+    torch.manual_seed(0)
+    X = torch.randn(n, *shape, dtype=torch.float64)
+    net = make().double()
+    n_outputs = net(X[:1]).shape[1]
+    classes = isinstance(criterion, nn.CrossEntropyLoss)
+    y = torch.arange(n) % n_outputs if classes else torch.randn(n, n_outputs, dtype=torch.float64)
+    model = as_final_model(net, X, criterion=criterion)
+    return net, model, X, y, criterion
+
+
+def gradients(model, X, y) -> torch.Tensor:
+    """Gradients (n, p) of the loss, one row at a time."""
+    rows = []
+    for x, target in zip(X, y, strict=True):
+        theta = model.theta.clone().requires_grad_()
+        loss = model.loss(model.forward(theta, x[None]), target[None]).sum()
+        rows.append(torch.autograd.grad(loss, theta)[0])
+    return torch.stack(rows)
+
+
+def kronecker_basis(block) -> tuple[torch.Tensor, list[int]]:
+    """Eigenvectors as columns, and the parameters (weight and bias, interleaved) they act on."""
+    n_out, width = len(block.signal_basis), len(block.input_basis)
+    parts = [torch.arange(s.start, s.stop).view(n_out, -1) for s in block.place]
+    index = torch.cat(parts, dim=1)
+    assert index.shape == (n_out, width)
+    return torch.kron(block.signal_basis, block.input_basis), index.flatten().tolist()
+
+
+def dense(ekfac: EKFAC) -> torch.Tensor:
+    p = ekfac.model.n_parameters
+    matrix = torch.zeros(p, p, dtype=torch.float64)
+    for block in ekfac.blocks:
+        Q, index = kronecker_basis(block)
+        matrix[np.ix_(index, index)] = Q @ torch.diag(block.eigenvalues.flatten()) @ Q.T
+    return matrix
+
+
+# ---- factors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factors_are_the_gradients(case):
+    _, model, X, y, _ = problem(case)
+    differentiate = LayerDifferentiator(model, X[:2])
+    assert not differentiate.skipped
+    expected = gradients(model, X, y)
+    found = torch.full_like(expected, torch.nan)
+    for place, f in zip(differentiate.places, differentiate(X, y, model.loss), strict=True):
+        G = f.dense()
+        for s, part in zip(
+            place, G.split([(s.stop - s.start) // G.shape[1] for s in place], 2), strict=True
+        ):
+            found[:, s] = part.flatten(1)
+    assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+# ---- curvature ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bases_are_those_of_the_second_moments(case):
+    """A and S by a loop over rows, positions and classes; the bias a last coordinate of one."""
+    _, model, X, y, _ = problem(case)
+    weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
+    ekfac = EKFAC(model, X, y, weights, fisher="sampled", seed=3)
+    targets = sampled_targets(model, X, torch.Generator().manual_seed(3))
+    factors = LayerDifferentiator(model, X[:2])(X, targets, model.loss)
+    for block, f in zip(ekfac.blocks, factors, strict=True):
+        if len(block.place) == 2:
+            assert bool((f.inputs[..., -1] == 1).all())
+        for basis, vectors in [(block.input_basis, f.inputs), (block.signal_basis, f.signals)]:
+            moment = torch.zeros(len(basis), len(basis), dtype=torch.float64)
+            for w, row in zip(weights / weights.sum(), vectors, strict=True):
+                for v in row:
+                    moment += w * torch.outer(v, v)
+            rotated = basis.T @ moment @ basis
+            off = rotated - torch.diag(rotated.diagonal())
+            assert float(off.abs().max()) < 1e-12 * float(rotated.abs().max())
+            assert_allclose(basis.T @ basis, torch.eye(len(basis)), atol=1e-12)
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "expected"])
+@pytest.mark.parametrize("case", CASES)
+def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
+    _, model, X, y, _ = problem(case)
+    weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
+    ekfac = EKFAC(model, X, y, weights, fisher=fisher, seed=3, chunk_size=5)
+    if fisher == "sampled":
+        targets = sampled_targets(model, X, torch.Generator().manual_seed(3))
+        g = gradients(model, X, targets)
+        matrix = (g * (weights / weights.sum())[:, None]).T @ g
+        assert_allclose(SampledFisher(model, X, y, weights, seed=3).dense(), matrix, atol=1e-12)
+    else:
+        matrix = GaussNewton(model, X, y, weights).dense()
+    for block in ekfac.blocks:
+        Q, index = kronecker_basis(block)
+        diagonal = (Q.T @ matrix[np.ix_(index, index)] @ Q).diagonal()
+        assert float(diagonal.max()) > 1e-4
+        assert_allclose(block.eigenvalues.flatten(), diagonal, rtol=1e-8, atol=1e-14)
+
+
+def test_probabilities_and_logits_have_the_same_expected_fisher():
+    _, model, X, y, _ = problem("mlp")
+    weights = torch.ones(N, dtype=torch.float64)
+    expected = dense(EKFAC(model, X, y, weights))
+    net = nn.Sequential(model.module, nn.LogSoftmax(-1))
+    log_model = as_final_model(net, X, criterion=nn.NLLLoss())
+    assert_allclose(dense(EKFAC(log_model, X, y, weights)), expected, rtol=1e-8, atol=1e-12)
+    assert float(expected.trace()) > 0.1
+
+
+def test_sampling_tends_to_the_expectation():
+    _, model, X, y, _ = problem("mlp")
+    weights = torch.ones(N, dtype=torch.float64)
+    draws = [EKFAC(model, X, y, weights, fisher="sampled", seed=s) for s in range(400)]
+    # the bases differ from draw to draw: compare the traces of the blocks
+    for k, block in enumerate(EKFAC(model, X, y, weights).blocks):
+        traces = np.array([float(d.blocks[k].eigenvalues.sum()) for d in draws])
+        error = abs(traces.mean() - float(block.eigenvalues.sum()))
+        assert error < 4 * traces.std() / len(traces) ** 0.5
+        assert traces.std() > 1e-3 * traces.mean()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_solve_is_the_dense_solution(case):
+    _, model, X, y, _ = problem(case)
+    ekfac = EKFAC(model, X, y, torch.ones(N, dtype=torch.float64))
+    V = torch.randn(4, model.n_parameters, dtype=torch.float64)
+    p = model.n_parameters
+    expected = torch.linalg.solve(dense(ekfac) + 0.1 * torch.eye(p, dtype=torch.float64), V.T).T
+    assert_allclose(ekfac.solve(V, 0.1), expected, rtol=1e-8, atol=1e-12)
+
+
+# ---- scores ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_are_products_with_the_dense_inverse(case):
+    net, model, X, y, criterion = problem(case)
+    weights = np.linspace(0.5, 2, N)
+    attributor = EKFACInfluence(net, criterion=criterion, damping=0.05, chunk_size=5)
+    attributor.fit(X, y, sample_weight=weights)
+    curvature = dense(EKFAC(model, X, y, torch.from_numpy(weights)))
+    inverse = torch.linalg.inv(curvature + 0.05 * torch.eye(len(curvature), dtype=torch.float64))
+    g = gradients(model, X, y)
+    expected = (g[:4] @ inverse @ g.T).numpy() * weights / weights.sum()
+    assert_allclose(attributor.transform(X[:4], y[:4]), expected, rtol=1e-8, atol=1e-13)
+
+
+def test_exact_for_one_output():
+    """One linear layer, bias included, and squared error: the factorisation holds."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 6)) + 1, rng.normal(size=40)
+    model = LinearRegression().fit(X, y)
+    for damping in (0.0, 0.3):
+        found = EKFACInfluence(model, damping=damping).fit(X, y).transform(X[:5], y[:5])
+        wanted = ExactInfluence(model, damping=damping).fit(X, y).transform(X[:5], y[:5])
+        assert_allclose(found, wanted, rtol=1e-8, atol=1e-12 * abs(wanted).max())
+    H = np.column_stack([X, np.ones(40)])
+    residual = model.predict(X) - y
+    closed = 4 * np.outer(residual[:5], residual) * (H[:5] @ np.linalg.inv(2 * H.T @ H / 40) @ H.T)
+    found = EKFACInfluence(model, damping=0.0).fit(X, y).transform(X[:5], y[:5])
+    assert_allclose(found, closed / 40, rtol=1e-8, atol=1e-10 * abs(closed).max())
+
+
+def test_exact_for_several_outputs_of_one_layer():
+    """Under squared error S is a multiple of the identity: A alone decides."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 6)) + 1, rng.normal(size=(40, 3))
+    model = LinearRegression().fit(X, y)
+    found = EKFACInfluence(model, damping=0.1).fit(X, y).transform(X[:5], y[:5])
+    wanted = ExactInfluence(model, damping=0.1).fit(X, y).transform(X[:5], y[:5])
+    assert_allclose(found, wanted, rtol=1e-8, atol=1e-12 * abs(wanted).max())
+
+
+def test_exact_where_the_second_moments_factor():
+    """Inputs and sampled signals in a full design: E[ss' x aa'] = E[ss'] x E[aa'] exactly."""
+    torch.manual_seed(0)
+    signs = torch.tensor([[i, j] for i in (-1.0, 1.0) for j in (-1.0, 1.0)], dtype=torch.float64)
+    X = signs @ torch.randn(2, 3, dtype=torch.float64)
+    net = nn.Linear(3, 2, bias=False).double()
+    nn.init.zeros_(net.weight)  # equal probabilities at every row: independent of the inputs
+    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
+    y = torch.tensor([0, 1, 1, 0])
+    weights = torch.ones(4, dtype=torch.float64)
+    exact = GaussNewton(model, X, y, weights).dense()
+    assert_allclose(dense(EKFAC(model, X, y, weights)), exact, atol=1e-12)
+
+
+def test_penalty_enters():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 4)), rng.normal(size=30)
+    X -= X.mean(0)  # then the bias, which has no penalty, is an eigenvector of its own
+    X = np.linalg.qr(X)[0]
+    model = Ridge(alpha=2.0).fit(X, y)
+    found = EKFACInfluence(model, damping=0.0).fit(X, y).transform(X[:5], y[:5])
+    wanted = ExactInfluence(model, damping=0.0).fit(X, y).transform(X[:5], y[:5])
+    assert_allclose(found, wanted, rtol=1e-8, atol=1e-10 * abs(wanted).max())
+    plain = LinearRegression().fit(X, y)
+    plain.coef_, plain.intercept_ = model.coef_, model.intercept_
+    without = EKFACInfluence(plain, damping=0.0).fit(X, y).transform(X[:5], y[:5])
+    assert np.abs(found - without).max() > 0.01 * np.abs(found).max()
+
+
+# ---- invariances ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_order_chunks_and_memory_do_not_matter(case):
+    net, _, X, y, criterion = problem(case)
+
+    def scores(X, y, **params):
+        fitted = EKFACInfluence(net, criterion=criterion, damping=0.05, **params).fit(X, y)
+        return fitted, fitted.transform(X[:7], y[:7])
+
+    kept, whole = scores(X, y)
+    assert kept._kept is not None
+    for chunk_size in (1, 5):
+        assert_allclose(scores(X, y, chunk_size=chunk_size)[1], whole, rtol=1e-8, atol=1e-12)
+    small, revisited = scores(X, y, memory_budget=2000)
+    assert small._kept is None
+    assert_allclose(revisited, whole, rtol=1e-8, atol=1e-12)
+    order = torch.cat([torch.arange(7), 7 + torch.randperm(N - 7)])
+    assert_allclose(scores(X[order], y[order])[1], whole[:, order], rtol=1e-8, atol=1e-12)
+
+
+def test_sampling_follows_random_state():
+    net, _, X, y, criterion = problem("mlp")
+
+    def scores(seed, **params):
+        attributor = EKFACInfluence(
+            net, criterion=criterion, damping=0.05, fisher="sampled", random_state=seed, **params
+        )
+        return attributor.fit(X, y).transform(X, y)
+
+    assert_allclose(scores(0, chunk_size=5), scores(0), rtol=1e-8, atol=1e-12)
+    assert np.abs(scores(1) - scores(0)).max() > 1e-3 * np.abs(scores(0)).max()
+
+
+def test_transform_does_not_differentiate_training_rows(monkeypatch):
+    net, _, X, y, criterion = problem("mlp")
+    attributor = EKFACInfluence(net, criterion=criterion, damping=0.05).fit(X, y)
+    seen = []
+    original = LayerDifferentiator.__call__
+    monkeypatch.setattr(
+        LayerDifferentiator,
+        "__call__",
+        lambda self, X, *a: seen.append(len(X)) or original(self, X, *a),
+    )
+    attributor.transform(X[:3], y[:3])
+    assert seen == [3]
+
+
+def test_damping_may_change_after_fit():
+    net, _, X, y, criterion = problem("mlp")
+    attributor = EKFACInfluence(net, criterion=criterion, damping=0.05).fit(X, y)
+    attributor.damping_ = 2.0
+    other = EKFACInfluence(net, criterion=criterion, damping=2.0).fit(X, y)
+    assert_allclose(attributor.transform(X, y), other.transform(X, y), rtol=1e-12)
+
+
+# ---- what is not treated --------------------------------------------------------------------
+
+
+def test_skipped_layers_are_named_and_give_nothing():
+    torch.manual_seed(0)
+    X, y = torch.randint(9, (N, 4)), torch.arange(N) % 3
+    net = Tokens().double()
+    attributor = EKFACInfluence(net, criterion=nn.CrossEntropyLoss(), damping=0.05)
+    with pytest.warns(UserWarning, match=r"embedding \(Embedding\), norm \(LayerNorm\)") as caught:
+        attributor.fit(X, y)
+    assert len([w for w in caught if "EK-FAC" in str(w.message)]) == 1
+    assert attributor.skipped_layers_ == ["embedding (Embedding)", "norm (LayerNorm)"]
+    # the same scores as of a model of the head alone
+    inputs = net.norm(net.embedding(X)).mean(1).detach()
+    head = EKFACInfluence(net.head, criterion=nn.CrossEntropyLoss(), damping=0.05).fit(inputs, y)
+    assert_allclose(attributor.transform(X, y), head.transform(inputs, y), rtol=1e-8)
+
+
+def test_tied_weights_and_groups_are_skipped():
+    X = torch.randn(N, D, dtype=torch.float64)
+    model = as_final_model(Tied().double(), X, criterion=nn.MSELoss())
+    assert LayerDifferentiator(model, X[:2]).skipped == ["inner (Linear)"]
+    net = Conv(groups=1).double()
+    net.conv = nn.Conv2d(2, 4, 2, groups=2).double()
+    X = torch.randn(N, 40, dtype=torch.float64)
+    net(X[:1])
+    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
+    differentiate = LayerDifferentiator(model, X[:2])
+    assert differentiate.skipped == ["conv (Conv2d)"]
+    assert differentiate.names == ["head"]
+
+
+def test_frozen_parameters_are_not_layers():
+    net = mlp().double()
+    net[0].weight.requires_grad_(False)
+    net[2].bias.requires_grad_(False)
+    X = torch.randn(N, D, dtype=torch.float64)
+    differentiate = LayerDifferentiator(as_final_model(net, X, criterion=nn.MSELoss()), X[:2])
+    assert differentiate.names == ["2"]
+    assert differentiate.skipped == ["0 (Linear)"]  # its bias alone is trained
+
+
+def test_nothing_left_is_an_error():
+    X, y = torch.randint(9, (N, 4)), torch.arange(N) % 4
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.AdaptiveAvgPool1d(4))
+    with pytest.raises(ValueError, match=r"none that it can: 0 \(Embedding\)"):
+        EKFACInfluence(net, criterion=nn.CrossEntropyLoss()).fit(X, y)
+
+
+def test_singular_without_damping():
+    X, y = np.ones((10, 3)), np.arange(10.0)
+    with pytest.raises(ValueError, match="singular, and damping=0 "):
+        EKFACInfluence(LinearRegression().fit(X, y), damping=0).fit(X, y)
+
+
+def test_losses_that_cannot_be_sampled():
+    net = nn.Linear(3, 1).double()
+    X, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="cannot be sampled"):
+        EKFACInfluence(net, criterion=nn.HuberLoss(), fisher="sampled").fit(X, y)
+    scores = EKFACInfluence(net, criterion=nn.HuberLoss(), damping=0.1).fit(X, y).transform(X, y)
+    clipped = torch.nn.functional.huber_loss(net(X)[:, 0], y, reduction="none").detach().numpy()
+    assert np.linalg.matrix_rank(scores) == 4  # weights and bias
+    assert_array_equal(scores.diagonal() > 0, clipped > 0)
+
+
+# ---- leave-one-out --------------------------------------------------------------------------
+
+
+def test_sign_and_size_agree_with_leave_one_out():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    y = (X @ [1.0, -1, 0.5, 0] + rng.logistic(size=120) > 0).astype(int)
+
+    def fit(rows):
+        return LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(X[rows], y[rows])
+
+    def losses(model):
+        return -model.predict_log_proba(X)[np.arange(120), y]
+
+    everything = np.arange(120)
+    full = losses(fit(everything))
+    truth = np.stack([losses(fit(np.delete(everything, i))) - full for i in range(120)], axis=1)
+    scores = EKFACInfluence(fit(everything), damping=0.0).fit(X, y).transform(X, y)
+    assert np.corrcoef(scores.ravel(), truth.ravel())[0, 1] > 0.98
+    assert 0.7 < np.linalg.norm(scores) / np.linalg.norm(truth) < 1.3
