@@ -34,9 +34,8 @@ class ArnoldiInfluence(BaseInfluence):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
-            default="gauss-newton"
-        The matrix C.
+    curvature : str, default="gauss-newton"
+        The matrix C: "gauss-newton", "hessian", "empirical-fisher", or "sampled-fisher".
     n_components : int, default=100
         Number k of eigenpairs. From p - 1 on (p parameters), and for models of at most 64
         parameters, C is decomposed as a dense matrix.

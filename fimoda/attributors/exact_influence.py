@@ -34,9 +34,8 @@ class ExactInfluence(BaseInfluence):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
-            default="gauss-newton"
-        The matrix C.
+    curvature : str, default="gauss-newton"
+        The matrix C: "gauss-newton", "hessian", "empirical-fisher", or "sampled-fisher".
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
     measurement : str or callable, default="loss"

@@ -42,9 +42,8 @@ class LiSSAInfluence(BaseIterativeInfluence):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    curvature : {"gauss-newton", "hessian", "empirical-fisher", "sampled-fisher"}, \
-            default="gauss-newton"
-        The matrix C; "hessian" is LiSSA-H.
+    curvature : str, default="gauss-newton"
+        The matrix C: "gauss-newton", "hessian" (LiSSA-H), "empirical-fisher", or "sampled-fisher".
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
     depth : int or "auto", default="auto"
