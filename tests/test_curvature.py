@@ -1,0 +1,500 @@
+"""Curvature operators against dense matrices from plain loops of autograd, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import Tensor, nn
+
+from fimoda import FinalModel, as_final_model
+from fimoda.curvature.cg import conjugate_gradients
+from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
+from fimoda.curvature.kernel import OutputKernel
+from fimoda.curvature.lanczos import TopEigenpairs, extreme_eigenvalues
+from fimoda.curvature.lissa import automatic_scale, batch_series, full_series
+from fimoda.curvature.operators import (
+    CURVATURES,
+    Curvature,
+    EmpiricalFisher,
+    GaussNewton,
+    Hessian,
+    SampledFisher,
+)
+from fimoda.losses import SquaredError
+from fimoda.measurements import Output
+from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+
+N, D = 11, 4
+
+
+class ConvNorm(nn.Module):
+    """Layers whose gradients do not factor."""
+
+    def __init__(self, n_outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 2)
+        self.norm = nn.LayerNorm(2)
+        self.head = nn.Linear(2, n_outputs)
+
+    def forward(self, X):
+        return self.head(self.norm(torch.tanh(self.conv(X.reshape(-1, 1, 2, 2))).flatten(1)))
+
+
+def chain(n_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(D, 3), nn.Tanh(), nn.Linear(3, n_outputs))
+
+
+NETWORKS = {"chain": chain, "conv": ConvNorm}
+
+# name: (outputs, criterion, the loss of one row by hand)
+LOSSES = {
+    "classes": (3, nn.CrossEntropyLoss(), lambda f, y: -f.log_softmax(0)[y]),
+    "binary": (
+        1,
+        nn.BCEWithLogitsLoss(),
+        lambda f, y: -(y * f.sigmoid().log() + (1 - y) * (1 - f.sigmoid()).log())[0],
+    ),
+    "two targets": (2, nn.MSELoss(), lambda f, y: ((f - y) ** 2).mean()),
+}
+
+
+@dataclass
+class Problem:
+    """A model, its rows, and what a plain loop needs."""
+
+    module: nn.Module
+    model: FinalModel
+    X: Tensor
+    y: Tensor
+    weights: Tensor
+    loss: object
+
+    def value(self, parameters: Tensor, i: int) -> Tensor:
+        return self.loss(self.output(parameters, i), self.y[i])
+
+    def output(self, parameters: Tensor, i: int) -> Tensor:
+        start, views = 0, {}
+        for name, p in self.module.named_parameters():
+            views[name] = parameters[start : start + p.numel()].reshape(p.shape)
+            start += p.numel()
+        return torch.func.functional_call(self.module, views, (self.X[i : i + 1],))[0]
+
+    @property
+    def theta(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+
+    def jacobian(self, i: int) -> Tensor:
+        return torch.autograd.functional.jacobian(lambda t: self.output(t, i), self.theta)
+
+    def gradient(self, i: int, y: Tensor | None = None) -> Tensor:
+        target = self.y[i] if y is None else y
+        return torch.autograd.functional.jacobian(
+            lambda t: self.loss(self.output(t, i), target), self.theta
+        )
+
+    def reference(self, name: str) -> np.ndarray:
+        """The curvature, written out."""
+        total = torch.zeros(len(self.theta), len(self.theta), dtype=torch.float64)
+        shares = self.weights / self.weights.sum()
+        if name == "hessian":
+
+            def objective(t: Tensor) -> Tensor:
+                return sum(share * self.value(t, i) for i, share in enumerate(shares))
+
+            return torch.autograd.functional.hessian(objective, self.theta).numpy()
+        for i, share in enumerate(shares):
+            if name == "gauss-newton":
+                J, f = self.jacobian(i), self.output(self.theta, i)
+                y = self.y[i]
+                W = torch.autograd.functional.hessian(lambda o, y=y: self.loss(o, y), f)
+                total += share * J.T @ W @ J
+            else:
+                g = self.gradient(i)
+                total += share * torch.outer(g, g)
+        return total.numpy()
+
+    def curvature(self, name: str, **kwargs) -> Curvature:
+        return CURVATURES[name](self.model, self.X, self.y, self.weights, **kwargs)
+
+
+def problem(network: str = "chain", loss: str = "classes", weighted: bool = True) -> Problem:
+    n_outputs, criterion, by_hand = LOSSES[loss]
+    torch.manual_seed(0)
+    module = NETWORKS[network](n_outputs).double()
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(N, D))
+    y = {
+        "classes": rng.integers(3, size=N),
+        "binary": rng.integers(2, size=N),
+        "two targets": rng.normal(size=(N, 2)),
+    }[loss]
+    model = as_final_model(module, X, y, criterion=criterion)
+    weights = torch.from_numpy(rng.uniform(0.2, 2, N)) if weighted else torch.ones(N).double()
+    if weighted:
+        weights[3] = 0
+    return Problem(module, model, model.encode_X(X), model.encode_y(y, n_outputs), weights, by_hand)
+
+
+def close(found, expected, rtol: float = 1e-10) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert np.abs(expected).max() > 0
+    assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
+
+
+# ---- operators ------------------------------------------------------------------------------
+
+EXACT = ["gauss-newton", "hessian", "empirical-fisher"]
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_equals_the_loop(network, loss, name):
+    case = problem(network, loss)
+    curvature, expected = case.curvature(name), case.reference(name)
+    assert curvature.shape == expected.shape
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(5, len(expected))))
+    close(curvature.matmat(V), V.numpy() @ expected)
+    close(curvature.dense(), expected)
+    operator = curvature.linear_operator()
+    close(operator @ V.numpy().T, expected @ V.numpy().T)
+    close(operator.matvec(V[0].numpy()), expected @ V[0].numpy())
+    eye = torch.eye(len(expected), dtype=torch.float64)
+    product = curvature.matmat(eye)
+    close(product, product.T)
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_memory_budget_does_not_matter(name):
+    case = problem("conv")
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(3, case.model.n_parameters)))
+    whole, cut = case.curvature(name), case.curvature(name, memory_budget=1)
+    assert whole._chunk_size(3) == N
+    assert cut._chunk_size(3) == 1
+    close(cut.matmat(V), whole.matmat(V), 1e-12)
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_penalty(name):
+    case = problem()
+    l2 = torch.linspace(0, 1, case.model.n_parameters, dtype=torch.float64)
+    plain = case.curvature(name, penalty=True).dense()
+    close(plain, case.curvature(name).dense())
+    object.__setattr__(case.model, "l2", l2)
+    close(case.curvature(name, penalty=True).dense(), plain + torch.diag(l2))
+    close(case.curvature(name).dense(), plain)
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_double_precision_of_a_float32_model(name):
+    case = problem()
+    single = case.model.to(torch.float32)
+    curvature = CURVATURES[name](single, case.X.float(), case.y, case.weights.float())
+    curvature.matmat(
+        torch.ones(1, single.n_parameters)
+    )  # a cached differentiator is not taken over
+    assert curvature.double.dense().dtype == torch.float64
+    assert curvature.dense().dtype == torch.float32
+    close(curvature.dense(), curvature.double.dense(), 1e-5)
+    exact = CURVATURES[name](single.double, case.X.float().double(), case.y, case.weights)
+    close(curvature.double.dense(), exact.dense(), 1e-6)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_restricted_to_rows_is_unbiased(name):
+    case = problem()
+    object.__setattr__(case.model, "l2", torch.full((case.model.n_parameters,), 0.1).double())
+    curvature = case.curvature(name, penalty=True)
+    parts = [curvature.restricted(np.array([i, j])).dense() for i in range(N) for j in range(i)]
+    close(torch.stack(parts).mean(0), curvature.dense())
+    assert float((parts[0] - parts[5]).norm()) > 1e-3 * float(parts[0].norm())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sampled_fisher_tends_to_gauss_newton(loss):
+    """The error falls with the square root of the number of draws: 400, then 25 times as many."""
+    case = problem(loss=loss, weighted=False)
+    exact = case.curvature("gauss-newton").dense()
+
+    def error(n_draws: int, seed: int) -> float:
+        X, y = case.X.repeat(n_draws, 1), case.y.repeat(n_draws, *[1] * (case.y.dim() - 1))
+        drawn = SampledFisher(case.model, X, y, torch.ones(len(X)), seed=seed).dense()
+        return float((drawn - exact).norm() / exact.norm())
+
+    few, many = error(400, 0), error(10_000, 0)
+    assert error(400, 0) == few != error(400, 1)
+    assert few < 0.2
+    assert many < 0.03
+
+
+def test_sampled_fisher_needs_a_distribution():
+    case = problem(loss="two targets")
+    model = as_final_model(case.module, case.X.numpy(), criterion=nn.HuberLoss())
+    with pytest.raises(ValueError, match="targets cannot be sampled"):
+        SampledFisher(model, case.X, case.y, case.weights)
+    assert isinstance(case.model.loss, SquaredError)
+
+
+# ---- row gradients --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_apply_combine_dense(network):
+    case = problem(network)
+    gradients = RowDifferentiator(case.model, case.X[:2])(case.X, case.y, case.model.loss)
+    assert isinstance(gradients, FactoredGradients if network == "chain" else DenseGradients)
+    G = torch.stack([case.gradient(i) for i in range(N)])
+    rng = np.random.default_rng(0)
+    V = torch.from_numpy(rng.normal(size=(6, G.shape[1])))
+    weights = torch.from_numpy(rng.normal(size=(N, 6)))
+    close(gradients.dense(), G)
+    close(gradients.apply(V), G @ V.T)
+    close(gradients.combine(weights), weights.T @ G)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_output_kernel(network, loss):
+    case = problem(network, loss)
+    J = torch.stack([case.jacobian(i) for i in range(N)])
+    expected = torch.einsum("icp,jdp->icjd", J, J)
+    close(OutputKernel(case.model, case.X)(), expected)
+    cut = OutputKernel(case.model, case.X, memory_budget=1)
+    assert cut._chunk == 1
+    close(cut(), expected)
+    close(cut(case.X[2:5]), expected[2:5])
+
+
+def test_output_kernel_is_of_the_outputs():
+    case = problem()
+    first = RowDifferentiator(case.model, case.X[:2])(case.X, case.y, Output(1)).dense()
+    close(first, torch.stack([case.jacobian(i)[1] for i in range(N)]))
+
+
+# ---- solvers --------------------------------------------------------------------------------
+
+
+def right_hand_sides(case: Problem, k: int = 4) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(5).normal(size=(k, case.model.n_parameters)))
+
+
+def solved(case: Problem, name: str, V: Tensor, damping: float) -> np.ndarray:
+    C = case.reference(name)
+    return np.linalg.solve(C + damping * np.eye(len(C)), V.numpy().T).T
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_primal_solver(name):
+    case = problem()
+    solver, V = PrimalSolver(case.curvature(name)), right_hand_sides(case)
+    for damping in (1.0, 2.0):
+        close(solver.solve(V, damping), solved(case, name, V, damping))
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-10])
+@pytest.mark.parametrize("name", EXACT)
+def test_conjugate_gradients(name, tol):
+    case = problem()
+    V, damping = right_hand_sides(case), 1.0
+    V[2] = 0
+    found = conjugate_gradients(case.curvature(name), V, damping, tol, 1000)
+    C = case.reference(name) + damping * np.eye(V.shape[1])
+    left = np.linalg.norm(V.numpy() - found.u.numpy() @ C, axis=1)
+    size = np.linalg.norm(V.numpy(), axis=1)
+    assert (left <= tol * size).all()
+    assert_array_equal(found.u[2], 0)
+    close(found.residuals.numpy() * np.where(size > 0, size, 1), left, 1e-3 if tol > 1e-8 else 1)
+    assert 0 < found.n_iter <= V.shape[1] + 5
+
+
+def test_conjugate_gradients_solve_each_column_on_its_own():
+    """A column does not depend on the others, and stops when it is done."""
+    case = problem()
+    curvature, V = case.curvature("gauss-newton"), right_hand_sides(case, 5)
+    V[1] = torch.linalg.eigh(curvature.dense())[1][:, -1]  # done in one iteration
+    together = conjugate_gradients(curvature, V, 0.1, 1e-4, 100)
+    alone = [conjugate_gradients(curvature, v[None], 0.1, 1e-4, 100) for v in V]
+    assert alone[1].n_iter == 1
+    assert together.n_iter == max(one.n_iter for one in alone) > 1
+    close(together.u, torch.cat([one.u for one in alone]), 1e-12)
+
+
+def test_conjugate_gradients_in_float32_reach_the_true_residual():
+    case = problem()
+    single = case.model.to(torch.float32)
+    curvature = GaussNewton(single, case.X.float(), case.y, case.weights.float())
+    V = right_hand_sides(case).float()
+    found = conjugate_gradients(curvature, V, 1e-3, 1e-6, 1000)
+    product = curvature.matmat(found.u.float()).double() + 1e-3 * found.u
+    left = (V.double() - product).norm(dim=1) / V.double().norm(dim=1)
+    assert found.u.dtype == torch.float64
+    assert_allclose(found.residuals, left, rtol=1e-12)
+    assert float(left.max()) < 1e-5
+
+
+def test_conjugate_gradients_meet_negative_curvature():
+    case = problem()
+    values, vectors = torch.linalg.eigh(case.curvature("hessian").dense())
+    assert float(values[0]) < 0
+    V = vectors[:, :1].mT.contiguous()
+    with pytest.raises(ValueError, match=r"Raise damping, or use curvature='gauss-newton'"):
+        conjugate_gradients(case.curvature("hessian"), V, float(-values[0]) / 2, 1e-6, 10)
+    found = conjugate_gradients(case.curvature("hessian"), V, float(-2 * values[0]), 1e-6, 10)
+    close(found.u, V / -float(values[0]))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_extreme_eigenvalues(name, monkeypatch):
+    case = problem()
+    values = np.linalg.eigvalsh(case.reference(name))
+    for small in (64, 0):
+        monkeypatch.setattr("fimoda.curvature.lanczos._SMALL", small)
+        lowest, largest = extreme_eigenvalues(case.curvature(name))
+        assert_allclose(largest, values[-1], rtol=1e-2)
+        if name == "hessian":
+            assert values[0] < 0
+            assert_allclose(lowest, values[0], atol=1e-2 * np.abs(values).max())
+        else:
+            assert lowest == 0
+
+
+def test_extreme_eigenvalues_with_a_penalty(monkeypatch):
+    monkeypatch.setattr("fimoda.curvature.lanczos._SMALL", 0)
+    case = problem()
+    object.__setattr__(
+        case.model, "l2", torch.full((case.model.n_parameters,), 0.3, dtype=torch.float64)
+    )
+    lowest, largest = extreme_eigenvalues(case.curvature("gauss-newton", penalty=True))
+    assert_allclose(
+        largest, np.linalg.eigvalsh(case.reference("gauss-newton"))[-1] + 0.3, rtol=0.01
+    )
+    assert lowest == 0.3
+
+
+@pytest.mark.parametrize("damping", [0.2, 1.0])
+def test_full_series(damping):
+    """Within its tolerance, and each term shrinks the error as the formula says."""
+    case = problem()
+    curvature, V = case.curvature("gauss-newton"), right_hand_sides(case)
+    exact = solved(case, "gauss-newton", V, damping)
+    top = np.linalg.eigvalsh(case.reference("gauss-newton"))[-1]
+    scale = automatic_scale(0.0, top, damping, N, None)
+    found = full_series(curvature, V, damping, scale, 10_000, 1e-4, damping)
+    assert found.converged
+    error = np.linalg.norm(found.u.numpy() - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    assert 0 < error.max() <= 1e-4
+    for depth in (1, 7):
+        short = full_series(curvature, V, damping, scale, depth, 1e-12, damping)
+        assert not short.converged
+        assert short.n_iter == depth
+        values, Q = np.linalg.eigh(case.reference("gauss-newton"))
+        relative = (1 - (values + damping) / scale) ** (depth + 1)
+        close(short.u.numpy() @ Q, (exact @ Q) * (1 - relative))
+        assert np.abs(relative).max() <= (1 - damping / scale) ** (depth + 1) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [4])
+def test_batch_series(batch_size):
+    case = problem(weighted=False)
+    curvature, V, damping = case.curvature("gauss-newton"), right_hand_sides(case), 1.0
+    exact = solved(case, "gauss-newton", V, damping)
+    top = np.linalg.eigvalsh(case.reference("gauss-newton"))[-1]
+    scale = automatic_scale(0.0, top, damping, N, batch_size)
+    found = batch_series(curvature, V, damping, scale, 200, batch_size, seed=0).u.numpy()
+    cosine = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+    assert cosine.min() > 0.99
+    again = batch_series(curvature, V, damping, scale, 20, batch_size, seed=0).u
+    assert_array_equal(batch_series(curvature, V, damping, scale, 20, batch_size, seed=0).u, again)
+    other = batch_series(curvature, V, damping, scale, 20, batch_size, seed=1).u
+    assert not torch.equal(other, again)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_scale_of_batches_contracts_in_mean_square(batch_size):
+    """E (I - A_B/s)^2 has no eigenvalue above 1 - lambda/s, over all batches of that size."""
+    from itertools import combinations
+
+    case = problem(weighted=False)
+    curvature, damping = case.curvature("gauss-newton"), 0.1
+    rows = [curvature.restricted(np.array([i])).dense().numpy() for i in range(N)]
+    top = np.linalg.eigvalsh(np.mean(rows, 0))[-1]
+    s = automatic_scale(0.0, top / 1.05, damping, N, batch_size)
+    eye = np.eye(len(rows[0]))
+    squares = []
+    for batch in combinations(range(N), batch_size):
+        step = eye - (np.mean([rows[i] for i in batch], 0) + damping * eye) / s
+        squares.append(step @ step)
+    assert np.linalg.eigvalsh(np.mean(squares, 0))[-1] <= 1 - damping / s + 1e-12
+
+
+def test_series_diverges():
+    case = problem()
+    curvature, V = case.curvature("gauss-newton"), right_hand_sides(case)
+    top = float(np.linalg.eigvalsh(case.reference("gauss-newton"))[-1])
+    with pytest.raises(FloatingPointError, match=r"diverges with scale=.*larger scale"):
+        full_series(curvature, V, 0.1, top / 4, 10_000, 1e-3, 0.1)
+    with pytest.raises(FloatingPointError, match="diverges"):
+        batch_series(curvature, V, 0.1, top / 20, 10_000, 3, 0)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("small", [0, 64])
+def test_top_eigenpairs(name, small, monkeypatch):
+    monkeypatch.setattr("fimoda.curvature.lanczos._SMALL", small)
+    case = problem()
+    C = case.reference(name)
+    values, Q = np.linalg.eigh(C)
+    order = np.argsort(np.abs(values))
+    for k in (1, 4, 9, len(C) - 1, len(C)):
+        top = TopEigenpairs(case.curvature(name), k)
+        kept = np.sort(order[-k:])
+        assert_allclose(top.eigenvalues, values[kept], rtol=0, atol=1e-9 * values[-1])
+        V, damping = right_hand_sides(case), 1.5
+        inside = V.numpy() @ Q[:, kept]
+        expected = inside / (values[kept] + damping) @ Q[:, kept].T
+        if values[order[-k]] > 1e-6:  # else the span is not unique
+            close(top.solve(V, damping), expected, 1e-7)
+        rest = V.numpy() - inside @ Q[:, kept].T
+        if values[order[-k]] > 1e-6:
+            close(top.solve(V, damping, complement=True), expected + rest / damping, 1e-7)
+    close(top.solve(V, damping), solved(case, name, V, damping), 1e-9)
+
+
+def test_top_eigenpairs_need_memory_and_damping():
+    case = problem()
+    curvature = case.curvature("gauss-newton")
+    with pytest.raises(MemoryError, match="Lower n_components, raise memory_budget"):
+        TopEigenpairs(curvature, 3, memory_budget=1000)
+    with pytest.raises(ValueError, match="divides by the damping"):
+        TopEigenpairs(curvature, 3).solve(right_hand_sides(case), 0.0, complement=True)
+
+
+def test_dual_needs_a_convex_loss_with_curvature():
+    case = problem(loss="two targets")
+    flat = as_final_model(case.module, case.X.numpy(), criterion=nn.HuberLoss(delta=0.1))
+    with pytest.raises(ValueError, match="flat pieces"):
+        DualGaussNewton(flat, case.X, case.y, case.weights)
+
+    class Welsch(nn.Module):
+        reduction = "mean"
+
+        def forward(self, f, y):
+            rows = (1 - torch.exp(-((f - y) ** 2))).mean(1)
+            return rows if self.reduction == "none" else rows.mean()
+
+    model = as_final_model(case.module, case.X.numpy(), criterion=Welsch())
+    with pytest.raises(ValueError, match="not convex in the outputs"):
+        DualGaussNewton(model, case.X, case.y, case.weights)
+
+
+def test_names():
+    assert CURVATURES == {
+        "gauss-newton": GaussNewton,
+        "hessian": Hessian,
+        "empirical-fisher": EmpiricalFisher,
+        "sampled-fisher": SampledFisher,
+    }
