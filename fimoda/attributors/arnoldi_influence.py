@@ -37,8 +37,9 @@ class ArnoldiInfluence(BaseInfluence):
     curvature : str, default="gauss-newton"
         The matrix C: "gauss-newton", "hessian", "empirical-fisher", or "sampled-fisher".
     n_components : int, default=100
-        Number k of eigenpairs. From p - 1 on (p parameters), and for models of at most 64
-        parameters, C is decomposed as a dense matrix.
+        Number k of eigenpairs, at most the number of rows times outputs if C can have no more. From
+        p - 1 on (p parameters), and for models of at most 1,024 parameters, C is decomposed as a
+        dense matrix.
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
     complement : {"drop", "damping"}, default="drop"

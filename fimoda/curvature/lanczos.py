@@ -11,7 +11,7 @@ from .exact import check_definite
 from .operators import Curvature, Hessian
 
 #: Models of at most this many parameters are decomposed densely: Lanczos would take as long.
-_SMALL = 64
+_SMALL = 1024
 
 
 class TopEigenpairs:
@@ -23,7 +23,8 @@ class TopEigenpairs:
     ----------
     curvature : Curvature
     n_components : int
-        Number k of eigenpairs; from p - 1 on, and for small models, the dense matrix is decomposed.
+        Most eigenpairs (fewer if the rows and outputs allow no more that are not zero). From p - 1
+        on, and for small models, the dense matrix is decomposed.
     seed : int, default=0
         Seed of the vector that the iteration starts from.
     memory_budget : int, default=4 GiB
@@ -51,7 +52,7 @@ class TopEigenpairs:
     ):
         p = curvature.shape[0]
         signed = isinstance(curvature, Hessian)
-        k = min(n_components, p)
+        k = min(n_components, p, _rank_bound(curvature))
         dense = k >= p - 1 or p <= _SMALL
         n_bytes = 8 * p * (3 * p if dense else min(2 * k + 1, p) + k)
         if n_bytes > memory_budget:
@@ -94,6 +95,14 @@ class TopEigenpairs:
         return V / damping + correction @ self.eigenvectors
 
 
+def _rank_bound(curvature: Curvature) -> int:
+    """No more eigenvalues than this can differ from zero; Lanczos would hunt for zeros."""
+    penalised = curvature.penalty and curvature.model.l2 is not None
+    if penalised or isinstance(curvature, Hessian):
+        return curvature.shape[0]
+    return curvature.model.outputs(curvature.X[:1]).shape[1] * len(curvature.X)
+
+
 def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, float]:
     """Lowest and largest eigenvalue of a curvature, to one per cent of the largest in magnitude.
 
@@ -103,7 +112,7 @@ def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, flo
     l2 = curvature.model.l2
     floor = float(l2.min()) if curvature.penalty and l2 is not None else 0.0
     p = curvature.shape[0]
-    if p <= _SMALL:
+    if p <= _SMALL // 8:  # two eigenvalues take few products
         values = np.linalg.eigvalsh(curvature.dense().double().cpu().numpy())
         return float(values[0]) if isinstance(curvature, Hessian) else floor, float(values[-1])
     operator = curvature.linear_operator()
