@@ -1,0 +1,381 @@
+"""Influence functions against dense references, exact refits and each other."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from test_curvature import LOSSES, D, N, problem
+from torch import nn
+
+from fimoda import ArnoldiInfluence, CGInfluence, ExactInfluence, LiSSAInfluence
+from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
+
+N_TEST = 4
+
+
+def test_rows(loss: str):
+    rng = np.random.default_rng(8)
+    y = {
+        "classes": rng.integers(3, size=N_TEST),
+        "binary": rng.integers(2, size=N_TEST),
+        "two targets": rng.normal(size=(N_TEST, 2)),
+    }[loss]
+    return rng.normal(size=(N_TEST, D)), y
+
+
+test_rows.__test__ = False
+
+
+class Case:
+    """A network with its training rows, test rows and reference scores."""
+
+    def __init__(self, network: str = "chain", loss: str = "classes"):
+        self.problem = problem(network, loss)
+        self.criterion = LOSSES[loss][1]
+        self.X, self.y = self.problem.X.numpy(), self.problem.y.numpy()
+        self.weights = self.problem.weights.numpy()
+        self.X_test, self.y_test = test_rows(loss)
+
+    def fit(self, cls, **params):
+        made = cls(self.problem.module, criterion=self.criterion, **params)
+        return made.fit(self.X, self.y, sample_weight=self.weights)
+
+    def scores(self, fitted) -> np.ndarray:
+        return fitted.transform(self.X_test, self.y_test)
+
+    def reference(self, damping: float, curvature: str = "gauss-newton") -> np.ndarray:
+        case = self.problem
+        G = np.array([case.gradient(i).numpy() for i in range(N)])
+        C = case.reference(curvature) + damping * np.eye(G.shape[1])
+        X = case.X
+        case.X = torch.from_numpy(self.X_test)
+        M = np.array(
+            [case.gradient(z, torch.as_tensor(self.y_test[z])).numpy() for z in range(N_TEST)]
+        )
+        case.X = X
+        return M @ np.linalg.solve(C, G.T) * self.weights / self.weights.sum()
+
+    def automatic(self) -> float:
+        G = np.array([self.problem.gradient(i).numpy() for i in range(N)])
+        share = self.weights / self.weights.sum()
+        return 1000 * float(share @ (G**2).mean(1))
+
+
+def close(found, expected, rtol: float) -> None:
+    assert np.abs(expected).max() > 0
+    assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
+
+
+def cosine(a, b) -> float:
+    """The lowest cosine between rows."""
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+# ---- exact ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", ["chain", "conv"])
+def test_dual_and_primal_equal_the_reference(network, loss):
+    case = Case(network, loss)
+    dual, primal = (case.fit(ExactInfluence, damping=0.3) for _ in range(2))
+    n_outputs = N * LOSSES[loss][0]
+    smaller = n_outputs <= case.problem.model.n_parameters
+    assert (dual._dual is not None, dual._primal is None) == (smaller, smaller)
+    rows = dual.model_, dual._X, dual._y, dual._weights
+    dual._dual, dual._primal = DualGaussNewton(*rows), None
+    primal._dual, primal._primal = None, PrimalSolver(primal._curvature("gauss-newton"))
+    for damping in (0.3, 1e-2, 10.0):
+        dual.damping_ = primal.damping_ = damping
+        expected = case.reference(damping)
+        close(case.scores(dual), expected, 1e-8)
+        close(case.scores(primal), expected, 1e-8)
+        close(case.scores(dual), case.scores(primal), 1e-8)
+
+
+@pytest.mark.parametrize("curvature", ["gauss-newton", "hessian", "empirical-fisher"])
+def test_every_curvature(curvature):
+    case = Case()
+    fitted = case.fit(ExactInfluence, curvature=curvature, damping=1.0)
+    close(case.scores(fitted), case.reference(1.0, curvature), 1e-8)
+
+
+@pytest.mark.parametrize("cls", [ExactInfluence, CGInfluence, LiSSAInfluence, ArnoldiInfluence])
+def test_automatic_damping_and_defaults(cls):
+    """Default settings come within cosine 0.999 of the exact solution."""
+    case = Case()
+    fitted = case.fit(cls)
+    assert_allclose(fitted.damping_, case.automatic(), rtol=1e-10)
+    assert cosine(case.scores(fitted), case.reference(case.automatic())) >= 0.999
+
+
+def test_singular_curvature_needs_damping():
+    X = np.random.default_rng(0).normal(size=(4, 6))
+    y = X[:, 0] + 1
+    model = LinearRegression().fit(X[:, :6], y + np.arange(4))
+    for curvature in ("gauss-newton", "empirical-fisher"):
+        exact = ExactInfluence(model, damping=0.0, curvature=curvature).fit(X, y)
+        with pytest.raises(ValueError, match=r"singular, and damping=0 .* Raise damping above"):
+            exact.transform(X, y)
+
+
+def test_negative_curvature():
+    case = Case()
+    lowest = float(np.linalg.eigvalsh(case.problem.reference("hessian"))[0])
+    assert lowest < -1e-3
+    settings = {"curvature": "hessian", "damping": -lowest / 2}
+    with pytest.raises(ValueError, match=r"indefinite \(lowest eigenvalue .*Raise damping"):
+        case.scores(case.fit(ExactInfluence, **settings))
+    with pytest.raises(ValueError, match="Raise damping, or use curvature='gauss-newton'"):
+        case.scores(case.fit(CGInfluence, **settings))
+    with pytest.raises(ValueError, match=r"series would diverge\. Raise damping above"):
+        case.fit(LiSSAInfluence, **settings)
+    with pytest.raises(ValueError, match="indefinite"):
+        case.scores(case.fit(ArnoldiInfluence, **settings))
+    settings["damping"] = -1.5 * lowest
+    expected = case.reference(settings["damping"], "hessian")
+    close(case.scores(case.fit(ExactInfluence, **settings)), expected, 1e-8)
+    close(case.scores(case.fit(CGInfluence, **settings)), expected, 1e-4)
+    assert cosine(case.scores(case.fit(LiSSAInfluence, **settings)), expected) >= 0.999
+
+
+def test_memory():
+    case = Case()
+    with pytest.raises(MemoryError, match="Raise memory_budget, or use CGInfluence"):
+        case.fit(ExactInfluence, memory_budget=1000)
+    with pytest.raises(MemoryError, match="Raise memory_budget, or use CGInfluence"):
+        Case(loss="binary").fit(ExactInfluence, memory_budget=1000)
+    with pytest.raises(MemoryError, match="Lower n_components"):
+        case.fit(ArnoldiInfluence, memory_budget=1000)
+
+
+# ---- against refits -------------------------------------------------------------------------
+
+
+def rows_of_regression():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3))
+    return (
+        X,
+        X @ [1.0, -2.0, 0.5] + rng.normal(size=40),
+        rng.normal(size=(6, 3)),
+        rng.normal(size=6),
+    )
+
+
+def derivative(refit, losses, n: int, h: float = 1e-3) -> np.ndarray:
+    """Minus the derivative of the test losses in the weight of each row, from refits."""
+    columns = []
+    for i in range(n):
+        up, down = np.ones(n), np.ones(n)
+        up[i] += h
+        down[i] -= h
+        columns.append((losses(refit(down)) - losses(refit(up))) / (2 * h))
+    return np.array(columns).T
+
+
+def test_linear_regression_is_the_derivative_of_the_refit():
+    """Removal has the first-order effect of the row's weight; the mean of weights stays n."""
+    X, y, X_test, y_test = rows_of_regression()
+    n = len(X)
+    model = LinearRegression().fit(X, y)
+    found = ExactInfluence(model, damping=0.0).fit(X, y).transform(X_test, y_test)
+
+    def losses(refitted):
+        return (refitted.predict(X_test) - y_test) ** 2 / scale
+
+    unit = ExactInfluence(model, damping=0.0).fit(X, y)
+    scale = float(
+        (model.predict(X[:1]) - y[:1])[0] ** 2
+        / unit.model_.losses(unit._X[:1], unit._y[:1]).numpy()[0]
+    )
+    refits = derivative(lambda w: LinearRegression().fit(X, y, w), losses, n)
+    close(found, refits, 1e-6)
+    without = [
+        losses(LinearRegression().fit(np.delete(X, i, 0), np.delete(y, i))) - losses(model)
+        for i in range(n)
+    ]
+    large = np.abs(found) > 0.1 * np.abs(found).max()
+    assert_array_equal(np.sign(found)[large], np.sign(np.array(without).T)[large])
+    # the prediction is linear in the parameters: it has no terms of second order
+    found = (
+        ExactInfluence(model, damping=0.0, measurement="output").fit(X, y).transform(X_test, y_test)
+    )
+    without = [
+        (LinearRegression().fit(np.delete(X, i, 0), np.delete(y, i)).predict(X_test))
+        - model.predict(X_test)
+        for i in range(n)
+    ]
+    assert cosine(found, np.array(without).T) > 0.98
+
+
+@pytest.mark.parametrize("cls", [ExactInfluence, CGInfluence, LiSSAInfluence, ArnoldiInfluence])
+def test_logistic_regression_is_the_derivative_of_the_refit(cls):
+    X, y, X_test, y_test = rows_of_regression()
+    y, y_test = (y > 0).astype(int), (y_test > 0).astype(int)
+    n = len(X)
+
+    def refit(w):
+        return LogisticRegression(C=0.5, tol=1e-12, solver="newton-cholesky").fit(X, y, w)
+
+    def losses(model):
+        return -np.log(model.predict_proba(X_test)[np.arange(len(y_test)), y_test])
+
+    model = refit(np.ones(n))
+    params = {"tol": 1e-8} if cls in (CGInfluence, LiSSAInfluence) else {}
+    params |= {"damping": 1e-9 if cls is LiSSAInfluence else 0.0}
+    if cls is LiSSAInfluence:
+        params["depth"] = 3000
+    fitted = cls(model, curvature="hessian", **params).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = fitted.transform(X_test, y_test)
+    close(found, derivative(refit, losses, n), 1e-4)
+    without = np.array(
+        [
+            losses(LogisticRegression(C=0.5).fit(np.delete(X, i, 0), np.delete(y, i)))
+            - losses(model)
+            for i in range(n)
+        ]
+    ).T
+    large = np.abs(found) > 0.1 * np.abs(found).max()
+    assert_array_equal(np.sign(found)[large], np.sign(without)[large])
+
+
+# ---- iterative solvers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tol", [1e-4, 1e-9])
+def test_cg_equals_exact_to_its_tolerance(tol):
+    case = Case()
+    exact = case.reference(0.1)
+    found = case.fit(CGInfluence, damping=0.1, tol=tol)
+    assert found.n_iter_ >= 1  # of the trial
+    close(case.scores(found), exact, 30 * tol)
+    assert 1 < found.n_iter_ <= case.problem.model.n_parameters
+    found.damping_ = 1.0
+    close(case.scores(found), case.reference(1.0), 30 * tol)
+
+
+def test_cg_that_does_not_converge_warns():
+    case = Case()
+    with pytest.warns(ConvergenceWarning, match=r"worst relative residual is .*after max_iter=2"):
+        fitted = case.fit(CGInfluence, damping=1e-4, max_iter=2)
+    with pytest.warns(ConvergenceWarning, match="raise max_iter or damping"):
+        case.scores(fitted)
+    assert fitted.n_iter_ == 2
+
+
+def test_lissa_batches():
+    case = Case()
+    fitted = case.fit(LiSSAInfluence, damping=2.0, batch_size=5, random_state=0)
+    whole = case.fit(LiSSAInfluence, damping=2.0, random_state=0)
+    assert fitted.scale_ > whole.scale_
+    found = case.scores(fitted)
+    assert cosine(found, case.reference(2.0)) >= 0.99
+    assert fitted.n_iter_ == fitted.depth_
+    assert_array_equal(case.scores(fitted), found)
+    other = case.fit(LiSSAInfluence, damping=2.0, batch_size=5, random_state=1)
+    assert not np.array_equal(case.scores(other), found)
+    full = case.fit(LiSSAInfluence, damping=2.0, batch_size=N, random_state=0)
+    assert_array_equal(case.scores(full), case.scores(whole))
+
+
+def test_lissa_errors_and_warnings():
+    case = Case()
+    with pytest.raises(FloatingPointError, match=r"scale='auto' or a larger scale"):
+        case.scores(case.fit(LiSSAInfluence, damping=0.1, scale=0.05))
+    with pytest.raises(ValueError, match=r"it may be singular\. Raise damping, or give depth"):
+        case.fit(LiSSAInfluence, damping=0.0)
+    with pytest.warns(ConvergenceWarning, match=r"not within tol=0.001 after 3 terms"):
+        case.scores(case.fit(LiSSAInfluence, damping=0.01, depth=3))
+
+
+def test_lissa_reaches_its_tolerance_and_follows_damping():
+    case = Case()
+    fitted = case.fit(LiSSAInfluence, damping=0.2, tol=1e-6)
+    close(case.scores(fitted), case.reference(0.2), 1e-4)
+    assert 1 < fitted.n_iter_ <= fitted.depth_
+    before = fitted.scale_, fitted.depth_
+    fitted.damping_ = 1.0
+    assert fitted.scale_ > before[0]
+    assert fitted.depth_ < before[1]
+    close(case.scores(fitted), case.reference(1.0), 1e-4)
+
+
+@pytest.mark.parametrize("complement", ["drop", "damping"])
+def test_arnoldi_converges_to_exact(complement, monkeypatch):
+    monkeypatch.setattr("fimoda.curvature.lanczos._SMALL", 0)
+    case = Case()
+    exact = case.reference(0.05)
+    p = case.problem.model.n_parameters
+    distances = []
+    for k in (2, 8, 14, p):
+        fitted = case.fit(
+            ArnoldiInfluence, damping=0.05, n_components=k, complement=complement, random_state=0
+        )
+        assert len(fitted.eigenvalues_) == k
+        distances.append(np.linalg.norm(case.scores(fitted) - exact))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 1e-3 * np.linalg.norm(exact)
+    assert distances[-1] < 1e-8 * np.linalg.norm(exact)
+
+
+# ---- invariances ----------------------------------------------------------------------------
+
+SETTINGS = {
+    ExactInfluence: {},
+    CGInfluence: {"tol": 1e-9},
+    LiSSAInfluence: {"tol": 1e-7},
+    ArnoldiInfluence: {"n_components": 6},
+}
+
+
+@pytest.mark.parametrize("cls", SETTINGS, ids=lambda cls: cls.__name__)
+def test_order_chunks_and_budget_do_not_matter(cls):
+    case = Case()
+    settings = {"damping": 0.5, "random_state": 0, **SETTINGS[cls]}
+    scores = case.scores(case.fit(cls, **settings))
+    close(case.scores(case.fit(cls, chunk_size=2, **settings)), scores, 1e-6)
+    budget = 100_000 if cls in (ExactInfluence, ArnoldiInfluence) else 1
+    close(case.scores(case.fit(cls, memory_budget=budget, **settings)), scores, 1e-6)
+    order = np.random.default_rng(0).permutation(N)
+    made = cls(case.problem.module, criterion=case.criterion, **settings)
+    made.fit(case.X[order], case.y[order], sample_weight=case.weights[order])
+    close(case.scores(made), scores[:, order], 1e-6)
+
+
+def test_float32_model_with_the_dense_matrix():
+    """The dense matrix of a float32 model is computed in float64."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, D)).astype(np.float32), rng.integers(3, size=60)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 3), nn.Tanh(), nn.Linear(3, 3))
+    settings = {"criterion": nn.CrossEntropyLoss(), "damping": 1e-6}
+    single = ExactInfluence(net, **settings).fit(X, y)
+    assert single._primal is not None
+    found = single.transform(X[:5], y[:5])
+    exact = ExactInfluence(net.double(), **settings).fit(X, y).transform(X[:5], y[:5])
+    close(found, exact, 1e-3)
+
+
+def test_ridge_with_its_penalty():
+    """The penalty is part of the curvature: every solver agrees."""
+    X, y, X_test, y_test = rows_of_regression()
+    model = Ridge(alpha=20.0).fit(X, y)
+    exact = ExactInfluence(model, damping=0.0).fit(X, y).transform(X_test, y_test)
+    without = [
+        Ridge(alpha=20.0).fit(np.delete(X, i, 0), np.delete(y, i)).predict(X_test)
+        - model.predict(X_test)
+        for i in range(len(X))
+    ]
+    output = ExactInfluence(model, damping=0.0, measurement="output").fit(X, y)
+    assert cosine(output.transform(X_test), np.array(without).T) > 0.98
+    close(CGInfluence(model, damping=0.0).fit(X, y).transform(X_test, y_test), exact, 1e-5)
+    close(ArnoldiInfluence(model, damping=0.0).fit(X, y).transform(X_test, y_test), exact, 1e-8)
