@@ -130,6 +130,8 @@ def test_measurement_of_the_test_rows(case):
     attributor = DataInf(net, criterion=criterion, measurement="margin").fit(X, y)
     expected = loop(test, train, np.ones(N), auto(train, np.ones(N)))
     assert_allclose(attributor.transform(X[:M], y[:M]), expected, rtol=1e-8, atol=1e-11)
+    diagonal = attributor.self_influence()[:M]
+    assert_allclose(diagonal, expected.diagonal(), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("case", CASES)

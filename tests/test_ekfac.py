@@ -302,6 +302,18 @@ def test_penalty_enters():
     assert np.abs(found - without).max() > 0.01 * np.abs(found).max()
 
 
+@pytest.mark.parametrize("measurement", ["loss", "log_prob"])
+@pytest.mark.parametrize("case", ["mlp", "sequence", "conv"])
+def test_self_influence_is_the_diagonal(case, measurement):
+    net, _, X, y, criterion = problem(case)
+    attributor = EKFACInfluence(net, criterion=criterion, damping=0.05, measurement=measurement)
+    for memory_budget in (2**30, 2000):
+        attributor.set_params(memory_budget=memory_budget).fit(X, y)
+        diagonal = attributor.transform(X, y).diagonal()
+        assert np.abs(diagonal).max() > 1e-3
+        assert_allclose(attributor.self_influence(), diagonal, rtol=1e-8, atol=1e-12)
+
+
 # ---- invariances ----------------------------------------------------------------------------
 
 

@@ -145,6 +145,16 @@ def test_ensembles_survive_clone_and_check_their_models():
         TRAK(one, models=[make_pipeline(StandardScaler(), MLPClassifier((3,))).fit(X, y)]).fit(X, y)
 
 
+@pytest.mark.parametrize("measurement", ["loss", "output"])
+@pytest.mark.parametrize("kind", ["classes", "regression"])
+def test_self_influence_of_an_ensemble_is_the_diagonal(kind, measurement):
+    (one, X, y), (two, _, _) = trained(kind, 0), trained(kind, 1)
+    trak = TRAK(one, models=[two], n_components=20, measurement=measurement, random_state=0)
+    diagonal = trak.fit(X, y).transform(X, y).diagonal()
+    assert np.abs(diagonal).max() > 0
+    assert_allclose(trak.self_influence(), diagonal, rtol=1e-8, atol=1e-10 * np.abs(diagonal).max())
+
+
 # ---- the projection -------------------------------------------------------------------------
 
 

@@ -118,8 +118,13 @@ class DataInf(BaseAttributor):
         # a layer in which no row has a gradient gives nothing, whatever its damping
         self.damping_ = {name: DAMPING_FACTOR * s if s > 0 else 1.0 for name, s in squares.items()}
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _damping(self) -> Tensor:
+        """damping_ as a vector (n_layers,)."""
         values = [self.damping_[name] for name in self._solver.layers]
-        damping = torch.tensor(values, dtype=torch.float64)
-        scores = self._solver.scores(X, y, measure, damping.to(self._solver.share))
-        return scores.cpu().numpy() * self._share
+        return torch.tensor(values, dtype=torch.float64, device=self._X.device)
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        return self._solver.scores(X, y, measure, self._damping()).cpu().numpy() * self._share
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        return self._solver.diagonal(self._measure, self._damping()).cpu().numpy() * self._share

@@ -163,3 +163,13 @@ class EKFACInfluence(BaseInfluence):
                 for matrices, f in zip(solved, factors, strict=True):
                     result[test, rows] += inner(matrices, f).double().cpu().numpy()
         return result * self._share
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        self._ekfac.check_definite(self.damping_)
+        result = np.empty(len(self._X))
+        for rows, train in self._train_factors() if self._kept is None else self._kept:
+            test = train
+            if self._measure is not self.model_.loss:
+                test = self._ekfac.rotated(self._X[rows], self._y[rows], self._measure)
+            result[rows] = self._ekfac.inner_rowwise(test, train, self.damping_).cpu().numpy()
+        return result * self._share

@@ -275,18 +275,34 @@ class TRAK(BaseAttributor):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        product: Tensor = torch.zeros((), dtype=torch.float64)
-        slopes: Tensor = torch.zeros((), dtype=torch.float64)
+    def _solutions(self, X: Tensor, y: Tensor, measure: Measure) -> list[Tensor]:
+        """Features of test rows times the inverse kernel, (m, k) of each member."""
+        solutions = []
         for member, factor in zip(self._members, self._factors(), strict=True):
             rows = member.model.encode_X(X)
             test = self._features(member.differentiate, member.project, rows, y, measure)
-            solved = torch.cholesky_solve(test.double().mT, factor).mT.to(test)
-            product = product + (solved @ member.features.flatten(0, 1).mT).double()
-            slopes = slopes + member.slopes
-        n, functions = slopes.shape
-        product = product.unflatten(1, (n, functions)) / len(self._members)
-        scores = torch.einsum("mnf,nf->mn", product, slopes / len(self._members)) * self._share
+            solutions.append(torch.cholesky_solve(test.double().mT, factor).mT.to(test))
+        return solutions
+
+    def _slopes(self) -> Tensor:
+        """Derivative of the loss in the output functions, averaged over members, (n, F)."""
+        return torch.stack([member.slopes for member in self._members]).mean(0)
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        slopes = self._slopes()
+        product = torch.zeros(len(X), slopes.numel(), dtype=torch.float64, device=slopes.device)
+        for member, solved in zip(self._members, self._solutions(X, y, measure), strict=True):
+            product += (solved @ member.features.flatten(0, 1).mT).double()
+        product = product.unflatten(1, slopes.shape) / len(self._members)
+        return (torch.einsum("mnf,nf->mn", product, slopes) * self._share).cpu().numpy()
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        slopes = self._slopes()
+        product = torch.zeros_like(slopes)
+        solutions = self._solutions(self._X, self._y, self._measure)
+        for member, solved in zip(self._members, solutions, strict=True):
+            product += torch.einsum("nk,nfk->nf", solved, member.features).double()
+        scores = (product / len(self._members) * slopes).sum(1) * self._share
         return scores.cpu().numpy()
 
     # ---- scikit-learn -----------------------------------------------------------------------

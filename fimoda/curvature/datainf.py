@@ -107,6 +107,20 @@ class DataInfSolver:
             result[test] = product(X[test], y[test], measure, damping)
         return result
 
+    def diagonal(self, measure: Measure, damping: Tensor) -> Tensor:
+        """Score of each training row on itself (n,), by one pass over pairs of rows."""
+        result = torch.zeros(len(self.X), dtype=torch.float64, device=self.X.device)
+        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
+        test_rows = self._chunks(self.X, self.y, measure)
+        for (left, of_test), (_, first) in zip(test_rows, self._train(), strict=True):
+            for k, (v, g) in enumerate(zip(of_test, first, strict=True)):
+                result[left] += v.inner_rowwise(g) / damping[k]
+            for right, second in self._train():
+                for k, (v, g, h) in enumerate(zip(of_test, first, second, strict=True)):
+                    products = v.inner(h) * g.inner(h)
+                    result[left] -= products @ shrink[k, right] / damping[k]
+        return result
+
     def _by_factors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
         """Through inner products of test and training, and of training and training gradients."""
         n = len(self.X)

@@ -213,6 +213,19 @@ class EKFAC:
             for b, f in zip(self.blocks, rotated, strict=True)
         ]
 
+    def inner_rowwise(self, a: list[Factors], b: list[Factors], damping: float) -> Tensor:
+        """Products of row k of a with the solution of row k of b, (n,), from rotated factors."""
+        total = torch.zeros((), dtype=torch.float64)
+        for block, f, g in zip(self.blocks, a, b, strict=True):
+            inverse = (1 / (block.eigenvalues + damping)).to(f.inputs)
+            if f.inputs.shape[1] == 1:
+                signals, inputs = (f.signals * g.signals)[:, 0], (f.inputs * g.inputs)[:, 0]
+                part = ((signals @ inverse) * inputs).sum(1)
+            else:
+                part = (f.dense() * g.dense() * inverse).flatten(1).sum(1)
+            total = total + part.double()
+        return total
+
     def solve(self, V: Tensor, damping: float) -> Tensor:
         """Solutions ``(C + damping) u = v`` of the rows of V (k, p), as rows; zero where skipped."""
         self.check_definite(damping)
