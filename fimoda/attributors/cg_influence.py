@@ -68,15 +68,15 @@ class CGInfluence(BaseIterativeInfluence):
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column.
 
-    Warns
-    -----
-    ConvergenceWarning
-        If a test row is not solved to `tol`.
-
     Raises
     ------
     ValueError
         If the damped curvature has a negative direction (the true Hessian may).
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a test row is not solved to `tol`.
 
     References
     ----------

@@ -85,11 +85,6 @@ class LiSSAInfluence(BaseIterativeInfluence):
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column.
 
-    Warns
-    -----
-    ConvergenceWarning
-        If a test row is not solved to `tol`.
-
     Raises
     ------
     FloatingPointError
@@ -97,6 +92,11 @@ class LiSSAInfluence(BaseIterativeInfluence):
     ValueError
         If the damped curvature has a negative direction (the true Hessian may), or is singular and
         `depth` is not given.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a test row is not solved to `tol`.
 
     References
     ----------

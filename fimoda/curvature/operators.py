@@ -172,10 +172,18 @@ class SampledFisher(EmpiricalFisher):
 
     Parameters
     ----------
-    model, X, y, weights, penalty, memory_budget
-        As in `Curvature`.
+    model : FinalModel
+        As in `Curvature`, like all but `seed`.
+    X, y : Tensor
+        Encoded training rows, and targets, which are not used.
+    weights : Tensor of shape (n,)
+        Weights of the rows in the objective.
     seed : int, default=0
         Seed of the draws.
+    penalty : bool, default=False
+        Whether ``diag(l2)`` is added.
+    memory_budget : int, default=512 MiB
+        Bytes for what a product needs at a time.
 
     Raises
     ------
