@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import StrOptions
-from ..curvature.exact import DualGaussNewton, PrimalSolver
+from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
 from ..curvature.operators import CURVATURES
 from ..measurements import Measurement
 from ..row_gradients import Measure
@@ -36,6 +36,11 @@ class ExactInfluence(BaseInfluence):
         small MLP.
     curvature : str, default="gauss-newton"
         The matrix C: "gauss-newton", "hessian", "empirical-fisher", or "sampled-fisher".
+    newton_step : bool, default=False
+        Remove the row from the curvature too, :math:`(C_{-i} + \lambda I)^{-1}`: a full Newton step
+        of the objective without the row. For models with one output this divides the score by one
+        minus the row's leverage (rescaled influence); for least squares it is exact. Only with
+        ``curvature="gauss-newton"``.
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
     measurement : str or callable, default="loss"
@@ -87,6 +92,7 @@ class ExactInfluence(BaseInfluence):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseInfluence._parameter_constraints,
         "curvature": [StrOptions(set(CURVATURES))],
+        "newton_step": ["boolean"],
     }
 
     def __init__(
@@ -94,6 +100,7 @@ class ExactInfluence(BaseInfluence):
         estimator: Any = None,
         *,
         curvature: str = "gauss-newton",
+        newton_step: bool = False,
         damping: float | str = "auto",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
@@ -111,13 +118,20 @@ class ExactInfluence(BaseInfluence):
             random_state=random_state,
         )
         self.curvature = curvature
+        self.newton_step = newton_step
 
     def _prepare_solver(self) -> None:
+        if self.newton_step and self.curvature != "gauss-newton":
+            raise ValueError(
+                "newton_step=True removes a row from the Gauss-Newton matrix: it needs "
+                f"curvature='gauss-newton', got {self.curvature!r}."
+            )
         n_outputs = len(self._X) * self.n_outputs_
         smaller = n_outputs <= self.model_.n_parameters
         dual = self.curvature == "gauss-newton" and self.model_.l2 is None and smaller
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
+        self._newton: NewtonSteps | None = None
         if dual:
             if 4 * 8 * n_outputs**2 > self.memory_budget:
                 raise MemoryError(
@@ -128,12 +142,20 @@ class ExactInfluence(BaseInfluence):
             self._dual = DualGaussNewton(
                 self.model_, self._X, self._y, self._weights, self.memory_budget // 8
             )
-        else:
-            self._primal = PrimalSolver(self._curvature(self.curvature), self.memory_budget)
+            return
+        self._primal = PrimalSolver(self._curvature(self.curvature), self.memory_budget)
+        if self.newton_step:
+            self._newton = NewtonSteps(
+                self._primal, self.model_, self._X, self._y, self._weights, self.memory_budget
+            )
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         if self._dual is not None:
-            return self._dual.scores(X, y, measure, self.damping_).cpu().numpy()
+            scores = self._dual.scores(X, y, measure, self.damping_, self.newton_step)
+            return scores.cpu().numpy()
+        if self._newton is not None:
+            test = self._differentiate(X, y, measure).dense()
+            return self._newton.scores(test, self.damping_).cpu().numpy()
         return super()._scores(X, y, measure)
 
     def _solve(self, V: Tensor) -> Tensor:

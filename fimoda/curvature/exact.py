@@ -44,6 +44,12 @@ class PrimalSolver:
         check_definite(shifted, self.eigenvalues, damping)
         return (V.double() @ self.eigenvectors / shifted) @ self.eigenvectors.mT
 
+    def half(self, V: Tensor, damping: float) -> Tensor:
+        """Vectors whose inner products are those of V with the solutions for V, in float64."""
+        shifted = self.eigenvalues + damping
+        check_definite(shifted, self.eigenvalues, damping)
+        return V.double() @ self.eigenvectors / shifted.sqrt()
+
 
 class DualGaussNewton:
     r"""Influence with the Gauss-Newton matrix, in the space of the training rows' outputs.
@@ -83,31 +89,19 @@ class DualGaussNewton:
     ):
         self.model = model.double
         self.kernel = OutputKernel(self.model, _double(X), memory_budget)
-        outputs = self.model.outputs(_double(X))
-        self.share = (weights.double() / weights.double().sum())[:, None]  # (n, 1)
-        values, vectors = torch.linalg.eigh(self.model.output_hessian(outputs, y))
-        largest = values.abs().amax(1, keepdim=True)
-        if bool((values < -1e-10 * largest).any()):
-            raise ValueError("the loss is not convex in the outputs: use curvature='hessian'.")
-        inside = values > 1e-12 * largest
-        root = torch.where(inside, values.clamp_min(0), 0).sqrt()
-        inverse = torch.where(inside, 1 / root.clamp_min(1e-300), 0)
-        residual = torch.einsum("nca,nc->na", vectors, self.model.loss.gradient(outputs, y))
-        if bool(((residual.abs() > 1e-6 * residual.norm(dim=1, keepdim=True)) & ~inside).any()):
-            raise ValueError(
-                "the gradient of a row's loss in its outputs is outside the range of its second "
-                "derivative (a loss with flat pieces): use curvature='empirical-fisher'."
-            )
-        # B = root' J: (n, C, C) maps outputs to scaled eigen-directions of each row's W
-        self.root = torch.einsum("nca,na->nca", vectors, root) * self.share[:, :, None].sqrt()
-        self.reach = inverse * residual * self.share.sqrt()  # row i's share of g_i = B_i' reach_i
-        n, c = residual.shape
+        self.root, self.reach = row_factors(self.model, _double(X), y, weights)
+        n, c = self.reach.shape
         gram = self.kernel()
         gram = torch.einsum("nca,ncmd,mdb->namb", self.root, gram, self.root).reshape(n * c, n * c)
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh((gram + gram.mT) / 2)
 
-    def scores(self, X: Tensor, y: Tensor, measure: Measure, damping: float) -> Tensor:
-        """Scores (n_test, n) of all training rows for the test rows X."""
+    def scores(
+        self, X: Tensor, y: Tensor, measure: Measure, damping: float, newton_step: bool = False
+    ) -> Tensor:
+        """Scores (n_test, n) of all training rows for the test rows X.
+
+        With `newton_step` each row is removed from the curvature too.
+        """
         outputs = self.model.outputs(_double(X))
         slope = torch.func.grad(lambda f: measure(f, y).sum())(outputs)  # (m, C)
         pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(_double(X)), self.root)
@@ -115,7 +109,116 @@ class DualGaussNewton:
         check_definite(shifted, self.eigenvalues, damping)
         modes = pushed.flatten(1) @ self.eigenvectors / shifted
         solved = (modes @ self.eigenvectors.mT).unflatten(1, self.reach.shape)
-        return (solved * self.reach).sum(2)
+        reach = self.reach
+        if newton_step:
+            rows = self.eigenvectors.unflatten(0, self.reach.shape)  # (n, C, nC)
+            hat = torch.einsum("nar,nbr->nab", rows * (1 - damping / shifted), rows)
+            reach = without_own_curvature(hat, reach)
+        return (solved * reach).sum(2)
+
+
+class NewtonSteps:
+    r"""Scores by a Newton step of the objective without each row, from a dense decomposition.
+
+    Parameters
+    ----------
+    solver : PrimalSolver
+        Of the Gauss-Newton matrix with the penalty.
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    weights : Tensor of shape (n,)
+        Weights of the rows in the objective.
+    memory_budget : int, default=512 MiB
+        Bytes for Jacobians at a time.
+    """
+
+    def __init__(
+        self,
+        solver: PrimalSolver,
+        model: FinalModel,
+        X: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        memory_budget: int = DEFAULT_BUDGET,
+    ):
+        self.solver = solver
+        self.model = model.double
+        self.X = _double(X)
+        self.root, self.reach = row_factors(self.model, self.X, y, weights)
+        self.memory_budget = memory_budget
+
+    def scores(self, gradients: Tensor, damping: float) -> Tensor:
+        """Scores (m, n) of all training rows for measurements with these gradients (m, p)."""
+        solved = self.solver.solve(gradients, damping)
+        parts, start = [], 0
+        for jacobian in self.model.jacobian_chunks(self.X, self.memory_budget // 4):
+            rows = slice(start, start + len(jacobian))
+            B = torch.einsum("nca,ncp->nap", self.root[rows], jacobian)
+            half = self.solver.half(B, damping)
+            reach = without_own_curvature(half @ half.mT, self.reach[rows])
+            parts.append(solved @ torch.einsum("nap,na->np", B, reach).mT)
+            start = rows.stop
+        return torch.cat(parts, dim=1)
+
+
+def row_factors(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Factors of each row's share in the Gauss-Newton matrix and in the gradient.
+
+    Returns
+    -------
+    root : Tensor of shape (n, C, C)
+        With :math:`B_i = root_i^\top J_i` the matrix is :math:`\sum_i B_i^\top B_i`.
+    reach : Tensor of shape (n, C)
+        The gradient of row i times its share of the mean is :math:`B_i^\top reach_i`.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not convex in the outputs, or a gradient is not in the range of
+        :math:`B_i^\top`.
+    """
+    outputs = model.outputs(X)
+    share = (weights.double() / weights.double().sum())[:, None]  # (n, 1)
+    values, vectors = torch.linalg.eigh(model.output_hessian(outputs, y))
+    largest = values.abs().amax(1, keepdim=True)
+    if bool((values < -1e-10 * largest).any()):
+        raise ValueError("the loss is not convex in the outputs: use curvature='hessian'.")
+    inside = values > 1e-12 * largest
+    scale = torch.where(inside, values.clamp_min(0), 0).sqrt()
+    inverse = torch.where(inside, 1 / scale.clamp_min(1e-300), 0)
+    residual = torch.einsum("nca,nc->na", vectors, model.loss.gradient(outputs, y))
+    if bool(((residual.abs() > 1e-6 * residual.norm(dim=1, keepdim=True)) & ~inside).any()):
+        raise ValueError(
+            "the gradient of a row's loss in its outputs is outside the range of its second "
+            "derivative (a loss with flat pieces): use curvature='empirical-fisher'."
+        )
+    # B = root' J: (n, C, C) maps outputs to scaled eigen-directions of each row's W
+    root = torch.einsum("nca,na->nca", vectors, scale) * share[:, :, None].sqrt()
+    reach = inverse * residual * share.sqrt()  # row i's share of g_i = B_i' reach_i
+    return root, reach
+
+
+def without_own_curvature(hat: Tensor, reach: Tensor) -> Tensor:
+    r"""Multiply each row's `reach` (n, C) by :math:`(I - S_i)^{-1}`, S its hat matrix (n, C, C).
+
+    Woodbury: :math:`(C - B_i^\top B_i + \lambda)^{-1} B_i^\top = (C + \lambda)^{-1} B_i^\top
+    (I - S_i)^{-1}`. For one output this divides by one minus the leverage.
+
+    Raises
+    ------
+    ValueError
+        If a row has leverage one: without it the curvature is singular.
+    """
+    eye = torch.eye(hat.shape[1], dtype=hat.dtype, device=hat.device)
+    leverage = torch.linalg.eigvalsh((hat + hat.mT) / 2).amax(1)
+    if float(leverage.max()) > 1 - 1e-9:
+        row = int(leverage.argmax())
+        raise ValueError(
+            f"training row {row} has leverage one: without it the curvature is singular. Raise "
+            "damping, or set newton_step=False."
+        )
+    return torch.linalg.solve(eye - hat, reach.unsqueeze(2)).squeeze(2)
 
 
 def check_definite(shifted: Tensor, eigenvalues: Tensor, damping: float) -> None:
