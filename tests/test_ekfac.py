@@ -154,6 +154,18 @@ def test_factors_are_the_gradients(case):
     assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
 
 
+def test_matrices_take_the_place_of_larger_factors():
+    _, model, X, y, _ = problem("conv")
+    factors = LayerDifferentiator(model, X[:2])(X, y, model.loss)
+    conv, head = (f.compressed() for f in factors)
+    assert conv.matrices is not None
+    assert conv.matrices.shape == factors[0].dense().shape
+    assert conv.compressed() is conv
+    assert conv.matrices[0].numel() == conv.row_size() < factors[0].inputs[0].numel()
+    assert head is factors[1]
+    assert head.row_size() == head.inputs[0].numel() + head.signals[0].numel()
+
+
 # ---- curvature ------------------------------------------------------------------------------
 
 
@@ -387,6 +399,28 @@ def test_skipped_layers_are_named_and_give_nothing():
     inputs = net.norm(net.embedding(X)).mean(1).detach()
     head = EKFACInfluence(net.head, criterion=nn.CrossEntropyLoss(), damping=0.05).fit(inputs, y)
     assert_allclose(attributor.transform(X, y), head.transform(inputs, y), rtol=1e-8)
+
+
+def test_attention_is_skipped():
+    """Its projections are modules that are never called."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, X):
+            return self.head(self.attention(X, X, X, need_weights=False)[0].mean(1))
+
+    X = torch.randn(N, 3, 4, dtype=torch.float64)
+    model = as_final_model(Attention().double(), X, criterion=nn.CrossEntropyLoss())
+    differentiate = LayerDifferentiator(model, X[:2])
+    assert differentiate.names == ["head"]
+    assert [name.split()[0] for name in differentiate.skipped] == [
+        "attention",
+        "attention.out_proj",
+    ]
 
 
 def test_tied_weights_and_groups_are_skipped():

@@ -201,10 +201,14 @@ class EKFAC:
 
     # ---- use --------------------------------------------------------------------------------
 
+    def row_bytes(self, X: Tensor) -> int:
+        """Bytes that the compressed gradients of one row take."""
+        return self.model.theta.element_size() * sum(f.row_size() for f in self._probe(X))
+
     def rotated(self, X: Tensor, y: Tensor, measure: Measure) -> list[Factors]:
-        """Gradients of ``measure(outputs, y)`` in the eigenbases, as factors."""
+        """Gradients of ``measure(outputs, y)`` in the eigenbases, compressed."""
         factors = self.differentiate(X, y, measure)
-        return [b.rotate(f) for b, f in zip(self.blocks, factors, strict=True)]
+        return [b.rotate(f).compressed() for b, f in zip(self.blocks, factors, strict=True)]
 
     def divide(self, rotated: list[Factors], damping: float) -> list[Tensor]:
         """Solutions in the eigenbases, (m, out, in) of each layer."""
@@ -262,6 +266,8 @@ def class_probabilities(outputs: Tensor, kind: str) -> Tensor:
 
 def inner(matrices: Tensor, factors: Factors) -> Tensor:
     """Inner products of matrices (m, out, in) with the gradients of n rows, (m, n)."""
+    if factors.matrices is not None:
+        return matrices.flatten(1) @ factors.matrices.flatten(1).mT
     n, positions = factors.inputs.shape[:2]
     a, d = factors.inputs.flatten(0, 1), factors.signals.flatten(0, 1)
     if d.shape[1] > a.shape[1]:

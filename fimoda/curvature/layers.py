@@ -26,14 +26,31 @@ class Factors:
         What the layer sees at each position, with a last column of ones where it has a bias.
     signals : Tensor of shape (n, T, out)
         Gradient in the layer's output at each position.
+    matrices : Tensor of shape (n, out, in), default=None
+        The gradients themselves, in place of factors (then without positions).
     """
 
     inputs: Tensor
     signals: Tensor
+    matrices: Tensor | None = None
 
     def dense(self) -> Tensor:
         """The gradients themselves, (n, out, in)."""
-        return self.signals.mT @ self.inputs
+        return self.signals.mT @ self.inputs if self.matrices is None else self.matrices
+
+    def compressed(self) -> Factors:
+        """Factors or matrices, whichever are smaller."""
+        factors = self.inputs[0].numel() + self.signals[0].numel()
+        if self.matrices is not None or factors == self.row_size():
+            return self
+        return Factors(self.inputs[:, :0].clone(), self.signals[:, :0].clone(), self.dense())
+
+    def row_size(self) -> int:
+        """Numbers that a row takes, compressed."""
+        matrix = self.inputs.shape[2] * self.signals.shape[2]
+        if self.matrices is not None:
+            return matrix
+        return min(self.inputs[0].numel() + self.signals[0].numel(), matrix)
 
 
 class LayerDifferentiator:
@@ -154,13 +171,17 @@ def _has_factors(model: FinalModel, layer: nn.Module, place: tuple[slice, ...], 
     """Whether the factors give the layer's gradient, found by trying on the rows X."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return False
+    with _recording([layer]) as calls:  # type: ignore[list-item]
+        model.forward(model.theta.clone().requires_grad_(), X)
+    if not calls[layer]:
+        return False
     theta = model.theta.clone().requires_grad_()
     outputs = model.forward(theta, X)
     # a different number for each output, so that probabilities do not sum to a constant
     v = torch.cos(torch.arange(outputs.shape[1], dtype=model.dtype, device=model.device))
     try:
         factors = _pull_back(model, [layer], [place], X, lambda f: [v.expand_as(f)])[0][0]
-    except RuntimeError:  # never called, not used by the outputs, or without a row axis
+    except RuntimeError:  # not used by the outputs, or without a row axis
         return False
     if factors.inputs.shape[:2] != factors.signals.shape[:2]:
         return False
