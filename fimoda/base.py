@@ -151,6 +151,11 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
             measurements.values(measure, outputs, self._y[:2])
 
+    def _adopt(self, other: BaseAttributor) -> None:
+        """Take over the model and the training rows that another attributor has prepared."""
+        for name in ("estimator_", "model_", "n_outputs_", "_X", "_y", "_weights", "_measure"):
+            setattr(self, name, getattr(other, name))
+
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
         if isinstance(X, Tensor):

@@ -256,6 +256,8 @@ def _factoring_layers(model: FinalModel, X: Tensor) -> list[nn.Linear] | None:
     theta = model.theta.clone().requires_grad_()
     with _recording(layers) as calls, torch.enable_grad():
         outputs = model.forward(theta, X)
+        # outputs count differently, or those of a softmax would sum to a constant
+        outputs = outputs * torch.linspace(1, 2, outputs.shape[1]).to(outputs)
     shapes = [[a.shape[:-1] for a, _ in calls[layer]] for layer in layers]
     if any(shape != [X.shape[:1]] for shape in shapes):
         return None

@@ -477,3 +477,21 @@ def test_scores_that_are_not_finite():
     )
     with pytest.raises(FloatingPointError, match="GradDot gave scores that are NaN or infinite"):
         dot.fit(X, y).transform(X_test, y_test)
+
+
+def test_tied_weights_under_a_softmax_do_not_factor():
+    """The outputs sum to one, so only differently weighted ones show the second use."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, X):
+            return torch.softmax(torch.tanh(self.layer(X)) @ self.layer.weight, -1)
+
+    torch.manual_seed(0)
+    net = Tied().double()
+    X = torch.randn(6, 4, dtype=torch.float64)
+    model = as_final_model(net, X.numpy(), criterion=nn.MSELoss())
+    assert not RowDifferentiator(model, X[:2]).factors

@@ -15,6 +15,7 @@ from ..curvature.operators import CURVATURES, Curvature
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure, RowDifferentiator
+from ._tuning import tuned_damping
 
 #: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients.
 DAMPING_FACTOR = 1000.0
@@ -31,7 +32,8 @@ class BaseInfluence(BaseAttributor):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,
-        "damping": [NON_NEGATIVE_REAL, StrOptions({"auto"})],
+        "damping": [NON_NEGATIVE_REAL, StrOptions({"auto", "tuned"})],
+        "tuning": [dict, None],
     }
 
     def __init__(
@@ -39,6 +41,7 @@ class BaseInfluence(BaseAttributor):
         estimator: Any = None,
         *,
         damping: float | str = "auto",
+        tuning: dict[str, Any] | None = None,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -49,6 +52,7 @@ class BaseInfluence(BaseAttributor):
             estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
         self.damping = damping
+        self.tuning = tuning
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
 
@@ -67,12 +71,17 @@ class BaseInfluence(BaseAttributor):
     def _fit(self) -> None:
         self._differentiate = RowDifferentiator(self.model_, self._X[:2])
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
-        auto = isinstance(self.damping, str)
-        self.damping_ = self._automatic_damping() if auto else float(self.damping)
+        if self.damping == "tuned":
+            unit = self._mean_squared_entry()
+            self.damping_, self.damping_agreement_ = tuned_damping(self, unit, self.tuning)
+        elif self.damping == "auto":
+            self.damping_ = DAMPING_FACTOR * self._mean_squared_entry()
+        else:
+            self.damping_ = float(self.damping)
         self._prepare_solver()
 
-    def _automatic_damping(self) -> float:
-        """DAMPING_FACTOR times the (weighted) mean squared entry of the rows' gradients."""
+    def _mean_squared_entry(self) -> float:
+        """(Weighted) mean squared entry of the training rows' gradients, the unit of damping."""
         total = 0.0
         for place, rows in self._differentiate.chunks(
             self._X, self._y, self.model_.loss, self._chunk()
@@ -84,7 +93,7 @@ class BaseInfluence(BaseAttributor):
                 "damping='auto' needs a training row with a gradient; all are zero at this model "
                 f"(n_samples={len(self._X)}). Give damping as a number."
             )
-        return DAMPING_FACTOR * mean
+        return mean
 
     def _curvature(self, name: str) -> Curvature:
         """The curvature of the training objective, its L2 penalty included."""

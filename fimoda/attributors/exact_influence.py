@@ -41,8 +41,13 @@ class ExactInfluence(BaseInfluence):
         of the objective without the row. For models with one output this divides the score by one
         minus the row's leverage (rescaled influence); for least squares it is exact. Only with
         ``curvature="gauss-newton"``.
-    damping : float or "auto", default="auto"
-        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients.
+    damping : float, "auto" or "tuned", default="auto"
+        :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients; "tuned"
+        agrees best with a small gold standard, see `tuning`.
+    tuning : dict, default=None
+        For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
+        agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to
+        100,000 times the mean squared entry of the rows' gradients.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -63,6 +68,8 @@ class ExactInfluence(BaseInfluence):
         Its frozen functional view.
     damping_ : float
         The damping used; may be changed after ``fit`` at no cost.
+    damping_agreement_ : dict of float to float
+        Agreement by candidate (cosine, both centred); only with ``damping="tuned"``.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column.
 
@@ -102,6 +109,7 @@ class ExactInfluence(BaseInfluence):
         curvature: str = "gauss-newton",
         newton_step: bool = False,
         damping: float | str = "auto",
+        tuning: dict[str, Any] | None = None,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -111,6 +119,7 @@ class ExactInfluence(BaseInfluence):
         super().__init__(
             estimator,
             damping=damping,
+            tuning=tuning,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,
