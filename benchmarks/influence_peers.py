@@ -17,7 +17,6 @@ import copy
 import importlib.metadata
 import io
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -306,6 +305,12 @@ def run(pair: Pair, rounds: int, seconds: float) -> tuple[list[str], np.ndarray]
     )
 
 
+def peak() -> int:
+    """Peak memory of this process in KiB, on Linux (``ru_maxrss`` starts at that of the parent)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
 def memory(arguments: argparse.Namespace, number: int, side: str) -> str:
     """Peak memory of one side in a process of its own."""
     command = [sys.executable, __file__, arguments.concrete, arguments.gold]
@@ -332,9 +337,11 @@ def main() -> None:
     if arguments.side:
         torch.set_num_threads(arguments.threads[0])
         pair = table[int(arguments.side[0])]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with open("/proc/self/clear_refs", "w") as reset:
+            reset.write("5")  # the peak becomes what the process holds now
+        before = peak()
         timed(getattr(pair, arguments.side[1]))
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        after = peak()
         print((after - before) // 1024)
         return
     for threads in arguments.threads:
