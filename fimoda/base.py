@@ -263,8 +263,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X, y
-            As in `transform`.
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets, as in `transform`.
         k : int, default=5
 
         Returns

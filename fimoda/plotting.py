@@ -58,9 +58,13 @@ class AgreementCurveDisplay:
 
         Parameters
         ----------
-        methods, curve, X_test, y_test
+        methods : dict of str to fitted attributor or ndarray
             As in `agreement_curve`.
-        **plot
+        curve : FurtherTrainingCurve
+            The gold standard.
+        X_test, y_test : array-like, default=None
+            The test rows of the curve; needed for attributors.
+        **plot : dict
             Passed to `plot`.
 
         Returns

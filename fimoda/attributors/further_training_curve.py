@@ -121,22 +121,38 @@ def further_training_curve(
         As in `FurtherTraining`; can be changed afterwards with ``curve.corrected``.
     leave_out_mode : {"mask", "drop"}, default="mask"
         As in `FurtherTraining`.
-    optimizer, lr, batch_size, optimizer_params
+    optimizer : str or type, default=None
         As in `FurtherTraining`.
-    measurement, criterion
+    lr : float or callable, default=None
+        As in `FurtherTraining`.
+    batch_size : int, default=None
+        As in `FurtherTraining`.
+    optimizer_params : dict, default=None
+        As in `FurtherTraining`.
+    measurement : str or callable, default="loss"
+        As in `FurtherTraining`.
+    criterion : nn.Module, default=None
         As in `FurtherTraining`.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows in the objective.
-    compile, chunk_size
+    compile : bool or "auto", default="auto"
+        As in `FurtherTraining`.
+    chunk_size : int, default=None
         As in `FurtherTraining`.
     checkpoint_dir : path, default=None
         Directory that keeps the measurements of finished stacks; a call with the same arguments
         resumes from it.
     memory_budget : int, default=2 GiB
         Bytes that the measurements may take.
-    sem_tol, max_seeds
+    sem_tol : float, default=0.2
         As in `FurtherTraining`.
-    random_state, n_jobs, verbose
+    max_seeds : int, default=100
+        As in `FurtherTraining`.
+    random_state : int, RandomState or None, default=None
+        As in `FurtherTraining`.
+    n_jobs : int, default=None
+        As in `FurtherTraining`.
+    verbose : int, default=0
         As in `FurtherTraining`.
 
     Returns
