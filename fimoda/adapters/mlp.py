@@ -1,0 +1,71 @@
+"""scikit-learn's multi-layer perceptrons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.utils.multiclass import type_of_target
+from torch import nn
+
+from ..losses import BinaryCrossEntropy, CrossEntropy, RowLoss, SquaredError
+from ..model import FinalModel, Recipe
+from .dense import dense_layer, weight_penalty
+
+_ACTIVATIONS = {
+    "identity": nn.Identity,
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+
+
+def default_estimator(y: ArrayLike, random_state: Any = None) -> BaseEstimator:
+    """The small MLP that stands in for ``estimator=None``."""
+    kind = type_of_target(y, input_name="y")
+    model = MLPRegressor if kind.startswith("continuous") else MLPClassifier
+    return model(hidden_layer_sizes=(16,), max_iter=50, random_state=random_state)
+
+
+def from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> FinalModel:
+    """MLPClassifier and MLPRegressor, with the optimiser they were trained with."""
+    layers: list[nn.Module] = []
+    for coef, intercept in zip(estimator.coefs_, estimator.intercepts_, strict=True):
+        layers += [dense_layer(coef.T, intercept), _ACTIVATIONS[estimator.activation]()]
+    module = nn.Sequential(*layers[:-1])
+    classes = None
+    loss: RowLoss
+    if isinstance(estimator, MLPRegressor):
+        if getattr(estimator, "loss", "squared_error") != "squared_error":
+            raise ValueError(
+                f"MLPRegressor must have loss='squared_error', got {estimator.loss!r}: its output "
+                "is not linear in the last layer. Use a skorch net with that criterion."
+            )
+        # its loss_ averages over outputs, but the gradients it trains with are those of the sum
+        loss = SquaredError(scale=0.5, over_outputs="sum")
+    else:
+        if estimator._label_binarizer.y_type_.startswith("multilabel"):
+            raise ValueError("a multilabel MLPClassifier is not supported; train one per label.")
+        classes = estimator.classes_
+        loss = BinaryCrossEntropy() if estimator.out_activation_ == "logistic" else CrossEntropy()
+    n = len(weights)
+    batch = min(200, n) if estimator.batch_size == "auto" else min(estimator.batch_size, n)
+    per_weight = (n if estimator.solver == "lbfgs" else batch) * weights.mean()
+    recipe = Recipe(batch_size=batch)
+    if estimator.solver == "adam":
+        betas = (estimator.beta_1, estimator.beta_2)
+        params: dict[str, Any] = {"betas": betas, "eps": estimator.epsilon}
+        recipe = Recipe("Adam", estimator.learning_rate_init, batch, params)
+    elif estimator.solver == "sgd":
+        momentum = estimator.momentum
+        params = {"momentum": momentum, "nesterov": estimator.nesterovs_momentum and momentum > 0}
+        recipe = Recipe("SGD", estimator.learning_rate_init, batch, params)
+    return FinalModel(
+        module.eval(),
+        loss,
+        classes=classes,
+        l2=weight_penalty(module, estimator.alpha / per_weight),
+        recipe=recipe,
+    )
