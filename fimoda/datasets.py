@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,10 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-Split = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Split = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[Any], NDArray[Any]]
+
+#: Where the package dataset-fashion-mnist of Debian and Ubuntu puts its files.
+_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def split_breast_cancer(test_size: float = 0.1, random_state: int = 0) -> Split:
@@ -92,3 +98,87 @@ def split_concrete(path: str | os.PathLike[str] | None = None) -> Split:
     scaler = StandardScaler().fit(train)
     train, test = (scaler.transform(part).astype(np.float32) for part in (train, test))
     return train[:, :8], test[:, :8], train[:, 8:], test[:, 8:]
+
+
+def split_fashion_mnist(
+    n_train: int | None = None,
+    n_test: int | None = None,
+    data_home: str | os.PathLike[str] | None = None,
+) -> Split:
+    """Fashion-MNIST (28 x 28 grey images of ten kinds of clothes), split as it is published.
+
+    The first rows of the 60,000 for training and the first of the 10,000 for testing; both are
+    published in random order. Pixels lie in [0, 1].
+
+    Parameters
+    ----------
+    n_train : int, default=None
+        Training rows; all by default.
+    n_test : int, default=None
+        Test rows; all by default.
+    data_home : path, default=None
+        Directory with the four files as published (``train-images-idx3-ubyte.gz``,
+        ``train-labels-idx1-ubyte.gz``, ``t10k-images-idx3-ubyte.gz``, ``t10k-labels-idx1-ubyte.gz``);
+        by default where Debian's and Ubuntu's package dataset-fashion-mnist puts them.
+
+    Returns
+    -------
+    X_train, X_test, y_train, y_test : ndarray
+        Pixels as float32 (n, 784), labels (0 to 9) as int64.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there.
+    ValueError
+        If a file is damaged or has fewer rows than asked for.
+
+    References
+    ----------
+    Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+    Algorithms", arXiv 1708.07747, MIT licence.
+    """
+    folder = _FASHION_MNIST if data_home is None else Path(data_home)
+    X_train, y_train = _images(folder, "train", "n_train", n_train)
+    X_test, y_test = _images(folder, "t10k", "n_test", n_test)
+    return X_train, X_test, y_train, y_test
+
+
+def _images(
+    folder: Path, part: str, name: str, n_rows: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images as rows of float32, and labels, of one part of Fashion-MNIST."""
+    X = _read_idx(folder / f"{part}-images-idx3-ubyte.gz")
+    y = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    if len(X) != len(y):
+        raise ValueError(
+            f"{str(folder)!r} holds {len(X)} images and {len(y)} labels of the part {part!r}, which "
+            "must be as many. Get the files again."
+        )
+    if n_rows is not None and not 1 <= n_rows <= len(X):
+        raise ValueError(f"{name} must be between 1 and {len(X)}, or None; got {n_rows!r}.")
+    return X[:n_rows].reshape(-1, X[0].size) / np.float32(255), y[:n_rows].astype(np.int64)
+
+
+def _read_idx(file: Path) -> NDArray[np.uint8]:
+    """The array of bytes in a gzipped file of the idx format."""
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{str(file)!r} does not exist. Fashion-MNIST is not part of fimoda: on Debian and Ubuntu "
+            "install it by `apt-get install dataset-fashion-mnist`, elsewhere pass as data_home the "
+            "directory that holds its four .gz files (github.com/zalandoresearch/fashion-mnist)."
+        )
+    try:
+        content = gzip.decompress(file.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{str(file)!r} is damaged ({error}). Get it again.") from error
+    # two zeros, the type (8 is an unsigned byte), the number of axes, and their lengths
+    n_axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * n_axes
+    shape = np.frombuffer(content[4:start], ">u4") if len(content) >= start else np.zeros(0)
+    if not n_axes or len(content) != start + int(shape.prod()):
+        raise ValueError(
+            f"{str(file)!r} is damaged: it is not an idx file of unsigned bytes as long as its head says. "
+            "Get it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape.astype(int))
