@@ -61,6 +61,8 @@ class FinalModel:
         Optimiser, learning rate and batch size the model was trained with.
     output_ndim : int
         Axes of the module's own outputs: 1 if it returns shape ``(n,)``.
+    threshold : float
+        A model with one output predicts the second class above this probability.
 
     Examples
     --------
@@ -81,6 +83,7 @@ class FinalModel:
     l2: Tensor | None = None
     recipe: Recipe = field(default_factory=Recipe)
     output_ndim: int = 2
+    threshold: float = 0.5
 
     # ---- parameters -------------------------------------------------------------------------
 
@@ -305,9 +308,9 @@ class FinalModel:
     def predicted_targets(self, outputs: Tensor) -> Tensor:
         """The predicted class of each row, encoded."""
         if self.loss.kind == "binary_logit":
-            return (outputs[..., 0] > 0).long()
+            return (outputs[..., 0].sigmoid() > self.threshold).long()
         if self.loss.kind == "binary_probability":
-            return (outputs[..., 0] > 0.5).long()
+            return (outputs[..., 0] > self.threshold).long()
         return outputs.argmax(-1)
 
     def row_weights(self, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:

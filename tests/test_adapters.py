@@ -128,7 +128,7 @@ REGRESSORS = {
     "linear-2": (LinearRegression(), 2),
     "linear-no-intercept": (LinearRegression(fit_intercept=False), 1),
     "ridge": (Ridge(), 1),
-    "ridge-2": (Ridge(alpha=[1.0, 20.0]), 2),
+    "ridge-2": (Ridge(alpha=np.array([1.0, 20.0])), 2),
     "sgd": (SGDRegressor(random_state=0), 1),
     "sgd-huber": (SGDRegressor(loss="huber", epsilon=0.3, random_state=0), 1),
 }
@@ -181,13 +181,14 @@ def test_ridge_with_a_target_column():
 @pytest.mark.parametrize(
     "estimator", [LogisticRegression(), MLPClassifier(hidden_layer_sizes=(5,)), Ridge()]
 )
-def test_float32_models_stay_float32(estimator):
+def test_models_keep_their_dtype(estimator):
+    """float32, but for solvers of old scikit-learn that went on to float64."""
     X, y = classes(2)
     estimator = copy.deepcopy(estimator).fit(X.astype(np.float32), y)
     model = as_final_model(estimator, X, y)
     expected = getattr(estimator, "coef_", None)
     expected = estimator.coefs_[0] if expected is None else expected
-    assert model.theta.numpy().dtype == expected.dtype == np.float32
+    assert model.theta.numpy().dtype == expected.dtype
 
 
 # ---- scikit-learn: the objective ------------------------------------------------------------
@@ -224,7 +225,7 @@ STATIONARY_REGRESSION = {
     "ridge": (Ridge(alpha=5.0), 1),
     "ridge-no-intercept": (Ridge(alpha=5.0, fit_intercept=False), 1),
     "ridge-2": (Ridge(alpha=5.0), 2),
-    "ridge-array": (Ridge(alpha=[5.0, 30.0]), 2),
+    "ridge-array": (Ridge(alpha=np.array([5.0, 30.0])), 2),
     "mlp": (
         MLPRegressor(
             hidden_layer_sizes=(4,), activation="tanh", solver="lbfgs", alpha=1.0, random_state=0
@@ -483,6 +484,25 @@ def test_skorch_binary_classifier(flat, pos_weight):
     assert_array_equal(model.predicted_targets(model.outputs(rows)), net.predict(X))
     loss = net.get_loss(net.forward(X).squeeze(-1), torch.from_numpy(y).float()).item()
     assert_allclose(model.losses(rows, encoded).mean(), loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss, nn.BCELoss])
+def test_skorch_threshold(criterion):
+    """Scores without y are those at the classes the net itself predicts."""
+    X, y = classes(2)
+    X = X.astype(np.float32)
+    last = [nn.Sigmoid()] if criterion is nn.BCELoss else []
+    module = nn.Sequential(nn.Linear(5, 1), *last, nn.Flatten(0))
+    net = net_of(skorch.NeuralNetBinaryClassifier, module, criterion=criterion)
+    net.fit(X, y.astype(np.float32))
+    usual = net.predict(X)
+    net.set_params(threshold=float(np.quantile(net.predict_proba(X)[:, 1], 0.2)))
+    predicted = net.predict(X)
+    assert 5 < (predicted != usual).sum()
+    model, rows, _ = freeze(net, X, y)
+    assert_array_equal(model.predicted_targets(model.outputs(rows)), predicted)
+    dots = GradDot(net).fit(X, y)
+    assert_array_equal(dots.transform(X), dots.transform(X, predicted))
 
 
 def test_skorch_net_that_is_initialized_only():
@@ -779,10 +799,18 @@ X3, Y3 = classes()
 X2, Y2 = classes(2)
 XR, YR = numbers()
 L1 = "has an L1 penalty, which is not smooth"
+# up to scikit-learn 1.7 `penalty` has to say that l1_ratio counts
+ELASTIC = {} if LogisticRegression().penalty == "deprecated" else {"penalty": "elasticnet"}
 
 UNSUPPORTED = {
-    "l1": (LogisticRegression(l1_ratio=1.0, solver="saga"), X3, Y3, ValueError, L1),
-    "elastic net": (LogisticRegression(l1_ratio=0.5, solver="saga"), X3, Y3, ValueError, L1),
+    "l1": (LogisticRegression(l1_ratio=1.0, solver="saga", **ELASTIC), X3, Y3, ValueError, L1),
+    "elastic net": (
+        LogisticRegression(l1_ratio=0.5, solver="saga", **ELASTIC),
+        X3,
+        Y3,
+        ValueError,
+        L1,
+    ),
     "sgd l1": (SGDClassifier("log_loss", penalty="l1"), X3, Y3, ValueError, L1),
     "sgd elastic net": (SGDRegressor(penalty="elasticnet"), XR, YR, ValueError, L1),
     "hinge": (SGDClassifier(), X3, Y3, ValueError, "must have loss='log_loss', got 'hinge'"),
@@ -814,13 +842,6 @@ UNSUPPORTED = {
         ValueError,
         "multilabel MLPClassifier is not supported; train one per label",
     ),
-    "poisson": (
-        MLPRegressor(hidden_layer_sizes=(3,), loss="poisson", max_iter=2),
-        XR,
-        np.abs(YR),
-        ValueError,
-        "must have loss='squared_error', got 'poisson'",
-    ),
     "positive": (Ridge(positive=True), XR, YR, ValueError, "constrains its coefficients"),
     "positive least squares": (
         LinearRegression(positive=True),
@@ -851,6 +872,14 @@ UNSUPPORTED = {
         "estimator must be .*got OneVsRestClassifier",
     ),
 }
+if "loss" in MLPRegressor().get_params():  # from scikit-learn 1.7
+    UNSUPPORTED["poisson"] = (
+        MLPRegressor(hidden_layer_sizes=(3,), loss="poisson", max_iter=2),
+        XR,
+        np.abs(YR),
+        ValueError,
+        "must have loss='squared_error', got 'poisson'",
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:sklearn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import skorch
@@ -42,4 +43,5 @@ def from_skorch(net: skorch.NeuralNet, X: Any) -> FinalModel:
         net.criterion_, nn.NLLLoss
     )
     binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
-    return freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
+    model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
+    return replace(model, threshold=net.threshold) if binary else model
