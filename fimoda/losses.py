@@ -8,6 +8,7 @@ have the same leading axes. A stack of L models on B rows is therefore just outp
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -44,28 +45,32 @@ def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
     return (targets.unsqueeze(-1) == classes).to(outputs.dtype)
 
 
-class RowLoss:
-    """A loss that gives one number per row.
-
-    Subclasses set `kind` and implement `_rows`: outputs (N, C) and targets with N leading rows
-    to a tensor (N,). Any leading axes are handled here.
-    """
+class RowLoss(ABC):
+    """A loss that gives one number per row, whatever the leading axes. Subclasses set `kind`."""
 
     kind: OutputKind = "regression"
 
-    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        raise NotImplementedError
-
+    @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, of shape ``outputs.shape[:-1]``."""
-        lead = outputs.shape[:-1]
-        per_row = targets.shape[len(lead) :]
-        rows = self._rows(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, *per_row))
-        return rows.reshape(lead)
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gradient of each row's loss in its outputs, of the shape of `outputs`."""
         return torch.func.grad(lambda o: self(o, targets).sum())(outputs)
+
+
+class FlatRowLoss(RowLoss):
+    """A loss that is written for a single leading axis; here it takes any."""
+
+    @abstractmethod
+    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses (N,) of outputs (N, C) and targets with N leading rows."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        lead = outputs.shape[:-1]
+        per_row = targets.shape[len(lead) :]
+        rows = self._rows(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, *per_row))
+        return rows.reshape(lead)
 
 
 class SquaredError(RowLoss):
@@ -86,7 +91,7 @@ class SquaredError(RowLoss):
         return (2 * self.factor(outputs)) * (outputs - targets)
 
 
-class CrossEntropy(RowLoss):
+class CrossEntropy(FlatRowLoss):
     """Softmax cross-entropy on logits."""
 
     kind: OutputKind = "logits"
@@ -119,7 +124,7 @@ class OneVsRestCrossEntropy(RowLoss):
         return F.softplus((1 - 2 * _hits(outputs, targets)) * outputs).sum(-1)
 
 
-class ProbabilityNLL(RowLoss):
+class ProbabilityNLL(FlatRowLoss):
     """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier)."""
 
     kind: OutputKind = "probabilities"
@@ -131,7 +136,7 @@ class ProbabilityNLL(RowLoss):
         return F.nll_loss(torch.log(outputs + self.eps), targets, reduction="none")
 
 
-class TorchCriterion(RowLoss):
+class TorchCriterion(FlatRowLoss):
     """Any torch criterion that knows ``reduction="none"``.
 
     Parameters
