@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fimoda import FinalModel, as_final_model
 from fimoda.curvature.cg import conjugate_gradients
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
+from fimoda.curvature.jacobian import factored_jacobian
 from fimoda.curvature.kernel import OutputKernel
 from fimoda.curvature.lanczos import TopEigenpairs, extreme_eigenvalues
 from fimoda.curvature.lissa import automatic_scale, batch_series, full_series
@@ -23,6 +24,7 @@ from fimoda.curvature.operators import (
     GaussNewton,
     Hessian,
     SampledFisher,
+    activation_bytes,
 )
 from fimoda.losses import SquaredError
 from fimoda.measurements import Output
@@ -229,6 +231,77 @@ def test_sampled_fisher_tends_to_gauss_newton(loss):
     assert error(400, 0) == few != error(400, 1)
     assert few < 0.2
     assert many < 0.03
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gauss_newton_kept_as_factors_or_not(network, loss):
+    """The Jacobian is kept where every layer has factors and it fits; both ways are the same."""
+    case = problem(network, loss)
+    kept, fresh = case.curvature("gauss-newton"), case.curvature("gauss-newton", memory_budget=1)
+    assert (kept._jacobian is None, fresh._jacobian) == (network == "conv", None)
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(3, case.model.n_parameters)))
+    close(kept.matmat(V), V.numpy() @ case.reference("gauss-newton"))
+    close(fresh.matmat(V), V.numpy() @ case.reference("gauss-newton"))
+    rows = np.array([4, 0])
+    close(kept.restricted(rows).matmat(V), fresh.restricted(rows).matmat(V))
+
+
+class Convolutions(nn.Module):
+    """Layers with positions: an image of 4 x 4, and a linear layer on a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 2, padding=1, stride=2)
+        self.mix = nn.Linear(9, 5, bias=False)
+        self.head = nn.Linear(15, 3)
+
+    def forward(self, X):
+        hidden = torch.tanh(self.conv(X)).flatten(2)
+        return self.head(torch.relu(self.mix(hidden)).flatten(1))
+
+
+def convolutions() -> tuple[FinalModel, Tensor, Tensor]:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(7, 1, 4, 4)), rng.integers(3, size=7)
+    model = as_final_model(Convolutions().double(), X, y, criterion=nn.CrossEntropyLoss())
+    return model, model.encode_X(X), model.encode_y(y, 3)
+
+
+def test_factored_jacobian_of_layers_with_positions():
+    model, X, _ = convolutions()
+    jacobian = factored_jacobian(model, X, 2**20)
+    J = model.jacobian(X)
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(4, model.n_parameters)))
+    U = torch.from_numpy(np.random.default_rng(3).normal(size=(7, 4, 3)))
+    close(jacobian.push(V), torch.einsum("ncp,kp->nkc", J, V))
+    close(jacobian.pull(U), torch.einsum("ncp,nkc->kp", J, U))
+    close(jacobian[torch.tensor([5, 2])].push(V), jacobian.push(V)[[5, 2]])
+    needed = sum(t.numel() * 8 for t in jacobian.inputs + jacobian.signals)
+    assert factored_jacobian(model, X, needed) is not None
+    assert factored_jacobian(model, X, needed - 1) is None
+
+
+def test_activations_of_a_row_are_counted():
+    """Chunks allow for all that the forward pass keeps, also where feature maps exceed weights."""
+    model, X, y = convolutions()
+    kept = []
+    theta = model.theta.clone().requires_grad_()
+    parameters = {p.data_ptr() for p in model.views(theta).values()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model.forward(theta, X)
+    rows = [t for t in kept if t.data_ptr() not in parameters]
+    needed = sum({t.data_ptr(): t.numel() * 8 for t in rows}.values()) / len(X)
+    assert needed >= 8 * (16 + 3 * 9 + 3 * 5)  # the image and two layers of feature maps
+    assert activation_bytes(model, X) >= needed
+    weights = torch.ones(len(X), dtype=torch.float64)
+    for k in (1, 3):
+        curvature = Hessian(model, X, y, weights, memory_budget=int(16 * k * needed))
+        assert 1 <= curvature._chunk_size(k) * k * needed <= curvature.memory_budget
+        whole = Hessian(model, X, y, weights)
+        V = torch.from_numpy(np.random.default_rng(2).normal(size=(k, model.n_parameters)))
+        close(curvature.matmat(V), whole.matmat(V))
 
 
 def test_sampled_fisher_needs_a_distribution():

@@ -17,6 +17,7 @@ from torch.func import grad, jvp, vjp, vmap
 from ..losses import CLASS_KINDS, SquaredError
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import RowDifferentiator
+from .jacobian import FactoredJacobian, factored_jacobian
 
 
 class Curvature(ABC):
@@ -63,22 +64,23 @@ class Curvature(ABC):
         """Products ``C v`` of the rows of V (k, p), as rows."""
         product = torch.zeros_like(V)
         chunk = self._chunk_size(len(V))
-        for x, y, w in zip(
-            self.X.split(chunk), self.y.split(chunk), self.weights.split(chunk), strict=True
-        ):
-            product += self._product(V, x, y, w)
+        for start in range(0, len(self.X), chunk):
+            product += self._product(V, slice(start, start + chunk))
         if self.penalty and self.model.l2 is not None:
             product += V * self.model.l2
         return product
 
     @abstractmethod
-    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        """The part of ``C v`` that comes from the rows x, with their share w of the mean."""
+    def _product(self, V: Tensor, rows: slice) -> Tensor:
+        """The part of ``C v`` that comes from some of the rows."""
 
     def _chunk_size(self, n_vectors: int) -> int:
-        widths = sum(shape[0] for shape in self.model.shapes.values())
-        row_bytes = 4 * n_vectors * (widths + self.X[0].numel()) * self.X.element_size()
+        row_bytes = 4 * n_vectors * self._activation_bytes
         return int(min(max(self.memory_budget // row_bytes, 1), len(self.X)))
+
+    @cached_property
+    def _activation_bytes(self) -> int:
+        return activation_bytes(self.model, self.X)
 
     def linear_operator(self) -> LinearOperator:
         """The same matrix for scipy, on float64 vectors."""
@@ -105,11 +107,14 @@ class Curvature(ABC):
         X, y, weights = self.X[rows], self.y[rows], self.weights[rows]
         return self._with(X=X, y=y, weights=weights * (len(self.X) / len(rows)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what is found again from the rest: for copies and pickles."""
+        kept = {name: getattr(type(self), name, None) for name in vars(self)}
+        return {k: vars(self)[k] for k, v in kept.items() if not isinstance(v, cached_property)}
+
     def _with(self, **parts: Any) -> Curvature:
         other = copy.copy(self)
-        for name, value in parts.items():
-            setattr(other, name, value)
-        other.__dict__.pop("_differentiate", None)
+        vars(other).update(parts)
         return other
 
     def dense(self) -> Tensor:
@@ -126,22 +131,50 @@ class GaussNewton(Curvature):
     f^2` (C, C). Positive semi-definite for losses that are convex in the outputs.
     """
 
-    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _product(self, V: Tensor, rows: slice) -> Tensor:
+        w = self.weights[rows, None, None]
+        if self._jacobian is not None:
+            jacobian = self._jacobian[rows]
+            return jacobian.pull((jacobian.push(V) @ self._output_hessian[rows]) * w)
+
         def outputs(theta: Tensor) -> Tensor:
-            return self.model.forward(theta, x)
+            return self.model.forward(theta, self.X[rows])
 
         f, pull_back, *_ = vjp(outputs, self.model.theta)
-        pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1])(V)  # (k, b, C)
-        curved = torch.einsum("bcd,kbd->kbc", self.model.output_hessian(f, y), pushed)
-        return vmap(pull_back)(curved * w[:, None])[0]
+        pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1], out_dims=1)(V)
+        curved = pushed @ self.model.output_hessian(f, self.y[rows])  # (b, k, C)
+        return vmap(pull_back, in_dims=1)(curved * w)[0]
+
+    def _chunk_size(self, n_vectors: int) -> int:
+        if self._jacobian is None:
+            return super()._chunk_size(n_vectors)
+        fitting = self.memory_budget // (2 * self._jacobian.row_bytes(n_vectors))
+        return int(min(max(fitting, 1), len(self.X)))
+
+    @cached_property
+    def _jacobian(self) -> FactoredJacobian | None:
+        return factored_jacobian(self.model, self.X, self.memory_budget // 2)
+
+    @cached_property
+    def _output_hessian(self) -> Tensor:
+        return self.model.output_hessian(self.model.outputs(self.X), self.y)
+
+    def restricted(self, rows: NDArray[np.int64]) -> Curvature:
+        other = super().restricted(rows)
+        if self._jacobian is not None:
+            of = torch.from_numpy(rows).to(self.X.device)
+            vars(other)["_jacobian"] = self._jacobian[of]
+            vars(other)["_output_hessian"] = self._output_hessian[of]
+        return other
 
 
 class Hessian(Curvature):
     r"""True second derivative, :math:`C_i = \partial^2\ell_i/\partial\theta^2`; may be indefinite."""
 
-    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _product(self, V: Tensor, rows: slice) -> Tensor:
         def objective(theta: Tensor) -> Tensor:
-            return (w * self.model.loss(self.model.forward(theta, x), y)).sum()
+            losses = self.model.loss(self.model.forward(theta, self.X[rows]), self.y[rows])
+            return (self.weights[rows] * losses).sum()
 
         gradient = grad(objective)
         return vmap(lambda v: jvp(gradient, (self.model.theta,), (v,))[1])(V)
@@ -150,9 +183,9 @@ class Hessian(Curvature):
 class EmpiricalFisher(Curvature):
     r"""Second moment of the gradients of the loss, :math:`C_i = g_i g_i^\top`."""
 
-    def _product(self, V: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        gradients = self._differentiate(x, y, self.model.loss)
-        return gradients.combine(gradients.apply(V) * w[:, None])
+    def _product(self, V: Tensor, rows: slice) -> Tensor:
+        gradients = self._differentiate(self.X[rows], self.y[rows], self.model.loss)
+        return gradients.combine(gradients.apply(V) * self.weights[rows, None])
 
     @cached_property
     def _differentiate(self) -> RowDifferentiator:
@@ -228,6 +261,25 @@ def sampled_targets(model: FinalModel, X: Tensor, generator: torch.Generator) ->
         "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
         "error or a classifier with class probabilities. Use curvature='gauss-newton'."
     )
+
+
+def activation_bytes(model: FinalModel, X: Tensor) -> int:
+    """Bytes of what one row leaves in a forward pass, with its inputs and outputs."""
+    sizes: list[int] = []
+
+    def note(saved: Tensor) -> Tensor:
+        sizes.append(saved.numel() * saved.element_size())
+        return saved
+
+    def saved(n: int) -> int:
+        sizes.clear()
+        theta = model.theta.clone().requires_grad_()
+        x = X[:1].expand(n, *X.shape[1:])
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.enable_grad():
+            outputs = model.forward(theta, x)
+        return sum(sizes) + sum(t.numel() * t.element_size() for t in (x, outputs))
+
+    return saved(2) - saved(1)  # without parameters, of which there is one set
 
 
 def _double(values: Tensor) -> Tensor:
