@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -20,38 +19,18 @@ from .._validation import (
     check_is_fitted,
     check_leave_out,
     check_random_state,
-    check_seeds,
 )
-from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.batches import FULL_DATA, LeaveOutMode
-from ..training.optimizers import DEFAULT_BATCH_SIZE, LearningRate, resolve_optimizer
-from ..training.outcomes import (
-    Measurer,
-    Outcomes,
-    assemble,
-    keep_parameters,
-    relative_error,
-    standard_error,
-)
-from ..training.runner import (
-    Reader,
-    Result,
-    Training,
-    Unit,
-    decide_compile,
-    leave_out_units,
-    run_units,
-)
-from ..training.store import UnitStore
-
-#: ``n_seeds="auto"`` trains this many seeds before it first looks at the standard error, and
-#: this many more each time it is too large.
-SEED_ROUND = 5
+from ..training.further import FurtherRun
+from ..training.optimizers import LearningRate
+from ..training.outcomes import Measurer, Outcomes, assemble, keep_parameters, standard_error
+from ..training.runner import Result, Training, Unit
+from ._further_training import BaseFurtherTraining
 
 
-class FurtherTraining(BaseAttributor):
+class FurtherTraining(BaseFurtherTraining):
     r"""Train the final model further with and without each row, and compare.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
@@ -166,17 +145,12 @@ class FurtherTraining(BaseAttributor):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseAttributor._parameter_constraints,
-        **BaseAttributor._BUDGET_CONSTRAINTS,
-        "n_epochs": [POSITIVE_INTEGER],
+        **BaseFurtherTraining._parameter_constraints,
+        **BaseFurtherTraining._BUDGET_CONSTRAINTS,
         "n_seeds": [POSITIVE_INTEGER, StrOptions({"auto"}), "array-like"],
         "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
         "correction": [StrOptions({"full", "mean"}), None],
         "leave_out_mode": [StrOptions({"mask", "drop"})],
-        "optimizer": [str, type, None],
-        "lr": [POSITIVE_REAL, callable, None],
-        "batch_size": [POSITIVE_INTEGER, None],
-        "optimizer_params": [dict, None],
         "compile": ["boolean", StrOptions({"auto"})],
         "checkpoint_dir": [str, os.PathLike, None],
         "sem_tol": [POSITIVE_REAL],
@@ -211,17 +185,20 @@ class FurtherTraining(BaseAttributor):
         verbose: int = 0,
     ):
         super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+            estimator,
+            n_epochs=n_epochs,
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            measurement=measurement,
+            criterion=criterion,
+            random_state=random_state,
         )
-        self.n_epochs = n_epochs
-        self.n_seeds = n_seeds
         self.leave_out = leave_out
         self.correction = correction
         self.leave_out_mode = leave_out_mode
-        self.optimizer = optimizer
-        self.lr = lr
-        self.batch_size = batch_size
-        self.optimizer_params = optimizer_params
         self.compile = compile
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
@@ -252,85 +229,48 @@ class FurtherTraining(BaseAttributor):
         return super().fit(X, y, sample_weight)
 
     def _fit(self) -> None:
-        training = self._describe((self.n_epochs,))
+        run = self._run((self.n_epochs,))
         some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
         probe = Measurer(self._X[some], self._y[some], self._measure)
 
-        def error(stacks: dict[Unit, Result], seeds: list[int]) -> float:
-            return relative_error(self._outcomes(stacks, seeds, probe).scores(self.correction))
+        def scores(stacks: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
+            return self._outcomes(stacks, seeds, probe).scores(self.correction)
 
         size = self.model_.n_parameters * self.model_.theta.element_size()
-        self.seeds_, self._stacks = self._train(training, keep_parameters, size, error, {})
+        self.seeds_, self._stacks = run.train(keep_parameters, size, scores)
+        # inside a dict, since transform must leave the attributes as they are
         self._last_sem: dict[str, NDArray[np.float64]] = {}
 
-    def _describe(self, marks: tuple[int, ...]) -> Training:
-        """The further training asked for; also draws the rows to leave out."""
-        model = self.model_
-        self._rng = check_random_state(self.random_state)
-        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), self._rng)
+    def _run(self, marks: tuple[int, ...]) -> FurtherRun:
+        """The runs asked for, read at these epochs; draws the rows to leave out and the seeds."""
+        rng = check_random_state(self.random_state)
+        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
         if len(self._X) < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
-        batch = self.batch_size or model.recipe.batch_size or DEFAULT_BATCH_SIZE
-        return Training(
-            model=model,
+        auto = isinstance(self.n_seeds, str)
+        steps = self._steps(self.max_seeds if auto else self.n_seeds, rng)
+        training = Training(
+            model=self.model_,
             X=self._X,
             y=self._y,
             row_weights=self._weights,
-            optimizer=resolve_optimizer(
-                self.optimizer, self.lr, self.optimizer_params, model.recipe
-            ),
-            batch_size=min(batch, len(self._X)),
+            optimizer=steps.optimizer,
+            batch_size=steps.batch_size,
             marks=marks,
             mode=self.leave_out_mode,
         )
-
-    def _train(
-        self,
-        training: Training,
-        read: Reader,
-        bytes_per_model: int,
-        error: Callable[[dict[Unit, Result], list[int]], float],
-        identity: dict[str, Any],
-    ) -> tuple[list[int], dict[Unit, Result]]:
-        """Train all units, in rounds of seeds if their number is to be found."""
-        auto = isinstance(self.n_seeds, str)
-        wanted = check_seeds(self.max_seeds if auto else self.n_seeds, self._rng)
-        store = None
-        if self.checkpoint_dir is None:
-            self._require_memory(bytes_per_model, len(wanted))
-        else:
-            store = UnitStore(self.checkpoint_dir, {**training.identity(), **identity})
-        seeds: list[int] = []
-        results: dict[Unit, Result] = {}
-        while len(seeds) < len(wanted):
-            fresh = wanted[len(seeds) :][: SEED_ROUND if auto else None]
-            units = leave_out_units(training, fresh, self.train_indices_, self.chunk_size)
-            if store is not None:
-                missing = [unit for unit in units if not store.has(unit.key)]
-                store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
-            ready = replace(training, compile=decide_compile(training, units, self.compile))
-            done = run_units(
-                ready, units, read, store=store, n_jobs=self.n_jobs, verbose=self.verbose
-            )
-            results.update(done)
-            seeds += fresh
-            if auto and error(results, seeds) <= self.sem_tol:
-                break
-        # the order in which workers finish must not show
-        return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
-
-    def _require_memory(self, bytes_per_model: int, n_seeds: int) -> None:
-        """Raise MemoryError if what is kept of `n_seeds` seeds would not fit."""
-        needed = bytes_per_model * n_seeds * (len(self.train_indices_) + 1)
-        if needed > self.memory_budget:
-            raise MemoryError(
-                f"{n_seeds} seeds x {len(self.train_indices_) + 1} models take "
-                f"{needed / 2**20:.0f} MiB, more than memory_budget={self.memory_budget / 2**20:.0f} "
-                "MiB. Set checkpoint_dir to keep them on disk, leave out fewer rows, lower n_seeds "
-                "(max_seeds if it is 'auto'), or raise memory_budget."
-            )
-
-    # ---- transform --------------------------------------------------------------------------
+        return FurtherRun(
+            training=training,
+            leave_out=self.train_indices_,
+            seeds=steps.seeds,
+            sem_tol=self.sem_tol if auto else None,
+            compile=self.compile,
+            chunk_size=self.chunk_size,
+            checkpoint_dir=self.checkpoint_dir,
+            memory_budget=self.memory_budget,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
 
     def _outcomes(
         self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measurer
@@ -340,14 +280,14 @@ class FurtherTraining(BaseAttributor):
             unit: measurer(self.model_, self._tensor(stack))[None].cpu().numpy()
             for unit, stack in stacks.items()
         }
-        return assemble(readings, seeds, self.train_indices_, self._of_final_model(measurer))
-
-    def _of_final_model(self, measurer: Measurer) -> NDArray[np.float64]:
-        return measurer(self.model_, self.model_.theta[None])[0].cpu().numpy()
+        final = measurer.of_model(self.model_, self.model_.theta)
+        return assemble(readings, seeds, self.train_indices_, final)
 
     def _tensor(self, stack: Result) -> Tensor:
         """Parameters (L, p) at the only mark."""
         return torch.from_numpy(np.array(stack)[0]).to(self.model_.device)
+
+    # ---- transform --------------------------------------------------------------------------
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
@@ -373,18 +313,15 @@ class FurtherTraining(BaseAttributor):
         n_seeds = len(self.seeds_)
         scores = np.zeros(len(rows))
         if self.correction is None:
-            scores -= self._of_final_model(own)
+            scores -= own.of_model(self.model_, self.model_.theta)
         for unit, stack in self._stacks.items():
             for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
                 if row != FULL_DATA:
                     k = column[row]
-                    one = Measurer(own.X[k : k + 1], own.y[k : k + 1], own.measure)
-                    scores[k] += self._measured(theta, one)[0] / n_seeds
+                    itself = Measurer(own.X[k : k + 1], own.y[k : k + 1], own.measure)
+                    scores[k] += itself.of_model(self.model_, theta)[0] / n_seeds
                 if row == FULL_DATA and self.correction == "full":
-                    scores -= self._measured(theta, own) / n_seeds
+                    scores -= own.of_model(self.model_, theta) / n_seeds
                 elif row != FULL_DATA and self.correction == "mean":
-                    scores -= self._measured(theta, own) / (n_seeds * len(rows))
+                    scores -= own.of_model(self.model_, theta) / (n_seeds * len(rows))
         return scores
-
-    def _measured(self, theta: Tensor, measurer: Measurer) -> NDArray[np.float64]:
-        return measurer(self.model_, theta[None])[0].cpu().numpy()

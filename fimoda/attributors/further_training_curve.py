@@ -17,7 +17,7 @@ from ..adapters import check_fitted
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer, Outcomes, assemble, relative_error, standard_error
+from ..training.outcomes import Measurer, Outcomes, assemble, standard_error
 from ..training.runner import Result, Unit
 from .further_training import FurtherTraining
 
@@ -219,19 +219,18 @@ def further_training_curve(
     )
     trainer._validate_params()
     trainer._prepare(X, y, sample_weight)
-    training = trainer._describe(tuple(marks))
+    run = trainer._run(tuple(marks))
     measurer = Measurer(*trainer._test_tensors(X_test, y_test))
-    final = trainer._of_final_model(measurer)
+    final = measurer.of_model(trainer.model_, trainer.model_.theta)
 
     def outcomes(readings: dict[Unit, Result], seeds: list[int]) -> Outcomes:
-        return assemble(readings, seeds, trainer.train_indices_, final)
+        return assemble(readings, seeds, run.leave_out, final)
 
-    def error(readings: dict[Unit, Result], seeds: list[int]) -> float:
-        return relative_error(outcomes(readings, seeds).scores(correction)[-1])
+    def scores(readings: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
+        return outcomes(readings, seeds).scores(correction)[-1]
 
-    identity = measurer.identity(trainer.n_outputs_)
     size = 8 * len(marks) * len(measurer.X)
-    seeds, readings = trainer._train(training, measurer, size, error, identity)
+    seeds, readings = run.train(measurer, size, scores, measurer.identity(trainer.n_outputs_))
     return FurtherTrainingCurve(
-        np.array(marks), trainer.train_indices_, seeds, outcomes(readings, seeds), correction
+        np.array(marks), run.leave_out, seeds, outcomes(readings, seeds), correction
     )

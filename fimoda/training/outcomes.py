@@ -47,6 +47,10 @@ class Measurer:
             dim=1,
         )
 
+    def of_model(self, model: FinalModel, theta: Tensor) -> NDArray[np.float64]:
+        """Measurement of one model (p,) on each test row, (n_test,)."""
+        return self(model, theta[None])[0].cpu().numpy()
+
     def identity(self, n_outputs: int) -> dict[str, str]:
         """What is measured, for the directory that keeps it.
 
