@@ -82,12 +82,15 @@ def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[A
     """Weights of the training rows: non-negative, not all zero; None stays None."""
     if sample_weight is None:
         return None
-    return _check_sample_weight(
+    weights = _check_sample_weight(
         sample_weight,
         X.reshape(len(X), -1),
         dtype=np.float64,
         ensure_non_negative=True,
     )
+    if not weights.any():  # early scikit-learn lets it pass
+        raise ValueError("sample weights must not all be zero.")
+    return weights
 
 
 def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[np.int64]:

@@ -90,6 +90,8 @@ def start(way: str, directory: Path, *, limit: int = 0, **changes) -> subprocess
     """The same run in a process of its own, as the leader of a group."""
     code = (
         "import resource, signal, sys\n"
+        # a shell's background job, and all it starts, would ignore Ctrl-C
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         f"if {limit}:\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
