@@ -71,8 +71,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     # y of transform can be routed like any other metadata
     __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "estimator": "no_validation",  # type: ignore[dict-item]
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "estimator": "no_validation",
         "measurement": [str, callable],
         "criterion": [nn.Module, None],
         "random_state": ["random_state"],

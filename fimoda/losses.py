@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -150,8 +150,7 @@ class TorchCriterion(FlatRowLoss):
     """
 
     def __init__(self, criterion: nn.Module, kind: OutputKind, output_ndim: int = 2):
-        self.criterion = copy.deepcopy(criterion)
-        self.criterion.reduction = "none"  # type: ignore[assignment]
+        self.criterion = _copy(criterion, reduction="none")
         self.kind = kind
         self.output_ndim = output_ndim
 
@@ -236,6 +235,12 @@ def class_weight_of(criterion: nn.Module) -> Tensor | None:
 
 def _without_class_weight(criterion: nn.Module) -> nn.Module:
     """Class weights are weights of rows in the mean: they are kept apart from the loss."""
+    return _copy(criterion, weight=None)
+
+
+def _copy(criterion: nn.Module, **changes: Any) -> nn.Module:
+    """A copy with some attributes changed."""
     criterion = copy.deepcopy(criterion)
-    criterion.weight = None  # type: ignore[assignment]
+    for name, value in changes.items():
+        setattr(criterion, name, value)
     return criterion

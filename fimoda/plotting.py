@@ -10,7 +10,7 @@ from .evaluation.agreement import AgreementCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 _LABELS = {
     "cosine": "cosine with further training",
@@ -48,7 +48,7 @@ class AgreementCurveDisplay:
     def __init__(self, agreement: AgreementCurve):
         self.agreement = agreement
         self.ax_: Axes
-        self.figure_: Figure
+        self.figure_: Figure | SubFigure
 
     @classmethod
     def from_attributors(
@@ -104,5 +104,5 @@ class AgreementCurveDisplay:
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
         ax.legend()
         self.ax_ = ax
-        self.figure_ = ax.figure  # type: ignore[assignment]
+        self.figure_ = ax.figure
         return self

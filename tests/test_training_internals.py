@@ -598,7 +598,10 @@ def library():
 
 def test_the_switch_is_restored():
     before = library()
-    trial = lambda: products(torch.ones(4, 8, 64))  # noqa: E731
+
+    def trial():
+        return products(torch.ones(4, 8, 64))
+
     with fast_float32_products(trial):
         pass
     assert library() == before

@@ -21,6 +21,7 @@ EXACT = 2e-5
 
 @contextmanager
 def _other_library() -> Iterator[None]:
+    # torch's annotations do not know it
     switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = switch.fp32_precision
     switch.fp32_precision = "bf16"
