@@ -37,7 +37,12 @@ class CGSolution:
 
 
 def conjugate_gradients(
-    curvature: Curvature, V: Tensor, damping: float, tol: float, max_iter: int
+    curvature: Curvature,
+    V: Tensor,
+    damping: float,
+    tol: float,
+    max_iter: int,
+    preconditioner: Callable[[Tensor, float], Tensor] | None = None,
 ) -> CGSolution:
     r"""Solve :math:`(C + \lambda I) u = v` for every row v of V.
 
@@ -58,6 +63,8 @@ def conjugate_gradients(
         Relative residual to reach.
     max_iter : int
         Most iterations, restarts included.
+    preconditioner : callable, default=None
+        ``preconditioner(V, damping)`` solves roughly, by a symmetric positive definite matrix.
 
     Returns
     -------
@@ -73,6 +80,9 @@ def conjugate_gradients(
     def product(P: Tensor) -> Tensor:
         return curvature.matmat(P.to(curvature.model.dtype)).double() + damping * P
 
+    def precondition(R: Tensor) -> Tensor:
+        return R if preconditioner is None else preconditioner(R, damping)
+
     V = V.double()
     size = V.norm(dim=1)
     goal = tol * size
@@ -83,7 +93,7 @@ def conjugate_gradients(
     active = (left > goal).nonzero()[:, 0]
     while len(active) and n_iter < max_iter:
         aim = goal[active] * (_BEYOND if n_iter else 1)
-        step, n = _run(product, residual[active], aim, damping, max_iter - n_iter)
+        step, n = _run(product, precondition, residual[active], aim, damping, max_iter - n_iter)
         n_iter += n
         u[active] += step
         residual[active] = V[active] - product(u[active])
@@ -98,6 +108,7 @@ def conjugate_gradients(
 
 def _run(
     product: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
     residual: Tensor,
     goal: Tensor,
     damping: float,
@@ -105,8 +116,8 @@ def _run(
 ) -> tuple[Tensor, int]:
     """Conjugate gradients from zero: solutions and the number of iterations."""
     u = torch.zeros_like(residual)
-    r, p = residual.clone(), residual.clone()
-    rr = r.square().sum(1)
+    r, p = residual, precondition(residual)
+    rz = (r * p).sum(1)
     active = torch.arange(len(r), device=r.device)
     n_iter = 0
     while len(active) and n_iter < max_iter:
@@ -119,13 +130,14 @@ def _run(
                 "not make it positive. Raise damping, or use curvature='gauss-newton', which has "
                 "no negative curvature."
             )
-        alpha = (rr / curved)[:, None]
+        alpha = (rz / curved)[:, None]
         u[active] += alpha * p
         r = r - alpha * Ap
-        before, rr = rr, r.square().sum(1)
-        p = r + (rr / before)[:, None] * p
         n_iter += 1
-        on = rr.sqrt() > goal[active]
+        on = r.norm(dim=1) > goal[active]
         if not bool(on.all()):
-            active, r, p, rr = active[on], r[on], p[on], rr[on]
+            active, r, p, rz = active[on], r[on], p[on], rz[on]
+        z = precondition(r)
+        before, rz = rz, (r * z).sum(1)
+        p = z + (rz / before)[:, None] * p
     return u, n_iter
