@@ -15,6 +15,7 @@ from fimoda.curvature.cg import conjugate_gradients
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
 from fimoda.curvature.jacobian import factored_jacobian
 from fimoda.curvature.kernel import OutputKernel
+from fimoda.curvature.krylov import shifted_solutions
 from fimoda.curvature.lanczos import TopEigenpairs, extreme_eigenvalues
 from fimoda.curvature.lissa import automatic_scale, batch_series, full_series
 from fimoda.curvature.operators import (
@@ -26,6 +27,7 @@ from fimoda.curvature.operators import (
     SampledFisher,
     activation_bytes,
 )
+from fimoda.curvature.preconditioner import EKFACPreconditioner
 from fimoda.losses import SquaredError
 from fimoda.measurements import Output
 from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
@@ -396,6 +398,90 @@ def test_conjugate_gradients_solve_each_column_on_its_own():
     close(together.u, torch.cat([one.u for one in alone]), 1e-12)
 
 
+def ill_conditioned(with_norm: bool) -> tuple[GaussNewton, np.ndarray, Tensor]:
+    """More rows than parameters, inputs of sizes that differ by a factor of a hundred."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 6)) * np.logspace(-1, 1, 6)
+    y = rng.normal(size=(200, 2))
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(5) if with_norm else nn.Identity()
+    module = nn.Sequential(nn.Linear(6, 5), norm, nn.Tanh(), nn.Linear(5, 2)).double()
+    model = as_final_model(module, X, y, criterion=nn.MSELoss())
+    rows = model.encode_X(X), model.encode_y(y, 2)
+    weights = torch.from_numpy(rng.uniform(0.2, 2, 200))
+    curvature = GaussNewton(model, *rows, weights)
+    J = model.jacobian(rows[0]).numpy()
+    shares = (weights / weights.sum()).numpy()
+    V = torch.from_numpy(rng.normal(size=(4, model.n_parameters)))
+    return curvature, np.einsum("n,ncp,ncq->pq", shares, J, J), V  # W is the identity: 2 / C
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_preconditioned_conjugate_gradients(skips):
+    """The same solution in fewer iterations, also where a layer is not treated."""
+    curvature, C, V = ill_conditioned(skips)
+    damping, tol = 1e-4, 1e-8
+    exact = np.linalg.solve(C + damping * np.eye(len(C)), V.numpy().T).T
+    preconditioner = EKFACPreconditioner(curvature)
+    plain = conjugate_gradients(curvature, V, damping, tol, 2000)
+    found = conjugate_gradients(curvature, V, damping, tol, 2000, preconditioner)
+    assert float(found.residuals.max()) <= tol
+    close(found.u, exact, 1e-4)
+    close(plain.u, exact, 1e-4)
+    assert found.n_iter < 0.75 * plain.n_iter
+
+
+def test_preconditioner_is_symmetric_and_exact_on_one_layer():
+    curvature, _, V = ill_conditioned(True)
+    preconditioner = EKFACPreconditioner(curvature)
+    M = preconditioner(torch.eye(V.shape[1], dtype=torch.float64), 0.1)
+    close(M, M.mT)
+    assert float(torch.linalg.eigvalsh(M)[0]) > 0
+    norm = curvature.model.slices["1.weight"]
+    inside = [k for k in range(len(M)) if not norm.start <= k < norm.stop + 5]
+    means = torch.linalg.eigvalsh(torch.linalg.inv(M[inside][:, inside])).mean()
+    close(M[norm], torch.eye(V.shape[1], dtype=torch.float64)[norm] / means)
+
+    model = as_final_model(
+        nn.Linear(6, 2).double(), curvature.X.numpy(), curvature.y.numpy(), criterion=nn.MSELoss()
+    )
+    linear = GaussNewton(model, curvature.X, curvature.y, curvature.weights)
+    V = V[:, : model.n_parameters]
+    found = conjugate_gradients(linear, V, 0.1, 1e-8, 100, EKFACPreconditioner(linear))
+    assert found.n_iter <= 2
+
+
+def test_preconditioner_needs_a_layer():
+    model = as_final_model(
+        nn.LayerNorm(D).double(), np.ones((3, D)), np.ones((3, D)), criterion=nn.MSELoss()
+    )
+    X = torch.ones(3, D, dtype=torch.float64)
+    curvature = GaussNewton(model, X, X, torch.ones(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"LayerNorm \(LayerNorm\)\. Use preconditioner=None"):
+        EKFACPreconditioner(curvature)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_shifted_solutions(name):
+    """One Krylov space gives the solutions of all dampings; NaN where C is not positive on it."""
+    case = problem()
+    C, V = case.reference(name), right_hand_sides(case)
+    V[1] = 0
+    lowest = float(np.linalg.eigvalsh(C)[0])
+    dampings = [0.3, 3.0, 0.05 - min(lowest, 0), 100.0, *([-lowest / 2] if lowest < -1e-6 else [])]
+    assert len(dampings) == 4 + (name == "hessian")
+    found = shifted_solutions(case.curvature(name), V, dampings, 1e-10, 1000)
+    for damping, u in zip(dampings[:4], found, strict=False):
+        if damping > -lowest:
+            close(u, np.linalg.solve(C + damping * np.eye(len(C)), V.numpy().T).T, 1e-7)
+    for u in found[4:]:
+        assert bool(u[[0, 2, 3]].isnan().any())
+    few = shifted_solutions(case.curvature(name), V, [1000.0], 1e-10, 1)[0]
+    image = V.numpy() @ C + 1000 * V.numpy()
+    steps = np.einsum("kp,kp->k", V, V) / np.maximum(np.einsum("kp,kp->k", V, image), 1e-300)
+    close(few, steps[:, None] * V.numpy())
+
+
 def test_conjugate_gradients_in_float32_reach_the_true_residual():
     case = problem()
     single = case.model.to(torch.float32)
@@ -470,13 +556,14 @@ def test_full_series(damping):
         assert np.abs(relative).max() <= (1 - damping / scale) ** (depth + 1) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [4])
-def test_batch_series(batch_size):
-    case = problem(weighted=False)
-    curvature, V, damping = case.curvature("gauss-newton"), right_hand_sides(case), 1.0
-    exact = solved(case, "gauss-newton", V, damping)
-    top = np.linalg.eigvalsh(case.reference("gauss-newton"))[-1]
-    scale = automatic_scale(0.0, top, damping, N, batch_size)
+@pytest.mark.parametrize("name", ["gauss-newton", "hessian"])
+def test_batch_series(name):
+    case, batch_size = problem(weighted=False), 4
+    curvature, V, damping = case.curvature(name), right_hand_sides(case), 1.0
+    exact = solved(case, name, V, damping)
+    values = np.linalg.eigvalsh(case.reference(name))
+    assert (values[0] < -1e-3) == (name == "hessian")
+    scale = automatic_scale(min(values[0], 0.0), values[-1], damping, N, batch_size)
     found = batch_series(curvature, V, damping, scale, 200, batch_size, seed=0).u.numpy()
     cosine = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.99

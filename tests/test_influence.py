@@ -263,6 +263,14 @@ def test_cg_equals_exact_to_its_tolerance(tol):
     close(case.scores(found), case.reference(1.0), 30 * tol)
 
 
+def test_preconditioned_cg_is_the_same_influence_function():
+    case = Case()
+    found = case.fit(CGInfluence, damping=0.1, tol=1e-9, preconditioner="ekfac")
+    close(case.scores(found), case.reference(0.1), 1e-7)
+    found.damping_ = 1.0
+    close(case.scores(found), case.reference(1.0), 1e-7)
+
+
 def test_cg_that_does_not_converge_warns():
     case = Case()
     with pytest.warns(ConvergenceWarning, match=r"worst relative residual is .*after max_iter=2"):
@@ -285,6 +293,15 @@ def test_lissa_batches():
     assert not np.array_equal(case.scores(other), found)
     full = case.fit(LiSSAInfluence, damping=2.0, batch_size=N, random_state=0)
     assert_array_equal(case.scores(full), case.scores(whole))
+
+
+def test_lissa_batches_of_the_hessian():
+    case = Case()
+    settings = {"damping": 2.0, "curvature": "hessian", "batch_size": 5, "random_state": 0}
+    found = case.scores(case.fit(LiSSAInfluence, **settings))
+    expected = case.reference(2.0, "hessian")
+    assert cosine(found, expected) >= 0.99
+    assert cosine(case.reference(2.0), expected) < 0.99  # another matrix, another answer
 
 
 def test_lissa_errors_and_warnings():

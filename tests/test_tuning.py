@@ -13,10 +13,13 @@ from torch import nn
 
 from fimoda import (
     ArnoldiInfluence,
+    CGInfluence,
     EKFACInfluence,
     ExactInfluence,
     FurtherTraining,
+    LiSSAInfluence,
 )
+from fimoda.curvature.operators import GaussNewton
 
 X, Y = load_diabetes(return_X_y=True)
 X, Y = scale(X)[:120].astype(np.float32), scale(Y)[:120, None].astype(np.float32)
@@ -79,6 +82,35 @@ def test_other_solvers(net, cls):
     tuned = cls(net, damping="tuned", tuning={**TRAINING, "n_epochs": 2}, **GIVEN).fit(X, Y)
     assert tuned.damping_ in tuned.damping_agreement_
     assert max(tuned.damping_agreement_.values()) > 0.8
+
+
+@pytest.mark.parametrize("cls", [CGInfluence, LiSSAInfluence])
+def test_iterative_solvers_compare_all_dampings_at_once(net, cls, monkeypatch):
+    """The agreement is that of the exact solution, without a solution for each damping."""
+    settings = {"damping": "tuned", "tuning": {**TRAINING, "n_epochs": 2}, **GIVEN}
+    exact = ExactInfluence(net, **settings).fit(X, Y)
+    products = []
+    product = GaussNewton.matmat
+    monkeypatch.setattr(
+        GaussNewton, "matmat", lambda self, V: products.append(len(V)) or product(self, V)
+    )
+    tuned = cls(net, **settings).fit(X, Y)
+    assert list(tuned.damping_agreement_) == list(exact.damping_agreement_)
+    assert_allclose(
+        list(tuned.damping_agreement_.values()), list(exact.damping_agreement_.values()), atol=0.01
+    )
+    assert tuned.damping_ == exact.damping_
+    assert len(products) <= 1000
+
+
+def test_dampings_below_negative_curvature_are_left_out(net):
+    settings = {"damping": "tuned", "tuning": {**TRAINING, "n_epochs": 2}, **GIVEN}
+    for cls in (CGInfluence, LiSSAInfluence):
+        tuned = cls(net, curvature="hessian", **settings).fit(X, Y)
+        exact = ExactInfluence(net, curvature="hessian", **settings).fit(X, Y)
+        assert list(tuned.damping_agreement_) == list(exact.damping_agreement_)
+        assert len(exact.damping_agreement_) < 13
+        assert tuned.damping_ == exact.damping_
 
 
 def test_errors(net):

@@ -1,8 +1,9 @@
-"""What influence functions have in common: damping, right-hand sides, products with rows."""
+"""What influence functions have in common: damping and curvature."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,8 +26,7 @@ class BaseInfluence(BaseAttributor):
     r"""Influence functions, :math:`S_{z,i} = \tilde w_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
 
     :math:`\tilde w_i = w_i / \sum_j w_j` is 1/n without weights. A subclass implements `_prepare_solver`
-    (what depends on training rows only) and `_solve`, or `_scores` if it never needs vectors of
-    the size of the model.
+    (what depends on training rows only, for any damping) and `_scores`, which follows `damping_`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -60,17 +60,30 @@ class BaseInfluence(BaseAttributor):
 
     @abstractmethod
     def _prepare_solver(self) -> None:
-        """Compute whatever of the solution depends on training rows only."""
+        """Compute whatever of the solution depends on neither test rows nor damping."""
 
-    def _solve(self, V: Tensor) -> Tensor:
-        """Solutions of ``(C + damping_ I) u = v`` for the rows of V (k, p), as rows."""
-        raise NotImplementedError
+    def _check_damping(self) -> None:
+        """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
+
+    def _scores_by_damping(
+        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+    ) -> Iterator[tuple[float, NDArray[np.float64]]]:
+        """Scores for each damping at which the solver succeeds; `damping_` changes on the way."""
+        for damping in dampings:
+            self.damping_ = damping
+            try:
+                self._check_damping()
+                scores = self._scores(X, y, measure)
+            except (ValueError, FloatingPointError):
+                continue  # not positive definite, or divergent, at this damping
+            yield damping, scores
 
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
         self._differentiate = RowDifferentiator(self.model_, self._X[:2])
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
+        self._prepare_solver()
         if self.damping == "tuned":
             unit = self._mean_squared_entry()
             self.damping_, self.damping_agreement_ = tuned_damping(self, unit, self.tuning)
@@ -78,7 +91,7 @@ class BaseInfluence(BaseAttributor):
             self.damping_ = DAMPING_FACTOR * self._mean_squared_entry()
         else:
             self.damping_ = float(self.damping)
-        self._prepare_solver()
+        self._check_damping()
 
     def _mean_squared_entry(self) -> float:
         """(Weighted) mean squared entry of the training rows' gradients, the unit of damping."""
@@ -114,20 +127,3 @@ class BaseInfluence(BaseAttributor):
         """Training rows whose gradients fit half of the memory budget."""
         fitting = self.memory_budget // (2 * self._differentiate.row_bytes())
         return self.chunk_size or int(min(max(fitting, 1), len(self._X), 4096))
-
-    # ---- transform --------------------------------------------------------------------------
-
-    #: Vectors of the size of the model that are alive for each right-hand side of `_solve`.
-    _COPIES: ClassVar[int] = 8
-
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        result = np.empty((len(X), len(self._X)))
-        vector_bytes = self._COPIES * self.model_.n_parameters * self.model_.theta.element_size()
-        n_vectors = int(min(max(self.memory_budget // vector_bytes, 1), len(X)))
-        for test_rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
-            solved = self._solve(test.dense()).to(self.model_.dtype)
-            for rows, train in self._differentiate.chunks(
-                self._X, self._y, self.model_.loss, self._chunk()
-            ):
-                result[test_rows, rows] = train.apply(solved).mT.double().cpu().numpy()
-        return result * self._share

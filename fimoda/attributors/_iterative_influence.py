@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +18,17 @@ from .._validation import (
     check_is_fitted,
     check_random_state,
 )
+from ..curvature.krylov import shifted_solutions
 from ..curvature.operators import CURVATURES
 from ..row_gradients import Measure
-from ._influence import BaseInfluence
+from ._solved_influence import BaseSolvedInfluence
+
+#: Relative residual, and most iterations, at which dampings are compared.
+TRIAL_TOL = 1e-3
+TRIAL_ITERATIONS = 1000
 
 
-class BaseIterativeInfluence(BaseInfluence):
+class BaseIterativeInfluence(BaseSolvedInfluence):
     """Influence functions that solve for the test rows by products with the curvature.
 
     A subclass implements `_iterate`.
@@ -30,15 +37,15 @@ class BaseIterativeInfluence(BaseInfluence):
     _COPIES = 16  # iterates are float64
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseInfluence._parameter_constraints,
+        **BaseSolvedInfluence._parameter_constraints,
         "curvature": [StrOptions(set(CURVATURES))],
     }
 
     curvature: str
 
+    @abstractmethod
     def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
-        """Hook: solutions of ``(C + damping_) u = v``, iterations, and what to warn of."""
-        raise NotImplementedError
+        """Solutions of ``(C + damping_) u = v``, iterations, and what to warn of."""
 
     def _prepare_solver(self) -> None:
         self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
@@ -55,6 +62,22 @@ class BaseIterativeInfluence(BaseInfluence):
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         self._iterations["last"] = 0
         return super()._scores(X, y, measure)
+
+    def _scores_by_damping(
+        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+    ) -> Iterator[tuple[float, NDArray[np.float64]]]:
+        """One Krylov space serves all dampings, whatever the solver of a single one."""
+        result = np.empty((len(dampings), len(X), len(self._X)))
+        n_vectors = min(self._vectors(6 * len(dampings) + self._COPIES), len(X))
+        for rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
+            solved = shifted_solutions(
+                self._matrix, test.dense(), dampings, TRIAL_TOL, TRIAL_ITERATIONS
+            )
+            for scores, u in zip(result, solved, strict=True):
+                scores[rows] = self._applied(u)
+        for damping, scores in zip(dampings, result, strict=True):
+            if np.isfinite(scores).all():
+                yield damping, scores
 
     @property
     def n_iter_(self) -> int:

@@ -30,7 +30,7 @@ def tuned_damping(
     Parameters
     ----------
     influence : BaseInfluence
-        Its model and training rows are prepared; its damping is changed on the way.
+        Its model, training rows and solver are prepared; its damping is changed on the way.
     unit : float
         Mean squared entry of the rows' gradients.
     gold : dict or None
@@ -67,13 +67,8 @@ def tuned_damping(
     at = (influence._X[probes], influence._y[probes], influence._measure)
     wanted = _centred(truth._scores(*at))
     agreement = {}
-    for damping in (factor * unit for factor in FACTORS):
-        influence.damping_ = damping
-        try:
-            influence._prepare_solver()
-            scores = influence._scores(*at)
-        except (ValueError, FloatingPointError):
-            continue  # not positive definite, or divergent, at this damping
+    dampings = [factor * unit for factor in FACTORS]
+    for damping, scores in influence._scores_by_damping(dampings, *at):
         found = _centred(scores[:, truth.train_indices_])
         agreement[damping] = float((found * wanted).sum(1).mean())
     if not agreement:

@@ -10,10 +10,10 @@ from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_s
 from ..curvature.lanczos import TopEigenpairs
 from ..curvature.operators import CURVATURES
 from ..measurements import Measurement
-from ._influence import BaseInfluence
+from ._solved_influence import BaseSolvedInfluence
 
 
-class ArnoldiInfluence(BaseInfluence):
+class ArnoldiInfluence(BaseSolvedInfluence):
     r"""Influence function in the span of the curvature's leading eigenvectors.
 
     .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \sum_{a=1}^k
@@ -99,7 +99,7 @@ class ArnoldiInfluence(BaseInfluence):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseInfluence._parameter_constraints,
+        **BaseSolvedInfluence._parameter_constraints,
         "curvature": [StrOptions(set(CURVATURES))],
         "n_components": [POSITIVE_INTEGER],
         "complement": [StrOptions({"drop", "damping"})],

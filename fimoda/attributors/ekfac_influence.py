@@ -143,7 +143,6 @@ class EKFACInfluence(BaseInfluence):
             memory_budget=self.memory_budget // 4,
         )
         self.skipped_layers_ = self._ekfac.skipped
-        self._ekfac.check_definite(self.damping_)
         kept = len(self._X) * self._ekfac.row_bytes(self._X)
         self._kept: list[tuple[slice, list[Factors]]] | None = None
         if kept <= self.memory_budget // 2:
@@ -156,8 +155,8 @@ class EKFACInfluence(BaseInfluence):
             rows = slice(start, min(start + step, len(self._X)))
             yield rows, self._ekfac.rotated(self._X[rows], self._y[rows], self.model_.loss)
 
-    def _solve(self, V: Tensor) -> Tensor:
-        return self._ekfac.solve(V, self.damping_)
+    def _check_damping(self) -> None:
+        self._ekfac.check_definite(self.damping_)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)

@@ -13,10 +13,10 @@ from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
 from ..curvature.operators import CURVATURES
 from ..measurements import Measurement
 from ..row_gradients import Measure
-from ._influence import BaseInfluence
+from ._solved_influence import BaseSolvedInfluence
 
 
-class ExactInfluence(BaseInfluence):
+class ExactInfluence(BaseSolvedInfluence):
     r"""Influence function with an exact solution.
 
     .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i
@@ -97,7 +97,7 @@ class ExactInfluence(BaseInfluence):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseInfluence._parameter_constraints,
+        **BaseSolvedInfluence._parameter_constraints,
         "curvature": [StrOptions(set(CURVATURES))],
         "newton_step": ["boolean"],
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
@@ -12,6 +14,7 @@ from ..curvature.lanczos import extreme_eigenvalues
 from ..curvature.lissa import automatic_scale, batch_series, full_series
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..row_gradients import Measure
 from ._iterative_influence import BaseIterativeInfluence
 
 #: ``depth="auto"`` takes at most this many terms.
@@ -50,7 +53,8 @@ class LiSSAInfluence(BaseIterativeInfluence):
     tuning : dict, default=None
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
         agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to
-        100,000 times the mean squared entry of the rows' gradients.
+        100,000 times the mean squared entry of the rows' gradients, compared by their converged
+        solutions.
     depth : int or "auto", default="auto"
         Most terms of the series; "auto" is :math:`(s/\mu) \log(2 s/(\mu\,\mathrm{tol}))`,
         which is sure to reach `tol` (:math:`2 (s/\mu) \log(1/\mathrm{tol})` with batches), and at
@@ -166,7 +170,15 @@ class LiSSAInfluence(BaseIterativeInfluence):
     def _prepare_solver(self) -> None:
         super()._prepare_solver()
         self._extremes = extreme_eigenvalues(self._matrix, self._seed)
+
+    def _check_damping(self) -> None:
         _ = self.scale_, self.depth_  # impossible settings show now
+
+    def _scores_by_damping(
+        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+    ) -> Iterator[tuple[float, NDArray[np.float64]]]:
+        contracting = [damping for damping in dampings if self._extremes[0] + damping > 0]
+        return super()._scores_by_damping(contracting, X, y, measure)
 
     @property
     def _lowest(self) -> float:

@@ -1,0 +1,49 @@
+"""Influence functions from vectors of the size of the model, one a test row."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..row_gradients import Measure
+from ._influence import BaseInfluence
+
+
+class BaseSolvedInfluence(BaseInfluence):
+    """Influence functions that solve for the test rows' gradients.
+
+    A subclass implements `_prepare_solver` and `_solve`.
+    """
+
+    #: Vectors of the size of the model that are alive for each right-hand side of `_solve`.
+    _COPIES: ClassVar[int] = 8
+
+    @abstractmethod
+    def _solve(self, V: Tensor) -> Tensor:
+        """Solutions of ``(C + damping_ I) u = v`` for the rows of V (k, p), as rows."""
+
+    def _vectors(self, copies: int) -> int:
+        """Right-hand sides that fit the memory budget, with so many copies of each."""
+        vector_bytes = copies * self.model_.n_parameters * self.model_.theta.element_size()
+        return int(max(self.memory_budget // vector_bytes, 1))
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        result = np.empty((len(X), len(self._X)))
+        n_vectors = min(self._vectors(self._COPIES), len(X))
+        for rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
+            result[rows] = self._applied(self._solve(test.dense()))
+        return result
+
+    def _applied(self, solved: Tensor) -> NDArray[np.float64]:
+        """Scores (k, n) of the training rows, from solutions (k, p)."""
+        solved = solved.to(self.model_.dtype)
+        result = np.empty((len(solved), len(self._X)))
+        for rows, train in self._differentiate.chunks(
+            self._X, self._y, self.model_.loss, self._chunk()
+        ):
+            result[:, rows] = train.apply(solved).mT.double().cpu().numpy()
+        return result * self._share
