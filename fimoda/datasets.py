@@ -157,7 +157,8 @@ def _images(
         )
     if n_rows is not None and not 1 <= n_rows <= len(X):
         raise ValueError(f"{name} must be between 1 and {len(X)}, or None; got {n_rows!r}.")
-    return X[:n_rows].reshape(-1, X[0].size) / np.float32(255), y[:n_rows].astype(np.int64)
+    rows = X[:n_rows].reshape(-1, X[0].size)
+    return np.divide(rows, 255, dtype=np.float32), y[:n_rows].astype(np.int64)
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:

@@ -22,6 +22,9 @@ from .model import FinalModel
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
+#: Numbers in a temporary of products of many rows with many vectors.
+_BLOCK = 2**24
+
 
 @dataclass(frozen=True)
 class FactoredGradients:
@@ -40,6 +43,13 @@ class FactoredGradients:
     inputs: list[Tensor]
     signals: list[Tensor]
     places: list[tuple[slice, ...]]
+
+    def __len__(self) -> int:
+        return len(self.signals[0])
+
+    def __getitem__(self, rows: slice) -> FactoredGradients:
+        inputs, signals = [a[rows] for a in self.inputs], [d[rows] for d in self.signals]
+        return FactoredGradients(inputs, signals, self.places)
 
     def inner(self, other: FactoredGradients) -> Tensor:
         """Inner products of all pairs of rows, (n, n_other), summed over layers in float64."""
@@ -67,8 +77,7 @@ class FactoredGradients:
             matrices = torch.cat(
                 [vectors[:, s].unflatten(1, (d.shape[1], -1)) for s in place], dim=2
             )  # (k, out, in)
-            projected = (matrices.flatten(0, 1) @ a.mT).unflatten(0, matrices.shape[:2])
-            total = total + torch.einsum("kon,no->nk", projected, d)
+            total = total + bilinear(matrices, a, d).mT
         return total
 
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -77,11 +86,13 @@ class FactoredGradients:
             coefficients.shape[1], max(s.stop for place in self.places for s in place)
         )
         for a, d, place in zip(self.inputs, self.signals, self.places, strict=True):
-            weighted = coefficients.mT.unsqueeze(2) * d  # (k, n, out)
-            matrices = weighted.mT @ a
+            step = max(1, _BLOCK // d.numel())
             widths = [(s.stop - s.start) // d.shape[1] for s in place]
-            for s, block in zip(place, matrices.split(widths, dim=2), strict=True):
-                vectors[:, s] = block.flatten(1)
+            for few, into in zip(coefficients.split(step, 1), vectors.split(step), strict=True):
+                weighted = few.mT.unsqueeze(1) * d.mT  # (k, out, n)
+                matrices = weighted.flatten(0, 1) @ a
+                for s, block in zip(place, matrices.split(widths, dim=1), strict=True):
+                    into[:, s] = block.reshape(len(into), -1)
         return vectors
 
     def dense(self) -> Tensor:
@@ -100,6 +111,12 @@ class DenseGradients:
     """Gradients of n rows, (n, p)."""
 
     rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> DenseGradients:
+        return DenseGradients(self.rows[rows])
 
     def inner(self, other: DenseGradients) -> Tensor:
         return (self.rows @ other.rows.mT).double()
@@ -120,6 +137,18 @@ class DenseGradients:
         return self.rows
 
 
+def bilinear(matrices: Tensor, a: Tensor, d: Tensor) -> Tensor:
+    """Products ``d_i M_k a_i`` of matrices (m, out, in) with n pairs of vectors, (m, n)."""
+    if d.shape[1] > a.shape[1]:
+        a, d, matrices = d, a, matrices.mT
+    step = max(1, _BLOCK // d.numel())
+    result = []
+    for few in matrices.split(step):
+        pushed = (a @ few.flatten(0, 1).mT).view(len(a), len(few), d.shape[1])
+        result.append(pushed.mul_(d.unsqueeze(1)).sum(2).mT)
+    return torch.cat(result)
+
+
 def _rowwise(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).sum(1)
 
@@ -133,6 +162,8 @@ def _lengths(gradients: RowGradients) -> Tensor:
 class RowGradients(Protocol):
     """Gradients of n rows; `other` must come from the same `RowDifferentiator`."""
 
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice) -> RowGradients: ...
     def inner(self, other: Any) -> Tensor: ...
     def inner_rowwise(self, other: Any) -> Tensor: ...
     def unit(self) -> RowGradients: ...

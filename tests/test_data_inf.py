@@ -104,6 +104,11 @@ def margin(outputs, targets):
     return torch.log(probability / (1 - probability))
 
 
+def margin_of_rows(outputs, targets):
+    probability = outputs.softmax(1).gather(1, targets[:, None])[:, 0]
+    return torch.log(probability / (1 - probability))
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("damping", ["auto", 0.02])
 @pytest.mark.parametrize("case", CASES)
@@ -120,6 +125,30 @@ def test_equals_the_defining_loop(case, damping, weights):
         found = attributor.transform(X[:M], y[:M])
         assert_allclose(found, expected, rtol=1e-10, atol=1e-12 * abs(expected).max())
         assert_allclose(attributor.self_influence()[:M], expected.diagonal(), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["_by_pairs", "_by_vectors"])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_both_orders_of_the_sums(order, chunk_size):
+    net, X, y = problem("mlp")
+    weights = WEIGHTS["weighted"]
+    solver = DataInf(net, criterion=criterion, chunk_size=chunk_size)
+    solver = solver.fit(X, y, sample_weight=weights)._solver
+    train = layer_gradients(net, criterion, X, y)
+    test = layer_gradients(net, margin, X[:M], y[:M])
+    expected = loop(test, train, weights, [0.02, 0.3])
+    damping = torch.tensor([0.02, 0.3], dtype=torch.float64)
+    found = getattr(solver, order)(X[:M], y[:M], margin_of_rows, damping) * solver.share
+    assert_allclose(found, expected, rtol=1e-10, atol=1e-12 * abs(expected).max())
+
+
+def test_the_cheaper_order_is_taken():
+    """Pairs of rows are of the order n squared: for few rows and many parameters."""
+    net, X, y = problem("mlp")
+    few = DataInf(net, criterion=criterion).fit(X[:2], y[:2])._solver
+    many = DataInf(net, criterion=criterion).fit(X.repeat(50, 1), y.repeat(50))._solver
+    assert few._pairs_are_cheaper(M)
+    assert not many._pairs_are_cheaper(M)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from fimoda import TRAK, ExactInfluence, as_final_model
+from fimoda.curvature import projection
 from fimoda.curvature.projection import BLOCK, KINDS, Projection, signs
-from fimoda.row_gradients import DenseGradients, RowDifferentiator
+from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
 
 N, M, D = 30, 5, 4
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -180,7 +183,7 @@ class OnSequences(nn.Module):
         return self.net(X.unsqueeze(1)).squeeze(1)
 
 
-@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian", "sparse"])
 def test_factors_and_gradients_give_the_same_features(kind):
     X, y = classification()
     model = as_final_model(network(), X, criterion=nn.CrossEntropyLoss())
@@ -213,6 +216,53 @@ def test_product_projection_is_a_product_of_signs():
             P = torch.from_numpy(np.outer(right[:, c], left[:, c]).astype(float))
             expected[:, c] += torch.einsum("no,oi,ni->n", d, P, a)
     assert_allclose(found, expected / 8, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_components", [3, 64, 65])
+@pytest.mark.parametrize("wrap", [nn.Sequential, OnSequences], ids=["factored", "dense"])
+def test_sparse_projection_has_four_entries_a_parameter(monkeypatch, wrap, n_components):
+    monkeypatch.setattr(projection, "_SPARSE_ROWS", 7)
+    monkeypatch.setattr(projection, "_SPARSE_SIZE", 1000)  # cuts through rows and parameters
+    X, y = classification()
+    model = as_final_model(wrap(network()), X, criterion=nn.CrossEntropyLoss())
+    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    project = Projection(model.n_parameters, n_components, "sparse", seed=5)
+    P = project(DenseGradients(torch.eye(model.n_parameters, dtype=torch.float64)))
+    s = min(4, n_components)
+    assert P.shape == (model.n_parameters, n_components)
+    assert_array_equal(P[P != 0].abs(), torch.full((model.n_parameters * s,), s**-0.5).double())
+    ends = np.arange(s + 1) * n_components // s
+    for a, b in itertools.pairwise(ends):
+        assert bool(((P[:, a:b] != 0).sum(1) == 1).all())
+    assert_allclose(project(gradients), gradients.dense() @ P, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sparse"])
+def test_variance_of_inner_products(kind):
+    """(|g|^2 |h|^2 + (g h)^2 - 2 sum g^2 h^2) / k, for few entries as for many."""
+    rng = np.random.default_rng(0)
+    G = torch.from_numpy(rng.normal(size=(2, 40)) * np.r_[np.ones(35), 4 * np.ones(5)])
+    g, h = G
+    expected = g.square().sum() * h.square().sum() + (g @ h) ** 2 - 2 * (g**2 * h**2).sum()
+    draws = []
+    for seed in range(4000):
+        a, b = Projection(40, 16, kind, seed=seed)(DenseGradients(G))
+        draws.append(float(a @ b))
+    assert np.var(draws) == pytest.approx(float(expected) / 16, rel=0.1)
+    assert np.mean(draws) == pytest.approx(float(g @ h), abs=4 * np.std(draws) / 4000**0.5)
+
+
+def test_float32_products_are_exact():
+    """Whichever library multiplies: as far from float64 as a float32 product of that length."""
+    X, y = classification(torch.float32)
+    model = as_final_model(network(torch.float32), X, criterion=nn.CrossEntropyLoss())
+    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    for kind in ("rademacher", "sparse", "product"):
+        project = Projection(model.n_parameters, 256, kind, seed=5)
+        inputs, signals = ([t.double() for t in g] for g in (gradients.inputs, gradients.signals))
+        wanted = project(FactoredGradients(inputs, signals, gradients.places))
+        assert project(gradients).dtype == torch.float32
+        assert float((project(gradients) - wanted).norm() / wanted.norm()) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -25,8 +26,10 @@ class DataInfSolver:
     .. math:: H_l^{-1} v = \frac{1}{\lambda_l} \sum_j \tilde w_j
         \Big[v - \frac{g_{jl}^\top v}{\lambda_l + \|g_{jl}\|^2} g_{jl}\Big].
 
-    Where all layers are linear ones on vectors, everything is inner products of test and training
-    gradients, which their factors give. Otherwise gradients are formed a chunk of rows at a time.
+    For the scores of m test rows the sum is taken in either of two orders, whichever is cheaper: by
+    vectors of the size of the model, one a test row, which is linear in n; or, where all layers are
+    linear ones on vectors, by inner products of pairs of training gradients, which their factors
+    give at the cost of n (in + out) a row and layer, not m in out.
 
     Parameters
     ----------
@@ -81,14 +84,16 @@ class DataInfSolver:
         self, X: Tensor, y: Tensor, measure: Measure
     ) -> Iterator[tuple[slice, list[RowGradients]]]:
         """Gradients a chunk of rows at a time, split into layers."""
-        places = list(self.layers.values())
         for rows, g in self._differentiate.chunks(X, y, measure, self.chunk_size):
-            if isinstance(g, FactoredGradients):
-                parts = zip(g.inputs, g.signals, g.places, strict=True)
-                yield rows, [FactoredGradients([a], [d], [place]) for a, d, place in parts]
-            else:
-                dense = g.dense()
-                yield rows, [DenseGradients(_columns(dense, place)) for place in places]
+            yield rows, self._split(g)
+
+    def _split(self, gradients: RowGradients) -> list[RowGradients]:
+        """Gradients in each layer, whose parameters count from zero."""
+        if not isinstance(gradients, FactoredGradients):
+            dense = gradients.dense()
+            return [DenseGradients(_columns(dense, place)) for place in self.layers.values()]
+        parts = zip(gradients.inputs, gradients.signals, gradients.places, strict=True)
+        return [FactoredGradients([a], [d], [_from_zero(place)]) for a, d, place in parts]
 
     def _train(self) -> Iterator[tuple[slice, list[RowGradients]]]:
         if self._kept is not None:
@@ -99,13 +104,21 @@ class DataInfSolver:
         """Scores (m, n) of the training rows, without their own weight; damping is (n_layers,)."""
         n, L = len(self.X), len(self.layers)
         result = torch.empty(len(X), n, dtype=torch.float64, device=X.device)
-        product = self._by_factors if self._differentiate.factors else self._by_vectors
-        width = 8 * 3 * n * L if self._differentiate.factors else 12 * self.model.n_parameters
+        by_pairs = self._differentiate.factors and self._pairs_are_cheaper(len(X))
+        product = self._by_pairs if by_pairs else self._by_vectors
+        width = 8 * 3 * n * L if by_pairs else 12 * self.model.n_parameters
         step = int(max(1, self.memory_budget // (2 * width)))
         for start in range(0, len(X), step):
             test = slice(start, min(start + step, len(X)))
             result[test] = product(X[test], y[test], measure, damping)
         return result
+
+    def _pairs_are_cheaper(self, n_test: int) -> bool:
+        """Whether pairs of training rows take fewer operations than vectors of the model's size."""
+        _, parts = next(self._chunks(self.X[:1], self.y[:1], self.model.loss))
+        factors = sum(g.inputs[0].numel() + g.signals[0].numel() for g in parts)  # type: ignore[attr-defined]
+        pairs = len(self.X) * (factors + 2 * n_test * len(parts))
+        return pairs < 2 * n_test * self.model.n_parameters
 
     def diagonal(self, measure: Measure, damping: Tensor) -> Tensor:
         """Score of each training row on itself (n,), by one pass over pairs of rows."""
@@ -121,7 +134,7 @@ class DataInfSolver:
                     result[left] -= products @ shrink[k, right] / damping[k]
         return result
 
-    def _by_factors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
+    def _by_pairs(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
         """Through inner products of test and training, and of training and training gradients."""
         n = len(self.X)
         kernel = torch.empty(len(self.layers), len(X), n, dtype=torch.float64, device=X.device)
@@ -139,20 +152,19 @@ class DataInfSolver:
         return result
 
     def _by_vectors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
-        """Through vectors of the size of the model, one a test row."""
-        chunks = [[g.dense() for g in parts] for _, parts in self._chunks(X, y, measure)]
-        vectors = [torch.cat(of_layer) for of_layer in zip(*chunks, strict=True)]
-        taken = [torch.zeros_like(v) for v in vectors]
-        shrink = (self.share / (damping[:, None] + self._squares)).to(vectors[0])
+        """Through vectors of the size of the model, one a test row: linear in the training rows."""
+        of_test = self._split(self._differentiate(X, y, measure))
+        sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
+        taken = [self.model.theta.new_zeros(len(X), size) for size in sizes]
+        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
         for rows, parts in self._train():
-            for k, g in enumerate(parts):
-                taken[k] += (vectors[k] @ g.dense().mT * shrink[k, rows]) @ g.dense()
-        left = [(v - t) / d for v, t, d in zip(vectors, taken, damping.tolist(), strict=True)]
-        result = torch.empty(len(X), len(self.X), dtype=torch.float64, device=X.device)
+            for k, (v, g) in enumerate(zip(of_test, parts, strict=True)):
+                coefficients = v.inner(g) * shrink[k, rows]
+                taken[k] += g.combine(coefficients.mT.to(taken[k]))
+        result = torch.zeros(len(X), len(self.X), dtype=torch.float64, device=X.device)
         for rows, parts in self._train():
-            result[:, rows] = torch.stack(
-                [(v @ g.dense().mT).double() for v, g in zip(left, parts, strict=True)]
-            ).sum(0)
+            for k, (v, g) in enumerate(zip(of_test, parts, strict=True)):
+                result[:, rows] += (v.inner(g) - g.apply(taken[k]).mT.double()) / damping[k]
         return result
 
 
@@ -166,6 +178,12 @@ def parameter_layers(model: FinalModel) -> dict[str, tuple[slice, ...]]:
         owner = name.rpartition(".")[0] or type(model.module).__name__
         layers.setdefault(owner, []).append(place)
     return {name: tuple(places) for name, places in layers.items()}
+
+
+def _from_zero(place: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The same lengths, one behind the other from zero."""
+    ends = list(itertools.accumulate((s.stop - s.start for s in place), initial=0))
+    return tuple(slice(a, b) for a, b in itertools.pairwise(ends))
 
 
 def _columns(dense: Tensor, place: tuple[slice, ...]) -> Tensor:

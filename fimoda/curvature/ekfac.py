@@ -12,12 +12,9 @@ from torch import Tensor
 
 from ..losses import CLASS_KINDS
 from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import Measure
+from ..row_gradients import Measure, bilinear
 from .layers import Factors, LayerDifferentiator
 from .operators import sampled_targets
-
-#: Numbers in a temporary of products of many rows with many vectors.
-_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -269,15 +266,8 @@ def inner(matrices: Tensor, factors: Factors) -> Tensor:
     if factors.matrices is not None:
         return matrices.flatten(1) @ factors.matrices.flatten(1).mT
     n, positions = factors.inputs.shape[:2]
-    a, d = factors.inputs.flatten(0, 1), factors.signals.flatten(0, 1)
-    if d.shape[1] > a.shape[1]:
-        a, d, matrices = d, a, matrices.mT
-    step = max(1, _BLOCK // (len(a) * d.shape[1]))
-    result = []
-    for m in matrices.split(step):
-        pushed = (a @ m.flatten(0, 1).mT).view(len(a), len(m), d.shape[1])
-        result.append(pushed.mul_(d.unsqueeze(1)).sum(2).view(n, positions, -1).sum(1).mT)
-    return torch.cat(result)
+    found = bilinear(matrices, factors.inputs.flatten(0, 1), factors.signals.flatten(0, 1))
+    return found.unflatten(1, (n, positions)).sum(2)
 
 
 def _second_moment(vectors: Tensor, w: Tensor) -> Tensor:
