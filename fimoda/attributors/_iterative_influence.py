@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from .._validation import (
 from ..curvature.krylov import shifted_solutions
 from ..curvature.operators import CURVATURES
 from ..row_gradients import Measure
+from ..training.products import fast_float32_products
 from ._solved_influence import BaseSolvedInfluence
 
 #: Relative residual, and most iterations, at which dampings are compared.
@@ -52,8 +54,13 @@ class BaseIterativeInfluence(BaseSolvedInfluence):
         self._matrix = self._curvature(self.curvature)
         self._iterations: dict[str, int] = {"last": 0}
 
+    def _fast_products(self, V: Tensor) -> AbstractContextManager[None]:
+        """The faster of two libraries for products like those with V, if it is as exact."""
+        return fast_float32_products(lambda: self._matrix.matmat(V.to(self.model_.dtype)))
+
     def _solve(self, V: Tensor) -> Tensor:
-        u, n_iter, trouble = self._iterate(V)
+        with self._fast_products(V):
+            u, n_iter, trouble = self._iterate(V)
         self._iterations["last"] = max(self._iterations["last"], n_iter)
         if trouble is not None:
             warnings.warn(f"{type(self).__name__}: {trouble}", ConvergenceWarning, stacklevel=2)
@@ -70,9 +77,9 @@ class BaseIterativeInfluence(BaseSolvedInfluence):
         result = np.empty((len(dampings), len(X), len(self._X)))
         n_vectors = min(self._vectors(6 * len(dampings) + self._COPIES), len(X))
         for rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
-            solved = shifted_solutions(
-                self._matrix, test.dense(), dampings, TRIAL_TOL, TRIAL_ITERATIONS
-            )
+            V = test.dense()
+            with self._fast_products(V):
+                solved = shifted_solutions(self._matrix, V, dampings, TRIAL_TOL, TRIAL_ITERATIONS)
             for scores, u in zip(result, solved, strict=True):
                 scores[rows] = self._applied(u)
         for damping, scores in zip(dampings, result, strict=True):
