@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,6 +248,17 @@ def test_gauss_newton_kept_as_factors_or_not(network, loss):
     close(fresh.matmat(V), V.numpy() @ case.reference("gauss-newton"))
     rows = np.array([4, 0])
     close(kept.restricted(rows).matmat(V), fresh.restricted(rows).matmat(V))
+
+
+def test_what_is_kept_is_not_pickled():
+    case = problem()
+    curvature, V = case.curvature("gauss-newton"), torch.ones(1, case.model.n_parameters).double()
+    product = curvature.matmat(V)
+    assert curvature._jacobian is not None
+    again = pickle.loads(pickle.dumps(curvature))
+    assert "_jacobian" in vars(curvature)
+    assert "_jacobian" not in vars(again)
+    close(again.matmat(V), product, 1e-12)
 
 
 class Convolutions(nn.Module):
