@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -37,7 +38,7 @@ METHODS = {
     "TRAK": ("TRAK", {"n_components": 4096, "random_state": 0}),
     "TRAK-sparse": ("TRAK", {"n_components": 4096, "projection": "sparse", "random_state": 0}),
     "TRAK-product": ("TRAK", {"n_components": 4096, "projection": "product", "random_state": 0}),
-    "CG": ("CGInfluence", {"tol": 1e-3}),
+    "CG": ("CGInfluence", {"preconditioner": "ekfac", "tol": 1e-3}),
 }
 
 
@@ -78,9 +79,9 @@ def peak() -> float:
     return float(status["VmHWM"].split()[0]) / 1024
 
 
-def measure(method: str, n_rows: int, folder: str | None) -> None:
+def measure(method: str, model: str, n_rows: int, folder: str | None) -> None:
     (X, X_test, y, y_test), _ = data(n_rows, folder)
-    net = network(X, y)
+    net = torch.load(model, weights_only=False)
     before = peak()
     name, params = METHODS[method]
     attributor = getattr(fimoda, name)(
@@ -100,37 +101,44 @@ def measure(method: str, n_rows: int, folder: str | None) -> None:
     print(json.dumps([fitted - start, done - fitted, worked, before, after, float(r), note]))
 
 
+def row(method: str, model: str, arguments: argparse.Namespace) -> str:
+    """A row of the table, from a process of its own."""
+    command = [sys.executable, __file__, "--one", method, model]
+    for option in ("rows", "data", "threads"):
+        if (value := getattr(arguments, option)) is not None:
+            command += [f"--{option}", str(value)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    fit, scores, worked, before, after, r, note = json.loads(result.stdout.splitlines()[-1])
+    return (
+        f"| {method} | {fit:.1f} | {scores:.1f} | {worked:.1f} | {after:.0f}, {before:.0f} "
+        f"| {r:.2f} | {note} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=6144)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--data", help="directory with the four files of Fashion-MNIST")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.one:
-        measure(arguments.one, arguments.rows, arguments.data)
+        measure(*arguments.one, arguments.rows, arguments.data)
         return
-    real = data(arguments.rows, arguments.data)[1]
+    (X, _, y, _), real = data(arguments.rows, arguments.data)
     print(
         f"{arguments.rows} rows of {'Fashion-MNIST' if real else 'random data'}, {N_TEST} test rows, "
         f"{arguments.threads} threads, {time.strftime('%Y-%m-%d')}\n"
     )
     print("| method | fit (s) | scores (s) | both, of the cores (s) | peak, before (MiB) | r |  |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for method in arguments.methods.split(","):
-        command = [sys.executable, __file__, "--one", method]
-        for option in ("rows", "data", "threads"):
-            if (value := getattr(arguments, option)) is not None:
-                command += [f"--{option}", str(value)]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        fit, scores, worked, before, after, r, note = json.loads(result.stdout.splitlines()[-1])
-        print(
-            f"| {method} | {fit:.1f} | {scores:.1f} | {worked:.0f} | {after:.0f}, {before:.0f} "
-            f"| {r:.2f} | {note} |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        model = os.path.join(folder, "model.pt")
+        torch.save(network(X, y), model)
+        for method in arguments.methods.split(","):
+            print(row(method, model, arguments), flush=True)
 
 
 if __name__ == "__main__":

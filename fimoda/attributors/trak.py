@@ -23,6 +23,7 @@ from .._validation import (
 )
 from ..adapters import as_final_model, has_earlier_steps
 from ..base import BaseAttributor
+from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
 from ..losses import CLASS_KINDS
 from ..measurements import Measurement, Output
@@ -40,7 +41,7 @@ class _Member:
     project: Projection
     features: Tensor  # (n, F, k)
     slopes: Tensor  # (n, F): derivative of the loss in each output function
-    gram: Tensor  # (k, k), float64
+    kernel: FeatureKernel
 
 
 class TRAK(BaseAttributor):
@@ -197,7 +198,7 @@ class TRAK(BaseAttributor):
         if not isinstance(self.damping, str):
             self.damping_ = float(self.damping)
         else:
-            squares = [float(m.gram.trace()) / m.model.n_parameters for m in self._members]
+            squares = [float(m.kernel.gram.trace()) / m.model.n_parameters for m in self._members]
             self.damping_ = (
                 DAMPING_FACTOR * float(np.mean(squares)) / self._members[0].slopes.shape[1]
             )
@@ -206,8 +207,8 @@ class TRAK(BaseAttributor):
                     "damping='auto' needs a training row whose output has a gradient; all are zero at "
                     "this model. Give damping as a number."
                 )
-        self._solved: tuple[float, list[Tensor]] | None = None
-        self._factors()
+        for member in self._members:
+            member.kernel.factor(self.damping_)
 
     def _functions(self, model: FinalModel) -> list[Measure]:
         """The output functions whose gradients are the features of a row."""
@@ -227,28 +228,21 @@ class TRAK(BaseAttributor):
             memory_budget=self.memory_budget // 2,
         )
         functions = self._functions(model)
-        features = torch.stack(
-            [self._features(differentiate, project, X, self._y, f) for f in functions], dim=1
-        )
+        features = self._features(differentiate, project, X, self._y, functions)
         outputs = model.outputs(X).double()
         slopes = model.loss.gradient(outputs, self._y)  # (n, C)
         if self.output_function_ == "margin":
             # the loss is a function of the margin: its slope there, from those in the outputs
             of_margin = torch.func.grad(lambda f: functions[0](f, self._y).sum())(outputs)
             slopes = ((slopes * of_margin).sum(1) / (of_margin**2).sum(1)).unsqueeze(1)
-        gram = torch.zeros(features.shape[2], features.shape[2], dtype=torch.float64)
-        share = self._share.to(features)
-        for part, w in zip(features.split(2048), share.split(2048), strict=True):
-            flat = part.flatten(0, 1)
-            weighted = flat * w.repeat_interleave(part.shape[1])[:, None]
-            gram = gram.to(features.device) + (flat.mT @ weighted).double()
-        if not bool(torch.isfinite(gram).all() and torch.isfinite(slopes).all()):
+        kernel = FeatureKernel(features, self._share)
+        if not bool(torch.isfinite(kernel.gram).all() and torch.isfinite(slopes).all()):
             raise ValueError(
                 "the margin of a training row, or its gradient, is not finite: its predicted probability "
                 "is exactly one or zero in this precision. Use a model that returns logits, or one in "
                 "float64."
             )
-        return _Member(model, differentiate, project, features, slopes, gram)
+        return _Member(model, differentiate, project, features, slopes, kernel)
 
     def _features(
         self,
@@ -256,35 +250,27 @@ class TRAK(BaseAttributor):
         project: Projection,
         X: Tensor,
         y: Tensor,
-        measure: Measure,
+        functions: list[Measure],
     ) -> Tensor:
-        """Projected gradients (n, k)."""
+        """Projected gradients of F functions, (n, F, k)."""
         fitting = self.memory_budget // (4 * differentiate.row_bytes())
         chunk = self.chunk_size or int(min(max(fitting, 1), 16384))
-        features = X.new_empty(len(X), project.n_components, dtype=differentiate.model.dtype)
-        for rows, gradients in differentiate.chunks(X, y, measure, chunk):
-            features[rows] = project(gradients)
+        shape = (len(X), len(functions), project.n_components)
+        features = torch.empty(shape, dtype=differentiate.model.dtype, device=X.device)
+        for f, function in enumerate(functions):
+            for rows, gradients in differentiate.chunks(X, y, function, chunk):
+                features[rows, f] = project(gradients)
         return features
-
-    def _factors(self) -> list[Tensor]:
-        """Cholesky factors of the members' damped kernels."""
-        if self._solved is None or self._solved[0] != self.damping_:
-            self._solved = (
-                self.damping_,
-                [_cholesky(m.gram, self.damping_) for m in self._members],
-            )
-        return self._solved[1]
 
     # ---- transform --------------------------------------------------------------------------
 
     def _solutions(self, X: Tensor, y: Tensor, measure: Measure) -> list[Tensor]:
         """Features of test rows times the inverse kernel, (m, k) of each member."""
         solutions = []
-        for member, factor in zip(self._members, self._factors(), strict=True):
+        for member in self._members:
             rows = member.model.encode_X(X)
-            test = self._features(member.differentiate, member.project, rows, y, measure)
-            solved = [torch.cholesky_solve(t.double().mT, factor).mT for t in test.split(4096)]
-            solutions.append(torch.cat([part.to(test) for part in solved]))
+            test = self._features(member.differentiate, member.project, rows, y, [measure])
+            solutions.append(member.kernel.solve(test[:, 0], self.damping_))
         return solutions
 
     def _slopes(self) -> Tensor:
@@ -323,17 +309,3 @@ def _same_targets(a: FinalModel, b: FinalModel) -> bool:
     if a.classes is None or b.classes is None:
         return a.loss.kind == b.loss.kind and a.classes is b.classes
     return a.loss.kind == b.loss.kind and np.array_equal(a.classes, b.classes)
-
-
-def _cholesky(gram: Tensor, damping: float) -> Tensor:
-    """Cholesky factor of ``gram + damping``; ValueError where it is singular."""
-    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    diagonal = factor.diagonal()
-    if int(failed) or float(diagonal.min()) <= 1e-7 * float(diagonal.max()):
-        scale = float(gram.diagonal().sum()) or 1.0
-        raise ValueError(
-            f"the kernel of the projected gradients is singular, and damping={damping:g} does not make it "
-            f"positive definite. Raise damping above {1e-8 * scale:.1e}."
-        )
-    return factor
