@@ -12,6 +12,7 @@ from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
 from .attributors.lissa_influence import LiSSAInfluence
 from .attributors.trak import TRAK
+from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor, TopRows
 from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_curve
 from .model import FinalModel
@@ -37,6 +38,7 @@ __all__ = [
     "GradDot",
     "LiSSAInfluence",
     "TopRows",
+    "UnrolledDifferentiation",
     "agreement_curve",
     "as_final_model",
     "further_training_curve",

@@ -197,7 +197,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self, "model_")
         rows, targets, measure = self._test_tensors(X, y)
-        scores = self._scores(rows, targets, measure)
+        return self._finite(self._scores(rows, targets, measure))
+
+    def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores, if all are numbers."""
         if not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"{type(self).__name__} gave scores that are NaN or infinite: the measurement of a "

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_seeds
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_is_fitted, check_seeds
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import (
@@ -30,15 +32,12 @@ class Steps:
         Optimiser with its learning rate and other settings.
     batch_size : int
         At most the number of training rows.
-    n_epochs : int
-        Epochs; their batches, for each seed, are those of a `LeaveOutPlan`.
     seeds : list of int
-        Seeds of the batch orders.
+        Seeds of the batch orders; the batches of each are those of a `LeaveOutPlan`.
     """
 
     optimizer: OptimizerSpec
     batch_size: int
-    n_epochs: int
     seeds: list[int]
 
 
@@ -62,7 +61,7 @@ class BaseFurtherTraining(BaseAttributor):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int = 10,
+        n_epochs: int | Iterable[int] = 10,
         n_seeds: int | Iterable[int] | str = 10,
         optimizer: str | type[torch.optim.Optimizer] | None = None,
         lr: LearningRate | None = None,
@@ -89,6 +88,26 @@ class BaseFurtherTraining(BaseAttributor):
         return Steps(
             resolve_optimizer(self.optimizer, self.lr, self.optimizer_params, recipe),
             min(batch_size, len(self._X)),
-            self.n_epochs,
             check_seeds(n_seeds, random_state),
         )
+
+    # ---- what the last transform has seen --------------------------------------------------
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        # in a dict, since transform must leave the attributes as they are
+        self._seen: dict[str, Any] = {}
+
+    def _of_last_call(self, name: str) -> Any:
+        check_is_fitted(self, "model_")
+        if name not in self._seen:
+            raise AttributeError(f"{name} is there after transform; call transform first.")
+        return self._seen[name]
+
+    @property
+    def scores_sem_(self) -> NDArray[np.float64]:
+        """Standard error over seeds of the scores last returned, (n_test, n_columns)."""
+        return self._of_last_call("scores_sem_")
+
+    def _standard_errors(self) -> NDArray[np.float64] | None:
+        return self._seen.get("scores_sem_")

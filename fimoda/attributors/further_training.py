@@ -16,7 +16,7 @@ from .._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     StrOptions,
-    check_is_fitted,
+    check_horizons,
     check_leave_out,
     check_random_state,
 )
@@ -229,7 +229,7 @@ class FurtherTraining(BaseFurtherTraining):
         return super().fit(X, y, sample_weight)
 
     def _fit(self) -> None:
-        run = self._run((self.n_epochs,))
+        run = self._run(tuple(check_horizons(self.n_epochs, "n_epochs")))
         some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
         probe = Measurer(self._X[some], self._y[some], self._measure)
 
@@ -238,8 +238,6 @@ class FurtherTraining(BaseFurtherTraining):
 
         size = self.model_.n_parameters * self.model_.theta.element_size()
         self.seeds_, self._stacks = run.train(keep_parameters, size, scores)
-        # inside a dict, since transform must leave the attributes as they are
-        self._last_sem: dict[str, NDArray[np.float64]] = {}
 
     def _run(self, marks: tuple[int, ...]) -> FurtherRun:
         """The runs asked for, read at these epochs; draws the rows to leave out and the seeds."""
@@ -292,19 +290,8 @@ class FurtherTraining(BaseFurtherTraining):
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
         per_seed = outcomes.scores(self.correction)[0]
-        self._last_sem["transform"] = standard_error(per_seed)
+        self._seen["scores_sem_"] = standard_error(per_seed)
         return per_seed.mean(-1)
-
-    def _standard_errors(self) -> NDArray[np.float64] | None:
-        return self._last_sem.get("transform")
-
-    @property
-    def scores_sem_(self) -> NDArray[np.float64]:
-        """Standard error over seeds of the scores last returned, (n_test, n_left_out)."""
-        check_is_fitted(self, "model_")
-        if "transform" not in self._last_sem:
-            raise AttributeError("scores_sem_ is there after transform; call transform first.")
-        return self._last_sem["transform"]
 
     def _self_influence(self) -> NDArray[np.float64]:
         rows = torch.from_numpy(self.train_indices_)

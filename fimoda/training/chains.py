@@ -23,10 +23,15 @@ class Affine:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A function of each number; `backward` takes the gradient in its value, and the value."""
+    """A function of each number z, with value h.
+
+    `forward` takes z; `backward` the gradient in h, and h; `bend`, the second derivative, h. A
+    function with a kink at zero has none: see `fimoda.curvature.kinks`.
+    """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
+    bend: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,10 @@ class Dropout:
 Link = Affine | Pointwise | Dropout
 
 RELU = Pointwise(torch.relu, lambda g, h: torch.ops.aten.threshold_backward(g, h, 0))
-TANH = Pointwise(torch.tanh, lambda g, h: g * (1 - h * h))
-SIGMOID = Pointwise(torch.sigmoid, lambda g, h: g * h * (1 - h))
+TANH = Pointwise(torch.tanh, lambda g, h: g * (1 - h * h), lambda h: -2 * h * (1 - h * h))
+SIGMOID = Pointwise(
+    torch.sigmoid, lambda g, h: g * h * (1 - h), lambda h: h * (1 - h) * (1 - 2 * h)
+)
 
 _MODULES: dict[type, Pointwise] = {nn.ReLU: RELU, nn.Tanh: TANH, nn.Sigmoid: SIGMOID}
 _FUNCTIONS: dict[Any, Pointwise] = {

@@ -39,9 +39,12 @@ class OptimizerSpec:
     def lr_at(self, epoch: int) -> float:
         return float(self.lr(epoch)) if callable(self.lr) else float(self.lr)
 
-    def build(self, stack: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser over stacked parameters, in its fused form where there is one."""
-        params = dict(self.params)
+    def build(self, stack: Iterable[Tensor], **options: Any) -> torch.optim.Optimizer:
+        """The optimiser over stacked parameters, in its fused form where there is one.
+
+        `options` (``differentiable=True``) come on top of the settings.
+        """
+        params = {**self.params, **options}
         chosen = {"fused", "foreach", "differentiable"} & set(params)
         if not chosen and "fused" in inspect.signature(self.cls).parameters:
             params["fused"] = True

@@ -49,12 +49,27 @@ def should_compile(model: FinalModel, operations: float) -> bool:
 
 
 @contextmanager
-def _seeded(model: FinalModel, seed: int) -> Iterator[None]:
-    """Random numbers of the forward pass come from `seed`; the caller's generators stay as they are."""
+def seeded(model: FinalModel, start: int | Tensor) -> Iterator[None]:
+    """Random numbers of the forward pass come from `start`, a seed or a state of the generator.
+
+    The caller's generators stay as they are.
+    """
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        if isinstance(start, Tensor):
+            torch.set_rng_state(start)
+        else:
+            torch.manual_seed(start)
         yield
+
+
+def check_finite(theta: Tensor, epochs: float, seed: int) -> None:
+    """Raise FloatingPointError if parameters are NaN or infinite."""
+    if not bool(torch.isfinite(theta).all()):
+        raise FloatingPointError(
+            f"training diverged: parameters are NaN or infinite after {epochs:g} epochs with seed "
+            f"{seed}. Lower lr, or train for fewer epochs."
+        )
 
 
 class StackTrainer:
@@ -136,10 +151,10 @@ class StackTrainer:
 
         def trial() -> Tensor:
             first = next(next(plan.epochs(1)))
-            with _seeded(self.model, plan.seed):
+            with seeded(self.model, plan.seed):
                 return self.model.flatten(self.gradient(stack, first))
 
-        with fast_float32_products(trial), _seeded(self.model, plan.seed):
+        with fast_float32_products(trial), seeded(self.model, plan.seed):
             for epoch, batches in enumerate(plan.epochs(marks[-1])):
                 for group in optimizer.param_groups:
                     group["lr"] = self.optimizer.lr_at(epoch)
@@ -149,14 +164,6 @@ class StackTrainer:
                     optimizer.step()
                 if epoch + 1 in shown:
                     reached = self.model.flatten(stack).detach()
-                    self._check_finite(reached, epoch + 1, plan.seed)
+                    check_finite(reached, epoch + 1, plan.seed)
                     on_mark(epoch + 1, reached)
         return reached
-
-    @staticmethod
-    def _check_finite(stack: Tensor, epoch: int, seed: int) -> None:
-        if not bool(torch.isfinite(stack).all()):
-            raise FloatingPointError(
-                f"training diverged: parameters are NaN or infinite after {epoch} epochs with seed "
-                f"{seed}. Lower lr, or train for fewer epochs."
-            )

@@ -1,0 +1,108 @@
+"""Walks through runs of further training, as units of work for parallel workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ..curvature.batch_hessian import BatchHessian, batch_hessian
+from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
+from ..model import FinalModel
+from ..row_gradients import Measure
+from ..training.optimizers import OptimizerSpec
+from ..training.products import fast_float32_products
+from ..training.recorded import RecordedRun
+from ..training.runner import one_thread
+from ..training.stack import StackTrainer
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How to run further training on all rows, and to differentiate it.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    row_weights : Tensor of shape (n,)
+        Weights of the rows in the training objective.
+    optimizer : OptimizerSpec
+    batch_size : int
+    kink_smoothing : float or None
+        Sharpness of the curvature at kinks.
+    start : Tensor of shape (p,) or None
+        Initial parameters; None is the final model.
+    """
+
+    model: FinalModel
+    X: Tensor
+    y: Tensor
+    row_weights: Tensor
+    optimizer: OptimizerSpec
+    batch_size: int
+    kink_smoothing: float | None = None
+    start: Tensor | None = None
+
+    def n_steps(self, n_epochs: int) -> int:
+        return n_epochs * ceil(len(self.X) / self.batch_size)
+
+    def state_bytes(self, n_epochs: int) -> int:
+        """Bytes of the states of a run that are alive at a time (Adam's, to be safe)."""
+        per_state = 3 * self.model.n_parameters * self.model.theta.element_size()
+        return 2 * ceil(sqrt(self.n_steps(n_epochs))) * per_state
+
+    def run(self, seed: int, n_epochs: int) -> RecordedRun:
+        """The run of a seed, recorded."""
+        trainer = StackTrainer(self.model, self.X, self.y, self.optimizer)
+        return RecordedRun(trainer, seed, self.row_weights, self.batch_size, n_epochs, self.start)
+
+    def gradients(self, theta: Tensor, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
+        """Gradients of the measurements at parameters (p,), as (m, p)."""
+
+        def one(theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+            return measure(self.model.forward(theta, x.unsqueeze(0)), target.unsqueeze(0))[0]
+
+        return vmap(grad(one), in_dims=(None, 0, 0))(theta, X, y)
+
+    @contextmanager
+    def _ready(self, seed: int, n_epochs: int) -> Iterator[tuple[RecordedRun, BatchHessian]]:
+        """The run and the Hessian, on one thread and with the faster products."""
+        with one_thread():
+            run = self.run(seed, n_epochs)
+            hessian = batch_hessian(self.model, self.kink_smoothing)
+            rows = slice(0, self.batch_size)
+            x, y = self.X[rows], self.y[rows]
+            w = torch.full((len(x),), 1 / len(x)).to(self.model.theta)
+            trial = self.model.theta.expand(2, -1).contiguous()
+
+            with fast_float32_products(lambda: hessian(trial[0], x, y, w, trial)[0]):
+                yield run, hessian
+
+
+def check_run(walk: Walk, seed: int, n_epochs: int) -> None:
+    """Run once, for what it raises."""
+    with one_thread():
+        walk.run(seed, n_epochs)
+
+
+def walk_back(
+    walk: Walk, seed: int, horizons: list[int], X: Tensor, y: Tensor, measure: Measure
+) -> Unrolled:
+    """Scores (n_horizons, m, n) of all training rows for test rows."""
+    with walk._ready(seed, horizons[-1]) as (run, hessian):
+        return adjoint_scores(
+            run, hessian, lambda theta: walk.gradients(theta, X, y, measure), horizons
+        )
+
+
+def walk_forward(walk: Walk, seed: int, horizons: list[int], left_out: list[int]) -> Unrolled:
+    """Tangents (n_horizons, L, p) of left-out rows."""
+    with walk._ready(seed, horizons[-1]) as (run, hessian):
+        return forward_tangents(run, hessian, left_out, horizons)

@@ -1,0 +1,350 @@
+"""Unrolled differentiation: the derivative of further training in each row's weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    ConvergenceWarning,
+    StrOptions,
+    check_leave_out,
+    check_random_state,
+)
+from ..curvature.unrolled import Unrolled
+from ..measurements import Measurement
+from ..row_gradients import Measure
+from ..training.optimizers import LearningRate
+from ..training.outcomes import standard_error
+from ._horizons import BaseHorizons
+from ._walks import Walk, check_run, walk_back, walk_forward
+
+#: Sharpness of ``kink_smoothing="auto"``.
+KINK_SMOOTHING = 100.0
+
+#: Test rows that walk back through a run together; a unit of work.
+BLOCK = 64
+
+#: A vector that grows by more than this on its way says more of the derivative than of training.
+GROWTH = 100.0
+
+
+class UnrolledDifferentiation(BaseHorizons):
+    r"""Derivative of the real run of further training in the weight of each row.
+
+    .. math:: S_{z,i} = \frac1R \sum_{r=1}^R \nabla m_z(\theta_T)^\top \dot\theta_T^{(i)}, \qquad
+              \dot\theta_{t+1} = (I - \eta H_t) \dot\theta_t
+              + \eta \, 1[i \in B_t] \, \tfrac{w_i}{1 - w_i} (g_i - \bar g_t)
+
+    for SGD: :math:`\theta_t` are the iterates of the run on all rows with the randomness of seed r,
+    :math:`\bar g_t` and :math:`H_t` gradient and Hessian of the batch's mean loss, :math:`g_i` the
+    gradient of row i and :math:`w_i` its weight in that mean (1/B). This is the change of the
+    measurement when row i is masked as `FurtherTraining` does it, to first order in the removal.
+    Momentum, Adam and every other optimiser of torch that can be differentiated carry their
+    buffers along. All rows are scored by one walk backwards from the test rows (`mode` "adjoint"),
+    or forwards from a few left-out rows ("forward"); both give the same numbers.
+
+    A ReLU network bends at kinks, of which its derivatives know nothing; `kink_smoothing` puts that
+    curvature back.
+
+    One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
+    the number of test rows (times horizons; or of left-out rows, if they are fewer).
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    n_epochs : int or list of int, default=10
+        Epochs of further training; several horizons are scored in one walk, see
+        `transform_horizons`.
+    n_seeds : int or list of int, default=1
+        Number of runs to average over (drawn from `random_state`), or their seeds.
+    leave_out : None, int or list of int, default=None
+        Rows to score: all, a random number of them, or these.
+    start : nn.Module, dict or None, default=None
+        Where the run starts: a network of the same architecture or its ``state_dict``, for example
+        the initial parameters of training. None is the final model.
+    kink_smoothing : float, "auto" or None, default="auto"
+        Sharpness of the curvature at kinks (ReLU, LeakyReLU, max pooling, absolute losses): one
+        over its width, in units of what goes into the kink. "auto" is 100. None leaves it out.
+    mode : {"auto", "adjoint", "forward"}, default="auto"
+        Direction; "auto" walks forwards if fewer rows are left out than there are test vectors.
+    optimizer : str or type, default=None
+        A ``torch.optim`` class that updates every coordinate on its own and has the option
+        ``differentiable``, or its name; the model's own by default, SGD if it has none.
+    lr : float or callable, default=None
+        Learning rate, or a function of the epoch (from 0) giving it; the model's own by default,
+        0.01 if it has none.
+    batch_size : int, default=None
+        The model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Other settings of the optimiser (momentum, weight_decay, betas, ...). Those of the model's
+        own optimiser are kept if `optimizer` is None or the same.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    memory_budget : int, default=2 GiB
+        Bytes for the states of a run and the vectors that walk through it.
+    random_state : int, RandomState or None, default=None
+        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each, over seeds and blocks of 64 test rows. Scores are the
+        same bits for every value.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+    seeds_ : list of int
+        Seeds of the runs.
+    horizons_ : list of int
+        The horizons of `transform_horizons`.
+    scores_sem_ : ndarray of shape (n_test, n_columns)
+        Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+    growth_ : float
+        Largest factor by which a vector has grown in the last walk. Far above one the run is
+        unstable: small changes do not stay small, and the derivative overstates them.
+
+    Raises
+    ------
+    ValueError
+        If the optimiser cannot be differentiated.
+    FloatingPointError
+        If the run diverges.
+    MemoryError
+        If the states of a run do not fit `memory_budget`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `growth_` is above 100.
+
+    References
+    ----------
+    Hara et al., "Data Cleansing for Models Trained with SGD", NeurIPS 2019; Ilyas and Engstrom,
+    "MAGIC", arXiv 2504.16430. The curvature at kinks is fimoda's own.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import UnrolledDifferentiation
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> unrolled = UnrolledDifferentiation(
+    ...     Ridge().fit(X, y), n_epochs=[1, 3], lr=0.1, random_state=0
+    ... )
+    >>> unrolled.fit(X, y).transform(X[:4], y[:4]).shape
+    (4, 442)
+    >>> unrolled.transform_horizons(X[:4], y[:4]).shape
+    (2, 4, 442)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseHorizons._parameter_constraints,
+        "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
+        "start": [nn.Module, dict, None],
+        "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
+        "mode": [StrOptions({"auto", "adjoint", "forward"})],
+        "memory_budget": [POSITIVE_INTEGER],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_epochs: int | Iterable[int] = 10,
+        n_seeds: int | Iterable[int] = 1,
+        leave_out: int | Iterable[int] | None = None,
+        start: nn.Module | dict[str, Tensor] | None = None,
+        kink_smoothing: float | str | None = "auto",
+        mode: str = "auto",
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        memory_budget: int = 2 * 2**30,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator,
+            n_epochs=n_epochs,
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            measurement=measurement,
+            criterion=criterion,
+            random_state=random_state,
+        )
+        self.leave_out = leave_out
+        self.start = start
+        self.kink_smoothing = kink_smoothing
+        self.mode = mode
+        self.memory_budget = memory_budget
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        rng = check_random_state(self.random_state)
+        self.horizons_ = self._check_horizons()
+        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
+        steps = self._steps(self.n_seeds, rng)
+        self.seeds_ = steps.seeds
+        smooth = KINK_SMOOTHING if self.kink_smoothing == "auto" else self.kink_smoothing
+        self._walk = Walk(
+            self.model_,
+            self._X,
+            self._y,
+            self._weights,
+            steps.optimizer,
+            steps.batch_size,
+            None if smooth is None else float(smooth),
+            None if self.start is None else self._starting_point(self.start),
+        )
+        self._require_memory()
+        self._forward: dict[int, Unrolled] = {}
+        if self.mode == "forward":
+            self._walk_forward()
+        else:  # a run that diverges, or an optimiser that has no derivative, shows now
+            self._parallel(
+                [delayed(check_run)(self._walk, s, self.horizons_[-1]) for s in self.seeds_]
+            )
+
+    def _starting_point(self, start: nn.Module | dict[str, Tensor]) -> Tensor:
+        given = start.state_dict() if isinstance(start, nn.Module) else start
+        for name, shape in self.model_.shapes.items():
+            found = given.get(name)
+            if not isinstance(found, Tensor) or found.shape != shape:
+                got = tuple(found.shape) if isinstance(found, Tensor) else found
+                raise ValueError(
+                    f"start must have the parameters of the model: {name!r} must have shape "
+                    f"{tuple(shape)}, got {got}. Pass a network of the same architecture, or its "
+                    "state_dict()."
+                )
+        parameters = {name: given[name].detach() for name in self.model_.shapes}
+        return self.model_.flatten(parameters).to(self.model_.theta)
+
+    def _require_memory(self) -> None:
+        needed = self._walk.state_bytes(self.horizons_[-1])
+        if self.mode == "forward":
+            vector = self.model_.n_parameters * self.model_.theta.element_size()
+            needed += vector * len(self.train_indices_) * (len(self.horizons_) + 6)
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"walking through {self._walk.n_steps(self.horizons_[-1])} steps takes "
+                f"{needed / 2**20:.0f} MiB, more than memory_budget="
+                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
+                "mode='adjoint'."
+            )
+
+    def _walk_forward(self) -> None:
+        """Tangents of all left-out rows, one walk a seed."""
+        left_out = [int(i) for i in self.train_indices_]
+        jobs = [delayed(walk_forward)(self._walk, s, self.horizons_, left_out) for s in self.seeds_]
+        self._forward.update(zip(self.seeds_, self._parallel(jobs), strict=True))
+
+    def _parallel(self, jobs: list[Any]) -> list[Any]:
+        """Results of the jobs, in their order."""
+        results = Parallel(n_jobs=self.n_jobs)(
+            tqdm(jobs, desc="unrolled differentiation", unit="walk", disable=not self.verbose)
+        )
+        return list(results)
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _horizon_scores(
+        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+    ) -> NDArray[np.float64]:
+        fewer = len(self.train_indices_) < len(X) * len(horizons)
+        if self.mode == "auto" and fewer and not self._forward:
+            self._walk_forward()
+        if self._forward:
+            per_seed, growth = self._from_tangents(X, y, measure, horizons)
+        else:
+            per_seed, growth = self._from_walks_back(X, y, measure, horizons)
+        self._remember(per_seed, growth)
+        return per_seed.mean(-1)
+
+    def _from_tangents(
+        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Scores (n_horizons, n_test, n_columns, n_seeds), and growth, of the walks forwards."""
+        places = [self.horizons_.index(h) for h in horizons]
+        scores = [
+            [
+                (self._walk.gradients(theta, X, y, measure) @ tangents.mT).double()
+                for tangents, theta in zip(
+                    self._forward[seed].values[places],
+                    self._forward[seed].thetas[places],
+                    strict=True,
+                )
+            ]
+            for seed in self.seeds_
+        ]
+        stacked = torch.stack([torch.stack(one) for one in scores], -1)
+        return stacked.cpu().numpy(), max(one.growth for one in self._forward.values())
+
+    def _from_walks_back(
+        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+    ) -> tuple[NDArray[np.float64], float]:
+        """The same by walks back from blocks of test rows."""
+        vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
+        block = int(min(BLOCK, max(1, self.memory_budget // vector)))
+        blocks = list(zip(X.split(block), y.split(block), strict=True))
+        jobs = [
+            delayed(walk_back)(self._walk, seed, horizons, x, target, measure)
+            for seed in self.seeds_
+            for x, target in blocks
+        ]
+        found = self._parallel(jobs)
+        columns = torch.from_numpy(self.train_indices_)
+        scores = [
+            torch.cat([one.values for one in found[k : k + len(blocks)]], 1)[:, :, columns]
+            for k in range(0, len(found), len(blocks))
+        ]
+        return torch.stack(scores, -1).cpu().numpy(), max(one.growth for one in found)
+
+    def _remember(self, per_seed: NDArray[np.float64], growth: float) -> None:
+        self._seen.update(scores_sem_=standard_error(per_seed)[-1], growth_=growth)
+        if growth > GROWTH:
+            warnings.warn(
+                f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
+                "its way through the run, where real training saturates: scores are too large. Lower "
+                "n_epochs or lr, set kink_smoothing=None, or trust FurtherTraining only.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def growth_(self) -> float:
+        """Largest factor by which a vector has grown in the last walk."""
+        return self._of_last_call("growth_")

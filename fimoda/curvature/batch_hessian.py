@@ -1,0 +1,243 @@
+"""Second derivative of the loss of one batch, applied to many vectors at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from ..model import FinalModel
+from ..training.chains import RELU, Affine, Dropout, Link, Pointwise, chain_forward, read_chain
+from .kinks import SmoothedKinks, bump
+
+#: Numbers in one activation of all vectors of a block: what stays in a processor's cache.
+_BLOCK = 2**19
+
+
+class BatchHessian(ABC):
+    r"""The matrix :math:`H = \sum_b w_b \, \partial^2\ell_b / \partial\theta^2` of a batch.
+
+    Parameters
+    ----------
+    model : FinalModel
+        Architecture and loss.
+    kink_smoothing : float or None
+        Sharpness of the curvature at kinks (see `fimoda.curvature.kinks`); None leaves it out.
+    """
+
+    def __init__(self, model: FinalModel, kink_smoothing: float | None = None):
+        self.model = model
+        self.kink_smoothing = kink_smoothing
+
+    @abstractmethod
+    def __call__(
+        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Products with the rows of V, and the slopes of each row's loss along them.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (p,)
+            Parameters to differentiate at.
+        x, y : Tensor
+            Rows of the batch and their targets.
+        w : Tensor of shape (B,)
+            Their weights.
+        V : Tensor of shape (k, p)
+
+        Returns
+        -------
+        products : Tensor of shape (k, p)
+            ``H v``, without the second derivative of a penalty.
+        slopes : Tensor of shape (k, B)
+            Inner products of v with the gradient of each row's loss.
+        """
+
+
+def batch_hessian(model: FinalModel, kink_smoothing: float | None = None) -> BatchHessian:
+    """The implementation that suits the model: layer by layer for a chain, else by autograd."""
+    links = None if model.is_stochastic else read_chain(model)
+    if links is None or any(_unknown_bend(link) for link in links):
+        return AutogradHessian(model, kink_smoothing)
+    return ChainHessian(model, links, kink_smoothing)
+
+
+def _unknown_bend(link: Link) -> bool:
+    return isinstance(link, Dropout) or (
+        isinstance(link, Pointwise) and link.bend is None and link is not RELU
+    )
+
+
+class AutogradHessian(BatchHessian):
+    """For any model: forward over reverse differentiation."""
+
+    def __call__(
+        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = self.model.forward(theta, x, training=self.model.is_stochastic)
+            losses = self.model.loss(outputs, y)
+            return (w * losses).sum(), losses
+
+        def along(v: Tensor) -> tuple[Tensor, Tensor]:
+            return jvp(grad(objective, has_aux=True), (theta,), (v,))[1]
+
+        smooth = self.kink_smoothing
+        with nullcontext() if smooth is None else SmoothedKinks(smooth):
+            return vmap(along, randomness="same")(V)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What the products with all vectors share at one batch.
+
+    Parameters
+    ----------
+    kept : list of Tensor
+        By link: input of an affine one, value of a pointwise one.
+    signals : list of Tensor
+        By link: gradient of the weighted loss in its value.
+    slopes, bends : dict of Tensor
+        By pointwise link: its derivative; its second derivative times the signal.
+    gradient : Tensor of shape (B, C)
+        Of each row's loss in its outputs.
+    curvature : Tensor of shape (B, C, C)
+        Its second derivative, times the row's weight.
+    """
+
+    kept: list[Tensor]
+    signals: list[Tensor]
+    slopes: dict[int, Tensor]
+    bends: dict[int, Tensor]
+    gradient: Tensor
+    curvature: Tensor
+
+
+class ChainHessian(BatchHessian):
+    """For a chain of linear layers and pointwise functions: batched products, layer by layer.
+
+    What depends on the parameters only is computed once for all vectors; vectors go through in
+    blocks whose activations stay in the processor's cache.
+    """
+
+    def __init__(
+        self, model: FinalModel, links: tuple[Link, ...], kink_smoothing: float | None = None
+    ):
+        super().__init__(model, kink_smoothing)
+        self.links = links
+        self._width = max(
+            model.shapes[link.weight][0] for link in links if isinstance(link, Affine)
+        )
+
+    def __call__(
+        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        parameters = self.model.views(theta)
+        point = self._point(parameters, x.flatten(1), y, w)
+        products = torch.empty_like(V)
+        slopes = V.new_empty(len(V), len(x))
+        block = max(1, _BLOCK // (self._width * len(x)))
+        for a in range(0, len(V), block):
+            one = slice(a, a + block)
+            slopes[one] = self._products(parameters, point, V[one], products[one])
+        return products, slopes
+
+    def _point(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor) -> _Point:
+        """One pass forward and back through the batch."""
+        stacked = {name: value.unsqueeze(0) for name, value in parameters.items()}
+        outputs, tape = chain_forward(self.links, stacked, x.unsqueeze(0), training=False)
+        outputs, kept = outputs[0], [h[0] for h in tape]
+        gradient = self.model.loss.gradient(outputs, y)
+        curvature = self.model.output_hessian(outputs, y) * w[:, None, None]
+        upstream = gradient * w[:, None]
+        signals: list[Tensor] = []
+        slopes: dict[int, Tensor] = {}
+        bends: dict[int, Tensor] = {}
+        for k in range(len(self.links) - 1, -1, -1):
+            link = self.links[k]
+            signals.append(upstream)
+            if isinstance(link, Affine):
+                upstream = upstream @ parameters[link.weight]
+            elif isinstance(link, Pointwise):
+                slopes[k] = link.backward(torch.ones_like(kept[k]), kept[k])
+                bend = self._bend(k, link, kept, parameters, x)
+                if bend is not None:
+                    bends[k] = upstream * bend
+                upstream = link.backward(upstream, kept[k])
+        return _Point(kept, signals[::-1], slopes, bends, gradient, curvature)
+
+    def _bend(
+        self,
+        k: int,
+        link: Pointwise,
+        kept: list[Tensor],
+        parameters: dict[str, Tensor],
+        x: Tensor,
+    ) -> Tensor | None:
+        """Second derivative of link k."""
+        if link.bend is not None:
+            return link.bend(kept[k])
+        if self.kink_smoothing is None:
+            return None
+        return bump(self._argument(k, kept, parameters, x), self.kink_smoothing)
+
+    def _argument(
+        self, k: int, kept: list[Tensor], parameters: dict[str, Tensor], x: Tensor
+    ) -> Tensor:
+        """What goes into link k."""
+        if k == 0:
+            return x
+        before = self.links[k - 1]
+        if not isinstance(before, Affine):
+            return kept[k - 1]
+        z = kept[k - 1] @ parameters[before.weight].mT
+        return z if before.bias is None else z + parameters[before.bias]
+
+    def _products(
+        self, parameters: dict[str, Tensor], point: _Point, V: Tensor, out: Tensor
+    ) -> Tensor:
+        """Fill `out` with the products of a block of vectors; return the slopes."""
+        vectors, results = self.model.views(V), self.model.views(out)
+        first = next(k for k, link in enumerate(self.links) if isinstance(link, Affine))
+        moved: list[Tensor | None] = []  # what goes into each link, differentiated along V
+        dh: Tensor | None = None
+        for k, link in enumerate(self.links):
+            moved.append(dh)
+            if isinstance(link, Affine):
+                h = point.kept[k].expand(len(V), -1, -1)
+                dW = vectors[link.weight].mT
+                if link.bias is None:
+                    dz = torch.bmm(h, dW)
+                else:
+                    dz = torch.baddbmm(vectors[link.bias].unsqueeze(1), h, dW)
+                if dh is not None:
+                    dz = dz + dh @ parameters[link.weight].mT
+                dh = dz
+            elif dh is not None:
+                dh = dh * point.slopes[k]
+        if dh is None:
+            raise RuntimeError("a chain has at least one affine link")
+        along = (dh * point.gradient).sum(2)
+        du = torch.einsum("bcd,zbd->zbc", point.curvature, dh)
+        for k in range(len(self.links) - 1, first - 1, -1):
+            link, before = self.links[k], moved[k]
+            if isinstance(link, Affine):
+                signal = point.signals[k].expand(len(V), -1, -1)
+                product = torch.bmm(du.mT, point.kept[k].expand(len(V), -1, -1))
+                if before is not None:
+                    product = product.baddbmm_(signal.mT, before)
+                results[link.weight].copy_(product)
+                if link.bias is not None:
+                    results[link.bias].copy_(du.sum(1))
+                if k > first:
+                    du = du @ parameters[link.weight]
+                    du = du.baddbmm_(signal, vectors[link.weight])
+            else:
+                du = du * point.slopes[k]
+                if k in point.bends and before is not None:
+                    du = du.addcmul_(before, point.bends[k])
+        return along

@@ -1,0 +1,131 @@
+"""The derivative of one step of an optimiser that updates every coordinate on its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .optimizers import OptimizerSpec
+
+#: What an optimiser keeps for its only parameter, by its own names.
+Buffers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepDerivative:
+    r"""Derivative of the state after a step in the state before it and in the gradient.
+
+    The state is the parameters and the optimiser's buffers of their shape (momentum, Adam's
+    moments). Every coordinate has its own small matrix, so a derivative is a vector (p,), or None
+    where there is none.
+
+    Parameters
+    ----------
+    of_state : list of list of Tensor of shape (p,) or None
+        ``of_state[a][b]``: part a of the new state by part b of the old one.
+    of_gradient : list of Tensor of shape (p,) or None
+        Each part of the new state by the gradient.
+    """
+
+    of_state: list[list[Tensor | None]]
+    of_gradient: list[Tensor | None]
+
+    def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Adjoints (k, p) of the old state's parts, and of the gradient, from those of the new."""
+        columns = list(zip(*self.of_state, strict=True))
+        return [_weighted(column, adjoint) for column in columns], _weighted(
+            self.of_gradient, adjoint
+        )
+
+    def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
+        return [
+            _weighted([*row, own], [*tangent, gradient])
+            for row, own in zip(self.of_state, self.of_gradient, strict=True)
+        ]
+
+
+def _weighted(weights: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for weight, vector in zip(weights, vectors, strict=True):
+        if weight is not None:
+            weight = weight.to(vector)
+            total = vector * weight if total is None else total.addcmul_(vector, weight)
+    return torch.zeros_like(vectors[0]) if total is None else total
+
+
+def check_differentiable(spec: OptimizerSpec) -> None:
+    """Raise ValueError if a step of the optimiser cannot be differentiated."""
+    if "differentiable" not in inspect.signature(spec.cls).parameters:
+        raise ValueError(
+            f"optimizer {getattr(spec.cls, '__name__', spec.cls)} cannot be differentiated: it has "
+            "no `differentiable` option. Use one of torch.optim that has: SGD, Adam, AdamW, "
+            "RMSprop, Adagrad, ..."
+        )
+
+
+def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
+    """Buffers that are part of the state: floating point, one number per parameter."""
+    return [
+        name
+        for name, value in buffers.items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.shape == (n_parameters,)
+    ]
+
+
+def step_derivative(
+    spec: OptimizerSpec, epoch: int, theta: Tensor, buffers: Buffers, gradient: Tensor
+) -> StepDerivative:
+    """Differentiate the step that the optimiser takes from here, in float64.
+
+    Where the derivative does not exist (the square root of a second moment of zero) it is taken
+    as zero: such a parameter has never had a gradient.
+    """
+    names = state_names(buffers, len(theta))
+    old = [t.detach().double().requires_grad_() for t in (theta, *(buffers[k] for k in names))]
+    g = gradient.detach().double().requires_grad_()
+    moved = old[0].clone()
+    optimizer = spec.build([moved], differentiable=True)
+    kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in buffers.items()}
+    kept.update({name: leaf.clone() for name, leaf in zip(names, old[1:], strict=True)})
+    group = optimizer.param_groups[0]
+    group["lr"] = spec.lr_at(epoch)
+    if not kept and group.get("momentum") and "dampening" in group:
+        # SGD starts its buffer with a copy of the gradient cut from the graph; this one is the same
+        kept = {"momentum_buffer": torch.zeros_like(old[0])}
+        group["dampening"] = 0
+    if kept:
+        optimizer.state[moved] = kept
+    moved.grad = g.clone()
+    optimizer.step()
+    after = optimizer.state[moved]
+    new = [moved, *(after[k] for k in state_names(after, len(theta)))]
+    of_state: list[list[Tensor | None]] = []
+    of_gradient: list[Tensor | None] = []
+    for part in new:
+        slopes = _slopes(part, [*old, g], theta.dtype)
+        of_state.append(slopes[:-1])
+        of_gradient.append(slopes[-1])
+    return StepDerivative(of_state, of_gradient)
+
+
+def _slopes(part: Tensor, leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
+    """Derivative of each number of `part` in the same number of each leaf."""
+    if not part.requires_grad:
+        return [None] * len(leaves)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        part.sum(), leaves, allow_unused=True, retain_graph=True
+    )
+    return [
+        None
+        if slope is None
+        else torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0).to(dtype)
+        for slope in found
+    ]

@@ -1,0 +1,167 @@
+"""The run on all rows, step by step, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import torch
+from torch import Tensor
+
+from .batches import FULL_DATA, Batch, LeaveOutPlan
+from .differentiable import (
+    Buffers,
+    StepDerivative,
+    check_differentiable,
+    state_names,
+    step_derivative,
+)
+from .products import fast_float32_products
+from .stack import StackTrainer, check_finite, seeded
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A state between two steps.
+
+    Parameters
+    ----------
+    step : int
+        Steps done.
+    theta : Tensor of shape (p,)
+        Parameters.
+    buffers : dict
+        What the optimiser keeps.
+    noise : Tensor
+        State of torch's random generator, from which dropout draws.
+    """
+
+    step: int
+    theta: Tensor
+    buffers: Buffers
+    noise: Tensor
+
+
+class RecordedRun:
+    r"""Further training on all rows with one seed, which can be walked forwards and backwards.
+
+    About :math:`2 \sqrt T` states are in memory at a time, T the number of steps; the others are
+    computed again when the run is walked.
+
+    Parameters
+    ----------
+    trainer : StackTrainer
+        Model, training rows and optimiser.
+    seed : int
+        Seed of the batch order and of dropout.
+    row_weights : Tensor of shape (n,)
+        Weights of the rows in the training objective.
+    batch_size : int
+    n_epochs : int
+    theta : Tensor of shape (p,), default=None
+        Initial parameters; those of the final model by default.
+
+    Raises
+    ------
+    ValueError
+        If the optimiser cannot be differentiated.
+    FloatingPointError
+        If training diverges.
+    """
+
+    def __init__(
+        self,
+        trainer: StackTrainer,
+        seed: int,
+        row_weights: Tensor,
+        batch_size: int,
+        n_epochs: int,
+        theta: Tensor | None = None,
+    ):
+        check_differentiable(trainer.optimizer)
+        self.trainer = trainer
+        self.seed = seed
+        self.steps_per_epoch = ceil(len(row_weights) / batch_size)
+        self.n_steps = n_epochs * self.steps_per_epoch
+        plan = LeaveOutPlan(seed, (FULL_DATA,), row_weights, batch_size)
+        self._batches = [batch for epoch in plan.epochs(n_epochs) for batch in epoch]
+        self._stretch = ceil(sqrt(self.n_steps))
+        start = trainer.model.theta if theta is None else theta
+        with seeded(trainer.model, seed):
+            last = Moment(0, start, {}, torch.get_rng_state())
+        self._kept: list[Moment] = []
+        while last.step < self.n_steps:
+            self._kept.append(last)
+            last = self._walk(last)[-1]
+            check_finite(last.theta, last.step / self.steps_per_epoch, seed)
+        self.last = last
+
+    def forwards(self) -> Iterator[Moment]:
+        """The moments before each step, first to last."""
+        for first in self._kept:
+            yield from self._walk(first)[:-1]
+
+    def backwards(self) -> Iterator[Moment]:
+        """The moments before each step, last to first."""
+        for first in reversed(self._kept):
+            yield from reversed(self._walk(first)[:-1])
+
+    def names(self, moment: Moment) -> list[str]:
+        """Buffers that are part of the state, beside the parameters."""
+        return state_names(moment.buffers, len(moment.theta))
+
+    def batch(self, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Rows of the step that comes after the moment, and their weights in its mean."""
+        batch = self._batches[moment.step]
+        model = self.trainer.model
+        return batch.rows.to(model.device), batch.weights[0].to(model.theta)
+
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Derivative of the step that comes after the moment."""
+        gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
+        return step_derivative(
+            self.trainer.optimizer, self._epoch(moment), moment.theta, moment.buffers, gradient
+        )
+
+    def _epoch(self, moment: Moment) -> int:
+        return moment.step // self.steps_per_epoch
+
+    def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
+        """Gradient of the batch's objective (p,), with this state of the random generator."""
+        model = self.trainer.model
+        with seeded(model, noise):
+            found = self.trainer.gradient(model.views(theta.unsqueeze(0)), batch)
+        return model.flatten(found)[0]
+
+    def _walk(self, first: Moment) -> list[Moment]:
+        """The moments of a stretch, both ends included."""
+        spec = self.trainer.optimizer
+        theta = first.theta.clone().requires_grad_()
+        optimizer = spec.build([theta])
+        if first.buffers:
+            optimizer.state[theta] = _copied(first.buffers)
+        moments = [first]
+        stop = min(first.step + self._stretch, self.n_steps)
+
+        def trial() -> Tensor:
+            return self._gradient(first.theta, self._batches[first.step], first.noise)
+
+        model = self.trainer.model
+        with fast_float32_products(trial), seeded(model, first.noise):
+            for step in range(first.step, stop):
+                optimizer.param_groups[0]["lr"] = spec.lr_at(self._epoch(moments[-1]))
+                gradient = self.trainer.gradient(
+                    model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
+                )
+                theta.grad = model.flatten(gradient)[0]
+                optimizer.step()
+                buffers = _copied(optimizer.state[theta])
+                moments.append(
+                    Moment(step + 1, theta.detach().clone(), buffers, torch.get_rng_state())
+                )
+        return moments
+
+
+def _copied(buffers: Buffers) -> Buffers:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in buffers.items()}
