@@ -19,7 +19,7 @@ from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products
 from ..training.recorded import RecordedRun
 from ..training.runner import one_thread
-from ..training.stack import StackTrainer
+from ..training.stack import StackTrainer, seeded
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ class Walk:
             w = torch.full((len(x),), 1 / len(x)).to(self.model.theta)
             trial = self.model.theta.expand(2, -1).contiguous()
 
-            with fast_float32_products(lambda: hessian(trial[0], x, y, w, trial)[0]):
+            def products() -> Tensor:
+                with seeded(self.model, seed):
+                    return hessian(trial[0], x, y, w, trial)[0]
+
+            with fast_float32_products(products):
                 yield run, hessian
 
 

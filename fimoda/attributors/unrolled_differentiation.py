@@ -254,10 +254,7 @@ class UnrolledDifferentiation(BaseHorizons):
         return self.model_.flatten(parameters).to(self.model_.theta)
 
     def _require_memory(self) -> None:
-        needed = self._walk.state_bytes(self.horizons_[-1])
-        if self.mode == "forward":
-            vector = self.model_.n_parameters * self.model_.theta.element_size()
-            needed += vector * len(self.train_indices_) * (len(self.horizons_) + 6)
+        needed = self._bytes(forward=self.mode == "forward")
         if needed > self.memory_budget:
             raise MemoryError(
                 f"walking through {self._walk.n_steps(self.horizons_[-1])} steps takes "
@@ -265,6 +262,12 @@ class UnrolledDifferentiation(BaseHorizons):
                 f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
                 "mode='adjoint'."
             )
+
+    def _bytes(self, forward: bool) -> int:
+        """Bytes of the states of a run, and of the tangents that walk through it forwards."""
+        states = self._walk.state_bytes(self.horizons_[-1])
+        vector = self.model_.n_parameters * self.model_.theta.element_size()
+        return states + forward * vector * len(self.train_indices_) * (len(self.horizons_) + 6)
 
     def _walk_forward(self) -> None:
         """Tangents of all left-out rows, one walk a seed."""
@@ -285,7 +288,8 @@ class UnrolledDifferentiation(BaseHorizons):
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
     ) -> NDArray[np.float64]:
         fewer = len(self.train_indices_) < len(X) * len(horizons)
-        if self.mode == "auto" and fewer and not self._forward:
+        fits = self._bytes(forward=True) <= self.memory_budget
+        if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
         if self._forward:
             per_seed, growth = self._from_tangents(X, y, measure, horizons)

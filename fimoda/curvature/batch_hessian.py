@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class BatchHessian(ABC):
     def __init__(self, model: FinalModel, kink_smoothing: float | None = None):
         self.model = model
         self.kink_smoothing = kink_smoothing
+
+    def _smoothed(self) -> AbstractContextManager[Any]:
+        """The context in which kinks have the curvature asked for."""
+        smooth = self.kink_smoothing
+        return nullcontext() if smooth is None else SmoothedKinks(smooth)
 
     @abstractmethod
     def __call__(
@@ -79,15 +85,14 @@ class AutogradHessian(BatchHessian):
         self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
     ) -> tuple[Tensor, Tensor]:
         def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = self.model.forward(theta, x, training=self.model.is_stochastic)
+            outputs = self.model.forward(theta, x, training=True)
             losses = self.model.loss(outputs, y)
             return (w * losses).sum(), losses
 
         def along(v: Tensor) -> tuple[Tensor, Tensor]:
             return jvp(grad(objective, has_aux=True), (theta,), (v,))[1]
 
-        smooth = self.kink_smoothing
-        with nullcontext() if smooth is None else SmoothedKinks(smooth):
+        with self._smoothed():
             return vmap(along, randomness="same")(V)
 
 
@@ -152,7 +157,8 @@ class ChainHessian(BatchHessian):
         outputs, tape = chain_forward(self.links, stacked, x.unsqueeze(0), training=False)
         outputs, kept = outputs[0], [h[0] for h in tape]
         gradient = self.model.loss.gradient(outputs, y)
-        curvature = self.model.output_hessian(outputs, y) * w[:, None, None]
+        with self._smoothed():
+            curvature = self.model.output_hessian(outputs, y) * w[:, None, None]
         upstream = gradient * w[:, None]
         signals: list[Tensor] = []
         slopes: dict[int, Tensor] = {}

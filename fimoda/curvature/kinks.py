@@ -98,8 +98,11 @@ class SmoothedKinks(TorchFunctionMode):
             torch.abs: self._abs,
             Tensor.abs: self._abs,
             F.l1_loss: self._l1,
-            torch.clamp_min: lambda z, min: min + relu(z - min),
+            torch.clamp_min: lambda z, min: z + relu(min - z),
             F.max_pool2d: self._max_pool2d,
+            F.max_pool2d_with_indices: lambda *args, **options: self._max_pool2d(
+                *args, **{**options, "return_indices": True}
+            ),
         }
 
     def __torch_function__(
@@ -117,10 +120,11 @@ class SmoothedKinks(TorchFunctionMode):
     def _hardtanh(
         self, z: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
     ) -> Tensor:
-        return min_val + self._relu(z - min_val) - self._relu(z - max_val)
+        # each kink from its outside, since there ReLU's slope is zero at the kink itself
+        return min_val + max_val - z + self._relu(z - min_val) - self._relu(max_val - z)
 
     def _abs(self, z: Tensor) -> Tensor:
-        return 2 * self._relu(z) - z
+        return self._relu(z) + self._relu(-z)
 
     def _l1(self, outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
         loss = self._abs(outputs - targets)

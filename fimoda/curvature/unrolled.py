@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
@@ -34,7 +35,8 @@ class Unrolled:
     thetas : Tensor of shape (n_horizons, p)
         Parameters of the run at the horizons.
     growth : float
-        Largest factor by which a vector has grown on its way, looked at once an epoch.
+        Largest factor by which a vector has grown on its way, looked at once an epoch: backwards
+        those of the test rows, forwards a step along the first gradient.
     """
 
     values: Tensor
@@ -136,18 +138,20 @@ def forward_tangents(
     place[torch.as_tensor(np.asarray(left_out), device=model.device)] = torch.arange(
         len(left_out), device=model.device
     )
-    parts = [model.theta.new_zeros(len(left_out), model.n_parameters)]
+    # the last tangent is that of a small change at the start, whose growth is looked at
+    parts = [model.theta.new_zeros(len(left_out) + 1, model.n_parameters)]
     reached: list[Tensor] = []
     at_step = {h * run.steps_per_epoch for h in horizons}
-    size = torch.zeros(len(left_out), device=model.device)
     growth = 0.0
     thetas: list[Tensor] = []
     for moment in watch(run.forwards()):
         if moment.step in at_step:
-            reached.append(parts[0].clone())
+            reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
         rows, w = run.batch(moment)
         x, y = run.trainer.X[rows], run.trainer.y[rows]
+        if moment.step == 0:
+            parts[0][-1:] = F.normalize(_combined_gradients(run, moment, x, y, w[None]))
         with seeded(model, moment.noise):
             pushed, _ = hessian(moment.theta, x, y, w, parts[0])
         if model.l2 is not None:
@@ -161,12 +165,9 @@ def forward_tangents(
             pushed[place[rows[mine]]] += _combined_gradients(run, moment, x, y, basis)
         parts = run.derivative(moment).push(parts, pushed)
         if (moment.step + 1) % run.steps_per_epoch == 0:
-            length = parts[0].norm(dim=1)
-            if moment.step + 1 > run.steps_per_epoch:
-                growth = max(growth, _growth(parts[0], size))
-            size = torch.maximum(size, length) if moment.step else length
+            growth = max(growth, float(parts[0][-1].norm()))
     return Unrolled(
-        torch.stack([*reached, parts[0]]), torch.stack([*thetas, run.last.theta]), growth
+        torch.stack([*reached, parts[0][:-1]]), torch.stack([*thetas, run.last.theta]), growth
     )
 
 
@@ -187,7 +188,7 @@ def _combined_gradients(
     model = run.trainer.model
     with seeded(model, moment.noise):
         _, pull, *_ = vjp(
-            lambda theta: model.loss(model.forward(theta, x, model.is_stochastic), y),
+            lambda theta: model.loss(model.forward(theta, x, training=True), y),
             moment.theta,
         )
         return vmap(pull)(basis)[0]

@@ -92,7 +92,8 @@ def step_derivative(
     old = [t.detach().double().requires_grad_() for t in (theta, *(buffers[k] for k in names))]
     g = gradient.detach().double().requires_grad_()
     moved = old[0].clone()
-    optimizer = spec.build([moved], differentiable=True)
+    plain = {name: None for name in ("foreach", "fused") if name in spec.params}
+    optimizer = spec.build([moved], differentiable=True, **plain)
     kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in buffers.items()}
     kept.update({name: leaf.clone() for name, leaf in zip(names, old[1:], strict=True)})
     group = optimizer.param_groups[0]

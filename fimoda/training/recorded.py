@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, sqrt
 
-import torch
 from torch import Tensor
 
 from .batches import FULL_DATA, Batch, LeaveOutPlan
@@ -18,7 +17,7 @@ from .differentiable import (
     step_derivative,
 )
 from .products import fast_float32_products
-from .stack import StackTrainer, check_finite, seeded
+from .stack import StackTrainer, check_finite, noise_state, seeded
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Moment:
     buffers : dict
         What the optimiser keeps.
     noise : Tensor
-        State of torch's random generator, from which dropout draws.
+        State of the random generator that dropout draws from.
     """
 
     step: int
@@ -89,7 +88,7 @@ class RecordedRun:
         self._stretch = ceil(sqrt(self.n_steps))
         start = trainer.model.theta if theta is None else theta
         with seeded(trainer.model, seed):
-            last = Moment(0, start, {}, torch.get_rng_state())
+            last = Moment(0, start, {}, noise_state(trainer.model))
         self._kept: list[Moment] = []
         while last.step < self.n_steps:
             self._kept.append(last)
@@ -158,7 +157,7 @@ class RecordedRun:
                 optimizer.step()
                 buffers = _copied(optimizer.state[theta])
                 moments.append(
-                    Moment(step + 1, theta.detach().clone(), buffers, torch.get_rng_state())
+                    Moment(step + 1, theta.detach().clone(), buffers, noise_state(model))
                 )
         return moments
 

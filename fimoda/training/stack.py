@@ -48,18 +48,27 @@ def should_compile(model: FinalModel, operations: float) -> bool:
     return operations > COMPILE_FROM and not model.is_stochastic and read_chain(model) is not None
 
 
+def noise_state(model: FinalModel) -> Tensor:
+    """State of the generator that the forward pass draws from, that of the model's device."""
+    if model.device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(model.device).get_rng_state(model.device)
+
+
 @contextmanager
 def seeded(model: FinalModel, start: int | Tensor) -> Iterator[None]:
-    """Random numbers of the forward pass come from `start`, a seed or a state of the generator.
+    """Random numbers of the forward pass come from `start`, a seed or a `noise_state`.
 
     The caller's generators stay as they are.
     """
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices):
-        if isinstance(start, Tensor):
+        if not isinstance(start, Tensor):
+            torch.manual_seed(start)
+        elif model.device.type == "cpu":
             torch.set_rng_state(start)
         else:
-            torch.manual_seed(start)
+            torch.get_device_module(model.device).set_rng_state(start, model.device)
         yield
 
 
