@@ -254,12 +254,12 @@ def test_gradients_change_by_the_integral_of_the_curvature(net):
 
     def error(sharpness):
         product = batch_hessian(model, sharpness)
-        times = (torch.arange(200) + 0.5) / 200
-        total = sum(product(model.theta + t * far, x, y, w, far[None])[0][0] for t in times) / 200
+        times = (torch.arange(150) + 0.5) / 150
+        total = sum(product(model.theta + t * far, x, y, w, far[None])[0][0] for t in times) / 150
         change = gradient(model.theta + far) - gradient(model.theta)
         return relative(total, change)
 
-    assert error(50.0) < 0.2 * error(None)
+    assert error(150.0) < 0.3 * error(None)
 
 
 # ---- kinks ----------------------------------------------------------------------------------
