@@ -67,6 +67,11 @@ def check_differentiable(spec: OptimizerSpec) -> None:
             "no `differentiable` option. Use one of torch.optim that has: SGD, Adam, AdamW, "
             "RMSprop, Adagrad, ..."
         )
+    if inspect.isclass(spec.cls) and issubclass(spec.cls, torch.optim.Rprop):
+        raise ValueError(
+            "optimizer Rprop cannot be differentiated: it looks at the signs of gradients only, so "
+            "the derivative is zero. Use SGD, Adam, AdamW, RMSprop, Adagrad, ..."
+        )
 
 
 def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
@@ -94,7 +99,8 @@ def step_derivative(
     moved = old[0].clone()
     plain = {name: None for name in ("foreach", "fused") if name in spec.params}
     optimizer = spec.build([moved], differentiable=True, **plain)
-    kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in buffers.items()}
+    # the number of steps too: torch keeps it in float32, and takes powers of it
+    kept = {k: v.clone().double() if isinstance(v, Tensor) else v for k, v in buffers.items()}
     kept.update({name: leaf.clone() for name, leaf in zip(names, old[1:], strict=True)})
     group = optimizer.param_groups[0]
     group["lr"] = spec.lr_at(epoch)
