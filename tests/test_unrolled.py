@@ -7,6 +7,7 @@ import inspect
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ N, D, C, N_TEST = 13, 3, 3, 4
 BATCH = 4  # the last batch of an epoch holds one row
 SEED = 5
 HORIZONS = [1, 3]
-LEFT_OUT = [2, 0, 12]
+LEFT_OUT = [6, 0, 3]  # the first is alone in its batch in epoch 1, the last in epoch 2
 
 OPTIMIZERS = {
     "sgd": ("SGD", 0.1, {}),
@@ -186,7 +187,7 @@ def test_every_optimizer(optimizer):
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_row_weights(optimizer):
     weights = np.arange(1.0, N + 1)
-    weights[3] = 0.0  # a batch of two may hold one row that counts
+    weights[10] = 0.0  # alone in its batch in epoch 3
     check(lambda **changes: unrolled(optimizer=optimizer, **changes), None, weights)
 
 
@@ -279,12 +280,18 @@ def test_average_over_seeds(mode):
 
 def test_same_bits_for_any_number_of_workers():
     X, y, X_test, y_test = data()
-    net = mlp(nn.Dropout(0.5)).float()
-    found = [
-        unrolled(net, n_seeds=[3, 11], n_jobs=n_jobs).fit(X, y).transform(X_test, y_test)
-        for n_jobs in (1, 2)
-    ]
-    np.testing.assert_array_equal(*found)
+    net = mlp(nn.Dropout(0.5), activation=nn.ReLU).float()
+
+    def scores(mode="adjoint", **changes):
+        found = unrolled(net, n_seeds=[3, 11], kink_smoothing="auto", mode=mode, **changes)
+        return found.fit(X, y).transform(X_test, y_test)
+
+    expected = scores()
+    np.testing.assert_array_equal(scores(n_jobs=2), expected)
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        np.testing.assert_array_equal(scores(), expected)
+        forwards = scores("forward")
+    np.testing.assert_array_equal(scores("forward"), forwards)
 
 
 def test_generators_are_left_alone():
@@ -294,6 +301,18 @@ def test_generators_are_left_alone():
     for mode in ("adjoint", "forward"):
         unrolled(net, mode=mode).fit(X, y).transform(X_test, y_test)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "forward"])
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_float32_fits_float64(optimizer, mode):
+    X, y, X_test, y_test = data()
+    net = mlp(nn.Linear(5, 5), nn.ReLU(), nn.Dropout(0.5))
+    found, expected = (
+        unrolled(each, optimizer, mode=mode).fit(X, y).transform(X_test, y_test)
+        for each in (copy.deepcopy(net).float(), net)
+    )
+    assert relative(found, expected) < 1e-3
 
 
 def vector_bytes(found) -> int:
@@ -366,9 +385,10 @@ def test_start_of_another_shape(start, got):
 def test_removing_a_light_row_is_the_derivative():
     X, y, X_test, y_test = data("numbers")
     weights = np.ones(N)
-    weights[LEFT_OUT] = 1e-6
+    light = [2, 0, 12]  # and never alone in a batch
+    weights[light] = 1e-6
     settings = {
-        "n_epochs": 3, "n_seeds": [SEED], "lr": 0.05, "batch_size": BATCH, "leave_out": LEFT_OUT,
+        "n_epochs": 3, "n_seeds": [SEED], "lr": 0.05, "batch_size": BATCH, "leave_out": light,
         "optimizer": "SGD", "optimizer_params": {"momentum": 0.9}, "criterion": nn.MSELoss(),
     }  # fmt: skip
     net = nn.Linear(D, 1).double()
@@ -410,18 +430,17 @@ def test_growth(factor, mode):
     X, y, X_test, y_test = data("numbers")
     X, X_test = X[:, :1], X_test[:, :1]
     lr = (1 - factor) / (2 * float((X**2).mean()))
-    n_epochs = 12
     found = unrolled(
-        nn.Linear(1, 1, bias=False).double(), n_epochs=n_epochs, batch_size=N, mode=mode,
+        nn.Linear(1, 1, bias=False).double(), n_epochs=[1, 12], batch_size=N, mode=mode,
         criterion=nn.MSELoss(), lr=lr,
     )  # fmt: skip
     found.fit(X, y)
     if factor == -1.5:
         with pytest.warns(ConvergenceWarning, match=r"grows 130-fold .* Lower n_epochs"):
-            found.transform(X_test, y_test)
-        assert found.growth_ == pytest.approx(1.5**n_epochs)
+            found.transform_horizons(X_test, y_test)
+        assert found.growth_ == pytest.approx(1.5**12)
     else:
-        found.transform(X_test, y_test)
+        found.transform_horizons(X_test, y_test)
         assert found.growth_ == pytest.approx(0.5)  # looked at once an epoch
 
 
@@ -566,12 +585,12 @@ def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
     start = 2 * stack.model.theta
     for theta in (None, start):
         reached = []
-        stack.run(plan, [1, 2, 3], lambda _, t, to=reached: to.append(t[0]),
+        stack.run(plan, range(1, 6), lambda _, t, to=reached: to.append(t[0]),
                   None if theta is None else theta[None])  # fmt: skip
-        run = RecordedRun(stack, SEED, weights, BATCH, 3, theta)
+        run = RecordedRun(stack, SEED, weights, BATCH, 5, theta)
         forwards = list(run.forwards())
-        assert [m.step for m in forwards] == list(range(12))
-        seen = [forwards[4].theta, forwards[8].theta, run.last.theta]
+        assert [m.step for m in forwards] == list(range(20))
+        seen = [*(forwards[step].theta for step in (4, 8, 12, 16)), run.last.theta]
         assert relative(torch.stack(seen), torch.stack(reached)) < 1e-12
         for a, b in zip(forwards, reversed(list(run.backwards())), strict=True):
             assert a.step == b.step
@@ -579,7 +598,7 @@ def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
             assert torch.equal(a.noise, b.noise)
             assert a.buffers.keys() == b.buffers.keys()
             assert all(torch.equal(a.buffers[k], b.buffers[k]) for k in run.names(a))
-    assert len(run._kept) == 3  # of stretches of four steps
+        assert len(run._kept) == 4  # of stretches of five steps
 
 
 def test_noise_is_that_of_the_step():
