@@ -131,6 +131,15 @@ class FinalModel:
             for k, s in self.shapes.items()
         }
 
+    def at(self, theta: Tensor) -> FinalModel:
+        """The same model with other parameters."""
+        module = copy.deepcopy(self.module)
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, value in self.views(theta).items():
+                parameters[name].copy_(value)
+        return replace(self, module=module)
+
     @property
     def device(self) -> torch.device:
         return self.theta.device

@@ -50,6 +50,10 @@ class OptimizerSpec:
             params["fused"] = True
         return self.cls(list(stack), lr=self.lr_at(0), **params)
 
+    def defaults(self) -> dict[str, Any]:
+        """All settings but the learning rate, the optimiser's own defaults included."""
+        return {**self.build([torch.zeros(1, requires_grad=True)]).defaults}
+
     def describe(self, n_epochs: int) -> dict[str, Any]:
         """What identifies the optimiser of a run of `n_epochs`."""
         lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr

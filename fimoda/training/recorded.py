@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, sqrt
 
@@ -60,6 +60,8 @@ class RecordedRun:
     n_epochs : int
     theta : Tensor of shape (p,), default=None
         Initial parameters; those of the final model by default.
+    on_moment : callable, default=None
+        Called with every moment of the first run, both ends included.
 
     Raises
     ------
@@ -77,6 +79,7 @@ class RecordedRun:
         batch_size: int,
         n_epochs: int,
         theta: Tensor | None = None,
+        on_moment: Callable[[Moment], None] | None = None,
     ):
         check_differentiable(trainer.optimizer)
         self.trainer = trainer
@@ -92,8 +95,12 @@ class RecordedRun:
         self._kept: list[Moment] = []
         while last.step < self.n_steps:
             self._kept.append(last)
-            last = self._walk(last)[-1]
+            moments = self._walk(last)
+            last = moments[-1]
             check_finite(last.theta, last.step / self.steps_per_epoch, seed)
+            if on_moment is not None:
+                for moment in moments[1 if moments[0].step else 0 :]:
+                    on_moment(moment)
         self.last = last
 
     def forwards(self) -> Iterator[Moment]:

@@ -1,0 +1,235 @@
+r"""Further training linearised once, in the space of the training rows' outputs.
+
+The rows' Jacobians J stand still where the run on all rows begins; the residuals, and the
+measurements at the end, are those of the run itself. Everything is inner products: of the kernel
+:math:`K = J P J^\top` (P the optimiser's preconditioner), and of the measurements' gradients
+with J. A quadratic loss has a constant curvature in the outputs, so that the eigenvectors of K
+separate: every row's own run is followed forwards in them, once for all test rows and horizons
+(`QuadraticRemoval`). Any other loss is walked backwards from the test rows, step by step
+(`adjoint_in_outputs`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..training.linear_steps import LinearSteps
+
+#: From this step on, blocks of steps with a force that is linear in time grow with time.
+_EXACT_STEPS = 64
+
+
+class QuadraticRemoval:
+    r"""What every left-out row's own run does to the parameters, for a quadratic loss.
+
+    In the eigenvectors of :math:`\kappa \sum_j s_j w J_j^\top J_j` (modes), row i's deviation
+    :math:`x_i` from the run on all rows obeys the optimiser's recursion with the gradient
+
+    .. math:: \kappa M x_i + f_i (\bar g - J_i^\top u_i), \qquad f_i = \frac{s_i}{1 - s_i}
+
+    where :math:`s_i` is the row's share of the mean, and :math:`u_i` its residual: that of the run
+    on all rows to first order, its own, :math:`r_i + w J_i x_i`, in the exact removal, which also
+    has :math:`\kappa = 1/(1 - \bar s)`. The first steps are taken one by one; later the residuals
+    are linear in time over blocks that grow with time.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (n, C, n, C)
+        Of the outputs of the training rows, in float64.
+    share : Tensor of shape (n,)
+        Each row's share of the objective.
+    bend : float
+        w, the second derivative of each row's loss in each output.
+    steps : LinearSteps
+    exact : bool
+        Whether rows are removed exactly, or to first order.
+    """
+
+    def __init__(self, kernel: Tensor, share: Tensor, bend: float, steps: LinearSteps, exact: bool):
+        n, c = kernel.shape[:2]
+        self.steps = steps
+        self.exact = exact
+        self.bend = bend
+        self.share = share
+        self.factor = share / (1 - share)
+        root = (share * bend).sqrt().repeat_interleave(c)
+        gram = kernel.reshape(n * c, n * c) * root[:, None] * root
+        values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+        kept = values > 1e-13 * values[-1]
+        self.values = values[kept]
+        #: Rows in modes, (n, C, k): their inner products are the kernel.
+        self.rows = (vectors[:, kept] * self.values.sqrt() / root[:, None]).unflatten(0, (n, c))
+        #: From inner products with the rows' Jacobians (m, nC) to modes (m, k).
+        self.to_modes = vectors[:, kept] * root[:, None] / self.values.sqrt()
+
+    def deviations(
+        self, residuals: Tensor, rates: Tensor, per_epoch: int, horizons: Sequence[int]
+    ) -> Tensor:
+        """Each row's deviation in modes at each horizon, (n_horizons, n, k).
+
+        Parameters
+        ----------
+        residuals : Tensor of shape (n_epochs + 1, n, C)
+            Gradient of each row's loss in its outputs, at the start of each epoch and at the end.
+        rates : Tensor of shape (n_steps,)
+            Learning rates.
+        per_epoch : int
+            Steps of an epoch.
+        horizons : sequence of int
+            Increasing numbers of epochs.
+        """
+        residuals = residuals.double()
+        marks = [h * per_epoch for h in horizons]
+        x = torch.zeros(self.rows.shape[0], self.rows.shape[2]).to(self.rows)
+        v = torch.zeros_like(x)
+        reached: list[Tensor] = []
+        r0 = residuals[0]
+        own = torch.zeros_like(r0)
+        times = _grid(marks)
+        for t0, t1 in itertools.pairwise(times):
+            r1 = _at(residuals, t1 / per_epoch)
+            block = _Block(self, rates[t0:t1])
+            x, v = block.drift(x, v)
+            block.push(x, v, 0, r0 + own, self._mean(r0))
+            u1 = r1
+            if self.exact:
+                known = block.with_mean(x, self._mean(r1))
+                u1 = block.solve_own(self.rows, r1 + self.bend * self._outputs(known))
+            block.push(x, v, 1, u1, self._mean(r1))
+            own = self.bend * self._outputs(x) if self.exact else own
+            r0 = r1
+            if t1 in marks:
+                reached.append(x.clone())
+        return torch.stack(reached)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Change of each row's own outputs (n, C) in its own run."""
+        return torch.einsum("nck,nk->nc", self.rows, x)
+
+    def _mean(self, r: Tensor) -> Tensor:
+        """The mean gradient in modes, (k,)."""
+        return torch.einsum("nck,nc->k", self.rows, r * self.share[:, None])
+
+
+class _Block:
+    """Some steps in a row: what they do to deviations, and to forces linear in time."""
+
+    def __init__(self, removal: QuadraticRemoval, rates: Tensor):
+        self.removal = removal
+        steps, b = removal.steps, len(rates)
+        kappa = 1 / (1 - float(removal.share.mean())) if removal.exact else 1.0
+        curved = removal.values * kappa + steps.coupled_decay
+        # columns: a unit of x, of v, of a force that fades over the block, of one that grows
+        state = curved.new_zeros(2, 4, len(curved))
+        state[0, 0], state[1, 1] = 1, 1
+        for j in range(b):
+            g = curved * state[0]
+            g[2] += 1 - j / b
+            g[3] += j / b
+            v = steps.momentum * state[1] + steps.intake * g
+            rate = float(rates[j])
+            move = steps.of_gradient * g + steps.of_velocity * v
+            state = torch.stack([(1 - rate * steps.decoupled_decay) * state[0] - rate * move, v])
+        self.state = state
+
+    def drift(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        s = self.state
+        if not self.removal.steps.of_velocity:
+            return x * s[0, 0], v
+        return x * s[0, 0] + v * s[0, 1], x * s[1, 0] + v * s[1, 1]
+
+    def push(self, x: Tensor, v: Tensor, end: int, u: Tensor, mean: Tensor) -> None:
+        """Add what the force of residuals u at one end of the block does."""
+        removal = self.removal
+        force = (mean - torch.einsum("nck,nc->nk", removal.rows, u)).mul_(removal.factor[:, None])
+        x.addcmul_(force, self.state[0, 2 + end].expand_as(force))
+        if removal.steps.of_velocity:
+            v.addcmul_(force, self.state[1, 2 + end].expand_as(force))
+
+    def with_mean(self, x: Tensor, mean: Tensor) -> Tensor:
+        """x and what the mean gradient at the end of the block adds to it."""
+        return x + self.removal.factor[:, None] * (mean * self.state[0, 3])
+
+    def solve_own(self, rows: Tensor, known: Tensor) -> Tensor:
+        """Own residuals at the end of the block, on which the force itself depends."""
+        removal = self.removal
+        hat = torch.einsum("nck,k,ndk->ncd", rows, self.state[0, 3], rows)
+        hat = hat * (removal.bend * removal.factor)[:, None, None]
+        eye = torch.eye(hat.shape[1]).to(hat)
+        return torch.linalg.solve(eye + hat, known.unsqueeze(2)).squeeze(2)
+
+
+def adjoint_in_outputs(
+    kernel: Tensor,
+    share: Tensor,
+    curvature: Tensor,
+    residuals: Tensor,
+    steps: LinearSteps,
+    rates: Tensor,
+    per_epoch: int,
+    inner: Sequence[Tensor],
+    horizons: Sequence[int],
+) -> Tensor:
+    """Scores (n_horizons, m, n) to first order, by one walk back for all horizons.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (n, C, n, C)
+        Of the outputs of the training rows.
+    share : Tensor of shape (n,)
+        Each row's share of the objective.
+    curvature : Tensor of shape (n_epochs + 1, n, C, C)
+        Second derivative of each row's loss in its outputs, by epoch.
+    residuals : Tensor of shape (n_epochs + 1, n, C)
+        First derivative.
+    steps : LinearSteps
+    rates : Tensor of shape (n_steps,)
+    per_epoch : int
+    inner : sequence of Tensor of shape (m, n, C)
+        For each horizon, inner products of the measurements' gradients with the (preconditioned)
+        Jacobians of the rows.
+    horizons : sequence of int
+        Increasing numbers of epochs.
+    """
+    n, c = kernel.shape[:2]
+    K = kernel.reshape(n * c, n * c)
+    m = len(inner[0])
+    scores = K.new_zeros(len(horizons), m, n)
+    ends = {h * per_epoch: L.to(K) for h, L in zip(horizons, inner, strict=True)}
+    L = V = K.new_zeros(0, n, c)
+    factor = (share / (1 - share)).to(K)
+    share = share.to(K)
+    own = L.new_zeros(0, n)
+    for step in range(horizons[-1] * per_epoch - 1, -1, -1):
+        if step + 1 in ends:
+            L, V = torch.cat([ends[step + 1], L]), torch.cat([torch.zeros_like(ends[step + 1]), V])
+            own = torch.cat([own.new_zeros(m, n), own])
+        epoch, passed = step // per_epoch, (step % per_epoch) / per_epoch
+        W = torch.lerp(curvature[epoch], curvature[epoch + 1], passed).to(K)
+        r = torch.lerp(residuals[epoch], residuals[epoch + 1], passed).to(K)
+        L, V, G = steps.pull(float(rates[step]), L, V, K.new_full((), steps.coupled_decay))
+        own += (G * r).sum(2)
+        bent = torch.einsum("znc,ncd->znd", G * share[:, None], W)
+        L = L + (bent.flatten(1) @ K).unflatten(1, (n, c))
+    change = ((own @ share)[:, None] - own) * factor
+    scores += change.unflatten(0, (-1, m))
+    return scores
+
+
+def _grid(marks: Sequence[int]) -> list[int]:
+    """Steps at which forces are evaluated: all at first, then further and further apart."""
+    times = [0]
+    for mark in marks:
+        while times[-1] < mark:
+            times.append(min(mark, times[-1] + max(1, times[-1] // _EXACT_STEPS)))
+    return times
+
+
+def _at(values: Tensor, epoch: float) -> Tensor:
+    """Values (n_epochs + 1, ...) between epochs, linearly."""
+    before = min(int(epoch), len(values) - 2)
+    return torch.lerp(values[before], values[before + 1], epoch - before)

@@ -1,0 +1,299 @@
+r"""Further training linearised anew at a few points of its run on all rows.
+
+The run is cut into segments. In each, the curvature :math:`H` and the rows' Jacobians stand still
+at the middle; the residuals, and the measurements at the end, are those of the run itself. An
+adjoint :math:`\lambda` passes through the K steps of a segment as a function of the matrix
+:math:`M = P^{1/2} H P^{1/2}` (for plain SGD :math:`(1 - \eta M)^K \lambda`), P the optimiser's
+preconditioner. It is evaluated in a Krylov space of M that begins with the rows' Jacobians; outside
+that space there is no curvature. With as many segments as steps this is unrolled differentiation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from ..model import FinalModel
+from ..row_gradients import RowDifferentiator
+from ..training.linear_steps import LinearSteps, linear_steps
+from ..training.observed import ObservedRun
+from ..training.optimizers import OptimizerSpec
+from .batch_hessian import BatchHessian
+from .block_krylov import block_krylov
+
+#: Rows that go through a product with the Hessian together.
+_ROWS = 1024
+
+#: Rows whose Jacobians the Krylov spaces begin with, for each vector of the beginning.
+_SAMPLE = 4
+
+#: Numbers in the outputs' derivatives along all vectors of a chunk of rows.
+_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What one unit of adjoint at the end of a segment does on its way back, mode by mode.
+
+    The first axis has the unit in the parameters, and in the velocity; the last the modes.
+
+    Parameters
+    ----------
+    X, V : Tensor of shape (2, k)
+        Adjoints at the start of the segment.
+    first, second : Tensor of shape (n_epochs, 2, k)
+        Sums over each epoch's steps of the gradient's adjoint, weighted by one minus the part of
+        the epoch that has passed, and by that part.
+    """
+
+    X: Tensor
+    V: Tensor
+    first: Tensor
+    second: Tensor
+
+    def to_residuals(self, residuals: Tensor) -> Tensor:
+        """Weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
+        R = residuals.to(self.first)
+        return torch.einsum("enc,esk->snck", R[:-1], self.first) + torch.einsum(
+            "enc,esk->snck", R[1:], self.second
+        )
+
+
+def responses(steps: LinearSteps, curved: Tensor, rates: Tensor, per_epoch: int) -> Responses:
+    """Walk back through the steps with these learning rates, for modes of these eigenvalues."""
+    unit = torch.ones_like(curved)
+    X = torch.stack([unit, 0 * unit])
+    V = torch.stack([0 * unit, unit])
+    n_epochs = len(rates) // per_epoch
+    first = curved.new_zeros(n_epochs, 2, len(curved))
+    second = torch.zeros_like(first)
+    for step in range(len(rates) - 1, -1, -1):
+        X, V, G = steps.pull(float(rates[step]), X, V, curved)
+        passed = (step % per_epoch) / per_epoch
+        first[step // per_epoch] += (1 - passed) * G
+        second[step // per_epoch] += passed * G
+    return Responses(X, V, first, second)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment, linearised.
+
+    Parameters
+    ----------
+    start, end : int
+        Its epochs.
+    theta : Tensor of shape (p,)
+        Parameters in its middle.
+    scale : Tensor of shape (p,) or float
+        Root of the preconditioner.
+    basis : Tensor of shape (k, p)
+        Orthonormal modes of the preconditioned curvature.
+    response : Responses
+        Of the modes, and last of everything outside them.
+    rows : list of Tensor of shape (n, k)
+        Each row's inner products with the modes times its residuals, for units of adjoint in the
+        parameters, and in the velocity if the optimiser has one.
+    outside : list of Tensor of shape (n, C)
+        Residuals that go with the derivative of each row's outputs outside the modes.
+    missed : Tensor of shape (2,)
+        Squares of what the linearisation misses of the outputs' change, and of that change.
+    """
+
+    start: int
+    end: int
+    theta: Tensor
+    scale: Tensor | float
+    basis: Tensor
+    response: Responses
+    rows: list[Tensor]
+    outside: list[Tensor]
+    missed: Tensor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """How a run on all rows is linearised, segment by segment.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    row_weights : Tensor of shape (n,)
+        Weights of the rows in the training objective.
+    optimizer : OptimizerSpec
+    cuts : tuple of int
+        Epochs at which segments begin and end, from 0 on; every horizon is one of them.
+    n_components : int
+        Most dimensions of a Krylov space.
+    block_size : int
+        Vectors that span its beginning.
+    """
+
+    model: FinalModel
+    X: Tensor
+    y: Tensor
+    row_weights: Tensor
+    optimizer: OptimizerSpec
+    cuts: tuple[int, ...]
+    n_components: int
+    block_size: int
+
+    def steps_to_see(self, per_epoch: int) -> set[int]:
+        """Steps that the run must be seen at: cuts, and middles of segments."""
+        middles = {_middle(a, b, per_epoch) for a, b in self.pairs}
+        return middles | {cut * per_epoch for cut in self.cuts}
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(itertools.pairwise(self.cuts))
+
+    def linearize(self, run: ObservedRun, hessian: BatchHessian, a: int, b: int) -> Segment:
+        """The segment from epoch a to epoch b."""
+        per_epoch = run.steps_per_epoch
+        middle = run.moments[_middle(a, b, per_epoch)]
+        steps = linear_steps(self.optimizer, middle.buffers)
+        scale = 1.0 if steps.preconditioner is None else steps.preconditioner.sqrt()
+        decay = self._decay(steps)
+
+        def product(U: Tensor) -> Tensor:
+            return self._curved(hessian, middle.theta, U * scale, decay) * scale
+
+        start = self._principal_jacobians(middle.theta) * scale
+        values, basis = block_krylov(product, start, max(1, self.n_components // len(start)))
+        level = 0.0 if decay is None else float((decay * scale**2).mean())
+        curved = torch.cat([values, values.new_tensor([level])])
+        rates = run.rates[a * per_epoch : b * per_epoch]
+        response = responses(steps, curved, rates, per_epoch)
+        pushed = self.push(middle.theta, basis * scale)  # (n, k, C)
+        weights = response.to_residuals(run.residuals[a : b + 1])
+        parts = weights[: 2 if steps.of_velocity else 1]
+        return Segment(
+            a,
+            b,
+            middle.theta,
+            scale,
+            basis,
+            response,
+            [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
+            [part[:, :, -1] for part in parts],
+            self._missed(middle.theta, run.theta(a), run.theta(b)),
+        )
+
+    def walk_back(
+        self,
+        segments: Sequence[Segment],
+        gradients: Callable[[int], Tensor],
+        horizons: Sequence[int],
+    ) -> Tensor:
+        """Scores (n_horizons, m, n) of all training rows, by one walk back through the segments.
+
+        Parameters
+        ----------
+        segments : sequence of Segment
+            In order, from epoch 0 to the last horizon.
+        gradients : callable
+            Gradients of the measurements (m, p) after an epoch.
+        horizons : sequence of int
+            Increasing numbers of epochs.
+        """
+        share = self.row_weights.double() / self.row_weights.double().sum()
+        factor = share / (1 - share)
+        X = V = self.model.theta.new_zeros(0, self.model.n_parameters)
+        scores = share.new_zeros(0, len(self.X))
+        for segment in reversed(segments):
+            if segment.end in horizons:
+                fresh = gradients(segment.end)
+                X, V = torch.cat([fresh, X]), torch.cat([torch.zeros_like(fresh), V])
+                scores = torch.cat([scores.new_zeros(len(fresh), len(self.X)), scores])
+            own, X, V = self._pass(segment, X, V)
+            scores += factor * ((own @ share)[:, None] - own)
+        return scores.unflatten(0, (len(horizons), -1))
+
+    def _pass(self, segment: Segment, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inner products with rows (k, n), and adjoints at the segment's start."""
+        scale, basis, response = segment.scale, segment.basis, segment.response
+        own = X.new_zeros(len(X), len(self.X), dtype=torch.float64)
+        new_X, new_V = torch.zeros_like(X), torch.zeros_like(V)
+        ends = [X * scale, V / scale]
+        for part, (rows, outside) in enumerate(zip(segment.rows, segment.outside, strict=True)):
+            inner = ends[part] @ basis.mT
+            outer = ends[part] - inner @ basis
+            own += (inner @ rows.mT).double()
+            pushed = self.push(segment.theta, outer * scale).double()  # (n, m, C)
+            own += torch.einsum("nmc,nc->mn", pushed, outside)
+            for new, factors in ((new_X, response.X[part]), (new_V, response.V[part])):
+                kept = factors.to(X)
+                new += (inner * kept[:-1]) @ basis + outer * kept[-1]
+        return own, new_X / scale, new_V * scale
+
+    def push(self, theta: Tensor, U: Tensor) -> Tensor:
+        """Derivatives of the rows' outputs along the rows of U (k, p), as (n, k, C)."""
+        width = max(shape[0] for shape in self.model.shapes.values() if shape)
+        chunk = min(_ROWS, len(self.X))
+        block = max(1, _NUMBERS // (chunk * width))
+
+        def along(x: Tensor, u: Tensor) -> Tensor:
+            return jvp(lambda theta: self.model.forward(theta, x), (theta,), (u,))[1]
+
+        return torch.cat(
+            [
+                torch.cat([vmap(along, (None, 0))(x, u) for u in U.split(block)]).transpose(0, 1)
+                for x in self.X.split(chunk)
+            ]
+        )
+
+    def _principal_jacobians(self, theta: Tensor) -> Tensor:
+        """Principal directions of some rows' derivatives of outputs with random signs, (b, p)."""
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(self.X), generator=generator)[: _SAMPLE * self.block_size]
+        X = self.X[some.to(self.X.device)]
+        n_outputs = self.model.outputs(X[:1]).shape[1]
+        signs = torch.randint(0, 2, (len(X), n_outputs), generator=generator) * 2 - 1
+
+        def signed(outputs: Tensor, sign: Tensor) -> Tensor:
+            return (outputs * sign).sum(-1)
+
+        model = self.model.at(theta)
+        rows = RowDifferentiator(model, X[:2])(X, signs.to(theta), signed).dense()
+        size = rows.norm(dim=1, keepdim=True)
+        rows = rows / torch.where(size > 0, size, 1)
+        _, vectors = torch.linalg.eigh((rows @ rows.mT).double())
+        return vectors[:, -self.block_size :].mT.to(rows) @ rows
+
+    def _decay(self, steps: LinearSteps) -> Tensor | None:
+        """Diagonal of the curvature that penalty and weight decay add, (p,)."""
+        l2 = self.model.l2
+        if not steps.coupled_decay:
+            return l2
+        decay = torch.full_like(self.model.theta, steps.coupled_decay)
+        return decay if l2 is None else decay + l2
+
+    def _curved(
+        self, hessian: BatchHessian, theta: Tensor, U: Tensor, decay: Tensor | None
+    ) -> Tensor:
+        """Products of the curvature of the whole objective with the rows of U (k, p)."""
+        w = (self.row_weights / self.row_weights.sum()).to(U)
+        total = torch.zeros_like(U) if decay is None else U * decay
+        for x, y, share in zip(
+            self.X.split(_ROWS), self.y.split(_ROWS), w.split(_ROWS), strict=True
+        ):
+            total += hessian(theta, x, y, share, U)[0]
+        return total
+
+    def _missed(self, middle: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Squares of what the linearisation misses of the outputs' change, and of the change."""
+        change = self.model.outputs(self.X, end) - self.model.outputs(self.X, start)
+        linear = self.push(middle, (end - start)[None])[:, 0]
+        return torch.stack([(change - linear).square().sum(), change.square().sum()])
+
+
+def _middle(a: int, b: int, per_epoch: int) -> int:
+    """Step in the middle of the epochs a to b."""
+    return (a + b) * per_epoch // 2

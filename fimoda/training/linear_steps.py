@@ -1,0 +1,133 @@
+"""Optimisers as linear recursions: one learning rate, a momentum, a diagonal preconditioner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .differentiable import Buffers
+from .optimizers import OptimizerSpec
+
+_SUPPORTED = "SGD, Adam, AdamW, RMSprop and Adagrad"
+
+
+@dataclass(frozen=True)
+class LinearSteps:
+    r"""The steps of an optimiser whose preconditioner stands still.
+
+    .. math:: v \leftarrow \mu v + \gamma g, \quad
+              \theta \leftarrow (1 - \eta_t d) \theta - \eta_t P (a g + c v)
+
+    with g the gradient plus :math:`\lambda \theta`.
+
+    Parameters
+    ----------
+    momentum : float
+        :math:`\mu`.
+    intake : float
+        :math:`\gamma`.
+    of_gradient, of_velocity : float
+        a and c.
+    coupled_decay, decoupled_decay : float
+        :math:`\lambda` and d.
+    preconditioner : Tensor of shape (p,) or None
+        P; None is the identity.
+    """
+
+    momentum: float = 0.0
+    intake: float = 1.0
+    of_gradient: float = 1.0
+    of_velocity: float = 0.0
+    coupled_decay: float = 0.0
+    decoupled_decay: float = 0.0
+    preconditioner: Tensor | None = None
+
+    def pull(
+        self, rate: float, X: Tensor, V: Tensor, curved: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step backwards in modes of the preconditioned curvature.
+
+        Parameters
+        ----------
+        rate : float
+            Learning rate of the step.
+        X, V : Tensor
+            Adjoints of parameters and velocity after the step.
+        curved : Tensor
+            Eigenvalues of the modes, along the last axis.
+
+        Returns
+        -------
+        X, V, G : Tensor
+            Adjoints of parameters, velocity and gradient before the step.
+        """
+        s = -rate * X
+        V = V + self.of_velocity * s
+        G = self.of_gradient * s + self.intake * V
+        return (1 - rate * self.decoupled_decay) * X + curved * G, self.momentum * V, G
+
+
+def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
+    """The optimiser as a linear recursion, preconditioned as its buffers say.
+
+    Raises
+    ------
+    ValueError
+        If the optimiser has no such form, or uses an option that has none.
+    """
+    name = getattr(spec.cls, "__name__", str(spec.cls))
+    options = spec.defaults()
+    decay = float(options.get("weight_decay", 0.0))
+    if options.get("maximize"):
+        raise ValueError(f"optimizer {name} with maximize=True is not supported.")
+    if name == "SGD":
+        mu, damp = float(options["momentum"]), float(options["dampening"])
+        if mu == 0:
+            return LinearSteps(coupled_decay=decay)
+        a, c = (1.0, mu) if options["nesterov"] else (0.0, 1.0)
+        return LinearSteps(mu, 1 - damp, a, c, coupled_decay=decay)
+    if name in ("Adam", "AdamW") and not options.get("amsgrad"):
+        beta1, beta2 = (float(b) for b in options["betas"])
+        square = buffers["exp_avg_sq"] / (1 - beta2 ** float(buffers["step"]))
+        decoupled = name == "AdamW" or bool(options.get("decoupled_weight_decay"))
+        return LinearSteps(
+            momentum=beta1,
+            intake=1 - beta1,
+            of_gradient=0.0,
+            of_velocity=1.0,
+            coupled_decay=0.0 if decoupled else decay,
+            decoupled_decay=decay if decoupled else 0.0,
+            preconditioner=1 / (square.sqrt() + float(options["eps"])),
+        )
+    if name == "RMSprop" and not options.get("centered"):
+        mu = float(options["momentum"])
+        return LinearSteps(
+            mu,
+            1.0,
+            *((1.0, 0.0) if mu == 0 else (0.0, 1.0)),
+            coupled_decay=decay,
+            preconditioner=1 / (buffers["square_avg"].sqrt() + float(options["eps"])),
+        )
+    if name == "Adagrad" and not options.get("lr_decay"):
+        return LinearSteps(
+            coupled_decay=decay,
+            preconditioner=1 / (buffers["sum"].sqrt() + float(options["eps"])),
+        )
+    raise ValueError(
+        f"optimizer {name} with these settings cannot be linearised; supported are {_SUPPORTED} "
+        "(without amsgrad, centered or lr_decay). Use UnrolledDifferentiation, which takes every "
+        "optimiser of torch that can be differentiated."
+    )
+
+
+def rates(spec: OptimizerSpec, n_steps: int, steps_per_epoch: int) -> Tensor:
+    """Learning rate of each step (n_steps,), Adam's correction of the first ones included."""
+    rate = torch.tensor(
+        [spec.lr_at(step // steps_per_epoch) for step in range(n_steps)], dtype=torch.float64
+    )
+    if getattr(spec.cls, "__name__", "") in ("Adam", "AdamW"):
+        beta1 = float(spec.defaults()["betas"][0])
+        rate = rate / (1 - beta1 ** torch.arange(1, n_steps + 1, dtype=torch.float64))
+    return rate

@@ -1,0 +1,64 @@
+"""What a run on all rows shows on its way: states at some steps, residuals at every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .linear_steps import rates
+from .recorded import Moment, RecordedRun
+from .stack import StackTrainer
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    r"""Further training on all rows with one seed, seen at some of its steps.
+
+    Parameters
+    ----------
+    moments : dict of int to Moment
+        States before the steps asked for; the last one is the end.
+    residuals : Tensor of shape (n_epochs + 1, n, C)
+        Gradient of each row's loss in its outputs, at the start of each epoch and at the end.
+    rates : Tensor of shape (n_steps,)
+        Learning rate of each step.
+    steps_per_epoch : int
+    """
+
+    moments: dict[int, Moment]
+    residuals: Tensor
+    rates: Tensor
+    steps_per_epoch: int
+
+    def theta(self, epoch: int) -> Tensor:
+        """Parameters after an epoch that was asked for."""
+        return self.moments[epoch * self.steps_per_epoch].theta
+
+
+def observe(
+    trainer: StackTrainer,
+    seed: int,
+    row_weights: Tensor,
+    batch_size: int,
+    n_epochs: int,
+    steps: Collection[int],
+    theta: Tensor | None = None,
+) -> ObservedRun:
+    """Run, and keep what happens at these steps."""
+    model, X, y = trainer.model, trainer.X, trainer.y
+    per_epoch = -(-len(X) // batch_size)
+    moments: dict[int, Moment] = {}
+    residuals: list[Tensor] = []
+
+    def look(moment: Moment) -> None:
+        if moment.step in steps:
+            moments[moment.step] = moment
+        if moment.step % per_epoch == 0:
+            residuals.append(model.loss.gradient(model.outputs(X, moment.theta), y))
+
+    run = RecordedRun(trainer, seed, row_weights, batch_size, n_epochs, theta, look)
+    rate = rates(trainer.optimizer, run.n_steps, per_epoch)
+    return ObservedRun(moments, torch.stack(residuals), rate, per_epoch)
