@@ -10,6 +10,7 @@ from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
+from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
@@ -37,6 +38,7 @@ __all__ = [
     "GradCos",
     "GradDot",
     "LiSSAInfluence",
+    "LinearizedFurtherTraining",
     "TopRows",
     "UnrolledDifferentiation",
     "agreement_curve",

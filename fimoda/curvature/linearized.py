@@ -12,7 +12,7 @@ separate: every row's own run is followed forwards in them, once for all test ro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -166,7 +166,7 @@ class _Block:
 def adjoint_in_outputs(
     kernel: Tensor,
     share: Tensor,
-    curvature: Tensor,
+    curvature: Callable[[int], Tensor],
     residuals: Tensor,
     steps: LinearSteps,
     rates: Tensor,
@@ -182,8 +182,8 @@ def adjoint_in_outputs(
         Of the outputs of the training rows.
     share : Tensor of shape (n,)
         Each row's share of the objective.
-    curvature : Tensor of shape (n_epochs + 1, n, C, C)
-        Second derivative of each row's loss in its outputs, by epoch.
+    curvature : callable
+        Second derivative of each row's loss in its outputs (n, C, C), after an epoch.
     residuals : Tensor of shape (n_epochs + 1, n, C)
         First derivative.
     steps : LinearSteps
@@ -204,12 +204,15 @@ def adjoint_in_outputs(
     factor = (share / (1 - share)).to(K)
     share = share.to(K)
     own = L.new_zeros(0, n)
+    later, sooner = curvature(horizons[-1]), curvature(horizons[-1])
     for step in range(horizons[-1] * per_epoch - 1, -1, -1):
         if step + 1 in ends:
             L, V = torch.cat([ends[step + 1], L]), torch.cat([torch.zeros_like(ends[step + 1]), V])
             own = torch.cat([own.new_zeros(m, n), own])
         epoch, passed = step // per_epoch, (step % per_epoch) / per_epoch
-        W = torch.lerp(curvature[epoch], curvature[epoch + 1], passed).to(K)
+        if (step + 1) % per_epoch == 0:
+            later, sooner = sooner, curvature(epoch)
+        W = torch.lerp(sooner, later, passed).to(K)
         r = torch.lerp(residuals[epoch], residuals[epoch + 1], passed).to(K)
         L, V, G = steps.pull(float(rates[step]), L, V, K.new_full((), steps.coupled_decay))
         own += (G * r).sum(2)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
@@ -25,15 +24,13 @@ from ..training.observed import ObservedRun
 from ..training.optimizers import OptimizerSpec
 from .batch_hessian import BatchHessian
 from .block_krylov import block_krylov
+from .outputs import missed_change, push_outputs
 
 #: Rows that go through a product with the Hessian together.
 _ROWS = 1024
 
 #: Rows whose Jacobians the Krylov spaces begin with, for each vector of the beginning.
 _SAMPLE = 4
-
-#: Numbers in the outputs' derivatives along all vectors of a chunk of rows.
-_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class Segmentation:
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
         response = responses(steps, curved, rates, per_epoch)
-        pushed = self.push(middle.theta, basis * scale)  # (n, k, C)
+        pushed = push_outputs(self.model, self.X, middle.theta, basis * scale)  # (n, k, C)
         weights = response.to_residuals(run.residuals[a : b + 1])
         parts = weights[: 2 if steps.of_velocity else 1]
         return Segment(
@@ -183,7 +180,7 @@ class Segmentation:
             response,
             [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
             [part[:, :, -1] for part in parts],
-            self._missed(middle.theta, run.theta(a), run.theta(b)),
+            missed_change(self.model, self.X, middle.theta, run.theta(a), run.theta(b)),
         )
 
     def walk_back(
@@ -226,28 +223,12 @@ class Segmentation:
             inner = ends[part] @ basis.mT
             outer = ends[part] - inner @ basis
             own += (inner @ rows.mT).double()
-            pushed = self.push(segment.theta, outer * scale).double()  # (n, m, C)
-            own += torch.einsum("nmc,nc->mn", pushed, outside)
+            pushed = push_outputs(self.model, self.X, segment.theta, outer * scale)  # (n, m, C)
+            own += torch.einsum("nmc,nc->mn", pushed.double(), outside)
             for new, factors in ((new_X, response.X[part]), (new_V, response.V[part])):
                 kept = factors.to(X)
                 new += (inner * kept[:-1]) @ basis + outer * kept[-1]
         return own, new_X / scale, new_V * scale
-
-    def push(self, theta: Tensor, U: Tensor) -> Tensor:
-        """Derivatives of the rows' outputs along the rows of U (k, p), as (n, k, C)."""
-        width = max(shape[0] for shape in self.model.shapes.values() if shape)
-        chunk = min(_ROWS, len(self.X))
-        block = max(1, _NUMBERS // (chunk * width))
-
-        def along(x: Tensor, u: Tensor) -> Tensor:
-            return jvp(lambda theta: self.model.forward(theta, x), (theta,), (u,))[1]
-
-        return torch.cat(
-            [
-                torch.cat([vmap(along, (None, 0))(x, u) for u in U.split(block)]).transpose(0, 1)
-                for x in self.X.split(chunk)
-            ]
-        )
 
     def _principal_jacobians(self, theta: Tensor) -> Tensor:
         """Principal directions of some rows' derivatives of outputs with random signs, (b, p)."""
@@ -286,12 +267,6 @@ class Segmentation:
         ):
             total += hessian(theta, x, y, share, U)[0]
         return total
-
-    def _missed(self, middle: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        """Squares of what the linearisation misses of the outputs' change, and of the change."""
-        change = self.model.outputs(self.X, end) - self.model.outputs(self.X, start)
-        linear = self.push(middle, (end - start)[None])[:, 0]
-        return torch.stack([(change - linear).square().sum(), change.square().sum()])
 
 
 def _middle(a: int, b: int, per_epoch: int) -> int:

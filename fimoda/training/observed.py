@@ -21,14 +21,17 @@ class ObservedRun:
     ----------
     moments : dict of int to Moment
         States before the steps asked for; the last one is the end.
+    outputs : Tensor of shape (n_epochs + 1, n, C)
+        Outputs of the training rows at the start of each epoch and at the end.
     residuals : Tensor of shape (n_epochs + 1, n, C)
-        Gradient of each row's loss in its outputs, at the start of each epoch and at the end.
+        Gradient of each row's loss in them.
     rates : Tensor of shape (n_steps,)
         Learning rate of each step.
     steps_per_epoch : int
     """
 
     moments: dict[int, Moment]
+    outputs: Tensor
     residuals: Tensor
     rates: Tensor
     steps_per_epoch: int
@@ -51,14 +54,15 @@ def observe(
     model, X, y = trainer.model, trainer.X, trainer.y
     per_epoch = -(-len(X) // batch_size)
     moments: dict[int, Moment] = {}
-    residuals: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def look(moment: Moment) -> None:
         if moment.step in steps:
             moments[moment.step] = moment
         if moment.step % per_epoch == 0:
-            residuals.append(model.loss.gradient(model.outputs(X, moment.theta), y))
+            outputs.append(model.outputs(X, moment.theta))
 
     run = RecordedRun(trainer, seed, row_weights, batch_size, n_epochs, theta, look)
     rate = rates(trainer.optimizer, run.n_steps, per_epoch)
-    return ObservedRun(moments, torch.stack(residuals), rate, per_epoch)
+    residuals = torch.stack([model.loss.gradient(f, y) for f in outputs])
+    return ObservedRun(moments, torch.stack(outputs), residuals, rate, per_epoch)

@@ -1,0 +1,343 @@
+"""Linearised further training: the gold standard at the price of a few gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    ConvergenceWarning,
+    StrOptions,
+    check_random_state,
+)
+from ..curvature.segments import Segmentation
+from ..losses import SquaredError
+from ..measurements import Measurement
+from ..row_gradients import Measure
+from ..training.optimizers import LearningRate
+from ..training.outcomes import standard_error
+from ._horizons import BaseHorizons
+from ._linearized import (
+    LinearizedRun,
+    SegmentedRun,
+    cut,
+    kernel_run,
+    linearize_segment,
+    observe_run,
+)
+from ._walks import Walk
+
+#: Sharpness of ``kink_smoothing="auto"``.
+KINK_SMOOTHING = 400.0
+
+#: Segments of ``n_segments="auto"``.
+SEGMENTS = 6
+
+#: Part of the outputs' change that a linearisation may miss before it is said.
+MISSED = 0.5
+
+
+class LinearizedFurtherTraining(BaseHorizons):
+    r"""Derivative of further training, with the network linearised at a few points of the run.
+
+    The run on all rows is trained once. Between two points of it the rows' Jacobians J and the
+    curvature H of the objective stand still, so that the removal of row i changes the parameters by
+
+    .. math:: \delta_{t+1} = (I - \eta H) \delta_t
+              + \eta \, \tfrac{s_i}{1 - s_i} (J_i^\top r_{t,i} - \bar g_t), \qquad
+              S_{z,i} = \nabla m_z(\theta_T)^\top \delta_T
+
+    (for SGD), :math:`s_i` the row's share of the objective (1/n), :math:`r_{t,i}` the gradient of
+    its loss in its outputs along the run, and :math:`\bar g_t` the mean gradient. All rows are
+    scored at once. The drift of the residuals, and measurements taken at the end of the run, correct for a
+    final model that is not converged. Minibatches enter by their expectation.
+
+    With ``n_segments=1`` the network is linearised once, where the run begins; everything is then
+    an inner product of Jacobians (seconds for a thousand rows). With more segments it is linearised
+    anew in the middle of each, with the true Hessian and the curvature of kinks, and evaluated in
+    Krylov spaces of `n_components` dimensions (tens of seconds); this agrees with further training
+    far longer.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    n_epochs : int or list of int, default=10
+        Epochs of further training; several horizons cost little more, see `transform_horizons`.
+    n_segments : int or "auto", default="auto"
+        Linearisations, at the middles of segments that get longer with time; every horizon also
+        ends a segment. "auto" is 6.
+    n_seeds : int or list of int, default=1
+        Number of runs to average over (drawn from `random_state`), or their seeds.
+    removal : {"first-order", "exact"}, default="first-order"
+        With "exact" the left-out row's own residual follows its own run: exact in the
+        linearised network. Needs ``n_segments=1`` and a squared error.
+    kink_smoothing : float, "auto" or None, default="auto"
+        As in `UnrolledDifferentiation`, for more than one segment; "auto" is 400.
+    n_components : int, default=640
+        Dimensions of a Krylov space.
+    block_size : int, default=64
+        Vectors that a Krylov space begins with.
+    optimizer : str or type, default=None
+        SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim``, or a name; the model's own by
+        default, SGD if it has none. The second moments of adaptive optimisers, those of the run,
+        stand still in a segment.
+    lr : float or callable, default=None
+        Learning rate, or a function of the epoch (from 0) giving it; the model's own by default,
+        0.01 if it has none.
+    batch_size : int, default=None
+        The model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Other settings of the optimiser (momentum, weight_decay, betas, ...). Those of the model's
+        own optimiser are kept if `optimizer` is None or the same.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    memory_budget : int, default=2 GiB
+        Bytes for the kernel, or for the bases of all segments.
+    random_state : int, RandomState or None, default=None
+        Draws the seeds; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each, over seeds and segments.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    train_indices_ : ndarray of shape (n_train,)
+        Training row of each column.
+    seeds_ : list of int
+        Seeds of the runs.
+    horizons_ : list of int
+        The horizons of `transform_horizons`.
+    n_segments_ : int
+        Linearisations of a run.
+    discrepancy_ : ndarray of shape (n_horizons,)
+        Part of the change of the training rows' outputs along the run that the linearisation
+        misses, up to each horizon: :math:`|\Delta f - J \Delta\theta| / |\Delta f|`, root mean
+        square over segments and seeds. Near zero the linearisation holds; near one it says nothing.
+    scores_sem_ : ndarray of shape (n_test, n_train)
+        Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+
+    Raises
+    ------
+    ValueError
+        If the optimiser has no linear form, or `removal` needs another loss or number of segments.
+    FloatingPointError
+        If the run diverges.
+    MemoryError
+        If the kernel, or the bases of the segments, do not fit `memory_budget`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `discrepancy_` is above one half.
+
+    References
+    ----------
+    fimoda's own; see the user guide for the derivation.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import LinearizedFurtherTraining
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> linearized = LinearizedFurtherTraining(
+    ...     Ridge().fit(X, y), n_epochs=[1, 3], lr=0.1, random_state=0
+    ... )
+    >>> linearized.fit(X, y).transform(X[:4], y[:4]).shape
+    (4, 442)
+    >>> linearized.transform_horizons(X[:4], y[:4]).shape
+    (2, 4, 442)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseHorizons._parameter_constraints,
+        "n_segments": [POSITIVE_INTEGER, StrOptions({"auto"})],
+        "removal": [StrOptions({"first-order", "exact"})],
+        "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
+        "n_components": [POSITIVE_INTEGER],
+        "block_size": [POSITIVE_INTEGER],
+        "memory_budget": [POSITIVE_INTEGER],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_epochs: int | Iterable[int] = 10,
+        n_segments: int | str = "auto",
+        n_seeds: int | Iterable[int] = 1,
+        removal: str = "first-order",
+        kink_smoothing: float | str | None = "auto",
+        n_components: int = 640,
+        block_size: int = 64,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        memory_budget: int = 2 * 2**30,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator,
+            n_epochs=n_epochs,
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            measurement=measurement,
+            criterion=criterion,
+            random_state=random_state,
+        )
+        self.n_segments = n_segments
+        self.removal = removal
+        self.kink_smoothing = kink_smoothing
+        self.n_components = n_components
+        self.block_size = block_size
+        self.memory_budget = memory_budget
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        self.horizons_ = self._check_horizons()
+        steps = self._steps(self.n_seeds, check_random_state(self.random_state))
+        self.seeds_ = steps.seeds
+        smooth = KINK_SMOOTHING if self.kink_smoothing == "auto" else self.kink_smoothing
+        walk = Walk(
+            self.model_,
+            self._X,
+            self._y,
+            self._weights,
+            steps.optimizer,
+            steps.batch_size,
+            None if smooth is None else float(smooth),
+        )
+        once = self.n_segments == 1
+        self._check_removal(once)
+        self._require_memory(once)
+        self._runs = self._linearize_once(walk) if once else self._linearize_often(walk)
+        missed = torch.stack([run.missed(self.horizons_) for run in self._runs]).sum(0)
+        share = missed[:, 0] / torch.where(missed[:, 1] > 0, missed[:, 1], 1)
+        self.discrepancy_ = share.sqrt().double().cpu().numpy()
+        if self.discrepancy_[-1] > MISSED:
+            warnings.warn(
+                "LinearizedFurtherTraining: the linearised network misses "
+                f"{self.discrepancy_[-1]:.0%} of the outputs' change over {self.horizons_[-1]} epochs "
+                "(discrepancy_). Raise n_segments, lower n_epochs, or use UnrolledDifferentiation.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def _linearize_once(self, walk: Walk) -> Sequence[LinearizedRun]:
+        self.n_segments_ = 1
+        exact = self.removal == "exact"
+        return self._parallel(
+            [
+                delayed(kernel_run)(walk, seed, self.horizons_, exact, self.memory_budget // 4)
+                for seed in self.seeds_
+            ]
+        )
+
+    def _linearize_often(self, walk: Walk) -> Sequence[LinearizedRun]:
+        segmentation = Segmentation(
+            walk.model,
+            walk.X,
+            walk.y,
+            walk.row_weights,
+            walk.optimizer,
+            cut(self.horizons_, self._n_cuts()),
+            min(self.n_components, walk.model.n_parameters),
+            self.block_size,
+        )
+        self.n_segments_ = len(segmentation.pairs)
+        seen = segmentation.steps_to_see(walk.n_steps(1))
+        runs = self._parallel(
+            [delayed(observe_run)(walk, seed, self.horizons_[-1], seen) for seed in self.seeds_]
+        )
+        segments = self._parallel(
+            [
+                delayed(linearize_segment)(walk, segmentation, run, a, b)
+                for run in runs
+                for a, b in segmentation.pairs
+            ]
+        )
+        each = self.n_segments_
+        return [
+            SegmentedRun(walk, segmentation, run, segments[k * each : (k + 1) * each])
+            for k, run in enumerate(runs)
+        ]
+
+    def _n_cuts(self) -> int:
+        return SEGMENTS if isinstance(self.n_segments, str) else int(self.n_segments)
+
+    def _check_removal(self, once: bool) -> None:
+        if self.removal == "exact" and not (once and isinstance(self.model_.loss, SquaredError)):
+            raise ValueError(
+                "removal='exact' needs n_segments=1 and a squared error, got n_segments="
+                f"{self.n_segments!r} and {type(self.model_.loss).__name__}. Use "
+                "removal='first-order'."
+            )
+
+    def _require_memory(self, once: bool) -> None:
+        n, size = len(self._X), self.model_.theta.element_size()
+        if once:
+            modes = n * self.n_outputs_
+            needed = 8 * modes * (3 * modes + n * len(self.horizons_))
+            advice = "raise memory_budget, or use n_segments='auto'"
+        else:
+            each = self.n_components * (3 * self.model_.n_parameters + n * self.n_outputs_)
+            needed = size * each * len(cut(self.horizons_, self._n_cuts()))
+            advice = "lower n_components or n_segments, or raise memory_budget"
+        needed *= len(self.seeds_)
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"linearised runs take {needed / 2**20:.0f} MiB, more than memory_budget="
+                f"{self.memory_budget / 2**20:.0f} MiB: {advice}."
+            )
+
+    def _parallel(self, jobs: list[Any]) -> list[Any]:
+        """Results of the jobs, in their order."""
+        return list(
+            Parallel(n_jobs=self.n_jobs)(
+                tqdm(jobs, desc="linearised further training", disable=not self.verbose)
+            )
+        )
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _horizon_scores(
+        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+    ) -> NDArray[np.float64]:
+        per_seed = torch.stack([run.scores(X, y, measure, horizons) for run in self._runs], dim=-1)
+        found = per_seed.double().cpu().numpy()
+        self._seen["scores_sem_"] = standard_error(found)[-1]
+        return found.mean(-1)

@@ -1,0 +1,45 @@
+"""Derivatives of the rows' outputs along vectors of parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from ..model import FinalModel
+
+#: Rows that are differentiated together.
+_ROWS = 1024
+
+#: Numbers in one activation of all vectors of a block.
+_NUMBERS = 2**22
+
+
+def push_outputs(model: FinalModel, X: Tensor, theta: Tensor, U: Tensor) -> Tensor:
+    """Derivatives of the outputs of rows X along the rows of U (k, p), as (n, k, C)."""
+    width = max([shape[0] for shape in model.shapes.values() if shape], default=1)
+    chunk = min(_ROWS, len(X))
+    block = max(1, _NUMBERS // (chunk * width))
+
+    def along(x: Tensor, u: Tensor) -> Tensor:
+        return jvp(lambda theta: model.forward(theta, x), (theta,), (u,))[1]
+
+    return torch.cat(
+        [
+            torch.cat([vmap(along, (None, 0))(x, u) for u in U.split(block)]).transpose(0, 1)
+            for x in X.split(chunk)
+        ]
+    )
+
+
+def missed_change(
+    model: FinalModel, X: Tensor, middle: Tensor, start: Tensor, end: Tensor
+) -> Tensor:
+    """How badly outputs linearised at `middle` follow a change of the parameters, (2,).
+
+    The square of what they miss of the true outputs' change from `start` to `end`, and the square
+    of that change.
+    """
+    change = model.outputs(X, end) - model.outputs(X, start)
+    linear = push_outputs(model, X, middle, (end - start)[None])[:, 0]
+    return torch.stack([(change - linear).square().sum(), change.square().sum()])
