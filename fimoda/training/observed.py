@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ class ObservedRun:
     Parameters
     ----------
     moments : dict of int to Moment
-        States before the steps asked for; the last one is the end.
+        States before the steps asked for, but with what the optimiser keeps after them: that is
+        what it takes the step with. The last one is the end.
     outputs : Tensor of shape (n_epochs + 1, n, C)
         Outputs of the training rows at the start of each epoch and at the end.
     residuals : Tensor of shape (n_epochs + 1, n, C)
@@ -57,6 +58,9 @@ def observe(
     outputs: list[Tensor] = []
 
     def look(moment: Moment) -> None:
+        before = moments.get(moment.step - 1)
+        if before is not None:
+            moments[before.step] = replace(before, buffers=moment.buffers)
         if moment.step in steps:
             moments[moment.step] = moment
         if moment.step % per_epoch == 0:
