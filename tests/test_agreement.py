@@ -21,6 +21,8 @@ from fimoda import (
     FurtherTrainingCurve,
     GradCos,
     GradDot,
+    LinearizedFurtherTraining,
+    UnrolledDifferentiation,
     agreement_curve,
     further_training_curve,
 )
@@ -165,6 +167,44 @@ def test_attributors_are_aligned_by_training_row(trained, leave_out):
     assert result.mean("cosine_centred")[0, 0] > 0.99
 
 
+def test_arrays_with_a_matrix_for_each_horizon():
+    truth, scores = random_scores(0), random_scores(1)
+    result = agreement_curve({"own": scores, "first": scores[0]}, curve_of(truth))
+    for e in range(len(EPOCHS)):
+        alone = agreement_curve({"one": scores[e]}, curve_of(truth))
+        for metric in METRICS:
+            assert_array_equal(result.values[metric][0, e], alone.values[metric][0, e])
+    perfect = agreement_curve({"truth": truth}, curve_of(truth))
+    assert_allclose(perfect.mean("spearman"), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [UnrolledDifferentiation, LinearizedFurtherTraining])
+def test_methods_with_horizons_are_compared_with_their_own_scores(trained, make, monkeypatch):
+    ridge, X, y, X_test, y_test, settings = trained
+    curve = further_training_curve(
+        ridge, X, y, X_test, y_test, epochs=[2, 9], n_seeds=[0], leave_out=[17, 3, 8], **settings
+    )
+    given = {"optimizer": "SGD", "lr": settings["lr"], "n_seeds": [0]}
+    method = make(ridge, n_epochs=[1, 2, 5, 9], **given).fit(X, y)
+    scores = method.transform_horizons(X_test, y_test)[[1, 3]][:, :, [17, 3, 8]]
+    by_hand = agreement_curve({"scores": scores}, curve)
+    # a horizon is missing: the scores of the last one, for all
+    fewer = make(ridge, n_epochs=[1, 9], **given).fit(X, y)
+    last = agreement_curve({"last": fewer.transform(X_test, y_test)}, curve)
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return type(method).transform_horizons(method, *args)
+
+    monkeypatch.setattr(method, "transform_horizons", counted)
+    result = agreement_curve({"own": method, "fewer": fewer}, curve, X_test, y_test)
+    assert len(calls) == 1
+    for metric in METRICS:
+        assert_allclose(result.values[metric][0], by_hand.values[metric][0], rtol=1e-12)
+        assert_allclose(result.values[metric][1], last.values[metric][0], rtol=1e-12)
+
+
 def test_without_targets_of_the_test_rows(trained):
     """The measurement is then the prediction, on both sides."""
     ridge, X, y, X_test, _, settings = trained
@@ -191,10 +231,12 @@ def test_errors(trained):
         agreement_curve({"few": fewer}, curve, X_test, y_test)
     with pytest.raises(ValueError, match=r"each of the 3 left-out rows; got 2 columns"):
         agreement_curve({"m": np.ones((6, 2))}, curve)
-    with pytest.raises(ValueError, match=r"a matrix \(n_test, n_columns\), got ndarray of shape"):
+    with pytest.raises(ValueError, match=r"or one for each horizon, got ndarray of shape"):
         agreement_curve({"m": np.ones(3)}, curve)
     with pytest.raises(ValueError, match=r"methods\['m'\] has 4 test rows, the curve has 6"):
         agreement_curve({"m": np.ones((4, 3))}, curve)
+    with pytest.raises(ValueError, match=r"methods\['m'\] has 2 horizons, the curve has 1"):
+        agreement_curve({"m": np.ones((2, 6, 3))}, curve)
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match=r"methods\['m'\] has scores that are NaN or infinite"):
             agreement_curve({"m": np.full((6, 3), bad)}, curve)

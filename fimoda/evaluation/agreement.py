@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from ..attributors._horizons import BaseHorizons
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 
@@ -94,7 +95,10 @@ def agreement_curve(
     ----------
     methods : dict of str to fitted attributor or ndarray
         Attributors fitted on the same training rows, or score matrices (n_test, n_columns) whose
-        columns are all training rows or those left out by `curve`.
+        columns are all training rows or those left out by `curve`. An attributor that scores every
+        horizon of the curve (``transform_horizons``, ``n_epochs=curve.epochs``) is compared with its
+        own scores at each; so is an array (n_epochs, n_test, n_columns). Other scores are compared
+        with all horizons.
     curve : FurtherTrainingCurve
         The gold standard, from `further_training_curve`.
     X_test, y_test : array-like, default=None
@@ -132,7 +136,7 @@ def agreement_curve(
     truth = _centred(curve.scores)
     names = list(methods)
     aligned = [_aligned(name, methods[name], curve, X_test, y_test) for name in names]
-    scores = np.stack(aligned)[:, None]  # (n_methods, 1, n_test, n_left_out)
+    scores = np.stack([np.broadcast_to(one, truth.shape) for one in aligned])
     ranks, true_ranks = (rankdata(a, axis=-1) for a in (scores, curve.scores))
     values = {
         "cosine": _cosine(scores, truth),
@@ -221,12 +225,12 @@ def _aligned(
     X_test: Any,
     y_test: Any,
 ) -> NDArray[np.float64]:
-    """Scores of the curve's test rows and left-out rows, in its order."""
-    n_test = curve.scores.shape[1]
+    """Scores (n_epochs or 1, n_test, n_left_out) of the curve's rows, in its order."""
+    n_epochs, n_test, n_left_out = curve.scores.shape
     if isinstance(method, BaseAttributor):
         if X_test is None:
             raise ValueError("X_test must be given to score with attributors.")
-        scores = np.asarray(method.transform(X_test, y_test), dtype=float)
+        scores = _transformed(method, curve, X_test, y_test)
         columns = {int(row): k for k, row in enumerate(method.train_indices_)}
         missing = [int(row) for row in curve.leave_out if int(row) not in columns]
         if missing:
@@ -234,23 +238,40 @@ def _aligned(
                 f"methods[{name!r}] does not score training rows {missing[:5]}, which the curve leaves out. "
                 "Fit it on the same training rows."
             )
-        scores = scores[:, [columns[int(row)] for row in curve.leave_out]]
+        scores = scores[..., [columns[int(row)] for row in curve.leave_out]]
     else:
         scores = np.asarray(method, dtype=float)
-        if scores.ndim != 2:
+        if scores.ndim not in (2, 3):
             raise ValueError(
-                f"methods[{name!r}] must be a fitted attributor or a matrix (n_test, n_columns), got "
-                f"{type(method).__name__} of shape {scores.shape}."
+                f"methods[{name!r}] must be a fitted attributor, a matrix (n_test, n_columns), or one for "
+                f"each horizon, got {type(method).__name__} of shape {scores.shape}."
             )
-        if scores.shape[1] != len(curve.leave_out):
-            if scores.shape[1] <= curve.leave_out.max():
+        if scores.ndim == 3 and len(scores) != n_epochs:
+            raise ValueError(
+                f"methods[{name!r}] has {len(scores)} horizons, the curve has {n_epochs}."
+            )
+        if scores.shape[-1] != n_left_out:
+            if scores.shape[-1] <= curve.leave_out.max():
                 raise ValueError(
                     f"methods[{name!r}] must have a column for every training row, or for each of the "
-                    f"{len(curve.leave_out)} left-out rows; got {scores.shape[1]} columns."
+                    f"{n_left_out} left-out rows; got {scores.shape[-1]} columns."
                 )
-            scores = scores[:, curve.leave_out]
-    if len(scores) != n_test:
-        raise ValueError(f"methods[{name!r}] has {len(scores)} test rows, the curve has {n_test}.")
+            scores = scores[..., curve.leave_out]
+    if scores.shape[-2] != n_test:
+        raise ValueError(
+            f"methods[{name!r}] has {scores.shape[-2]} test rows, the curve has {n_test}."
+        )
     if not np.isfinite(scores).all():
         raise ValueError(f"methods[{name!r}] has scores that are NaN or infinite.")
-    return scores
+    return scores if scores.ndim == 3 else scores[None]
+
+
+def _transformed(
+    method: BaseAttributor, curve: FurtherTrainingCurve, X_test: Any, y_test: Any
+) -> NDArray[np.float64]:
+    """Scores at each horizon of the curve if the method has them all, otherwise its only ones."""
+    wanted = [int(epoch) for epoch in curve.epochs]
+    if isinstance(method, BaseHorizons) and set(wanted) <= set(method.horizons_):
+        places = [method.horizons_.index(epoch) for epoch in wanted]
+        return method.transform_horizons(X_test, y_test)[places]
+    return np.asarray(method.transform(X_test, y_test), dtype=float)
