@@ -35,14 +35,12 @@ def block_krylov(
     p = start.shape[1]
     newest = _orthonormal(start, start.new_empty(0, p))
     basis, products = newest, start.new_empty(0, p)
-    while True:
+    while len(newest):
         products = torch.cat([products, product(newest)])
-        if n_products == 1 or len(basis) >= p:
-            break
         n_products -= 1
-        newest = _orthonormal(products[-len(newest) :], basis)[: p - len(basis)]
-        if not len(newest):
+        if n_products == 0:
             break
+        newest = _orthonormal(products[-len(newest) :], basis)[: p - len(basis)]
         basis = torch.cat([basis, newest])
     projected = (basis @ products.mT).double()
     values, rotation = torch.linalg.eigh((projected + projected.mT) / 2)

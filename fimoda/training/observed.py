@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .differentiable import Buffers
 from .linear_steps import rates
 from .recorded import Moment, RecordedRun
 from .stack import StackTrainer
@@ -20,8 +21,7 @@ class ObservedRun:
     Parameters
     ----------
     moments : dict of int to Moment
-        States before the steps asked for, but with what the optimiser keeps after them: that is
-        what it takes the step with. The last one is the end.
+        States before and after the steps asked for, by the number of steps done.
     outputs : Tensor of shape (n_epochs + 1, n, C)
         Outputs of the training rows at the start of each epoch and at the end.
     residuals : Tensor of shape (n_epochs + 1, n, C)
@@ -41,6 +41,10 @@ class ObservedRun:
         """Parameters after an epoch that was asked for."""
         return self.moments[epoch * self.steps_per_epoch].theta
 
+    def buffers_of(self, step: int) -> Buffers:
+        """What the optimiser keeps when it takes a step that was asked for."""
+        return self.moments[step + 1].buffers
+
 
 def observe(
     trainer: StackTrainer,
@@ -58,10 +62,7 @@ def observe(
     outputs: list[Tensor] = []
 
     def look(moment: Moment) -> None:
-        before = moments.get(moment.step - 1)
-        if before is not None:
-            moments[before.step] = replace(before, buffers=moment.buffers)
-        if moment.step in steps:
+        if moment.step in steps or moment.step - 1 in steps:
             moments[moment.step] = moment
         if moment.step % per_epoch == 0:
             outputs.append(model.outputs(X, moment.theta))
