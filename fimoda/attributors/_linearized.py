@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..curvature.batch_hessian import batch_hessian
 from ..curvature.kernel import OutputKernel
-from ..curvature.linearized import QuadraticRemoval, adjoint_in_outputs
-from ..curvature.outputs import missed_change
+from ..curvature.linearized import QuadraticRemoval, adjoint_in_outputs, outputs_of_full_run
+from ..curvature.outputs import push_outputs
 from ..curvature.segments import Segment, Segmentation
 from ..losses import SquaredError
 from ..model import FinalModel
@@ -33,8 +33,8 @@ class LinearizedRun(ABC):
         """Scores (n_horizons, m, n) of all training rows for test rows."""
 
     @abstractmethod
-    def missed(self, horizons: Sequence[int]) -> Tensor:
-        """Squares of what is missed of the outputs' change, and of that change, (n_horizons, 2)."""
+    def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Change of the training rows' outputs (n_horizons, n, C): of the run, and linearised."""
 
 
 def observe_run(walk: Walk, seed: int, n_epochs: int, steps: set[int]) -> ObservedRun:
@@ -71,10 +71,15 @@ class SegmentedRun(LinearizedRun):
             known = [segment for segment in self.segments if segment.end <= horizons[-1]]
             return self.segmentation.walk_back(known, gradients, horizons)
 
-    def missed(self, horizons: Sequence[int]) -> Tensor:
-        missed = torch.stack([segment.missed for segment in self.segments])
-        ends = [segment.end for segment in self.segments]
-        return torch.stack([missed[: ends.index(epoch) + 1].sum(0) for epoch in horizons])
+    def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
+        error = torch.zeros_like(self.walk.model.theta)
+        predicted = []
+        for segment in self.segments:
+            error = segment.carry(error)
+            if segment.end in horizons:
+                off = push_outputs(self.walk.model, self.walk.X, segment.theta, error[None])
+                predicted.append(self.run.outputs[segment.end] - self.run.outputs[0] + off[:, 0])
+        return self.run.outputs[list(horizons)] - self.run.outputs[0], torch.stack(predicted)
 
 
 def linearize_segment(
@@ -152,15 +157,27 @@ class KernelRun(LinearizedRun):
         model = self.walk.model.at(self.run.theta(epoch))
         return self._kernel.inner(RowDifferentiator(model, self.walk.X[:2])(X, y, measure))
 
-    def missed(self, horizons: Sequence[int]) -> Tensor:
-        start = self.run.theta(0)
-        walk = self.walk
-        return torch.stack(
-            [
-                missed_change(walk.model, walk.X, start, start, self.run.theta(epoch))
-                for epoch in horizons
-            ]
-        )
+    def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
+        run, walk = self.run, self.walk
+        marks = [epoch * run.steps_per_epoch for epoch in horizons]
+        theta = run.theta(0)
+        decay = self.steps.coupled_decay * push_outputs(walk.model, walk.X, theta, theta[None])
+        if self._removal is not None:
+            predicted = self._removal.outputs_of_full_run(
+                run.residuals[0], decay[:, 0], run.rates, marks
+            )
+        else:
+            predicted = outputs_of_full_run(
+                self._gram,
+                self._share,
+                lambda outputs: walk.model.loss.gradient(outputs, walk.y),
+                run.outputs[0].double(),
+                decay[:, 0],
+                self.steps,
+                run.rates,
+                marks,
+            )
+        return run.outputs[list(horizons)] - run.outputs[0], predicted
 
 
 def kernel_steps(walk: Walk, run: ObservedRun) -> LinearSteps:

@@ -44,7 +44,7 @@ KINK_SMOOTHING = 400.0
 #: Segments of ``n_segments="auto"``.
 SEGMENTS = 6
 
-#: Part of the outputs' change that a linearisation may miss before it is said.
+#: Part of the outputs' change that the linearised run may miss before it is said.
 MISSED = 0.5
 
 
@@ -131,9 +131,10 @@ class LinearizedFurtherTraining(BaseHorizons):
     n_segments_ : int
         Linearisations of a run.
     discrepancy_ : ndarray of shape (n_horizons,)
-        Part of the change of the training rows' outputs along the run that the linearisation
-        misses, up to each horizon: :math:`|\Delta f - J \Delta\theta| / |\Delta f|`, root mean
-        square over segments and seeds. Near zero the linearisation holds; near one it says nothing.
+        How far the linearised run on all rows is from the real one at each horizon:
+        :math:`|\Delta f_{real} - \Delta f_{linear}| / |\Delta f_{real}|` of the change of the
+        training rows' outputs, over seeds. Near zero the linearisation holds; near one it says
+        nothing. Minibatch noise adds to it at short horizons.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
 
@@ -245,17 +246,22 @@ class LinearizedFurtherTraining(BaseHorizons):
         self._check_removal(once)
         self._require_memory(once)
         self._runs = self._linearize_once(walk) if once else self._linearize_often(walk)
-        missed = torch.stack([run.missed(self.horizons_) for run in self._runs]).sum(0)
-        share = missed[:, 0] / torch.where(missed[:, 1] > 0, missed[:, 1], 1)
-        self.discrepancy_ = share.sqrt().double().cpu().numpy()
+        self.discrepancy_ = self._discrepancy()
         if self.discrepancy_[-1] > MISSED:
             warnings.warn(
-                "LinearizedFurtherTraining: the linearised network misses "
+                "LinearizedFurtherTraining: the linearised run misses "
                 f"{self.discrepancy_[-1]:.0%} of the outputs' change over {self.horizons_[-1]} epochs "
                 "(discrepancy_). Raise n_segments, lower n_epochs, or use UnrolledDifferentiation.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
+
+    def _discrepancy(self) -> NDArray[np.float64]:
+        changes = [run.changes(self.horizons_) for run in self._runs]
+        missed = sum((true - linear).double().square().sum((1, 2)) for true, linear in changes)
+        total = sum(true.double().square().sum((1, 2)) for true, _ in changes)
+        ratio = torch.as_tensor(missed / total).sqrt()
+        return torch.nan_to_num(ratio, nan=0.0).cpu().numpy()
 
     def _linearize_once(self, walk: Walk) -> Sequence[LinearizedRun]:
         self.n_segments_ = 1
@@ -314,8 +320,9 @@ class LinearizedFurtherTraining(BaseHorizons):
             needed = 8 * modes * (3 * modes + n * len(self.horizons_))
             advice = "raise memory_budget, or use n_segments='auto'"
         else:
-            each = self.n_components * (3 * self.model_.n_parameters + n * self.n_outputs_)
-            needed = size * each * len(cut(self.horizons_, self._n_cuts()))
+            p, n_segments = self.model_.n_parameters, len(cut(self.horizons_, self._n_cuts())) - 1
+            modes = min(self.n_components, p)
+            needed = size * modes * (n_segments * (p + 2 * n) + 3 * p + n * self.n_outputs_)
             advice = "lower n_components or n_segments, or raise memory_budget"
         needed *= len(self.seeds_)
         if needed > self.memory_budget:

@@ -106,6 +106,31 @@ class QuadraticRemoval:
                 reached.append(x.clone())
         return torch.stack(reached)
 
+    def outputs_of_full_run(
+        self, residuals: Tensor, decay: Tensor, rates: Tensor, marks: Sequence[int]
+    ) -> Tensor:
+        """Change of the rows' outputs in the linearised run on all rows, (n_marks, n, C).
+
+        Parameters
+        ----------
+        residuals : Tensor of shape (n, C)
+            Gradient of each row's loss in its outputs where the run begins.
+        decay : Tensor of shape (n, C)
+            What the weight decay adds to the first gradient, times the rows' Jacobians.
+        rates : Tensor of shape (n_steps,)
+        marks : sequence of int
+            Numbers of steps.
+        """
+        force = self._mean(residuals.double()) + decay.double().flatten() @ self.to_modes
+        x, v = torch.zeros_like(force), torch.zeros_like(force)
+        reached = []
+        for step, rate in enumerate(rates.tolist()):
+            slope = (self.values + self.steps.coupled_decay) * x + force
+            x, v = self.steps.push(rate, x, v, slope)
+            if step + 1 in marks:
+                reached.append(self.rows @ x)
+        return torch.stack(reached)
+
     def _outputs(self, x: Tensor) -> Tensor:
         """Change of each row's own outputs (n, C) in its own run."""
         return torch.einsum("nck,nk->nc", self.rows, x)
@@ -221,6 +246,46 @@ def adjoint_in_outputs(
     change = ((own @ share)[:, None] - own) * factor
     scores += change.unflatten(0, (-1, m))
     return scores
+
+
+def outputs_of_full_run(
+    kernel: Tensor,
+    share: Tensor,
+    residual: Callable[[Tensor], Tensor],
+    outputs: Tensor,
+    decay: Tensor,
+    steps: LinearSteps,
+    rates: Tensor,
+    marks: Sequence[int],
+) -> Tensor:
+    """Change of the rows' outputs in the linearised run on all rows, (n_marks, n, C).
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (n, C, n, C)
+    share : Tensor of shape (n,)
+        Each row's share of the objective.
+    residual : callable
+        Gradient of each row's loss in its outputs (n, C).
+    outputs : Tensor of shape (n, C)
+        Where the run begins.
+    decay : Tensor of shape (n, C)
+        What the weight decay adds to the first gradient, times the rows' Jacobians.
+    steps : LinearSteps
+    rates : Tensor of shape (n_steps,)
+    marks : sequence of int
+        Numbers of steps.
+    """
+    K = kernel.flatten(0, 1).flatten(1)
+    x, v = torch.zeros_like(outputs), torch.zeros_like(outputs)
+    reached = []
+    for step, rate in enumerate(rates.tolist()):
+        force = (residual(outputs + x) * share[:, None]).flatten()
+        slope = (K @ force).view_as(x) + decay + steps.coupled_decay * x
+        x, v = steps.push(rate, x, v, slope)
+        if step + 1 in marks:
+            reached.append(x)
+    return torch.stack(reached)
 
 
 def _grid(marks: Sequence[int]) -> list[int]:

@@ -30,16 +30,3 @@ def push_outputs(model: FinalModel, X: Tensor, theta: Tensor, U: Tensor) -> Tens
             for x in X.split(chunk)
         ]
     )
-
-
-def missed_change(
-    model: FinalModel, X: Tensor, middle: Tensor, start: Tensor, end: Tensor
-) -> Tensor:
-    """How badly outputs linearised at `middle` follow a change of the parameters, (2,).
-
-    The square of what they miss of the true outputs' change from `start` to `end`, and the square
-    of that change.
-    """
-    change = model.outputs(X, end) - model.outputs(X, start)
-    linear = push_outputs(model, X, middle, (end - start)[None])[:, 0]
-    return torch.stack([(change - linear).square().sum(), change.square().sum()])

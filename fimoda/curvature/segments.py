@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
@@ -24,7 +25,7 @@ from ..training.observed import ObservedRun
 from ..training.optimizers import OptimizerSpec
 from .batch_hessian import BatchHessian
 from .block_krylov import block_krylov
-from .outputs import missed_change, push_outputs
+from .outputs import push_outputs
 
 #: Rows that go through a product with the Hessian together.
 _ROWS = 1024
@@ -52,6 +53,11 @@ class Responses:
     V: Tensor
     first: Tensor
     second: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What a constant gradient adds to the parameters at the end, (k,)."""
+        return (self.first + self.second).sum(0)[0]
 
     def to_residuals(self, residuals: Tensor) -> Tensor:
         """Weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
@@ -98,8 +104,8 @@ class Segment:
         parameters, and in the velocity if the optimiser has one.
     outside : list of Tensor of shape (n, C)
         Residuals that go with the derivative of each row's outputs outside the modes.
-    missed : Tensor of shape (2,)
-        Squares of what the linearisation misses of the outputs' change, and of that change.
+    moved, predicted : Tensor of shape (p,)
+        By how much the parameters move in the run, and in the linearised one.
     """
 
     start: int
@@ -110,7 +116,16 @@ class Segment:
     response: Responses
     rows: list[Tensor]
     outside: list[Tensor]
-    missed: Tensor
+    moved: Tensor
+    predicted: Tensor
+
+    def carry(self, error: Tensor) -> Tensor:
+        """Where the linearised run is off the real one (p,) at the end, from where it is at the start."""
+        inner = self.basis @ (error / self.scale)
+        outer = error / self.scale - inner @ self.basis
+        kept = self.response.X[0].to(error)
+        carried = ((inner * kept[:-1]) @ self.basis + outer * kept[-1]) * self.scale
+        return carried + self.predicted - self.moved
 
 
 @dataclass(frozen=True)
@@ -180,8 +195,46 @@ class Segmentation:
             response,
             [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
             [part[:, :, -1] for part in parts],
-            missed_change(self.model, self.X, middle.theta, run.theta(a), run.theta(b)),
+            run.theta(b) - run.theta(a),
+            self._predicted(run, steps, a, scale, basis, response),
         )
+
+    def _predicted(
+        self,
+        run: ObservedRun,
+        steps: LinearSteps,
+        a: int,
+        scale: Tensor | float,
+        basis: Tensor,
+        response: Responses,
+    ) -> Tensor:
+        """Change of the parameters over the segment in the linearised run, (p,)."""
+        moment = run.moments[a * run.steps_per_epoch]
+        # the response to a unit of adjoint at the end is what a force does to the end
+        forces = [(self._gradient(moment.theta, steps) * scale, response.total)]
+        velocity = steps.velocity(moment.buffers)
+        if velocity is not None:
+            forces.append((velocity * scale, response.V[0]))
+        moved = torch.zeros_like(moment.theta)
+        for force, effect in forces:
+            inner = basis @ force
+            kept = effect.to(force)
+            moved += (inner * kept[:-1]) @ basis + (force - inner @ basis) * kept[-1]
+        return moved * scale
+
+    def _gradient(self, theta: Tensor, steps: LinearSteps) -> Tensor:
+        """Gradient of the whole objective, (p,)."""
+        w = (self.row_weights / self.row_weights.sum()).to(theta)
+        decay = self._decay(steps)
+        total = torch.zeros_like(theta) if decay is None else theta * decay
+        for x, y, share in zip(
+            self.X.split(_ROWS), self.y.split(_ROWS), w.split(_ROWS), strict=True
+        ):
+            total += grad(lambda t, x=x, y=y, s=share: (s * self._losses(t, x, y)).sum())(theta)
+        return total
+
+    def _losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self.model.loss(self.model.forward(theta, x), y)
 
     def walk_back(
         self,

@@ -68,6 +68,22 @@ class LinearSteps:
         G = self.of_gradient * s + self.intake * V
         return (1 - rate * self.decoupled_decay) * X + curved * G, self.momentum * V, G
 
+    def push(self, rate: float, x: Tensor, v: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """One step forwards: preconditioned changes of parameters, and velocity, after it."""
+        v = self.momentum * v + self.intake * gradient
+        move = self.of_gradient * gradient + self.of_velocity * v
+        return (1 - rate * self.decoupled_decay) * x - rate * move, v
+
+    def velocity(self, buffers: Buffers) -> Tensor | None:
+        """What the optimiser's buffers hold of v, in units of the gradient."""
+        if not self.of_velocity:
+            return None
+        if "momentum_buffer" not in buffers:
+            return buffers.get("exp_avg")
+        buffer = buffers["momentum_buffer"]
+        # RMSprop's has been preconditioned already
+        return buffer if self.preconditioner is None else buffer / self.preconditioner
+
 
 def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
     """The optimiser as a linear recursion, preconditioned as its buffers say.
