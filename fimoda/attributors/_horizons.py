@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .._validation import POSITIVE_INTEGER, check_horizons, check_is_fitted
@@ -55,3 +55,61 @@ class BaseHorizons(BaseFurtherTraining):
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         return self._horizon_scores(X, y, measure, self.horizons_[-1:])[0]
+
+    # ---- other questions than the removal of one row ----------------------------------------
+
+    def reweight(self, X: Any, y: Any = None, *, weights: ArrayLike) -> NDArray[np.float64]:
+        r"""Effect of multiplying the weights of training rows, for example of removing a set.
+
+        To first order the sum of the rows' scores,
+        :math:`\sum_i S_{z,i} (1 - c_i) \frac{1 - s_i}{1 + \sum_j (c_j - 1) s_j}`, with
+        :math:`c_i` the factor of row i and :math:`s_i` its share of the objective.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets, as in `transform`.
+        weights : array-like of shape (n_columns,)
+            Factor of each row's weight, in the order of ``train_indices_``: 0 removes the row, 1
+            leaves it as it is, 2 counts it twice.
+
+        Returns
+        -------
+        effect : ndarray of shape (n_test,)
+            Change of the measurement at the last horizon.
+
+        Raises
+        ------
+        ValueError
+            If `weights` has the wrong length, is negative or not finite, or leaves no weight.
+        """
+        check_is_fitted(self, "model_")
+        factors = self._check_factors(weights)
+        rows, targets, measure = self._test_tensors(X, y)
+        return self._finite(self._reweighted(rows, targets, measure, factors))
+
+    def _check_factors(self, weights: ArrayLike) -> NDArray[np.float64]:
+        factors = np.asarray(weights, dtype=np.float64)
+        n = len(self.train_indices_)
+        if factors.shape != (n,) or not np.isfinite(factors).all() or (factors < 0).any():
+            raise ValueError(
+                f"weights must hold one non-negative number for each of the {n} scored rows, got "
+                f"shape {factors.shape}. Use 0 for rows to remove and 1 for the others."
+            )
+        if 1 + ((factors - 1) * self._shares()).sum() <= 1e-12:
+            raise ValueError("weights must leave some row with a positive weight.")
+        return factors
+
+    def _shares(self) -> NDArray[np.float64]:
+        """Share of each scored row in the objective."""
+        weights = self._weights.double().cpu().numpy()
+        return (weights / weights.sum())[self.train_indices_]
+
+    def _reweighted(
+        self, X: Tensor, y: Tensor, measure: Measure, factors: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        share = self._shares()
+        scale = (1 - factors) * (1 - share) / (1 + ((factors - 1) * share).sum())
+        return self._scores(X, y, measure) @ scale

@@ -28,9 +28,22 @@ from ._walks import Walk
 class LinearizedRun(ABC):
     """One seed's run, linearised."""
 
+    run: ObservedRun
+
     @abstractmethod
-    def scores(self, X: Tensor, y: Tensor, measure: Measure, horizons: Sequence[int]) -> Tensor:
-        """Scores (n_horizons, m, n) of all training rows for test rows."""
+    def scores(
+        self,
+        X: Tensor,
+        y: Tensor,
+        measure: Measure,
+        horizons: Sequence[int],
+        own_residuals: Tensor | None = None,
+    ) -> Tensor:
+        """Scores (n_horizons, m, n) of all training rows for test rows.
+
+        `own_residuals` (n_epochs + 1, n, C) are those of each row when it is the one left out, if
+        they are others than in the run; its removal is to first order then.
+        """
 
     @abstractmethod
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -63,13 +76,20 @@ class SegmentedRun(LinearizedRun):
     run: ObservedRun
     segments: list[Segment]
 
-    def scores(self, X: Tensor, y: Tensor, measure: Measure, horizons: Sequence[int]) -> Tensor:
+    def scores(
+        self,
+        X: Tensor,
+        y: Tensor,
+        measure: Measure,
+        horizons: Sequence[int],
+        own_residuals: Tensor | None = None,
+    ) -> Tensor:
         def gradients(epoch: int) -> Tensor:
             return self.walk.gradients(self.run.theta(epoch), X, y, measure)
 
         with one_thread(), fast_float32_products(lambda: trial(self.walk.model, X)):
             known = [segment for segment in self.segments if segment.end <= horizons[-1]]
-            return self.segmentation.walk_back(known, gradients, horizons)
+            return self.segmentation.walk_back(known, gradients, horizons, own_residuals)
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         error = torch.zeros_like(self.walk.model.theta)
@@ -128,18 +148,26 @@ class KernelRun(LinearizedRun):
         if isinstance(loss, SquaredError):
             bend = 2 * loss.factor(run.outputs)
             self._removal = QuadraticRemoval(self._kernel(), self._share, bend, self.steps, exact)
-            self._deviations = self._removal.deviations(
-                run.residuals, run.rates, run.steps_per_epoch, horizons
-            )
+            self._deviations = self._removal.deviations(*self._course(), horizons)
         else:
             self._gram = self._kernel()
 
-    def scores(self, X: Tensor, y: Tensor, measure: Measure, horizons: Sequence[int]) -> Tensor:
+    def scores(
+        self,
+        X: Tensor,
+        y: Tensor,
+        measure: Measure,
+        horizons: Sequence[int],
+        own_residuals: Tensor | None = None,
+    ) -> Tensor:
         inner = [self._inner(X, y, measure, epoch) for epoch in horizons]
         if self._removal is not None:
             places = [self.horizons.index(epoch) for epoch in horizons]
             modes = torch.stack(inner).flatten(2) @ self._removal.to_modes
-            return modes @ self._deviations[places].mT
+            deviations = self._deviations
+            if own_residuals is not None:
+                deviations = self._removal.deviations(*self._course(), self.horizons, own_residuals)
+            return modes @ deviations[places].mT
         return adjoint_in_outputs(
             self._gram,
             self._share,
@@ -150,7 +178,20 @@ class KernelRun(LinearizedRun):
             self.run.steps_per_epoch,
             inner,
             horizons,
+            own_residuals,
         )
+
+    def reweighted(
+        self, X: Tensor, y: Tensor, measure: Measure, horizon: int, weights: Tensor
+    ) -> Tensor:
+        """Change of the measurements (m,) when rows' weights are multiplied, for a quadratic loss."""
+        if self._removal is None:
+            raise TypeError("the loss is not quadratic")
+        moved = self._removal.reweighted(*self._course(), [horizon], weights)[0]
+        return self._inner(X, y, measure, horizon).flatten(1) @ self._removal.to_modes @ moved
+
+    def _course(self) -> tuple[Tensor, Tensor, int]:
+        return self.run.residuals, self.run.rates, self.run.steps_per_epoch
 
     def _inner(self, X: Tensor, y: Tensor, measure: Measure, epoch: int) -> Tensor:
         """Inner products of the measurements' gradients at a horizon with the rows, (m, n, C)."""
@@ -189,8 +230,7 @@ def kernel_steps(walk: Walk, run: ObservedRun) -> LinearSteps:
         If the objective has a penalty, or an adaptive optimiser a weight decay in its gradient:
         what they do to the parameters cannot be seen in the outputs.
     """
-    middle = run.moments[len(run.rates) // 2]
-    steps = linear_steps(walk.optimizer, middle.buffers)
+    steps = linear_steps(walk.optimizer, run.buffers_of(len(run.rates) // 2))
     if walk.model.l2 is not None:
         raise ValueError(
             "n_segments=1 needs an objective without an L2 penalty (for scikit-learn's models: "

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,7 +19,10 @@ from .._validation import (
     POSITIVE_REAL,
     ConvergenceWarning,
     StrOptions,
+    check_is_fitted,
+    check_leave_out,
     check_random_state,
+    check_targets,
 )
 from ..curvature.segments import Segmentation
 from ..losses import SquaredError
@@ -348,3 +351,61 @@ class LinearizedFurtherTraining(BaseHorizons):
         found = per_seed.double().cpu().numpy()
         self._seen["scores_sem_"] = standard_error(found)[-1]
         return found.mean(-1)
+
+    # ---- other questions than the removal of one row ----------------------------------------
+
+    def _reweighted(
+        self, X: Tensor, y: Tensor, measure: Measure, factors: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Exactly, if rows are removed exactly: all rows in question follow the same run."""
+        if self.removal != "exact":
+            return super()._reweighted(X, y, measure, factors)
+        weights = torch.from_numpy(factors).to(self.model_.device)
+        effects = [
+            run.reweighted(X, y, measure, self.horizons_[-1], weights)
+            for run in self._runs
+            if isinstance(run, KernelRun)
+        ]
+        return torch.stack(effects).mean(0).cpu().numpy()
+
+    def relabel(
+        self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike
+    ) -> NDArray[np.float64]:
+        """Effect of giving training rows other targets, each row alone, to first order.
+
+        Exact in the linearised network for a squared error.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets, as in `transform`.
+        rows : array-like of int of shape (n_rows,)
+            Training rows to relabel.
+        targets : array-like of shape (n_rows,) or (n_rows, n_outputs)
+            Their new targets.
+
+        Returns
+        -------
+        effect : ndarray of shape (n_test, n_rows)
+            Change of the measurement at the last horizon.
+        """
+        check_is_fitted(self, "model_")
+        chosen = check_leave_out(rows, len(self._X), None)
+        new = self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)
+        test, wanted, measure = self._test_tensors(X, y)
+        share = self._shares()[chosen]
+        horizon = self.horizons_[-1:]
+        effects = []
+        for run in self._runs:
+            residuals = run.run.residuals
+            other = residuals.clone()
+            for epoch, outputs in enumerate(run.run.outputs[:, chosen]):
+                other[epoch, chosen] = self.model_.loss.gradient(outputs, new)
+            before, after = (
+                run.scores(test, wanted, measure, horizon, own)[0][:, chosen]
+                for own in (residuals, other)
+            )
+            effects.append((before - after).double().cpu().numpy() * (1 - share))
+        return self._finite(np.mean(effects, axis=0))

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def block_krylov(
-    product: Callable[[Tensor], Tensor], start: Tensor, n_products: int
+    product: Callable[[Tensor], Tensor], start: Tensor, n_components: int
 ) -> tuple[Tensor, Tensor]:
-    r"""Rayleigh-Ritz pairs of a symmetric H in the span of :math:`Q, HQ, \dots, H^{q-1} Q`.
+    r"""Rayleigh-Ritz pairs of a symmetric H in the span of :math:`Q, HQ, H^2 Q, \dots`.
 
-    A function of H applied to a vector in the span of Q is approximated by a polynomial of degree
-    q - 1, chosen by the spectrum: leading eigenvectors are found, and what matters to Q as well.
+    A function of H applied to a vector in the span of Q is approximated by a polynomial, chosen by
+    the spectrum: leading eigenvectors are found, and what matters to Q as well.
 
     Parameters
     ----------
@@ -22,33 +22,31 @@ def block_krylov(
         ``H v`` for the rows of a matrix (k, p), as rows.
     start : Tensor of shape (b, p)
         Rows that span Q.
-    n_products : int
-        q, calls of `product`.
+    n_components : int
+        Most dimensions of the span.
 
     Returns
     -------
     values : Tensor of shape (k,)
-        In float64; k is at most b q.
+        In float64.
     vectors : Tensor of shape (k, p)
         Orthonormal rows, in the precision of `start`.
     """
-    p = start.shape[1]
-    newest = _orthonormal(start, start.new_empty(0, p))
-    basis, products = newest, start.new_empty(0, p)
+    basis = products = start[:0]
+    newest = _orthonormal(start, basis)[-n_components:]
     while len(newest):
-        products = torch.cat([products, product(newest)])
-        n_products -= 1
-        if n_products == 0:
+        basis, products = torch.cat([basis, newest]), torch.cat([products, product(newest)])
+        room = n_components - len(basis)
+        if room == 0:
             break
-        newest = _orthonormal(products[-len(newest) :], basis)[: p - len(basis)]
-        basis = torch.cat([basis, newest])
+        newest = _orthonormal(products[-len(newest) :], basis)[-room:]
     projected = (basis @ products.mT).double()
     values, rotation = torch.linalg.eigh((projected + projected.mT) / 2)
     return values, rotation.mT.to(basis.dtype) @ basis
 
 
 def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what the rows have outside `basis`, as rows."""
+    """An orthonormal basis of what the rows have outside `basis`, as rows; the leading ones last."""
     size = rows.norm(dim=1, keepdim=True)
     rows = rows / torch.where(size > 0, size, 1)
     for _ in range(2):  # once more, against rounding

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
+from .unrolled import leaving_out
 
 #: From this step on, blocks of steps with a force that is linear in time grow with time.
 _EXACT_STEPS = 64
@@ -26,14 +27,14 @@ _EXACT_STEPS = 64
 class QuadraticRemoval:
     r"""What every left-out row's own run does to the parameters, for a quadratic loss.
 
-    In the eigenvectors of :math:`\kappa \sum_j s_j w J_j^\top J_j` (modes), row i's deviation
+    In the eigenvectors of :math:`M = \sum_j s_j w J_j^\top J_j` (modes), row i's deviation
     :math:`x_i` from the run on all rows obeys the optimiser's recursion with the gradient
 
-    .. math:: \kappa M x_i + f_i (\bar g - J_i^\top u_i), \qquad f_i = \frac{s_i}{1 - s_i}
+    .. math:: \kappa_i M x_i + f_i (\bar g - J_i^\top u_i), \qquad f_i = \frac{s_i}{1 - s_i}
 
-    where :math:`s_i` is the row's share of the mean, and :math:`u_i` its residual: that of the run
+    where :math:`\kappa_i = 1`, :math:`s_i` is the row's share of the mean, and :math:`u_i` its residual: that of the run
     on all rows to first order, its own, :math:`r_i + w J_i x_i`, in the exact removal, which also
-    has :math:`\kappa = 1/(1 - \bar s)`. The first steps are taken one by one; later the residuals
+    has :math:`\kappa_i = 1/(1 - s_i)`. The first steps are taken one by one; later the residuals
     are linear in time over blocks that grow with time.
 
     Parameters
@@ -55,19 +56,27 @@ class QuadraticRemoval:
         self.exact = exact
         self.bend = bend
         self.share = share
-        self.factor = share / (1 - share)
+        self.own, self.others = leaving_out(share)
+        growth = 1 + self.others
+        #: By which the curvature grows without a row, (n,), or (1,) if it is the same for all.
+        self.growth = growth[:1] if bool((growth == growth[0]).all()) else growth
         root = (share * bend).sqrt().repeat_interleave(c)
         gram = kernel.reshape(n * c, n * c) * root[:, None] * root
         values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
         kept = values > 1e-13 * values[-1]
         self.values = values[kept]
-        #: Rows in modes, (n, C, k): their inner products are the kernel.
-        self.rows = (vectors[:, kept] * self.values.sqrt() / root[:, None]).unflatten(0, (n, c))
         #: From inner products with the rows' Jacobians (m, nC) to modes (m, k).
         self.to_modes = vectors[:, kept] * root[:, None] / self.values.sqrt()
+        #: Rows in modes, (n, C, k): their inner products are the kernel.
+        self.rows = (kernel.reshape(n * c, n * c) @ self.to_modes).unflatten(0, (n, c))
 
     def deviations(
-        self, residuals: Tensor, rates: Tensor, per_epoch: int, horizons: Sequence[int]
+        self,
+        residuals: Tensor,
+        rates: Tensor,
+        per_epoch: int,
+        horizons: Sequence[int],
+        own_residuals: Tensor | None = None,
     ) -> Tensor:
         """Each row's deviation in modes at each horizon, (n_horizons, n, k).
 
@@ -75,35 +84,81 @@ class QuadraticRemoval:
         ----------
         residuals : Tensor of shape (n_epochs + 1, n, C)
             Gradient of each row's loss in its outputs, at the start of each epoch and at the end.
-        rates : Tensor of shape (n_steps,)
+        rates : Tensor of shape (n_steps, 2)
             Learning rates.
         per_epoch : int
             Steps of an epoch.
         horizons : sequence of int
             Increasing numbers of epochs.
+        own_residuals : Tensor of shape (n_epochs + 1, n, C), default=None
+            Residuals of each row when it is the one left out, if they are others (relabelled rows);
+            its removal is to first order then.
         """
         residuals = residuals.double()
+        others = residuals if own_residuals is None else own_residuals.double()
+        exact = self.exact and own_residuals is None
         marks = [h * per_epoch for h in horizons]
         x = torch.zeros(self.rows.shape[0], self.rows.shape[2]).to(self.rows)
         v = torch.zeros_like(x)
         reached: list[Tensor] = []
-        r0 = residuals[0]
-        own = torch.zeros_like(r0)
+        mean, u = self._mean(residuals[0]), others[0]
         times = _grid(marks)
         for t0, t1 in itertools.pairwise(times):
-            r1 = _at(residuals, t1 / per_epoch)
-            block = _Block(self, rates[t0:t1])
+            block = _Block(self, rates[t0:t1], exact)
             x, v = block.drift(x, v)
-            block.push(x, v, 0, r0 + own, self._mean(r0))
-            u1 = r1
-            if self.exact:
-                known = block.with_mean(x, self._mean(r1))
-                u1 = block.solve_own(self.rows, r1 + self.bend * self._outputs(known))
-            block.push(x, v, 1, u1, self._mean(r1))
-            own = self.bend * self._outputs(x) if self.exact else own
-            r0 = r1
+            block.push(x, v, 0, u, mean)
+            mean, u = self._mean(_at(residuals, t1 / per_epoch)), _at(others, t1 / per_epoch)
+            r = u
+            if exact:
+                known = block.with_mean(x, mean)
+                u = block.solve_own(self.rows, r + self.bend * self._outputs(known))
+            block.push(x, v, 1, u, mean)
+            if exact:
+                u = r + self.bend * self._outputs(x)
             if t1 in marks:
                 reached.append(x.clone())
+        return torch.stack(reached)
+
+    def reweighted(
+        self,
+        residuals: Tensor,
+        rates: Tensor,
+        per_epoch: int,
+        horizons: Sequence[int],
+        weights: Tensor,
+    ) -> Tensor:
+        """Deviation in modes (n_horizons, k) of the run in which each row's weight is multiplied.
+
+        Exact in the linearised network, step by step.
+
+        Parameters
+        ----------
+        residuals : Tensor of shape (n_epochs + 1, n, C)
+            As in `deviations`, as are `rates`, `per_epoch` and `horizons`.
+        rates : Tensor of shape (n_steps, 2)
+        per_epoch : int
+        horizons : sequence of int
+        weights : Tensor of shape (n,)
+            Factor of each row's weight; zero removes it.
+        """
+        total = (weights * self.share).sum()
+        change = weights * self.share / total - self.share
+        touched = (weights != 1).nonzero()[:, 0]
+        rows = self.rows[touched].flatten(0, 1)
+        bent = (weights[touched] - 1) * self.share[touched] * self.bend / total
+        bent = bent.repeat_interleave(self.rows.shape[1])
+        marks = [epoch * per_epoch for epoch in horizons]
+        curved = self.values / total + self.steps.coupled_decay
+        forces = torch.stack(
+            [torch.einsum("nck,nc->k", self.rows, change[:, None] * r) for r in residuals.double()]
+        )
+        x, v = torch.zeros_like(forces[0]), torch.zeros_like(forces[0])
+        reached = []
+        for step, rate in enumerate(rates[: marks[-1]].tolist()):
+            force = _at(forces, step / per_epoch) + rows.mT @ (bent * (rows @ x))
+            x, v = self.steps.push(rate, x, v, curved * x + force)
+            if step + 1 in marks:
+                reached.append(x)
         return torch.stack(reached)
 
     def outputs_of_full_run(
@@ -117,7 +172,7 @@ class QuadraticRemoval:
             Gradient of each row's loss in its outputs where the run begins.
         decay : Tensor of shape (n, C)
             What the weight decay adds to the first gradient, times the rows' Jacobians.
-        rates : Tensor of shape (n_steps,)
+        rates : Tensor of shape (n_steps, 2)
         marks : sequence of int
             Numbers of steps.
         """
@@ -143,47 +198,44 @@ class QuadraticRemoval:
 class _Block:
     """Some steps in a row: what they do to deviations, and to forces linear in time."""
 
-    def __init__(self, removal: QuadraticRemoval, rates: Tensor):
+    def __init__(self, removal: QuadraticRemoval, rates: Tensor, exact: bool):
         self.removal = removal
         steps, b = removal.steps, len(rates)
-        kappa = 1 / (1 - float(removal.share.mean())) if removal.exact else 1.0
-        curved = removal.values * kappa + steps.coupled_decay
-        # columns: a unit of x, of v, of a force that fades over the block, of one that grows
-        state = curved.new_zeros(2, 4, len(curved))
-        state[0, 0], state[1, 1] = 1, 1
-        for j in range(b):
-            g = curved * state[0]
+        kappa = removal.growth if exact else torch.ones_like(removal.growth[:1])
+        curved = kappa[:, None] * removal.values + steps.coupled_decay
+        # what becomes of a unit of x, of v, of a force that fades over the block, of one that grows
+        x, v = curved.new_zeros(2, 4, *curved.shape)
+        x[0], v[1] = 1, 1
+        for j, rate in enumerate(rates.tolist()):
+            g = curved * x
             g[2] += 1 - j / b
             g[3] += j / b
-            v = steps.momentum * state[1] + steps.intake * g
-            rate = float(rates[j])
-            move = steps.of_gradient * g + steps.of_velocity * v
-            state = torch.stack([(1 - rate * steps.decoupled_decay) * state[0] - rate * move, v])
-        self.state = state
+            x, v = steps.push(rate, x, v, g)
+        self.x, self.v = x, v
 
     def drift(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        s = self.state
         if not self.removal.steps.of_velocity:
-            return x * s[0, 0], v
-        return x * s[0, 0] + v * s[0, 1], x * s[1, 0] + v * s[1, 1]
+            return x * self.x[0], v
+        return x * self.x[0] + v * self.x[1], x * self.v[0] + v * self.v[1]
 
     def push(self, x: Tensor, v: Tensor, end: int, u: Tensor, mean: Tensor) -> None:
         """Add what the force of residuals u at one end of the block does."""
         removal = self.removal
-        force = (mean - torch.einsum("nck,nc->nk", removal.rows, u)).mul_(removal.factor[:, None])
-        x.addcmul_(force, self.state[0, 2 + end].expand_as(force))
+        force = removal.others[:, None] * mean
+        force -= torch.einsum("nck,nc->nk", removal.rows, removal.own[:, None] * u)
+        x.addcmul_(force, self.x[2 + end].expand_as(force))
         if removal.steps.of_velocity:
-            v.addcmul_(force, self.state[1, 2 + end].expand_as(force))
+            v.addcmul_(force, self.v[2 + end].expand_as(force))
 
     def with_mean(self, x: Tensor, mean: Tensor) -> Tensor:
         """x and what the mean gradient at the end of the block adds to it."""
-        return x + self.removal.factor[:, None] * (mean * self.state[0, 3])
+        return x + self.removal.others[:, None] * (mean * self.x[3])
 
     def solve_own(self, rows: Tensor, known: Tensor) -> Tensor:
         """Own residuals at the end of the block, on which the force itself depends."""
         removal = self.removal
-        hat = torch.einsum("nck,k,ndk->ncd", rows, self.state[0, 3], rows)
-        hat = hat * (removal.bend * removal.factor)[:, None, None]
+        hat = torch.einsum("nck,ndk->ncd", rows * self.x[3][:, None], rows)
+        hat = hat * (removal.bend * removal.own)[:, None, None]
         eye = torch.eye(hat.shape[1]).to(hat)
         return torch.linalg.solve(eye + hat, known.unsqueeze(2)).squeeze(2)
 
@@ -198,6 +250,7 @@ def adjoint_in_outputs(
     per_epoch: int,
     inner: Sequence[Tensor],
     horizons: Sequence[int],
+    own_residuals: Tensor | None = None,
 ) -> Tensor:
     """Scores (n_horizons, m, n) to first order, by one walk back for all horizons.
 
@@ -212,40 +265,42 @@ def adjoint_in_outputs(
     residuals : Tensor of shape (n_epochs + 1, n, C)
         First derivative.
     steps : LinearSteps
-    rates : Tensor of shape (n_steps,)
+    rates : Tensor of shape (n_steps, 2)
     per_epoch : int
     inner : sequence of Tensor of shape (m, n, C)
         For each horizon, inner products of the measurements' gradients with the (preconditioned)
         Jacobians of the rows.
     horizons : sequence of int
         Increasing numbers of epochs.
+    own_residuals : Tensor of shape (n_epochs + 1, n, C), default=None
+        Residuals of each row when it is the one left out, if they are others.
     """
+    others = residuals if own_residuals is None else own_residuals
     n, c = kernel.shape[:2]
     K = kernel.reshape(n * c, n * c)
     m = len(inner[0])
-    scores = K.new_zeros(len(horizons), m, n)
     ends = {h * per_epoch: L.to(K) for h, L in zip(horizons, inner, strict=True)}
     L = V = K.new_zeros(0, n, c)
-    factor = (share / (1 - share)).to(K)
     share = share.to(K)
-    own = L.new_zeros(0, n)
-    later, sooner = curvature(horizons[-1]), curvature(horizons[-1])
+    of_own, of_mean = leaving_out(share)
+    own, mean = L.new_zeros(0, n), L.new_zeros(0)
+    later = sooner = curvature(horizons[-1])
     for step in range(horizons[-1] * per_epoch - 1, -1, -1):
         if step + 1 in ends:
             L, V = torch.cat([ends[step + 1], L]), torch.cat([torch.zeros_like(ends[step + 1]), V])
             own = torch.cat([own.new_zeros(m, n), own])
+            mean = torch.cat([mean.new_zeros(m), mean])
         epoch, passed = step // per_epoch, (step % per_epoch) / per_epoch
         if (step + 1) % per_epoch == 0:
             later, sooner = sooner, curvature(epoch)
         W = torch.lerp(sooner, later, passed).to(K)
-        r = torch.lerp(residuals[epoch], residuals[epoch + 1], passed).to(K)
-        L, V, G = steps.pull(float(rates[step]), L, V, K.new_full((), steps.coupled_decay))
-        own += (G * r).sum(2)
+        r, u = (_at(values, step / per_epoch).to(K) for values in (residuals, others))
+        L, V, G = steps.pull(rates[step].tolist(), L, V, K.new_full((), steps.coupled_decay))
+        own += (G * u).sum(2)
+        mean += torch.einsum("znc,nc->z", G, r * share[:, None])
         bent = torch.einsum("znc,ncd->znd", G * share[:, None], W)
         L = L + (bent.flatten(1) @ K).unflatten(1, (n, c))
-    change = ((own @ share)[:, None] - own) * factor
-    scores += change.unflatten(0, (-1, m))
-    return scores
+    return (mean[:, None] * of_mean - own * of_own).unflatten(0, (-1, m))
 
 
 def outputs_of_full_run(
@@ -272,7 +327,7 @@ def outputs_of_full_run(
     decay : Tensor of shape (n, C)
         What the weight decay adds to the first gradient, times the rows' Jacobians.
     steps : LinearSteps
-    rates : Tensor of shape (n_steps,)
+    rates : Tensor of shape (n_steps, 2)
     marks : sequence of int
         Numbers of steps.
     """

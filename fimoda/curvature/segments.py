@@ -26,6 +26,7 @@ from ..training.optimizers import OptimizerSpec
 from .batch_hessian import BatchHessian
 from .block_krylov import block_krylov
 from .outputs import push_outputs
+from .unrolled import leaving_out
 
 #: Rows that go through a product with the Hessian together.
 _ROWS = 1024
@@ -76,11 +77,29 @@ def responses(steps: LinearSteps, curved: Tensor, rates: Tensor, per_epoch: int)
     first = curved.new_zeros(n_epochs, 2, len(curved))
     second = torch.zeros_like(first)
     for step in range(len(rates) - 1, -1, -1):
-        X, V, G = steps.pull(float(rates[step]), X, V, curved)
+        X, V, G = steps.pull(rates[step].tolist(), X, V, curved)
         passed = (step % per_epoch) / per_epoch
         first[step // per_epoch] += (1 - passed) * G
         second[step // per_epoch] += passed * G
     return Responses(X, V, first, second)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the rows' residuals over a segment put on adjoints that pass through it.
+
+    One entry for units of adjoint in the parameters; a second, if the optimiser has a velocity.
+
+    Parameters
+    ----------
+    inside : list of Tensor of shape (n, k)
+        Each row's inner products with the modes, times its residuals.
+    outside : list of Tensor of shape (n, C)
+        Residuals that go with the derivative of each row's outputs outside the modes.
+    """
+
+    inside: list[Tensor]
+    outside: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,11 +118,8 @@ class Segment:
         Orthonormal modes of the preconditioned curvature.
     response : Responses
         Of the modes, and last of everything outside them.
-    rows : list of Tensor of shape (n, k)
-        Each row's inner products with the modes times its residuals, for units of adjoint in the
-        parameters, and in the velocity if the optimiser has one.
-    outside : list of Tensor of shape (n, C)
-        Residuals that go with the derivative of each row's outputs outside the modes.
+    load : Load
+        Of the rows with their residuals in the run.
     moved, predicted : Tensor of shape (p,)
         By how much the parameters move in the run, and in the linearised one.
     """
@@ -114,8 +130,7 @@ class Segment:
     scale: Tensor | float
     basis: Tensor
     response: Responses
-    rows: list[Tensor]
-    outside: list[Tensor]
+    load: Load
     moved: Tensor
     predicted: Tensor
 
@@ -170,7 +185,7 @@ class Segmentation:
         """The segment from epoch a to epoch b."""
         per_epoch = run.steps_per_epoch
         middle = run.moments[_middle(a, b, per_epoch)]
-        steps = linear_steps(self.optimizer, middle.buffers)
+        steps = linear_steps(self.optimizer, run.buffers_of(middle.step))
         scale = 1.0 if steps.preconditioner is None else steps.preconditioner.sqrt()
         decay = self._decay(steps)
 
@@ -178,14 +193,12 @@ class Segmentation:
             return self._curved(hessian, middle.theta, U * scale, decay) * scale
 
         start = self._principal_jacobians(middle.theta) * scale
-        values, basis = block_krylov(product, start, max(1, self.n_components // len(start)))
+        values, basis = block_krylov(product, start, self.n_components)
         level = 0.0 if decay is None else float((decay * scale**2).mean())
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
         response = responses(steps, curved, rates, per_epoch)
-        pushed = push_outputs(self.model, self.X, middle.theta, basis * scale)  # (n, k, C)
-        weights = response.to_residuals(run.residuals[a : b + 1])
-        parts = weights[: 2 if steps.of_velocity else 1]
+        residuals = run.residuals[a : b + 1]
         return Segment(
             a,
             b,
@@ -193,10 +206,25 @@ class Segmentation:
             scale,
             basis,
             response,
-            [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
-            [part[:, :, -1] for part in parts],
+            self.load(middle.theta, basis * scale, response, residuals, bool(steps.of_velocity)),
             run.theta(b) - run.theta(a),
             self._predicted(run, steps, a, scale, basis, response),
+        )
+
+    def load(
+        self,
+        theta: Tensor,
+        modes: Tensor,
+        response: Responses,
+        residuals: Tensor,
+        velocity: bool,
+    ) -> Load:
+        """The load of residuals (n_epochs + 1, n, C), with the modes (k, p) as they act on outputs."""
+        pushed = push_outputs(self.model, self.X, theta, modes)  # (n, k, C)
+        parts = response.to_residuals(residuals)[: 1 + velocity]
+        return Load(
+            [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
+            [part[:, :, -1] for part in parts],
         )
 
     def _predicted(
@@ -241,6 +269,7 @@ class Segmentation:
         segments: Sequence[Segment],
         gradients: Callable[[int], Tensor],
         horizons: Sequence[int],
+        own_residuals: Tensor | None = None,
     ) -> Tensor:
         """Scores (n_horizons, m, n) of all training rows, by one walk back through the segments.
 
@@ -252,9 +281,11 @@ class Segmentation:
             Gradients of the measurements (m, p) after an epoch.
         horizons : sequence of int
             Increasing numbers of epochs.
+        own_residuals : Tensor of shape (n_epochs + 1, n, C), default=None
+            Residuals of each row when it is the one left out, if they are others.
         """
         share = self.row_weights.double() / self.row_weights.double().sum()
-        factor = share / (1 - share)
+        of_own, of_mean = leaving_out(share)
         X = V = self.model.theta.new_zeros(0, self.model.n_parameters)
         scores = share.new_zeros(0, len(self.X))
         for segment in reversed(segments):
@@ -262,17 +293,26 @@ class Segmentation:
                 fresh = gradients(segment.end)
                 X, V = torch.cat([fresh, X]), torch.cat([torch.zeros_like(fresh), V])
                 scores = torch.cat([scores.new_zeros(len(fresh), len(self.X)), scores])
-            own, X, V = self._pass(segment, X, V)
-            scores += factor * ((own @ share)[:, None] - own)
+            real, new_X, new_V = self._pass(segment, segment.load, X, V)
+            own = real
+            if own_residuals is not None:
+                residuals = own_residuals[segment.start : segment.end + 1]
+                modes, velocity = segment.basis * segment.scale, len(segment.load.inside) > 1
+                load = self.load(segment.theta, modes, segment.response, residuals, velocity)
+                own = self._pass(segment, load, X, V)[0]
+            scores += (real @ share)[:, None] * of_mean - own * of_own
+            X, V = new_X, new_V
         return scores.unflatten(0, (len(horizons), -1))
 
-    def _pass(self, segment: Segment, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pass(
+        self, segment: Segment, load: Load, X: Tensor, V: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Inner products with rows (k, n), and adjoints at the segment's start."""
         scale, basis, response = segment.scale, segment.basis, segment.response
         own = X.new_zeros(len(X), len(self.X), dtype=torch.float64)
         new_X, new_V = torch.zeros_like(X), torch.zeros_like(V)
         ends = [X * scale, V / scale]
-        for part, (rows, outside) in enumerate(zip(segment.rows, segment.outside, strict=True)):
+        for part, (rows, outside) in enumerate(zip(load.inside, load.outside, strict=True)):
             inner = ends[part] @ basis.mT
             outer = ends[part] - inner @ basis
             own += (inner @ rows.mT).double()

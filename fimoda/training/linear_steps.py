@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,11 @@ class LinearSteps:
     r"""The steps of an optimiser whose preconditioner stands still.
 
     .. math:: v \leftarrow \mu v + \gamma g, \quad
-              \theta \leftarrow (1 - \eta_t d) \theta - \eta_t P (a g + c v)
+              \theta \leftarrow (1 - \eta_t d) \theta - \eta'_t P (a g + c v)
 
-    with g the gradient plus :math:`\lambda \theta`.
+    with g the gradient plus :math:`\lambda \theta`, :math:`\eta_t` the learning rate and
+    :math:`\eta'_t` the same with Adam's correction of the first steps. (The very first step with
+    momentum is not dampened in torch; here it is.)
 
     Parameters
     ----------
@@ -45,14 +48,14 @@ class LinearSteps:
     preconditioner: Tensor | None = None
 
     def pull(
-        self, rate: float, X: Tensor, V: Tensor, curved: Tensor
+        self, rates: Sequence[float], X: Tensor, V: Tensor, curved: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step backwards in modes of the preconditioned curvature.
 
         Parameters
         ----------
-        rate : float
-            Learning rate of the step.
+        rates : (float, float)
+            Learning rates of the step, of `rates`.
         X, V : Tensor
             Adjoints of parameters and velocity after the step.
         curved : Tensor
@@ -63,16 +66,20 @@ class LinearSteps:
         X, V, G : Tensor
             Adjoints of parameters, velocity and gradient before the step.
         """
+        rate, plain = rates
         s = -rate * X
         V = V + self.of_velocity * s
         G = self.of_gradient * s + self.intake * V
-        return (1 - rate * self.decoupled_decay) * X + curved * G, self.momentum * V, G
+        return (1 - plain * self.decoupled_decay) * X + curved * G, self.momentum * V, G
 
-    def push(self, rate: float, x: Tensor, v: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def push(
+        self, rates: Sequence[float], x: Tensor, v: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One step forwards: preconditioned changes of parameters, and velocity, after it."""
+        rate, plain = rates
         v = self.momentum * v + self.intake * gradient
         move = self.of_gradient * gradient + self.of_velocity * v
-        return (1 - rate * self.decoupled_decay) * x - rate * move, v
+        return (1 - plain * self.decoupled_decay) * x - rate * move, v
 
     def velocity(self, buffers: Buffers) -> Tensor | None:
         """What the optimiser's buffers hold of v, in units of the gradient."""
@@ -139,11 +146,12 @@ def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
 
 
 def rates(spec: OptimizerSpec, n_steps: int, steps_per_epoch: int) -> Tensor:
-    """Learning rate of each step (n_steps,), Adam's correction of the first ones included."""
-    rate = torch.tensor(
+    """Learning rates of each step (n_steps, 2): with Adam's correction of the first, and without."""
+    plain = torch.tensor(
         [spec.lr_at(step // steps_per_epoch) for step in range(n_steps)], dtype=torch.float64
     )
+    rate = plain
     if getattr(spec.cls, "__name__", "") in ("Adam", "AdamW"):
         beta1 = float(spec.defaults()["betas"][0])
-        rate = rate / (1 - beta1 ** torch.arange(1, n_steps + 1, dtype=torch.float64))
-    return rate
+        rate = plain / (1 - beta1 ** torch.arange(1, n_steps + 1, dtype=torch.float64))
+    return torch.stack([rate, plain], dim=1)

@@ -26,8 +26,8 @@ class ObservedRun:
         Outputs of the training rows at the start of each epoch and at the end.
     residuals : Tensor of shape (n_epochs + 1, n, C)
         Gradient of each row's loss in them.
-    rates : Tensor of shape (n_steps,)
-        Learning rate of each step.
+    rates : Tensor of shape (n_steps, 2)
+        Learning rates of each step, with Adam's correction of the first ones and without.
     steps_per_epoch : int
     """
 
