@@ -32,6 +32,7 @@ from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ._horizons import BaseHorizons
 from ._linearized import (
+    KernelRun,
     LinearizedRun,
     SegmentedRun,
     cut,
