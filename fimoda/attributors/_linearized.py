@@ -11,7 +11,12 @@ from torch import Tensor
 
 from ..curvature.batch_hessian import batch_hessian
 from ..curvature.kernel import OutputKernel
-from ..curvature.linearized import QuadraticRemoval, adjoint_in_outputs, outputs_of_full_run
+from ..curvature.linearized import (
+    QuadraticRemoval,
+    adjoint_in_outputs,
+    largest_curvature,
+    outputs_of_full_run,
+)
 from ..curvature.outputs import push_outputs
 from ..curvature.segments import Segment, Segmentation
 from ..losses import SquaredError
@@ -148,9 +153,14 @@ class KernelRun(LinearizedRun):
         if isinstance(loss, SquaredError):
             bend = 2 * loss.factor(run.outputs)
             self._removal = QuadraticRemoval(self._kernel(), self._share, bend, self.steps, exact)
-            self._deviations = self._removal.deviations(*self._course(), horizons)
+            largest = float(self._removal.values[-1])
         else:
             self._gram = self._kernel()
+            curvature = walk.model.output_hessian(run.outputs[0], walk.y)
+            largest = largest_curvature(self._gram, self._share, curvature)
+        self.steps.check_stable(largest + self.steps.coupled_decay, run.rates)
+        if self._removal is not None:
+            self._deviations = self._removal.deviations(*self._course(), horizons)
 
     def scores(
         self,

@@ -20,6 +20,8 @@ from torch import Tensor
 from ..training.linear_steps import LinearSteps
 from .unrolled import leaving_out
 
+_POWER_ITERATIONS = 30
+
 #: From this step on, blocks of steps with a force that is linear in time grow with time.
 _EXACT_STEPS = 64
 
@@ -341,6 +343,27 @@ def outputs_of_full_run(
         if step + 1 in marks:
             reached.append(x)
     return torch.stack(reached)
+
+
+def largest_curvature(kernel: Tensor, share: Tensor, curvature: Tensor) -> float:
+    """Largest eigenvalue of the mean of the rows' curvatures, by power iteration.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (n, C, n, C)
+    share : Tensor of shape (n,)
+    curvature : Tensor of shape (n, C, C)
+        Second derivative of each row's loss in its outputs.
+    """
+    K = kernel.flatten(0, 1).flatten(1)
+    W = curvature.to(K) * share[:, None, None]
+    u = K.diagonal().view(curvature.shape[:2]).clone()
+    largest = 0.0
+    for _ in range(_POWER_ITERATIONS):
+        u = u / u.norm().clamp_min(1e-300)
+        u = (K @ torch.einsum("ncd,nd->nc", W, u).flatten()).view_as(u)
+        largest = float(u.norm())
+    return largest
 
 
 def _grid(marks: Sequence[int]) -> list[int]:

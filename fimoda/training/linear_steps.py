@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,12 @@ from .differentiable import Buffers
 from .optimizers import OptimizerSpec
 
 _SUPPORTED = "SGD, Adam, AdamW, RMSprop and Adagrad"
+
+
+Number = TypeVar("Number", Tensor, float)
+
+#: Growth of a stable mode's unit that is none.
+_BLOWN_UP = 100.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,26 @@ class LinearSteps:
         return (1 - plain * self.decoupled_decay) * X + curved * G, self.momentum * V, G
 
     def push(
-        self, rates: Sequence[float], x: Tensor, v: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, rates: Sequence[float], x: Number, v: Number, gradient: Number
+    ) -> tuple[Number, Number]:
         """One step forwards: preconditioned changes of parameters, and velocity, after it."""
         rate, plain = rates
         v = self.momentum * v + self.intake * gradient
         move = self.of_gradient * gradient + self.of_velocity * v
         return (1 - plain * self.decoupled_decay) * x - rate * move, v
+
+    def check_stable(self, curved: float, rates: Tensor) -> None:
+        """Raise ValueError if these steps blow up a mode with the largest eigenvalue `curved`."""
+        x, v = 1.0, 0.0
+        for rate in rates.tolist():
+            x, v = self.push(rate, x, v, curved * x)
+            if not abs(x) < _BLOWN_UP:
+                raise ValueError(
+                    f"lr must be lower: with lr={rate[1]:g} and a (preconditioned) curvature of up to "
+                    f"{curved:.3g} the linearised run is unstable, {rate[0] * curved:.2g} being above "
+                    f"{2 * (1 + self.momentum) / self.intake:.2g}. Real training may saturate "
+                    "there: use UnrolledDifferentiation or FurtherTraining."
+                )
 
     def velocity(self, buffers: Buffers) -> Tensor | None:
         """What the optimiser's buffers hold of v, in units of the gradient."""
