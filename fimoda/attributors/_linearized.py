@@ -241,7 +241,7 @@ def kernel_steps(walk: Walk, run: ObservedRun) -> LinearSteps:
         what they do to the parameters cannot be seen in the outputs.
     """
     steps = linear_steps(walk.optimizer, run.buffers_of(len(run.rates) // 2))
-    if walk.model.l2 is not None:
+    if walk.model.l2 is not None and bool(walk.model.l2.any()):
         raise ValueError(
             "n_segments=1 needs an objective without an L2 penalty (for scikit-learn's models: "
             "alpha=0 or penalty=None). Use n_segments='auto'."

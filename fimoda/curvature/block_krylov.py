@@ -23,7 +23,7 @@ def block_krylov(
     start : Tensor of shape (b, p)
         Rows that span Q.
     n_components : int
-        Most dimensions of the span.
+        Most dimensions of the span; for p and more it is the whole space, whatever the start.
 
     Returns
     -------
@@ -32,6 +32,9 @@ def block_krylov(
     vectors : Tensor of shape (k, p)
         Orthonormal rows, in the precision of `start`.
     """
+    p = start.shape[1]
+    if n_components >= p:
+        start = torch.eye(p).to(start)
     basis = products = start[:0]
     newest = _orthonormal(start, basis)[-n_components:]
     while len(newest):
