@@ -37,12 +37,10 @@ from fimoda.training.outcomes import Outcomes
 Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def read(path: str) -> tuple[nn.Sequential, FurtherTrainingCurve]:
+def read(path: str, unit: type[nn.Module] = nn.ReLU) -> tuple[nn.Sequential, FurtherTrainingCurve]:
     """The final model and its further training."""
     gold = np.load(path)
-    net = nn.Sequential(
-        nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)
-    )
+    net = nn.Sequential(nn.Linear(8, 128), unit(), nn.Linear(128, 128), unit(), nn.Linear(128, 1))
     net.load_state_dict(
         {k: torch.from_numpy(gold["final_" + k.replace(".", "_")]) for k in net.state_dict()}
     )
