@@ -153,7 +153,7 @@ class KernelRun(LinearizedRun):
         if isinstance(loss, SquaredError):
             bend = 2 * loss.factor(run.outputs)
             self._removal = QuadraticRemoval(self._kernel(), self._share, bend, self.steps, exact)
-            largest = float(self._removal.values[-1])
+            largest = float(self._removal.values[-1:].sum())
         else:
             self._gram = self._kernel()
             curvature = walk.model.output_hessian(run.outputs[0], walk.y)

@@ -197,7 +197,7 @@ class Segmentation:
         level = 0.0 if decay is None else float((decay * scale**2).mean())
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
-        steps.check_stable(float(values[-1]), rates)
+        steps.check_stable(float(curved.max()), rates)
         response = responses(steps, curved, rates, per_epoch)
         residuals = run.residuals[a : b + 1]
         return Segment(
