@@ -575,7 +575,6 @@ def test_agreement_grows_with_the_number_of_segments():
         assert found.n_segments_ == len(found._runs[0].segments) if n_segments > 1 else 1
         agreement.append(correlation(found.transform(*test), exact))
         discrepancy.append(found.discrepancy_[-1])
-    print("grow", agreement, discrepancy)
     assert agreement[0] + 0.2 < agreement[1] < agreement[2] - 0.04
     assert discrepancy[0] > discrepancy[1] > discrepancy[2]
 

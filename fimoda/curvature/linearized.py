@@ -34,10 +34,11 @@ class QuadraticRemoval:
 
     .. math:: \kappa_i M x_i + f_i (\bar g - J_i^\top u_i), \qquad f_i = \frac{s_i}{1 - s_i}
 
-    where :math:`\kappa_i = 1`, :math:`s_i` is the row's share of the mean, and :math:`u_i` its residual: that of the run
-    on all rows to first order, its own, :math:`r_i + w J_i x_i`, in the exact removal, which also
-    has :math:`\kappa_i = 1/(1 - s_i)`. The first steps are taken one by one; later the residuals
-    are linear in time over blocks that grow with time.
+    where :math:`s_i` is the row's share of the mean. To first order :math:`\kappa_i = 1`, and
+    :math:`u_i` is the row's residual in the run on all rows; in the exact removal
+    :math:`\kappa_i = 1/(1 - s_i)`, and :math:`u_i = r_i + w J_i x_i` that in its own run. The
+    first steps are taken one by one; later the residuals are linear in time over blocks that grow
+    with time.
 
     Parameters
     ----------
