@@ -52,6 +52,10 @@ SEGMENTS = 6
 MISSED = 0.5
 
 
+#: Change of the outputs, beside their spread over the rows, from which it is worth a warning.
+VISIBLE = 0.01
+
+
 class LinearizedFurtherTraining(BaseHorizons):
     r"""Derivative of further training, with the network linearised at a few points of the run.
 
@@ -154,7 +158,8 @@ class LinearizedFurtherTraining(BaseHorizons):
     Warns
     -----
     ConvergenceWarning
-        If `discrepancy_` is above one half.
+        If `discrepancy_` is above one half, and the outputs change by more than a hundredth of
+        their spread over the rows.
 
     References
     ----------
@@ -251,7 +256,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         self._require_memory(once)
         self._runs = self._linearize_once(walk) if once else self._linearize_often(walk)
         self.discrepancy_ = self._discrepancy()
-        if self.discrepancy_[-1] > MISSED:
+        if self.discrepancy_[-1] > MISSED and self._matters():
             warnings.warn(
                 "LinearizedFurtherTraining: the linearised run misses "
                 f"{self.discrepancy_[-1]:.0%} of the outputs' change over {self.horizons_[-1]} epochs "
@@ -266,6 +271,12 @@ class LinearizedFurtherTraining(BaseHorizons):
         total = sum(true.double().square().sum((1, 2)) for true, _ in changes)
         ratio = torch.as_tensor(missed / total).sqrt()
         return torch.nan_to_num(ratio, nan=0.0).cpu().numpy()
+
+    def _matters(self) -> bool:
+        """Whether the outputs change visibly at all, beside their spread over the rows."""
+        outputs = torch.stack([run.run.outputs[[0, -1]] for run in self._runs])
+        change = (outputs[:, 1] - outputs[:, 0]).square().mean().sqrt()
+        return bool(change > VISIBLE * outputs[0, 0].std(0).norm())
 
     def _linearize_once(self, walk: Walk) -> Sequence[LinearizedRun]:
         self.n_segments_ = 1

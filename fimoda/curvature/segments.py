@@ -31,6 +31,9 @@ from .unrolled import leaving_out
 #: Rows that go through a product with the Hessian together.
 _ROWS = 1024
 
+#: Modes of negative curvature grow at most by exp of this in a segment: real training saturates.
+_GROWTH = 0.5
+
 #: Rows whose Jacobians the Krylov spaces begin with, for each vector of the beginning.
 _SAMPLE = 4
 
