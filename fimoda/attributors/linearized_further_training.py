@@ -116,7 +116,8 @@ class LinearizedFurtherTraining(BaseHorizons):
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
     memory_budget : int, default=2 GiB
-        Bytes for the kernel, or for the bases of all segments.
+        Bytes for the kernel, or for the bases of all segments; and for the vectors that walk back
+        through them.
     random_state : int, RandomState or None, default=None
         Draws the seeds; fits an unfitted `estimator`.
     n_jobs : int, default=None
@@ -359,7 +360,21 @@ class LinearizedFurtherTraining(BaseHorizons):
     def _horizon_scores(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
     ) -> NDArray[np.float64]:
-        per_seed = torch.stack([run.scores(X, y, measure, horizons) for run in self._runs], dim=-1)
+        vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
+        chunk = int(max(1, self.memory_budget // vector))
+        per_seed = torch.stack(
+            [
+                torch.cat(
+                    [
+                        run.scores(x, target, measure, horizons)
+                        for x, target in zip(X.split(chunk), y.split(chunk), strict=True)
+                    ],
+                    dim=1,
+                )
+                for run in self._runs
+            ],
+            dim=-1,
+        )
         found = per_seed.double().cpu().numpy()
         self._seen["scores_sem_"] = standard_error(found)[-1]
         return found.mean(-1)
