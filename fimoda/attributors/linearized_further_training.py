@@ -159,8 +159,8 @@ class LinearizedFurtherTraining(BaseHorizons):
     Warns
     -----
     ConvergenceWarning
-        If `discrepancy_` is above one half, and the outputs change by more than a hundredth of
-        their spread over the rows.
+        If the linearised run is unstable, or `discrepancy_` is above one half and the outputs
+        change by more than a hundredth of their spread over the rows.
 
     References
     ----------
