@@ -16,8 +16,19 @@ from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor, TopRows
 from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_curve
+from .evaluation.ceiling import noise_ceiling
+from .evaluation.class_detection import class_detection
+from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
+from .evaluation.mislabels import MislabelDetection, flip_labels, mislabel_detection
+from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
+from .evaluation.significance import Significance, significant_scores
 from .model import FinalModel
-from .plotting import AgreementCurveDisplay
+from .plotting import (
+    AgreementCurveDisplay,
+    LinearDatamodelingScoreDisplay,
+    MislabelDetectionDisplay,
+    SubsetRemovalCurveDisplay,
+)
 
 __version__ = "0.1.0"
 
@@ -38,10 +49,24 @@ __all__ = [
     "GradCos",
     "GradDot",
     "LiSSAInfluence",
+    "LinearDatamodelingScore",
+    "LinearDatamodelingScoreDisplay",
     "LinearizedFurtherTraining",
+    "MislabelDetection",
+    "MislabelDetectionDisplay",
+    "Significance",
+    "SubsetRemovalCurve",
+    "SubsetRemovalCurveDisplay",
     "TopRows",
     "UnrolledDifferentiation",
     "agreement_curve",
     "as_final_model",
+    "class_detection",
+    "flip_labels",
     "further_training_curve",
+    "linear_datamodeling_score",
+    "mislabel_detection",
+    "noise_ceiling",
+    "significant_scores",
+    "subset_removal_curve",
 ]

@@ -1,4 +1,4 @@
-"""Display classes."""
+"""Agreement with further training, drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .evaluation.agreement import AgreementCurve
+from ..evaluation.agreement import AgreementCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ class AgreementCurveDisplay:
         -------
         AgreementCurveDisplay
         """
-        from .evaluation.agreement import agreement_curve
+        from ..evaluation.agreement import agreement_curve
 
         return cls(agreement_curve(methods, curve, X_test, y_test)).plot(**plot)
 

@@ -1,0 +1,63 @@
+"""Score matrices of attributors and arrays, checked against what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import BaseAttributor
+
+Method = BaseAttributor | NDArray[np.float64]
+
+
+def check_methods(methods: Any) -> Mapping[str, Method]:
+    """The methods, if they are named and at least one."""
+    if not isinstance(methods, Mapping):
+        raise ValueError(
+            "methods must be a dict of names to fitted attributors or score matrices, got "
+            f"{type(methods).__name__}. Pass {{'name': scores}}."
+        )
+    if not methods:
+        raise ValueError("methods must name at least one attributor or score matrix, got none.")
+    return methods
+
+
+def score_matrix(
+    label: str, method: Any, shape: tuple[int, int], X_test: Any, y_test: Any
+) -> NDArray[np.float64]:
+    """Scores of the given shape (n_test, n_train); NaN for training rows that are not scored.
+
+    Errors name the argument by its `label`.
+    """
+    n_test, n_train = shape
+    if isinstance(method, BaseAttributor):
+        if X_test is None:
+            raise ValueError("X_test must be given to score with attributors.")
+        found = np.asarray(method.transform(X_test, y_test), dtype=float)
+        columns = np.asarray(method.train_indices_)
+        if columns.max() >= n_train:
+            raise ValueError(
+                f"{label} scores training row {columns.max()}, but there are {n_train}. "
+                "Fit it on the same training rows."
+            )
+        scores = np.full((len(found), n_train), np.nan)
+        scores[:, columns] = found
+    else:
+        scores = np.asarray(method, dtype=float)
+        if scores.ndim != 2 or scores.shape[1] != n_train:
+            raise ValueError(
+                f"{label} must be a fitted attributor or a matrix (n_test, n_train) with a "
+                f"column for each of the {n_train} training rows, got {type(method).__name__} of shape "
+                f"{scores.shape}."
+            )
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{label} has scores that are NaN or infinite.")
+    if len(scores) != n_test:
+        raise ValueError(
+            f"{label} has {len(scores)} test rows, {n_test} were measured. Score the same "
+            "test rows."
+        )
+    return scores

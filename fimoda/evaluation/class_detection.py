@@ -1,0 +1,61 @@
+"""The class of the rows that help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..base import BaseAttributor
+from ._scores import score_matrix
+
+
+def class_detection(
+    scores: BaseAttributor | ArrayLike,
+    y_train: ArrayLike,
+    y_test: ArrayLike,
+    X_test: Any = None,
+    *,
+    k: int = 10,
+) -> NDArray[np.float64]:
+    """Share of the k most helpful rows that have the class of the test row.
+
+    Rows of the same class should be those that help. It is a check of plausibility, not of
+    counterfactuals: a nearest-neighbour search does well at it. Chance is the share of the class.
+
+    Parameters
+    ----------
+    scores : fitted attributor or array-like of shape (n_test, n_train)
+        An attributor of the loss, or its scores: positive for rows that help.
+    y_train : array-like of shape (n_train,)
+        Classes of the training rows.
+    y_test : array-like of shape (n_test,)
+        Classes of the test rows.
+    X_test : array-like, default=None
+        The test rows; needed for an attributor.
+    k : int, default=10
+        Helpful rows looked at.
+
+    Returns
+    -------
+    share : ndarray of shape (n_test,)
+        Of each test row, between 0 and 1.
+
+    References
+    ----------
+    Hanawa et al., "Evaluation of Similarity-based Explanations", ICLR 2021: identical class test.
+
+    Examples
+    --------
+    >>> from fimoda import class_detection
+    >>> class_detection([[0.3, 0.2, -0.1]], ["cat", "dog", "cat"], ["cat"], k=2)
+    array([0.5])
+    """
+    classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
+    matrix = score_matrix("scores", scores, (len(wanted), len(classes)), X_test, y_test)
+    scored = int(np.isfinite(matrix[0]).sum())
+    if not 1 <= k <= scored:
+        raise ValueError(f"k must be between 1 and the number of scored rows ({scored}), got {k}.")
+    top = np.argsort(np.nan_to_num(-matrix, nan=np.inf), axis=1, kind="stable")[:, :k]
+    return (classes[top] == wanted[:, None]).mean(1)

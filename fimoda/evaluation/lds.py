@@ -1,0 +1,285 @@
+"""Linear datamodeling score: predicted against measured effects of removing many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._validation import check_random_state
+from ._ranks import Ranks, weighted_spearman
+from ._scores import Method, check_methods, score_matrix
+from .ceiling import noise_ceiling
+
+#: Subsets below which a rank correlation says nothing.
+MIN_SUBSETS = 3
+
+
+class Outcomes(Protocol):
+    """Models trained on subsets, as `train_on_subsets` returns them.
+
+    Attributes
+    ----------
+    subsets : ndarray of bool, shape (n_subsets, n_train)
+        Which rows each model was trained on.
+    measured : ndarray of shape (n_subsets, n_test, n_seeds)
+        Measurements of the test rows; NaN where training failed.
+    """
+
+    @property
+    def subsets(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def measured(self) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True)
+class LinearDatamodelingScore:
+    """How well methods predict the effect of removing many rows.
+
+    Attributes
+    ----------
+    methods : list of str
+        Names of the methods.
+    ratios : ndarray of shape (n_ratios,)
+        Share of the training rows that is kept.
+    values : ndarray of shape (n_methods, n_ratios, n_test)
+        Spearman correlation over subsets, of each test row.
+    bootstrap : ndarray of shape (n_methods, n_ratios, n_bootstrap)
+        Mean over test rows, over subsets drawn with replacement. All methods have the same draws,
+        so the difference of two methods has an interval as well.
+    ceiling : ndarray of shape (n_ratios, n_test)
+        What the exact expected measurement would reach, see `noise_ceiling`; NaN for one seed.
+    confidence : float
+        Coverage of `interval`.
+    n_subsets : ndarray of shape (n_ratios,)
+        Subsets of which at least one training succeeded.
+    """
+
+    methods: list[str]
+    ratios: NDArray[np.float64]
+    values: NDArray[np.float64]
+    bootstrap: NDArray[np.float64]
+    ceiling: NDArray[np.float64]
+    confidence: float
+    n_subsets: NDArray[np.int64]
+
+    def mean(self) -> NDArray[np.float64]:
+        """Mean over test rows, (n_methods, n_ratios)."""
+        return self.values.mean(-1)
+
+    def interval(self) -> NDArray[np.float64]:
+        """Percentile bootstrap interval of the mean, (n_methods, n_ratios, 2).
+
+        It is about which subsets were drawn; the test rows are taken as they are.
+        """
+        tail = (1 - self.confidence) / 2
+        return np.moveaxis(np.quantile(self.bootstrap, [tail, 1 - tail], axis=-1), 0, -1)
+
+    def to_frame(self) -> Any:
+        """Tidy pandas DataFrame: one row per method and ratio, with interval and ceiling."""
+        import pandas as pd
+
+        means, interval, ceiling = self.mean(), self.interval(), self.ceiling.mean(-1)
+        return pd.DataFrame(
+            [
+                (method, float(ratio), means[m, a], *interval[m, a], ceiling[a])
+                for m, method in enumerate(self.methods)
+                for a, ratio in enumerate(self.ratios)
+            ],
+            columns=["method", "ratio", "lds", "low", "high", "ceiling"],
+        )
+
+    def table(self) -> str:
+        """Plain-text table of means and intervals, methods by ratios, and the ceiling."""
+        width = max(len(m) for m in [*self.methods, "ceiling"])
+        header = " " * width + "".join(f"{ratio:>20.3g}" for ratio in self.ratios)
+        rows = (
+            f"{name:<{width}}"
+            + "".join(
+                f"{m:6.2f} [{low:5.2f},{high:5.2f}]" for m, (low, high) in zip(*one, strict=True)
+            )
+            for name, *one in zip(self.methods, self.mean(), self.interval(), strict=True)
+        )
+        last = f"{'ceiling':<{width}}" + "".join(f"{c:6.2f}{'':14}" for c in self.ceiling.mean(-1))
+        return "\n".join([header, *rows, last.rstrip()])
+
+
+def linear_datamodeling_score(
+    methods: Mapping[str, Method],
+    outcomes: Outcomes | Mapping[float, Outcomes] | list[Outcomes],
+    X_test: Any = None,
+    y_test: Any = None,
+    *,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    random_state: Any = None,
+) -> LinearDatamodelingScore:
+    r"""How well methods rank the effects of training on subsets of the rows.
+
+    For each test row z, the rank correlation over the subsets S between the predicted effect of
+    the rows that are missing and the measurement after training without them,
+
+    .. math:: \mathrm{LDS}_z = \mathrm{Spearman}_S \Bigl( \sum_{i \notin S} s_{z,i},
+        \; \tfrac{1}{R} \sum_{r=1}^R m_z(\theta(S; \xi_r)) \Bigr).
+
+    A score is positive if removing the row raises the measurement, as everywhere; scores and
+    outcomes must be of the same measurement. A correlation has no unit: LDS judges the order of the
+    effects, not their size.
+
+    Parameters
+    ----------
+    methods : dict of str to fitted attributor or ndarray
+        Attributors fitted on the same training rows, or score matrices (n_test, n_train).
+    outcomes : outcomes of trained subsets, or a dict or list of them
+        Anything with ``subsets`` (n_subsets, n_train), True for the rows trained on, and
+        ``measured`` (n_subsets, n_test, n_seeds); one for each share of kept rows (a dict's keys
+        name it). A training with a measurement that is not finite has failed: the other seeds of
+        its subset are averaged, and a subset without any is left out.
+    X_test, y_test : array-like, default=None
+        The test rows that were measured; needed for attributors.
+    n_bootstrap : int, default=1000
+        Bootstrap draws of the subsets.
+    confidence : float, default=0.95
+        Coverage of the bootstrap interval.
+    random_state : int, RandomState instance or None, default=None
+        Draws the subsets of the bootstrap and the halves of the noise ceiling.
+
+    Returns
+    -------
+    LinearDatamodelingScore
+        A test row whose prediction or measurement is the same for all subsets scores 0.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a method does not score a row that is missing from a subset, or
+        fewer than 3 subsets were trained.
+
+    References
+    ----------
+    Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, arXiv 2303.14186, section 2.
+    Ilyas et al., "Datamodels", ICML 2022.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import ExactInfluence, linear_datamodeling_score
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> subsets = np.random.default_rng(0).random((30, len(X))) < 0.97
+    >>> predicted = np.array([Ridge().fit(X[s], y[s]).predict(X[:5]) for s in subsets])
+    >>> outcomes = SimpleNamespace(subsets=subsets, measured=((predicted - y[:5]) ** 2)[..., None])
+    >>> influence = ExactInfluence(Ridge().fit(X, y), damping=0.0).fit(X, y)
+    >>> lds = linear_datamodeling_score(
+    ...     {"exact": influence}, outcomes, X[:5], y[:5], random_state=0
+    ... )
+    >>> lds.mean().round(1)
+    array([[1.]])
+    """
+    check_methods(methods)
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}.")
+    by_ratio = _by_ratio(outcomes)
+    n_test = by_ratio[0][1].measured.shape[1]
+    n_train = by_ratio[0][1].subsets.shape[1]
+    scores = {
+        name: score_matrix(f"methods[{name!r}]", method, (n_test, n_train), X_test, y_test)
+        for name, method in methods.items()
+    }
+    rng = check_random_state(random_state)
+    parts = [_judge(scores, one, n_bootstrap, rng) for _, one in by_ratio]
+    values, bootstrap, ceiling, n_subsets = zip(*parts, strict=True)
+    return LinearDatamodelingScore(
+        list(methods),
+        np.array([ratio for ratio, _ in by_ratio]),
+        np.stack(values, 1),
+        np.stack(bootstrap, 1),
+        np.stack(ceiling),
+        confidence,
+        np.array(n_subsets),
+    )
+
+
+def _by_ratio(outcomes: Any) -> list[tuple[float, Outcomes]]:
+    """Outcomes with the share of rows that they keep, all of the same shape."""
+    if isinstance(outcomes, Mapping):
+        pairs = [(float(ratio), one) for ratio, one in outcomes.items()]
+    else:
+        several = list(outcomes) if isinstance(outcomes, list | tuple) else [outcomes]
+        pairs = [(float(np.mean(one.subsets)), one) for one in several]
+    if not pairs:
+        raise ValueError("outcomes must hold trained subsets, got none. See train_on_subsets.")
+    expected = None
+    for _, one in pairs:
+        subsets, measured = np.asarray(one.subsets), np.asarray(one.measured)
+        if subsets.ndim != 2 or subsets.dtype != bool:
+            raise ValueError(
+                "outcomes.subsets must be a matrix (n_subsets, n_train) of True for the rows that "
+                f"are trained on, got shape {subsets.shape} of {subsets.dtype}."
+            )
+        if measured.ndim != 3 or len(measured) != len(subsets):
+            raise ValueError(
+                f"outcomes.measured must have shape ({len(subsets)}, n_test, n_seeds), one for each "
+                f"subset, got {measured.shape}."
+            )
+        shape = measured.shape[1], subsets.shape[1]
+        if expected not in (None, shape):
+            raise ValueError(
+                "outcomes must all be of the same test and training rows, got (n_test, n_train) = "
+                f"{expected} and {shape}."
+            )
+        expected = shape
+    return pairs
+
+
+def _judge(
+    scores: Mapping[str, NDArray[np.float64]], outcomes: Outcomes, n_bootstrap: int, rng: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
+    """Values (n_methods, n_test), bootstrap means (n_methods, n_bootstrap), ceiling, subsets."""
+    measured = np.asarray(outcomes.measured, dtype=float)
+    succeeded = np.isfinite(measured).all(1)  # (n_subsets, n_seeds)
+    used = succeeded.any(1)
+    n_subsets = int(used.sum())
+    if n_subsets < MIN_SUBSETS:
+        raise ValueError(
+            f"outcomes must have at least {MIN_SUBSETS} trained subsets, got {n_subsets} of "
+            f"{len(used)} without failure. Train more subsets, 50 or more for a useful interval."
+        )
+    removed = ~np.asarray(outcomes.subsets)[used]
+    mean = np.mean(measured[used], 2, where=succeeded[used, None])
+    predicted = np.stack(
+        [_group_effects(name, one, removed) for name, one in scores.items()]
+    )  # (n_methods, n_test, n_subsets)
+    ranks, true_ranks = Ranks(predicted), Ranks(mean.T)
+    once = np.ones(n_subsets, dtype=np.int64)
+    draws = rng.multinomial(n_subsets, once / n_subsets, size=n_bootstrap)
+    bootstrap = [weighted_spearman(ranks, true_ranks, weights).mean(-1) for weights in draws]
+    values = weighted_spearman(ranks, true_ranks, once)
+    return values, np.stack(bootstrap, -1), noise_ceiling(measured, random_state=rng), n_subsets
+
+
+def _group_effects(
+    name: str, scores: NDArray[np.float64], removed: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Sum of the scores of the removed rows over that of all sizes, (n_test, n_subsets).
+
+    Rounded to twelve digits, so that the order of summation does not tell equal sums apart.
+    """
+    unknown = np.flatnonzero(np.isnan(scores[0]) & removed.any(0))
+    if unknown.size:
+        raise ValueError(
+            f"methods[{name!r}] does not score training rows {unknown[:5].tolist()}, which some subset "
+            "leaves out. Score all training rows."
+        )
+    scores = np.nan_to_num(scores)
+    size = np.abs(scores).sum(1, keepdims=True)
+    effects = scores @ removed.T.astype(float)
+    return np.divide(effects, size, out=np.zeros_like(effects), where=size > 0).round(12)

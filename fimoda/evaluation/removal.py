@@ -1,0 +1,312 @@
+"""Counterfactuals: predictions after the rows that should hold them are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._validation import check_random_state
+from ._scores import Method, check_methods, score_matrix
+from .lds import Outcomes
+
+Train = Callable[[NDArray[np.bool_]], Outcomes]
+
+#: Name of the baseline that removes rows at random.
+RANDOM = "Random"
+
+
+@dataclass(frozen=True)
+class SubsetRemovalCurve:
+    """Effect of removing the rows that help most, by their number.
+
+    Attributes
+    ----------
+    methods : list of str
+        Names of the methods, ``"Random"`` last.
+    k : ndarray of shape (n_k,)
+        Numbers of rows removed.
+    test_rows : ndarray of shape (n_rows,)
+        Indices of the test rows that are judged.
+    effects : ndarray of shape (n_methods, n_k, n_rows)
+        Classification: 1 if removing at most k rows flips the row's prediction, otherwise 0.
+        Regression: change of the absolute error.
+    task : {"classification", "regression"}
+        What the effects are.
+    n_trained : int
+        Subsets trained, the full data included.
+    n_failed : int
+        Of the judgements, those whose trainings all failed; they count as no effect.
+    """
+
+    methods: list[str]
+    k: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    effects: NDArray[np.float64]
+    task: Literal["classification", "regression"]
+    n_trained: int
+    n_failed: int
+
+    def mean(self) -> NDArray[np.float64]:
+        """Fraction flipped, or mean change of the absolute error, (n_methods, n_k)."""
+        return self.effects.mean(-1)
+
+    def sem(self) -> NDArray[np.float64]:
+        """Standard error over test rows, (n_methods, n_k); NaN for one test row."""
+        n = self.effects.shape[-1]
+        if n < 2:
+            return np.full(self.effects.shape[:-1], np.nan)
+        return self.effects.std(-1, ddof=1) / np.sqrt(n)
+
+    def to_frame(self) -> Any:
+        """Tidy pandas DataFrame: one row per method and k, with mean and sem."""
+        import pandas as pd
+
+        means, sems = self.mean(), self.sem()
+        return pd.DataFrame(
+            [
+                (method, int(k), means[m, j], sems[m, j])
+                for m, method in enumerate(self.methods)
+                for j, k in enumerate(self.k)
+            ],
+            columns=["method", "k", "mean", "sem"],
+        )
+
+
+def subset_removal_curve(
+    methods: Mapping[str, Method],
+    train: Train,
+    y_train: ArrayLike,
+    X_test: Any = None,
+    y_test: Any = None,
+    *,
+    k: Sequence[int] = (1, 2, 5, 10, 20),
+    task: Literal["classification", "regression"] = "classification",
+    random_baseline: bool = True,
+    random_state: Any = None,
+) -> SubsetRemovalCurve:
+    """Remove the k rows that help a test row most, train again, and see what becomes of it.
+
+    *Classification.* The test rows that the model trained on all rows classifies correctly with
+    every seed are judged. A row flips if it is misclassified in the mean over seeds after its k
+    most helpful rows were removed. The smallest k comes first: a row that has flipped stays so and
+    is not trained for again. *Regression.* All test rows are judged by the change of their absolute
+    error, for every k.
+
+    The rows removed are those with the largest scores, so scores must be of the loss. The baseline
+    removes random rows, of the test row's own class in classification (all of them, if k is more).
+    Subsets that several methods or test rows ask for are trained once.
+
+    Parameters
+    ----------
+    methods : dict of str to fitted attributor or ndarray
+        Attributors of the loss fitted on the same training rows, or their scores (n_test, n_train).
+    train : callable
+        ``train(subsets)`` trains a model on each subset, given as a matrix of bool (n_subsets,
+        n_train), and returns an object with ``measured`` (n_subsets, n_test, n_seeds).
+        Classification: a number that is positive if the test row is classified correctly, as
+        ``measurement="margin"`` of two classes. Regression: the absolute error. A measurement of
+        NaN is left out of the mean over seeds.
+    y_train : array-like of shape (n_train,)
+        Targets of the training rows.
+    X_test : array-like, default=None
+        The test rows; needed for attributors.
+    y_test : array-like of shape (n_test,), default=None
+        Their targets; needed for attributors, and for the baseline of a classification.
+    k : sequence of int, default=(1, 2, 5, 10, 20)
+        Numbers of rows to remove, increasing.
+    task : {"classification", "regression"}, default="classification"
+        What `train` measures.
+    random_baseline : bool, default=True
+        Also remove rows at random.
+    random_state : int, RandomState instance or None, default=None
+        Draws the rows of the baseline.
+
+    Returns
+    -------
+    SubsetRemovalCurve
+
+    Raises
+    ------
+    ValueError
+        If no test row is classified correctly with all seeds, shapes do not match, or `k` asks for
+        more rows than are scored.
+
+    References
+    ----------
+    Bae et al., "Training Data Attribution via Approximate Unrolled Differentiation", 2024, arXiv
+    2405.12186, section B.3.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import ExactInfluence, subset_removal_curve
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> def train(subsets):
+    ...     predicted = np.array([Ridge().fit(X[s], y[s]).predict(X[:5]) for s in subsets])
+    ...     return SimpleNamespace(subsets=subsets, measured=abs(predicted - y[:5])[..., None])
+    >>> influence = ExactInfluence(Ridge().fit(X, y), damping=0.0).fit(X, y)
+    >>> curve = subset_removal_curve(
+    ...     {"exact": influence},
+    ...     train,
+    ...     y,
+    ...     X[:5],
+    ...     y[:5],
+    ...     k=[5, 20],
+    ...     task="regression",
+    ...     random_state=0,
+    ... )
+    >>> bool((curve.mean()[0] > curve.mean()[1]).all())
+    True
+    """
+    check_methods(methods)
+    _check_measurements(methods)
+    if task not in ("classification", "regression"):
+        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}.")
+    n_train = len(np.asarray(y_train))
+    sizes = _check_k(k, n_train)
+    retrain = _Retraining(train, n_train)
+    full = retrain.measured(np.ones((1, n_train), dtype=bool))[0]  # (n_test, n_seeds)
+    flips = task == "classification"
+    before = _mean(full)
+    test_rows = np.flatnonzero((full > 0).all(1) if flips else np.isfinite(before))
+    if not test_rows.size:
+        wanted = "a positive number (classified correctly) with every seed" if flips else "a number"
+        raise ValueError(
+            f"train must measure {wanted} for at least one test row after training on all rows; it did "
+            f"so for none of {len(full)}."
+        )
+    orders = [
+        _top(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
+        for name, method in methods.items()
+    ]
+    if random_baseline:
+        if RANDOM in methods:
+            raise ValueError(
+                f"methods must not hold {RANDOM!r}, the name of the baseline. Rename the method, or pass "
+                "random_baseline=False."
+            )
+        rng = check_random_state(random_state)
+        orders.append(_random_order(y_train, y_test, len(full), sizes[-1], flips, rng))
+    removed = np.stack(orders)[:, test_rows]  # (n_methods, n_rows, largest k), -1 is no row
+    effects, n_failed = _effects(retrain, removed, test_rows, sizes, None if flips else before)
+    names = [*methods, RANDOM] if random_baseline else list(methods)
+    return SubsetRemovalCurve(names, sizes, test_rows, effects, task, retrain.n_trained, n_failed)
+
+
+class _Retraining:
+    """Trains distinct subsets, and counts them."""
+
+    def __init__(self, train: Train, n_train: int):
+        self.train = train
+        self.n_train = n_train
+        self.n_trained = 0
+
+    def measured(self, subsets: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Measurements (n_subsets, n_test, n_seeds); equal subsets are trained once."""
+        distinct, place = np.unique(subsets, axis=0, return_inverse=True)
+        measured = np.asarray(self.train(distinct).measured, dtype=float)
+        if measured.ndim != 3 or len(measured) != len(distinct):
+            raise ValueError(
+                f"train must measure (n_subsets, n_test, n_seeds) with n_subsets = {len(distinct)}, got "
+                f"shape {measured.shape}."
+            )
+        self.n_trained += len(distinct)
+        return measured[place.ravel()]
+
+
+def _effects(
+    retrain: _Retraining,
+    removed: NDArray[np.int64],
+    test_rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    before: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.float64], int]:
+    """Effects (n_methods, n_k, n_rows) and the number of failures; `before` for a regression."""
+    n_methods, n_rows, _ = removed.shape
+    effects = np.zeros((n_methods, len(sizes), n_rows))
+    n_failed = 0
+    for j, size in enumerate(sizes):
+        if before is None:
+            effects[:, j] = effects[:, max(j - 1, 0)]  # flipped rows stay so
+        method, row = np.nonzero(
+            effects[:, j] == 0 if before is None else np.ones(removed.shape[:2])
+        )
+        if not method.size:
+            continue
+        subsets = np.ones((len(method), retrain.n_train + 1), dtype=bool)
+        np.put_along_axis(subsets, removed[method, row, :size], False, 1)  # -1: the column too many
+        measured = retrain.measured(subsets[:, :-1])
+        mean = _mean(measured[np.arange(len(method)), test_rows[row]])
+        failed = np.isnan(mean)
+        n_failed += int(failed.sum())
+        change = mean <= 0 if before is None else mean - before[test_rows[row]]
+        effects[method, j, row] = np.where(failed, 0, change)
+    return effects, n_failed
+
+
+def _mean(measured: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the seeds (last axis) that did not fail; NaN if all did."""
+    known = np.isfinite(measured)
+    total = np.sum(measured, -1, where=known)
+    return np.divide(total, known.sum(-1), out=np.full(total.shape, np.nan), where=known.any(-1))
+
+
+def _top(
+    label: str, method: Method, shape: tuple[int, int], X_test: Any, y_test: Any, k: int
+) -> NDArray[np.int64]:
+    """The k most helpful rows of each test row, the most helpful first, (n_test, k)."""
+    scores = score_matrix(label, method, shape, X_test, y_test)
+    scored = int(np.isfinite(scores[0]).sum())
+    if k > scored:
+        raise ValueError(f"k must be at most the {scored} rows that {label} scores, got {k}.")
+    return np.argsort(np.nan_to_num(-scores, nan=np.inf), axis=1, kind="stable")[:, :k]
+
+
+def _random_order(
+    y_train: Any, y_test: Any, n_test: int, k: int, same_class: bool, rng: Any
+) -> NDArray[np.int64]:
+    """Up to k random rows for each test row, (n_test, k); -1 where its class has no more."""
+    order = np.array([rng.permutation(len(y_train)) for _ in range(n_test)])
+    if not same_class:
+        return order[:, :k]
+    if y_test is None:
+        raise ValueError("y_test must be given for the baseline, which removes rows of its class.")
+    classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
+    if len(wanted) != n_test:
+        raise ValueError(
+            f"y_test must have one entry for each of the {n_test} test rows that train measures, got "
+            f"{len(wanted)}."
+        )
+    other = classes[order] != wanted[:, None]
+    first = np.argsort(other, axis=1, kind="stable")[:, :k]
+    rows = np.take_along_axis(order, first, 1)
+    return np.where(np.take_along_axis(other, first, 1), -1, rows)
+
+
+def _check_measurements(methods: Mapping[str, Method]) -> None:
+    """Attributors must not be of a measurement that is better when larger."""
+    for name, method in methods.items():
+        if getattr(method, "measurement", "loss") in ("margin", "log_prob"):
+            raise ValueError(
+                f"methods[{name!r}] must score the loss, of which rows with the largest scores help, got "
+                f"measurement={method.measurement!r}. Pass minus its scores."  # type: ignore[union-attr]
+            )
+
+
+def _check_k(k: Any, n_train: int) -> NDArray[np.int64]:
+    """Increasing numbers of rows that leave one at least."""
+    sizes = np.atleast_1d(np.asarray(k))
+    fine = sizes.ndim == 1 and sizes.size and sizes.dtype.kind in "iu"
+    if not fine or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] >= n_train:
+        raise ValueError(
+            f"k must be increasing numbers of rows from 1 to {n_train - 1}, the training rows less one, "
+            f"got {k!r}."
+        )
+    return sizes.astype(np.int64)

@@ -1,0 +1,119 @@
+"""Linear datamodeling scores, drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+
+class LinearDatamodelingScoreDisplay:
+    """Linear datamodeling scores as bars, with their intervals and the noise ceiling.
+
+    Parameters
+    ----------
+    lds : LinearDatamodelingScore
+        Result of `linear_datamodeling_score`.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes drawn on, after `plot`.
+    figure_ : matplotlib Figure
+        Their figure.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> from fimoda import LinearDatamodelingScoreDisplay
+    >>> rng = np.random.default_rng(0)
+    >>> outcomes = SimpleNamespace(
+    ...     subsets=rng.random((20, 9)) < 0.5, measured=rng.normal(size=(20, 3, 2))
+    ... )
+    >>> display = LinearDatamodelingScoreDisplay.from_attributors(
+    ...     {"noise": rng.normal(size=(3, 9))}, outcomes, random_state=0
+    ... )
+    >>> display.ax_.get_ylabel()
+    'linear datamodeling score'
+    """
+
+    def __init__(self, lds: LinearDatamodelingScore):
+        self.lds = lds
+        self.ax_: Axes
+        self.figure_: Figure | SubFigure
+
+    @classmethod
+    def from_attributors(
+        cls,
+        methods: Any,
+        outcomes: Any,
+        X_test: Any = None,
+        y_test: Any = None,
+        *,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> LinearDatamodelingScoreDisplay:
+        """Compute `linear_datamodeling_score` and plot it.
+
+        Parameters
+        ----------
+        methods : dict of str to fitted attributor or ndarray
+            As in `linear_datamodeling_score`.
+        outcomes : outcomes of trained subsets, or a dict or list of them
+            As in `linear_datamodeling_score`.
+        X_test, y_test : array-like, default=None
+            The test rows that were measured; needed for attributors.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        **options : dict
+            Passed to `linear_datamodeling_score`.
+
+        Returns
+        -------
+        LinearDatamodelingScoreDisplay
+        """
+        return cls(linear_datamodeling_score(methods, outcomes, X_test, y_test, **options)).plot(ax)
+
+    def plot(self, ax: Axes | None = None) -> LinearDatamodelingScoreDisplay:
+        """Draw one group of bars a ratio, with bootstrap intervals and the ceiling as dashes.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+
+        Returns
+        -------
+        LinearDatamodelingScoreDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots()
+        means, interval = self.lds.mean(), self.lds.interval()
+        places = np.arange(len(self.lds.ratios))
+        width = 0.8 / len(means)
+        shown: list[Any] = []
+        for m, name in enumerate(self.lds.methods):
+            x = places + (m - (len(means) - 1) / 2) * width
+            shown.append(ax.bar(x, means[m], width, label=name))
+            # the percentile interval need not contain the mean
+            ax.vlines(x, interval[m, :, 0], interval[m, :, 1], color="0.2", lw=1.2)
+        ceiling = self.lds.ceiling.mean(-1)
+        if np.isfinite(ceiling).any():
+            left, right = places - 0.45, places + 0.45
+            shown.append(ax.hlines(ceiling, left, right, "0.2", "dashed", label="noise ceiling"))
+        ax.set_xticks(places, labels=[f"{ratio:.3g}" for ratio in self.lds.ratios])
+        ax.set(xlabel="share of rows kept", ylabel="linear datamodeling score")
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+        ax.legend(handles=shown)
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
