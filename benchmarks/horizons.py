@@ -131,6 +131,7 @@ def problem(arguments: argparse.Namespace) -> Problem:
         sgd, adam = 0.02, 3e-4
         if arguments.gold:
             curve = pickle.loads(Path(arguments.gold).read_bytes()).corrected("mean")
+            curve = part(curve, list(range(len(curve.seeds))), slice(len(split[1])))
     lr = arguments.lr or (adam if arguments.optimizer == "Adam" else sgd)
     settings = {"optimizer": arguments.optimizer, "lr": lr, "batch_size": batch_size}
     if curve is not None:
@@ -288,7 +289,8 @@ def main() -> None:
                 print(
                     f"\n{name}: {warning} {np.round(getattr(attributor, warning), 3)}", flush=True
                 )
-    report(p, scores, seconds)
+    if scores:
+        report(p, scores, seconds)
 
 
 if __name__ == "__main__":
