@@ -23,9 +23,10 @@ from fimoda import (
 from fimoda._validation import ConvergenceWarning
 from fimoda.curvature.block_krylov import block_krylov
 from fimoda.curvature.kernel import OutputKernel
-from fimoda.curvature.linearized import QuadraticRemoval, adjoint_in_outputs
+from fimoda.curvature.output_space import adjoint_in_outputs
 from fimoda.curvature.outputs import push_outputs
-from fimoda.curvature.segments import responses
+from fimoda.curvature.quadratic_removal import QuadraticRemoval
+from fimoda.curvature.responses import responses
 from fimoda.losses import BinaryCrossEntropy, CrossEntropy
 from fimoda.measurements import Output
 from fimoda.row_gradients import RowDifferentiator

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..curvature.batch_hessian import batch_hessian
 from ..curvature.kernel import OutputKernel
-from ..curvature.linearized import (
-    QuadraticRemoval,
+from ..curvature.output_space import (
     adjoint_in_outputs,
     largest_curvature,
     outputs_of_full_run,
 )
 from ..curvature.outputs import push_outputs
+from ..curvature.quadratic_removal import QuadraticRemoval
 from ..curvature.segments import Segment, Segmentation
 from ..losses import SquaredError
 from ..model import FinalModel

@@ -23,9 +23,11 @@ from ..row_gradients import RowDifferentiator
 from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.observed import ObservedRun
 from ..training.optimizers import OptimizerSpec
+from ..training.stack import seeded
 from .batch_hessian import BatchHessian
 from .block_krylov import block_krylov
 from .outputs import push_outputs
+from .responses import Responses, responses
 from .unrolled import leaving_out
 
 #: Rows that go through a product with the Hessian together.
@@ -36,55 +38,6 @@ _GROWTH = 0.5
 
 #: Rows whose Jacobians the Krylov spaces begin with, for each vector of the beginning.
 _SAMPLE = 4
-
-
-@dataclass(frozen=True)
-class Responses:
-    """What one unit of adjoint at the end of a segment does on its way back, mode by mode.
-
-    The first axis has the unit in the parameters, and in the velocity; the last the modes.
-
-    Parameters
-    ----------
-    X, V : Tensor of shape (2, k)
-        Adjoints at the start of the segment.
-    first, second : Tensor of shape (n_epochs, 2, k)
-        Sums over each epoch's steps of the gradient's adjoint, weighted by one minus the part of
-        the epoch that has passed, and by that part.
-    """
-
-    X: Tensor
-    V: Tensor
-    first: Tensor
-    second: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """What a constant gradient adds to the parameters at the end, (k,)."""
-        return (self.first + self.second).sum(0)[0]
-
-    def to_residuals(self, residuals: Tensor) -> Tensor:
-        """Weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
-        R = residuals.to(self.first)
-        return torch.einsum("enc,esk->snck", R[:-1], self.first) + torch.einsum(
-            "enc,esk->snck", R[1:], self.second
-        )
-
-
-def responses(steps: LinearSteps, curved: Tensor, rates: Tensor, per_epoch: int) -> Responses:
-    """Walk back through the steps with these learning rates, for modes of these eigenvalues."""
-    unit = torch.ones_like(curved)
-    X = torch.stack([unit, 0 * unit])
-    V = torch.stack([0 * unit, unit])
-    n_epochs = len(rates) // per_epoch
-    first = curved.new_zeros(n_epochs, 2, len(curved))
-    second = torch.zeros_like(first)
-    for step in range(len(rates) - 1, -1, -1):
-        X, V, G = steps.pull(rates[step].tolist(), X, V, curved)
-        passed = (step % per_epoch) / per_epoch
-        first[step // per_epoch] += (1 - passed) * G
-        second[step // per_epoch] += passed * G
-    return Responses(X, V, first, second)
 
 
 @dataclass(frozen=True)
@@ -201,6 +154,7 @@ class Segmentation:
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
         steps.check_stable(float(curved.max()), rates)
+        curved = curved.clamp_min(-_GROWTH / (steps.gain * float(rates[:, 0].sum())))
         response = responses(steps, curved, rates, per_epoch)
         residuals = run.residuals[a : b + 1]
         return Segment(
@@ -359,10 +313,11 @@ class Segmentation:
         """Products of the curvature of the whole objective with the rows of U (k, p)."""
         w = (self.row_weights / self.row_weights.sum()).to(U)
         total = torch.zeros_like(U) if decay is None else U * decay
-        for x, y, share in zip(
-            self.X.split(_ROWS), self.y.split(_ROWS), w.split(_ROWS), strict=True
-        ):
-            total += hessian(theta, x, y, share, U)[0]
+        with seeded(self.model, 0):  # the same dropout in all products
+            for x, y, share in zip(
+                self.X.split(_ROWS), self.y.split(_ROWS), w.split(_ROWS), strict=True
+            ):
+                total += hessian(theta, x, y, share, U)[0]
         return total
 
 
