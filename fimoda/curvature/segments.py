@@ -154,7 +154,8 @@ class Segmentation:
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
         steps.check_stable(float(curved.max()), rates)
-        curved = curved.clamp_min(-_GROWTH / (steps.gain * float(rates[:, 0].sum())))
+        way = responses(steps, torch.zeros_like(curved[:1]), rates, per_epoch).total.abs()
+        curved = torch.maximum(curved, -_GROWTH / way)
         response = responses(steps, curved, rates, per_epoch)
         residuals = run.residuals[a : b + 1]
         return Segment(

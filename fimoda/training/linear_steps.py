@@ -56,11 +56,6 @@ class LinearSteps:
     decoupled_decay: float = 0.0
     preconditioner: Tensor | None = None
 
-    @property
-    def gain(self) -> float:
-        """What a constant gradient moves parameters by in the long run, in learning rates."""
-        return self.of_gradient + self.of_velocity * self.intake / (1 - self.momentum)
-
     def pull(
         self, rates: Sequence[float], X: Tensor, V: Tensor, curved: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
