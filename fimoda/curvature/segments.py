@@ -154,8 +154,9 @@ class Segmentation:
         curved = torch.cat([values, values.new_tensor([level])])
         rates = run.rates[a * per_epoch : b * per_epoch]
         steps.check_stable(float(curved.max()), rates)
-        way = responses(steps, torch.zeros_like(curved[:1]), rates, per_epoch).total.abs()
-        curved = torch.maximum(curved, -_GROWTH / way)
+        if len(rates) > 1:  # a single step does not grow exponentially
+            way = responses(steps, torch.zeros_like(curved[:1]), rates, per_epoch).total.abs()
+            curved = torch.maximum(curved, -_GROWTH / way)
         response = responses(steps, curved, rates, per_epoch)
         residuals = run.residuals[a : b + 1]
         return Segment(
