@@ -4,14 +4,18 @@ from .adapters import as_final_model
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
+from .attributors.datamodel import Datamodel
+from .attributors.downsampling import Downsampling
 from .attributors.ekfac_influence import EKFACInfluence
 from .attributors.exact_influence import ExactInfluence
 from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
+from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
+from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor, TopRows
@@ -29,6 +33,7 @@ from .plotting import (
     MislabelDetectionDisplay,
     SubsetRemovalCurveDisplay,
 )
+from .training.subset_outcomes import SubsetOutcomes, random_subsets
 
 __version__ = "0.1.0"
 
@@ -41,6 +46,8 @@ __all__ = [
     "BaseAttributor",
     "CGInfluence",
     "DataInf",
+    "Datamodel",
+    "Downsampling",
     "EKFACInfluence",
     "ExactInfluence",
     "FinalModel",
@@ -48,6 +55,7 @@ __all__ = [
     "FurtherTrainingCurve",
     "GradCos",
     "GradDot",
+    "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",
     "LinearDatamodelingScoreDisplay",
@@ -55,6 +63,7 @@ __all__ = [
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "Significance",
+    "SubsetOutcomes",
     "SubsetRemovalCurve",
     "SubsetRemovalCurveDisplay",
     "TopRows",
@@ -67,6 +76,8 @@ __all__ = [
     "linear_datamodeling_score",
     "mislabel_detection",
     "noise_ceiling",
+    "random_subsets",
     "significant_scores",
     "subset_removal_curve",
+    "train_on_subsets",
 ]

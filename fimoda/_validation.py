@@ -31,6 +31,7 @@ __all__ = [
     "check_random_state",
     "check_rows",
     "check_seeds",
+    "check_subsets",
     "check_targets",
     "check_weights",
     "validate_data",
@@ -150,6 +151,60 @@ def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("n_seeds must not repeat a seed: repeats would count as independent runs.")
     return [int(s) for s in seeds]
+
+
+def check_subsets(subsets: Any, n_rows: int) -> NDArray[np.bool_]:
+    """Subsets of the training rows as a mask (M, n_rows): a mask, or a list of index arrays.
+
+    Raises
+    ------
+    ValueError
+        If there are none, one is empty, the shape is wrong, or an index is out of range or repeated.
+    """
+    if isinstance(subsets, np.ndarray) and subsets.dtype == bool:
+        if subsets.ndim != 2 or subsets.shape[1] != n_rows:
+            raise ValueError(
+                f"subsets as a mask must have shape (n_subsets, {n_rows}), one column per training "
+                f"row, got {subsets.shape}."
+            )
+        mask = subsets.copy()
+    else:
+        mask = np.array([_as_mask(rows, k, n_rows) for k, rows in enumerate(subsets)], dtype=bool)
+    if len(mask) == 0:
+        raise ValueError("subsets must hold at least one subset, got none.")
+    empty = np.flatnonzero(~mask.any(1))
+    if empty.size:
+        raise ValueError(
+            f"subsets must have at least one row each; subset {empty[0]} is empty. Remove it."
+        )
+    return mask
+
+
+def _as_mask(rows: Any, number: int, n_rows: int) -> NDArray[np.bool_]:
+    indices = np.asarray(rows)
+    if indices.dtype == bool and indices.shape == (n_rows,):
+        return indices
+    mask = np.zeros(n_rows, dtype=bool)
+    if indices.size == 0:
+        return mask
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(
+            f"subsets must be a boolean array (n_subsets, {n_rows}) or a list of arrays of row "
+            f"indices (integers); subset {number} is an array of {indices.dtype} of shape "
+            f"{indices.shape}."
+        )
+    outside = indices[(indices < 0) | (indices >= n_rows)]
+    if outside.size:
+        raise ValueError(
+            f"subsets must hold indices in [0, {n_rows}), the training rows; subset {number} has "
+            f"{outside[0]}."
+        )
+    mask[indices] = True
+    if mask.sum() < len(indices):
+        raise ValueError(
+            f"subsets must not repeat a row; subset {number} does. Weigh rows by sample_weight."
+        )
+    return mask
 
 
 def check_horizons(epochs: Any, name: str = "epochs") -> list[int]:

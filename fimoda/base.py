@@ -31,6 +31,7 @@ from .adapters import (
     transform_rows,
 )
 from .measurements import Measurement
+from .model import FinalModel
 from .row_gradients import Measure
 
 
@@ -136,9 +137,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             given = {} if weights is None else {"sample_weight": weights}
             self.estimator_ = model.fit(X, y, **given)
         seen = self._model_rows(rows)
-        self.model_ = as_final_model(
-            self.estimator_, seen, y, sample_weight=weights, criterion=self.criterion
-        )
+        self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
         outputs = self.model_.outputs(self._X[:2])
         self.n_outputs_ = outputs.shape[1]
@@ -150,6 +149,14 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self._measure = measurements.resolve(self.measurement, self.model_)
         for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
             measurements.values(measure, outputs, self._y[:2])
+
+    def _freeze(
+        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+    ) -> FinalModel:
+        """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
+        return as_final_model(
+            self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
+        )
 
     def _adopt(self, other: BaseAttributor) -> None:
         """Take over the model and the training rows that another attributor has prepared."""

@@ -1,15 +1,24 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
 from .dispatch import as_final_model
+from .initial import initial_parameters, is_network, last_step, training_epochs
 from .mlp import default_estimator
+from .refits import as_refittable, refit, refit_outputs
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
 
 __all__ = [
     "as_final_model",
+    "as_refittable",
     "check_fitted",
     "default_estimator",
     "has_earlier_steps",
+    "initial_parameters",
     "is_fitted",
+    "is_network",
+    "last_step",
+    "refit",
+    "refit_outputs",
+    "training_epochs",
     "transform_rows",
     "unwrap",
 ]

@@ -47,7 +47,7 @@ def masked_epoch(
             weights[model, row] = 0
     weights = weights[:, order]
     for rows, batch in zip(order.split(batch_size), weights.split(batch_size, dim=1), strict=True):
-        yield Batch(rows, _normalised(batch))
+        yield Batch(rows, normalised(batch))
 
 
 def dropped_epoch(
@@ -56,10 +56,11 @@ def dropped_epoch(
     """Each model sees its own batches: the order without its left-out row."""
     orders = torch.stack([order[order != row] for row in left_out])
     for rows in orders.split(batch_size, dim=1):
-        yield Batch(rows, _normalised(row_weights[rows]))
+        yield Batch(rows, normalised(row_weights[rows]))
 
 
-def _normalised(weights: Tensor) -> Tensor:
+def normalised(weights: Tensor) -> Tensor:
+    """Weights (L, B) that sum to one in each model, or to zero where all are zero."""
     total = weights.sum(1, keepdim=True)
     return weights / torch.where(total > 0, total, 1)
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .outcomes import relative_error
-from .runner import Reader, Result, Training, Unit, decide_compile, leave_out_units, run_units
+from .runner import (
+    Reader,
+    Result,
+    Training,
+    Unit,
+    decide_compile,
+    leave_out_units,
+    run_units,
+    train_unit,
+)
 from .store import UnitStore
 
 #: Seeds whose number is to be found are trained this many at a time.
@@ -89,7 +99,13 @@ class FurtherRun:
             self.training, compile=decide_compile(self.training, units, self.compile)
         )
         return dict(
-            run_units(training, units, read, store=store, n_jobs=self.n_jobs, verbose=self.verbose)
+            run_units(
+                partial(train_unit, training, read),
+                units,
+                store=store,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+            )
         )
 
     def _require_memory(self, bytes_per_model: int) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,23 @@ Reader = Callable[[FinalModel, Tensor], Tensor]
 
 #: What a unit keeps, in memory or on disk; ``np.asarray`` gives the array.
 Result = NDArray[Any] | StoredArray
+
+
+class HasKey(Protocol):
+    """A piece of work; its key names its file, and is the same in every process."""
+
+    @property
+    def key(self) -> str: ...
+
+
+class HasModels(Protocol):
+    """A stack of models to train."""
+
+    @property
+    def n_models(self) -> int: ...
+
+
+AnyUnit = TypeVar("AnyUnit", bound=HasKey)
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,11 @@ class Unit:
     left_out: tuple[int, ...]
 
     @property
+    def n_models(self) -> int:
+        """Number of models of the stack."""
+        return len(self.left_out)
+
+    @property
     def key(self) -> str:
         """Name of the unit's file."""
         rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
@@ -101,11 +123,11 @@ def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(int(row) for row in piece) for piece in pieces]
 
 
-def decide_compile(training: Training, units: Sequence[Unit], compile: bool | str) -> bool:
+def decide_compile(training: Training, units: Sequence[HasModels], compile: bool | str) -> bool:
     """Resolve ``compile="auto"`` from the amount of work, whoever does it: the bits depend on it."""
     if isinstance(compile, bool):
         return compile
-    models = sum(len(unit.left_out) for unit in units)
+    models = sum(unit.n_models for unit in units)
     steps = 6.0 * training.model.n_parameters * len(training.X) * training.marks[-1]
     return should_compile(training.model, steps * models)
 
@@ -130,7 +152,7 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def train_unit(training: Training, unit: Unit, read: Reader) -> NDArray[Any]:
+def train_unit(training: Training, read: Reader, unit: Unit) -> NDArray[Any]:
     """Train one stack and return what `read` keeps of it at each mark, (n_marks, L, ...)."""
     kept: list[NDArray[Any]] = []
     with one_thread():
@@ -149,21 +171,20 @@ def train_unit(training: Training, unit: Unit, read: Reader) -> NDArray[Any]:
 
 
 def run_units(
-    training: Training,
-    units: Sequence[Unit],
-    read: Reader,
+    work: Callable[[AnyUnit], NDArray[Any]],
+    units: Sequence[AnyUnit],
     *,
     store: UnitStore | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
     description: str = "further training",
-) -> Iterator[tuple[Unit, Result]]:
+) -> Iterator[tuple[AnyUnit, Result]]:
     """Yield every unit with its result, in no fixed order; finished ones come from `store`.
 
-    Runs under joblib's current backend with `n_jobs` workers of one thread each. What a unit
+    Runs `work` under joblib's current backend with `n_jobs` workers of one thread each. What a unit
     computes does not depend on the worker, so results are the same for every `n_jobs`.
     """
-    pending: list[Unit] = []
+    pending: list[AnyUnit] = []
     with tqdm(total=len(units), desc=description, unit="stack", disable=not verbose) as progress:
         for unit in units:
             done = None if store is None else store.get(unit.key)
@@ -172,20 +193,21 @@ def run_units(
             else:
                 progress.update()
                 yield unit, done
-        for unit, result in _parallel(training, pending, read, n_jobs):
+        for number, result in _parallel(work, pending, n_jobs):
+            unit = pending[number]
             kept: Result = result if store is None else store.put(unit.key, result)
             progress.update()
             yield unit, kept
 
 
 def _parallel(
-    training: Training, units: Sequence[Unit], read: Reader, n_jobs: int | None
-) -> Iterator[tuple[Unit, NDArray[Any]]]:
-    jobs = (delayed(_train_keyed)(training, unit, read) for unit in units)
+    work: Callable[[AnyUnit], NDArray[Any]], units: Sequence[AnyUnit], n_jobs: int | None
+) -> Iterator[tuple[int, NDArray[Any]]]:
     if effective_n_jobs(n_jobs) == 1 or len(units) <= 1:
-        for unit in units:
-            yield unit, train_unit(training, unit, read)
+        for number, unit in enumerate(units):
+            yield number, work(unit)
         return
+    jobs = (delayed(_numbered)(work, number, unit) for number, unit in enumerate(units))
     try:
         parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
         results = parallel(jobs)
@@ -194,8 +216,10 @@ def _parallel(
     yield from results
 
 
-def _train_keyed(training: Training, unit: Unit, read: Reader) -> tuple[Unit, NDArray[Any]]:
-    return unit, train_unit(training, unit, read)
+def _numbered(
+    work: Callable[[AnyUnit], NDArray[Any]], number: int, unit: AnyUnit
+) -> tuple[int, NDArray[Any]]:
+    return number, work(unit)
 
 
 def digest(tensor: Tensor) -> str:

@@ -125,6 +125,7 @@ class StackTrainer:
         marks: Sequence[int],
         on_mark: Callable[[int, Tensor], None],
         theta: Tensor | None = None,
+        require_finite: bool = True,
     ) -> Tensor:
         """Train the models of `plan` and show the stack to `on_mark` at the marks.
 
@@ -138,6 +139,8 @@ class StackTrainer:
             Called with the epoch and the parameters (L, p) after it; must not change them.
         theta : Tensor of shape (L, p), default=None
             Initial parameters; those of the final model by default.
+        require_finite : bool, default=True
+            False lets a diverged model be: the others of its stack go on undisturbed.
 
         Returns
         -------
@@ -147,7 +150,7 @@ class StackTrainer:
         Raises
         ------
         FloatingPointError
-            If a model has diverged at a mark.
+            If a model has diverged at a mark, unless `require_finite` is False.
         """
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
         # a tensor of its own for each parameter: products want them contiguous
@@ -173,6 +176,7 @@ class StackTrainer:
                     optimizer.step()
                 if epoch + 1 in shown:
                     reached = self.model.flatten(stack).detach()
-                    check_finite(reached, epoch + 1, plan.seed)
+                    if require_finite:
+                        check_finite(reached, epoch + 1, plan.seed)
                     on_mark(epoch + 1, reached)
         return reached

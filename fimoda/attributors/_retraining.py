@@ -1,0 +1,213 @@
+"""Methods that train the model again from scratch, on parts of its rows."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import (
+    POSITIVE_INTEGER,
+    StrOptions,
+    check_random_state,
+    check_seeds,
+)
+from ..adapters import as_refittable, initial_parameters, is_network, last_step, training_epochs
+from ..measurements import Measurement
+from ..model import FinalModel
+from ..row_gradients import Measure
+from ..training.optimizers import LearningRate
+from ..training.outcomes import Measurer
+from ..training.refits import Refits
+from ..training.runner import Result, Training, decide_compile, run_units
+from ..training.store import UnitStore
+from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
+from ..training.subsets import StackedRetraining, SubsetUnit
+from ._further_training import BaseFurtherTraining
+
+Retraining = StackedRetraining | Refits
+
+
+class BaseRetraining(BaseFurtherTraining):
+    """Base of the methods that retrain: `fit` trains on subsets, `transform` measures the models.
+
+    A subclass says which subsets (`_subsets`) and turns what was measured into scores
+    (`_scores_of`).
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseFurtherTraining._parameter_constraints,
+        **BaseFurtherTraining._BUDGET_CONSTRAINTS,
+        "n_epochs": [POSITIVE_INTEGER, None],
+        "init": [callable, None],
+        "compile": ["boolean", StrOptions({"auto"})],
+        "checkpoint_dir": [str, os.PathLike, None],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_epochs: int | None = None,
+        n_seeds: int | Iterable[int] = 5,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        init: Callable[[], nn.Module] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        memory_budget: int = 2 * 2**30,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator,
+            n_epochs=n_epochs,  # type: ignore[arg-type]
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            measurement=measurement,
+            criterion=criterion,
+            random_state=random_state,
+        )
+        self.init = init
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self.checkpoint_dir = checkpoint_dir
+        self.memory_budget = memory_budget
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _freeze(
+        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+    ) -> FinalModel:
+        self._seen_rows = (X, y, sample_weight)
+        if is_network(self.estimator_) or self.criterion is not None:
+            return super()._freeze(X, y, sample_weight)
+        return as_refittable(self.estimator_, X, y, sample_weight)
+
+    def _fit(self) -> None:
+        rng = check_random_state(self.random_state)
+        self.subsets_ = self._subsets(rng)
+        self.seeds_ = check_seeds(self.n_seeds, rng)
+        self._kept = self._train(self.subsets_, self.seeds_)
+
+    @abstractmethod
+    def _subsets(self, random_state: np.random.RandomState) -> NDArray[np.bool_]:
+        """Hook of `fit`: the subsets to train on, (M, n_train)."""
+
+    def _retraining(self, seeds: list[int]) -> Retraining:
+        """How this model is trained on a subset."""
+        if not is_network(self.estimator_):
+            X, y, weights = self._seen_rows
+            return Refits(last_step(self.estimator_), self.model_, X, y, weights, self.chunk_size)
+        steps = self._steps(seeds, None)
+
+        def start(seed: int) -> Tensor:
+            return initial_parameters(self.estimator_, self.model_, seed, self.init)
+
+        training = Training(
+            model=self.model_,
+            X=self._X,
+            y=self._y,
+            row_weights=self._weights,
+            optimizer=steps.optimizer,
+            batch_size=steps.batch_size,
+            marks=(training_epochs(self.estimator_, self.n_epochs),),  # type: ignore[arg-type]
+        )
+        return StackedRetraining(
+            training, {seed: start(seed) for seed in seeds}, start(0), self.chunk_size
+        )
+
+    def _train(
+        self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None
+    ) -> dict[SubsetUnit, Result]:
+        """Train on all subsets; keep the models or, with a measurer, its readings of them."""
+        way = self._retraining(seeds)
+        units = way.units(subsets, seeds)
+        if isinstance(way, StackedRetraining):
+            compiled = decide_compile(way.training, units, self.compile)
+            way = replace(way, training=replace(way.training, compile=compiled))
+        self._way = way
+        size = way.bytes_per_model if measurer is None else 8 * len(measurer.X)
+        store = None
+        if self.checkpoint_dir is None:
+            self._require_memory(size, len(subsets), len(seeds))
+        else:
+            measured = {} if measurer is None else measurer.identity(self.n_outputs_)
+            store = UnitStore(self.checkpoint_dir, {**way.identity(), **measured})
+            store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))
+        work = way.train if measurer is None else partial(_train_and_measure, way, measurer)
+        found = dict(
+            run_units(
+                work,
+                units,
+                store=store,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+                description="retraining",
+            )
+        )
+        return {unit: found[unit] for unit in units}  # the order of workers must not show
+
+    def _require_memory(self, bytes_per_model: int, n_subsets: int, n_seeds: int) -> None:
+        """Raise MemoryError if what is kept of all models would not fit."""
+        needed = bytes_per_model * n_subsets * n_seeds
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"{n_subsets} subsets x {n_seeds} seeds take {needed / 2**20:.0f} MiB, more than "
+                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Set checkpoint_dir to keep "
+                "them on disk, train on fewer subsets or seeds, or raise memory_budget."
+            )
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
+        """What the trained models measure."""
+        readings = {
+            unit: self._way.measure(np.asarray(kept), measurer) for unit, kept in self._kept.items()
+        }
+        return assemble_subsets(self.subsets_, self.seeds_, readings)
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        outcomes = self._outcomes(Measurer(X, y, measure))
+        scores, seen = self._scores_of(outcomes)
+        self._seen.update(seen)
+        if outcomes.failed and not np.isfinite(scores).all():
+            subset, seed, reason = outcomes.failed[0]
+            raise FloatingPointError(
+                f"{len(outcomes.failed)} of {outcomes.measured.shape[0] * len(self.seeds_)} models "
+                f"failed, too many for scores of all rows. The first is that of subset {subset} "
+                f"with seed {seed}: {reason}."
+            )
+        return scores
+
+    @abstractmethod
+    def _scores_of(
+        self, outcomes: SubsetOutcomes
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """Hook of `transform`: scores (n_test, n_columns), and what is known beside them."""
+
+
+def _train_and_measure(way: Retraining, measurer: Measurer, unit: SubsetUnit) -> NDArray[Any]:
+    return way.measure(way.train(unit), measurer)

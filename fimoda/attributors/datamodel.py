@@ -1,0 +1,257 @@
+"""Datamodels: a linear model of what is measured, in which rows were trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import Lasso, LassoCV, Ridge, RidgeCV
+from torch import nn
+
+from .._validation import POSITIVE_INTEGER, StrOptions, check_random_state
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
+from ..training.subset_outcomes import SubsetOutcomes
+from ._subset_retraining import BaseSubsetRetraining
+
+Array = NDArray[np.float64]
+
+#: Parts of the subsets in the lasso's cross-validation.
+FOLDS = 5
+
+#: Candidates of the ridge penalty.
+RIDGE_PENALTIES = np.logspace(-3, 4, 15)
+
+
+class Datamodel(BaseSubsetRetraining):
+    r"""Regress what models of random subsets measure on the rows that they were trained on.
+
+    .. math:: m_z(S_k) \approx b_z + \sum_i w_{z,i}\, 1[i \in S_k], \qquad S_{z,i} = -w_{z,i}
+
+    :math:`m_z(S)` is the measurement after training on the rows S, averaged over seeds. The weights
+    are estimated for each test row with an L1 penalty (few rows matter) or an L2 penalty, whose
+    strength is chosen by cross-validation over the subsets. The unit is that of the measurement; the
+    penalty shrinks scores towards zero.
+
+    Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
+    trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
+    Any other scikit-learn estimator, differentiable or not, is cloned and fitted; where fimoda does
+    not know its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong
+    ``predict`` of a classifier without, or the squared error. Earlier steps of a Pipeline stay as
+    they are.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP. Its parameters are not where training starts.
+    regression : {"lasso", "ridge"}, default="lasso"
+        scikit-learn's ``LassoCV``, for each test row, or ``RidgeCV``, for all at once.
+    n_bootstrap : int, default=10
+        Samples of subsets, with replacement, on which the weights are estimated again with the same
+        penalty, for standard errors and stability.
+    n_subsets : int, default=100
+        Number M of random subsets.
+    ratio : float, default=0.5
+        Part of the rows that is in a subset.
+    subsets : ndarray of bool of shape (M, n_train) or list of arrays of int, default=None
+        Subsets to train on instead of random ones: a mask, or the rows of each.
+    n_epochs : int, default=None
+        Epochs of training of a network; those of its own training by default.
+    n_seeds : int or list of int, default=5
+        Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+    optimizer : str or type, default=None
+        Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
+        name; the model's own by default, SGD if it has none.
+    lr : float or callable, default=None
+        Networks only: learning rate, or a function of the epoch (from 0) giving it; the model's own
+        by default, 0.01 if it has none.
+    batch_size : int, default=None
+        Networks only: the model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...).
+    init : callable, default=None
+        Makes a new module of the network's architecture, with random initial parameters. By default
+        a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    compile : bool or "auto", default="auto"
+        Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    chunk_size : int, default=None
+        Models in a stack; by default as many as stay in the processor's cache.
+    checkpoint_dir : path, default=None
+        Directory that keeps the trained models. A call with the same arguments resumes from it,
+        and so does another method with the same subsets and seeds: nothing is trained twice.
+    memory_budget : int, default=2 GiB
+        Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    random_state : int, RandomState or None, default=None
+        Draws subsets, seeds and bootstrap samples; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each. Scores are the same bits for every value.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen view.
+    subsets_ : ndarray of bool of shape (M, n_train)
+        Rows of each training.
+    seeds_ : list of int
+        Seeds of each subset's trainings.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+    scores_sem_ : ndarray of shape (n_test, n_columns)
+        Standard deviation over bootstrap samples of the scores last returned.
+    stability_ : ndarray of shape (n_test,)
+        Mean correlation between the scores last returned and those of the bootstrap samples; NaN
+        where scores are constant. Close to 1 the subsets suffice.
+
+    Raises
+    ------
+    FloatingPointError
+        If so many trainings fail that a row has no score.
+    MemoryError
+        Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
+
+    References
+    ----------
+    Ilyas et al., "Datamodels: Predicting Predictions from Training Data", ICML 2022.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import Datamodel
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> X, y = X[:50], y[:50]
+    >>> method = Datamodel(
+    ...     Ridge().fit(X, y), n_subsets=40, n_seeds=1, regression="ridge", random_state=0
+    ... )
+    >>> method.fit(X, y).transform(X[:4], y[:4]).shape
+    (4, 50)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseSubsetRetraining._parameter_constraints,
+        "regression": [StrOptions({"lasso", "ridge"})],
+        "n_bootstrap": [POSITIVE_INTEGER],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        regression: str = "lasso",
+        n_bootstrap: int = 10,
+        n_subsets: int = 100,
+        ratio: float = 0.5,
+        subsets: Any = None,
+        n_epochs: int | None = None,
+        n_seeds: int | Iterable[int] = 5,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        init: Callable[[], nn.Module] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        memory_budget: int = 2 * 2**30,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator,
+            n_subsets=n_subsets,
+            ratio=ratio,
+            subsets=subsets,
+            n_epochs=n_epochs,
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            init=init,
+            measurement=measurement,
+            criterion=criterion,
+            compile=compile,
+            chunk_size=chunk_size,
+            checkpoint_dir=checkpoint_dir,
+            memory_budget=memory_budget,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            verbose=verbose,
+        )
+        self.regression = regression
+        self.n_bootstrap = n_bootstrap
+
+    @property
+    def stability_(self) -> NDArray[np.float64]:
+        """Mean correlation of the scores last returned with bootstrap samples', (n_test,)."""
+        return self._of_last_call("stability_")
+
+    def _scores_of(
+        self, outcomes: SubsetOutcomes
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        measured = outcomes.mean
+        trained = np.isfinite(measured).all(1)
+        inside, measured = outcomes.subsets[trained].astype(float), measured[trained]
+        if len(measured) < FOLDS:
+            raise ValueError(
+                f"subsets must have at least {FOLDS} that could be trained on, got {len(measured)}. "
+                "Raise n_subsets."
+            )
+        scale = measured.std(0)  # the penalties' candidates are for targets of unit size
+        scale[scale == 0] = 1
+        targets = (measured - measured.mean(0)) / scale
+        chosen, again = (_lasso_cv, _lasso) if self.regression == "lasso" else (_ridge_cv, _ridge)
+        weights, penalties = chosen(inside, targets)
+        rng = check_random_state(self.random_state)
+        draws = [rng.randint(len(inside), size=len(inside)) for _ in range(self.n_bootstrap)]
+        samples = np.stack([again(inside[k], targets[k], penalties) for k in draws])
+        return -weights * scale[:, None], {
+            "scores_sem_": samples.std(0) * scale[:, None],
+            "stability_": np.mean([_correlation(weights, sample) for sample in samples], 0),
+        }
+
+
+def _lasso_cv(inside: Array, targets: Array) -> tuple[Array, Array]:
+    """Weights (n_test, n) and the chosen penalties (n_test,)."""
+    fits = [LassoCV(cv=FOLDS).fit(inside, target) for target in targets.T]
+    return np.stack([fit.coef_ for fit in fits]), np.array([fit.alpha_ for fit in fits])
+
+
+def _lasso(inside: Array, targets: Array, penalties: Array) -> Array:
+    pairs = zip(penalties, targets.T, strict=True)
+    return np.stack([Lasso(alpha).fit(inside, target).coef_ for alpha, target in pairs])
+
+
+def _ridge_cv(inside: Array, targets: Array) -> tuple[Array, Array]:
+    """Weights (n_test, n) and the chosen penalties (n_test,)."""
+    fit = RidgeCV(RIDGE_PENALTIES, alpha_per_target=True).fit(inside, targets)
+    return np.atleast_2d(fit.coef_), np.atleast_1d(fit.alpha_)
+
+
+def _ridge(inside: Array, targets: Array, penalties: Array) -> Array:
+    return np.atleast_2d(Ridge(penalties).fit(inside, targets).coef_)
+
+
+def _correlation(a: Array, b: Array) -> Array:
+    """Correlation of each row of a with that of b; NaN where one is constant."""
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

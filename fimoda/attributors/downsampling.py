@@ -1,0 +1,131 @@
+"""Downsampling: the effect of a row on models of random subsets."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
+from ._subset_retraining import BaseSubsetRetraining
+
+
+class Downsampling(BaseSubsetRetraining):
+    r"""Compare models trained on random subsets without a row with those trained on subsets with it.
+
+    .. math:: S_{z,i} = \operatorname{mean}_{k:\, i \notin S_k} m_z(S_k)
+                      - \operatorname{mean}_{k:\, i \in S_k} m_z(S_k)
+
+    :math:`m_z(S)` is the measurement after training on the rows S, averaged over seeds. M trainings
+    serve all rows at once. The unit is that of the measurement; the removal is one from
+    ``ratio * n`` rows. Since all subsets have the same size, a subset without row i has another row
+    in its place: for an additive measurement :math:`m_z(S) = \sum_{j \in S} w_j` the expected score
+    is :math:`-\frac{n}{n-1}(w_i - \bar w)`, the effect against that of the mean row.
+
+    Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
+    trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
+    Any other scikit-learn estimator, differentiable or not, is cloned and fitted; where fimoda does
+    not know its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong
+    ``predict`` of a classifier without, or the squared error. Earlier steps of a Pipeline stay as
+    they are.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP. Its parameters are not where training starts.
+    n_subsets : int, default=100
+        Number M of random subsets.
+    ratio : float, default=0.5
+        Part of the rows that is in a subset.
+    subsets : ndarray of bool of shape (M, n_train) or list of arrays of int, default=None
+        Subsets to train on instead of random ones: a mask, or the rows of each.
+    n_epochs : int, default=None
+        Epochs of training of a network; those of its own training by default.
+    n_seeds : int or list of int, default=5
+        Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+    optimizer : str or type, default=None
+        Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
+        name; the model's own by default, SGD if it has none.
+    lr : float or callable, default=None
+        Networks only: learning rate, or a function of the epoch (from 0) giving it; the model's own
+        by default, 0.01 if it has none.
+    batch_size : int, default=None
+        Networks only: the model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...).
+    init : callable, default=None
+        Makes a new module of the network's architecture, with random initial parameters. By default
+        a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    compile : bool or "auto", default="auto"
+        Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    chunk_size : int, default=None
+        Models in a stack; by default as many as stay in the processor's cache.
+    checkpoint_dir : path, default=None
+        Directory that keeps the trained models. A call with the same arguments resumes from it,
+        and so does another method with the same subsets and seeds: nothing is trained twice.
+    memory_budget : int, default=2 GiB
+        Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    random_state : int, RandomState or None, default=None
+        Draws the subsets and seeds; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each. Scores are the same bits for every value.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen view.
+    subsets_ : ndarray of bool of shape (M, n_train)
+        Rows of each training.
+    seeds_ : list of int
+        Seeds of each subset's trainings.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+    scores_sem_ : ndarray of shape (n_test, n_columns)
+        Standard error over subsets of the scores last returned by `transform`.
+
+    Raises
+    ------
+    FloatingPointError
+        If so many trainings fail that a row has no score.
+    MemoryError
+        Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
+
+    References
+    ----------
+    Feldman and Zhang, "What Neural Networks Memorize and Why: Discovering the Long Tail via
+    Influence Estimation", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.tree import DecisionTreeRegressor
+    >>> from fimoda import Downsampling
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> tree = DecisionTreeRegressor(max_depth=3).fit(X, y)
+    >>> method = Downsampling(tree, n_subsets=30, n_seeds=1, random_state=0).fit(X, y)
+    >>> method.transform(X[:4], y[:4]).shape
+    (4, 442)
+    """
+
+    def _scores_of(
+        self, outcomes: SubsetOutcomes
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        measured = outcomes.mean.T  # (n_test, M)
+        scores = np.empty((len(measured), outcomes.subsets.shape[1]))
+        errors = np.empty_like(scores)
+        for row, inside in enumerate(outcomes.subsets.T):
+            without, error_without = mean_and_error(measured[:, ~inside])
+            with_row, error_with = mean_and_error(measured[:, inside])
+            scores[:, row] = without - with_row
+            errors[:, row] = np.hypot(error_without, error_with)
+        return scores, {"scores_sem_": errors}

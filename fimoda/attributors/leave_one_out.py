@@ -1,0 +1,185 @@
+"""Leave-one-out retraining."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .._validation import POSITIVE_INTEGER, check_leave_out
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
+from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
+from ._retraining import BaseRetraining
+
+
+class LeaveOneOut(BaseRetraining):
+    r"""Train the model from scratch with and without each row, and compare.
+
+    .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
+              \left[ m_z(\theta(D \setminus i; \xi_r)) - m_z(\theta(D; \xi_r)) \right]
+
+    :math:`\theta(D; \xi)` are the parameters after training on the rows D, with randomness
+    :math:`\xi` (initial parameters, batch order, dropout) the same in both trainings; the order of
+    the rows is that of all rows with row i deleted. With one seed it is leave-one-out at a fixed
+    seed, with several its expectation. The unit is that of the measurement.
+
+    Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
+    trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
+    Any other scikit-learn estimator, differentiable or not, is cloned and fitted; where fimoda does
+    not know its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong
+    ``predict`` of a classifier without, or the squared error. Earlier steps of a Pipeline stay as
+    they are.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP. Its parameters are not where training starts.
+    leave_out : None, int or list of int, default=None
+        Rows to leave out, one at a time: all, a random number of them, or these.
+    n_epochs : int, default=None
+        Epochs of training of a network; those of its own training by default.
+    n_seeds : int or list of int, default=5
+        Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+    optimizer : str or type, default=None
+        Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
+        name; the model's own by default, SGD if it has none.
+    lr : float or callable, default=None
+        Networks only: learning rate, or a function of the epoch (from 0) giving it; the model's own
+        by default, 0.01 if it has none.
+    batch_size : int, default=None
+        Networks only: the model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...).
+    init : callable, default=None
+        Makes a new module of the network's architecture, with random initial parameters. By default
+        a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    compile : bool or "auto", default="auto"
+        Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    chunk_size : int, default=None
+        Models in a stack; by default as many as stay in the processor's cache.
+    checkpoint_dir : path, default=None
+        Directory that keeps the trained models. A call with the same arguments resumes from it,
+        and so does another method with the same subsets and seeds: nothing is trained twice.
+    memory_budget : int, default=2 GiB
+        Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    random_state : int, RandomState or None, default=None
+        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each. Scores are the same bits for every value.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen view.
+    subsets_ : ndarray of bool of shape (M, n_train)
+        Rows of each training.
+    seeds_ : list of int
+        Seeds of each subset's trainings.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+    scores_sem_ : ndarray of shape (n_test, n_columns)
+        Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+
+    Raises
+    ------
+    FloatingPointError
+        If so many trainings fail that a row has no score.
+    MemoryError
+        Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
+
+    References
+    ----------
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017: the
+    quantity that influence functions approximate.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import LeaveOneOut
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> exact = LeaveOneOut(Ridge().fit(X, y), n_seeds=1, leave_out=[0, 7]).fit(X, y)
+    >>> exact.transform(X[:4], y[:4]).shape
+    (4, 2)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseRetraining._parameter_constraints,
+        "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        leave_out: int | Iterable[int] | None = None,
+        n_epochs: int | None = None,
+        n_seeds: int | Iterable[int] = 5,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        init: Callable[[], nn.Module] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        memory_budget: int = 2 * 2**30,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            estimator,
+            n_epochs=n_epochs,
+            n_seeds=n_seeds,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            init=init,
+            measurement=measurement,
+            criterion=criterion,
+            compile=compile,
+            chunk_size=chunk_size,
+            checkpoint_dir=checkpoint_dir,
+            memory_budget=memory_budget,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            verbose=verbose,
+        )
+        self.leave_out = leave_out
+
+    def _subsets(self, random_state: np.random.RandomState) -> NDArray[np.bool_]:
+        n = len(self._X)
+        if n < 2:
+            raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+        self.train_indices_ = check_leave_out(self.leave_out, n, random_state)
+        subsets = np.ones((len(self.train_indices_) + 1, n), dtype=bool)  # the first is all rows
+        subsets[np.arange(1, len(subsets)), self.train_indices_] = False
+        return subsets
+
+    def _scores_of(
+        self, outcomes: SubsetOutcomes
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        change = outcomes.measured[1:] - outcomes.measured[:1]
+        scores, errors = mean_and_error(change)
+        return scores.T, {"scores_sem_": errors.T}

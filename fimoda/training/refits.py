@@ -1,0 +1,106 @@
+"""Estimators that are not trained in stacks: fitted again on subsets of the rows."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from joblib import hash as joblib_hash
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ..adapters import refit, refit_outputs
+from ..measurements import values
+from ..model import FinalModel
+from .outcomes import Measurer
+from .subset_outcomes import as_reading
+from .subsets import SubsetUnit, cut_units
+
+#: Refits in a work unit.
+UNIT_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Refits:
+    """Retraining of a scikit-learn estimator by its own ``fit``.
+
+    Parameters
+    ----------
+    estimator : object
+        The fitted estimator; clones of it are fitted.
+    model : FinalModel
+        Its frozen view.
+    X, y : ndarray
+        Training rows, as the estimator sees them, and targets.
+    sample_weight : ndarray of shape (n,) or None
+    chunk_size : int or None
+        Refits in a work unit.
+    """
+
+    estimator: Any
+    model: FinalModel
+    X: NDArray[Any]
+    y: NDArray[Any]
+    sample_weight: NDArray[np.float64] | None
+    chunk_size: int | None = None
+
+    @property
+    def bytes_per_model(self) -> int:
+        """What `train` keeps of a model, by the size of the final one."""
+        return len(pickle.dumps(self.estimator))
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is, for the directory that keeps it."""
+        weights = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
+        hashes = {"X": self.X, "y": self.y, "sample_weight": weights}
+        return {"estimator": repr(self.estimator)} | {
+            name: joblib_hash(array) for name, array in hashes.items()
+        }
+
+    def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
+        """Cut seeds x subsets into units of work."""
+        same = np.zeros(len(subsets))
+        return cut_units(subsets, seeds, same, self.chunk_size or UNIT_SIZE)
+
+    def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
+        """The fitted estimators, or the reason why there is none, pickled."""
+        with threadpool_limits(1):
+            fitted = [
+                self._fitted(mask, unit.seed, k)
+                for mask, k in zip(unit.masks, unit.members, strict=True)
+            ]
+        return np.frombuffer(pickle.dumps(fitted), np.uint8)
+
+    def _fitted(self, mask: NDArray[np.bool_], seed: int, number: int) -> Any:
+        weights = None if self.sample_weight is None else self.sample_weight[mask]
+        try:
+            return refit(self.estimator, self.X[mask], self.y[mask], weights, seed)
+        except Exception as error:  # estimators' errors have no class in common
+            if self.model.classes is not None and len(np.unique(self.y[mask])) == 1:
+                raise ValueError(
+                    f"subsets must hold rows of two classes at least for "
+                    f"{type(self.estimator).__name__}; subset {number} holds class "
+                    f"{self.y[mask][0]!r} only. Draw larger subsets."
+                ) from error
+            return f"{type(error).__name__}: {error}"
+
+    def measure(self, kept: NDArray[np.uint8], measurer: Measurer) -> NDArray[Any]:
+        """Records of measurement and failure of each model that `train` kept."""
+        fitted = pickle.loads(np.asarray(kept).tobytes())
+        measured = np.full((len(fitted), len(measurer.X)), np.nan)
+        reasons = [""] * len(fitted)
+        with threadpool_limits(1):
+            for k, estimator in enumerate(fitted):
+                if isinstance(estimator, str):
+                    reasons[k] = estimator
+                    continue
+                try:
+                    outputs = refit_outputs(self.model, estimator, measurer.X, self.y, self.X)
+                except ValueError as error:
+                    reasons[k] = str(error)
+                    continue
+                measured[k] = values(measurer.measure, outputs, measurer.y).cpu().numpy()
+        return as_reading(measured, reasons)

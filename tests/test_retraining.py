@@ -1,0 +1,201 @@
+"""Attribution by retraining: against exact refits, and effects that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from naive import relative
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsRegressor
+from torch import nn
+
+from fimoda import (
+    Datamodel,
+    Downsampling,
+    LeaveOneOut,
+    SubsetOutcomes,
+    random_subsets,
+    train_on_subsets,
+)
+
+N, D, N_TEST = 30, 3, 4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def data(n: int = N):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(n + N_TEST, D))
+    y = X @ [1.0, -2.0, 0.5] + 0.3 * rng.normal(size=len(X))
+    return X[:n], y[:n], X[n:], y[n:]
+
+
+def refits(model, X, y, X_test, y_test):
+    """Change of the squared error of each test row when each row is left out."""
+
+    def errors(rows):
+        return (model.fit(X[rows], y[rows]).predict(X_test) - y_test) ** 2
+
+    everything = np.arange(len(X))
+    change = [errors(np.delete(everything, i)) - errors(everything) for i in everything]
+    return np.transpose(change)
+
+
+# ---- leave one out --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [Ridge(2.0), LinearRegression(), KNeighborsRegressor(3)])
+def test_leave_one_out_is_exact(model):
+    X, y, X_test, y_test = data()
+    method = LeaveOneOut(model, n_seeds=2).fit(X, y)
+    exact = refits(model, X, y, X_test, y_test)
+    assert relative(method.transform(X_test, y_test), exact) < 1e-8
+    assert_allclose(method.scores_sem_, 0, atol=1e-12)
+    own = refits(model, X, y, X, y)
+    assert relative(method.self_influence(), np.diag(own)) < 1e-8
+
+
+def test_leave_one_out_of_a_network_that_converges():
+    """Full batches of a linear layer, trained to the end, are least squares."""
+    X, y, X_test, y_test = data()
+    method = LeaveOneOut(
+        nn.Linear(D, 1).double(),
+        criterion=nn.MSELoss(),
+        optimizer="SGD",
+        lr=0.2,
+        n_epochs=400,
+        batch_size=N,
+        n_seeds=[1, 2],
+        leave_out=[4, 0, 21],
+    ).fit(X, y)
+    exact = refits(LinearRegression(), X, y, X_test, y_test)[:, [4, 0, 21]]
+    assert relative(method.transform(X_test, y_test), exact) < 1e-8
+    assert_array_equal(method.train_indices_, [4, 0, 21])
+
+
+def test_leave_one_out_averages_over_seeds():
+    X, y, X_test, y_test = data()
+    net = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    settings = {"criterion": nn.MSELoss(), "n_epochs": 3, "lr": 0.1, "batch_size": 8}
+    both = LeaveOneOut(net, n_seeds=[1, 2], **settings).fit(X, y)
+    scores = both.transform(X_test, y_test)
+    single = [
+        LeaveOneOut(net, n_seeds=[s], **settings).fit(X, y).transform(X_test, y_test)
+        for s in (1, 2)
+    ]
+    assert_allclose(scores, np.mean(single, 0), atol=1e-12)
+    assert_allclose(both.scores_sem_, np.abs(single[0] - single[1]) / 2, atol=1e-12)
+
+
+def test_too_many_failures_are_an_error():
+    X, y = np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 2])
+    method = LeaveOneOut(LogisticRegression().fit(X, y), n_seeds=1).fit(X, y)
+    with pytest.raises(FloatingPointError, match=r"1 of 7 models .* subset 6 .* none of class 2"):
+        method.transform(X, y)
+
+
+# ---- random subsets -------------------------------------------------------------------------
+
+
+def additive(n_subsets: int, noise: float = 0.0):
+    """Outcomes of a measurement to which each row of a subset adds its own number."""
+    rng = np.random.default_rng(0)
+    weights = np.zeros((N_TEST, N))
+    weights[np.arange(N_TEST), np.arange(N_TEST)] = 3.0
+    weights += 0.2 * rng.normal(size=weights.shape)
+    subsets = random_subsets(N, n_subsets, 0.5, random_state=1)
+    measured = (subsets @ weights.T)[:, :, None] + noise * rng.normal(size=(n_subsets, N_TEST, 2))
+    effects = -(weights - weights.mean(1, keepdims=True)) * N / (N - 1)
+    return SubsetOutcomes(subsets, [0, 1], measured, []), effects
+
+
+METHODS = [Downsampling(), Datamodel(regression="ridge"), Datamodel(regression="lasso")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_converges_to_the_effects_as_subsets_grow(method):
+    errors = []
+    for n_subsets in (60, 240, 960):
+        outcomes, effects = additive(n_subsets, noise=0.5)
+        scores = method.score_outcomes(outcomes)
+        errors.append(relative(scores - scores.mean(1, keepdims=True), effects))
+        assert_array_equal(scores.argmin(1), np.arange(N_TEST))  # the planted rows
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < (0.3 if isinstance(method, Downsampling) else 0.1)
+
+
+def test_standard_errors_of_downsampling():
+    """They cover the effects as often as they should."""
+    outcomes, effects = additive(400, noise=0.5)
+    scores, seen = Downsampling()._scores_of(outcomes)
+    deviation = (scores - effects) / seen["scores_sem_"]
+    assert 0.8 < np.sqrt(np.mean(deviation**2)) < 1.2
+
+
+@pytest.mark.parametrize("method", [Downsampling, Datamodel], ids=["Downsampling", "Datamodel"])
+def test_planted_rows_are_found(method):
+    """Two copies of a test row with a wrong target hurt it most."""
+    X, y, X_test, y_test = data()
+    X, y = X.copy(), y.copy()
+    X[[3, 17]] = 2 * X_test[:1]
+    y[[3, 17]] = 2 * y_test[0] + 8
+    found = method(Ridge(), n_subsets=200, n_seeds=1, random_state=0).fit(X, y)
+    top = found.top(X_test[:1], y_test[:1], k=2)
+    assert sorted(top.harmful[0]) == [3, 17]
+    assert top.harmful_sem.shape == (1, 2)
+    if method is Datamodel:
+        assert found.stability_.shape == (1,)
+        assert found.stability_[0] > 0.5
+
+
+@pytest.mark.parametrize("method", [Downsampling, Datamodel])
+def test_scores_of_outcomes_and_of_a_fit_are_the_same(method):
+    X, y, X_test, y_test = data()
+    subsets = random_subsets(N, 30, 0.5, random_state=4)
+    model = Ridge().fit(X, y)
+    outcomes = train_on_subsets(model, X, y, subsets, X_test, y_test, n_seeds=1)
+    fitted = method(model, subsets=subsets, n_seeds=1, random_state=0).fit(X, y)
+    scores = method(random_state=0).score_outcomes(outcomes)
+    assert_allclose(fitted.transform(X_test, y_test), scores, rtol=1e-8, atol=1e-10)
+
+
+def test_failed_subsets_are_left_out():
+    outcomes, _ = additive(60)
+    measured = outcomes.measured.copy()
+    measured[7] = np.nan
+    broken = SubsetOutcomes(outcomes.subsets, [0, 1], measured, [(7, 0, "why"), (7, 1, "why")])
+    kept = np.arange(60) != 7
+    clean = SubsetOutcomes(outcomes.subsets[kept], [0, 1], measured[kept], [])
+    for method in METHODS:
+        assert_allclose(method.score_outcomes(broken), method.score_outcomes(clean), atol=1e-12)
+
+
+def test_two_methods_train_once(tmp_path):
+    X, y, X_test, y_test = data()
+    net = nn.Linear(D, 1).double()
+    settings = {"criterion": nn.MSELoss(), "n_epochs": 2, "n_seeds": 2, "random_state": 0}
+    settings |= {"n_subsets": 20, "checkpoint_dir": tmp_path}
+    first = Downsampling(net, **settings).fit(X, y)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    second = Datamodel(net, **settings).fit(X, y)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == files
+    assert_array_equal(first.subsets_, second.subsets_)
+    settings["checkpoint_dir"] = None
+    again = Downsampling(net, **settings, n_jobs=2, chunk_size=5).fit(X, y)
+    assert_allclose(again.transform(X_test, y_test), first.transform(X_test, y_test), rtol=1e-8)
+
+
+def test_rows_that_are_always_in():
+    X, y, *_ = data()
+    with pytest.raises(ValueError, match="row 0 is in all of the 3"):
+        Downsampling(Ridge(), subsets=[[0, 1], [0, 2], [0, 3]]).fit(X, y)
+    with pytest.raises(ValueError, match="Raise n_subsets"):
+        Datamodel(Ridge(), n_subsets=2).fit(X, y)
