@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
+from ._orders import largest
 from ._scores import score_matrix
 
 
@@ -57,5 +58,4 @@ def class_detection(
     scored = int(np.isfinite(matrix[0]).sum())
     if not 1 <= k <= scored:
         raise ValueError(f"k must be between 1 and the number of scored rows ({scored}), got {k}.")
-    top = np.argsort(np.nan_to_num(-matrix, nan=np.inf), axis=1, kind="stable")[:, :k]
-    return (classes[top] == wanted[:, None]).mean(1)
+    return (classes[largest(matrix, k)] == wanted[:, None]).mean(1)

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_random_state
-from ._scores import Method, check_methods, score_matrix
+from ..base import BaseAttributor
+from ._orders import most_helpful, random_rows
+from ._scores import Method, check_methods
 from .lds import Outcomes
 
 Train = Callable[[NDArray[np.bool_]], Outcomes]
@@ -183,7 +185,7 @@ def subset_removal_curve(
             f"so for none of {len(full)}."
         )
     orders = [
-        _top(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
+        most_helpful(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
         for name, method in methods.items()
     ]
     if random_baseline:
@@ -193,7 +195,7 @@ def subset_removal_curve(
                 "random_baseline=False."
             )
         rng = check_random_state(random_state)
-        orders.append(_random_order(y_train, y_test, len(full), sizes[-1], flips, rng))
+        orders.append(random_rows(y_train, y_test, len(full), sizes[-1], flips, rng))
     removed = np.stack(orders)[:, test_rows]  # (n_methods, n_rows, largest k), -1 is no row
     effects, n_failed = _effects(retrain, removed, test_rows, sizes, None if flips else before)
     names = [*methods, RANDOM] if random_baseline else list(methods)
@@ -258,45 +260,13 @@ def _mean(measured: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(total, known.sum(-1), out=np.full(total.shape, np.nan), where=known.any(-1))
 
 
-def _top(
-    label: str, method: Method, shape: tuple[int, int], X_test: Any, y_test: Any, k: int
-) -> NDArray[np.int64]:
-    """The k most helpful rows of each test row, the most helpful first, (n_test, k)."""
-    scores = score_matrix(label, method, shape, X_test, y_test)
-    scored = int(np.isfinite(scores[0]).sum())
-    if k > scored:
-        raise ValueError(f"k must be at most the {scored} rows that {label} scores, got {k}.")
-    return np.argsort(np.nan_to_num(-scores, nan=np.inf), axis=1, kind="stable")[:, :k]
-
-
-def _random_order(
-    y_train: Any, y_test: Any, n_test: int, k: int, same_class: bool, rng: Any
-) -> NDArray[np.int64]:
-    """Up to k random rows for each test row, (n_test, k); -1 where its class has no more."""
-    order = np.array([rng.permutation(len(y_train)) for _ in range(n_test)])
-    if not same_class:
-        return order[:, :k]
-    if y_test is None:
-        raise ValueError("y_test must be given for the baseline, which removes rows of its class.")
-    classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
-    if len(wanted) != n_test:
-        raise ValueError(
-            f"y_test must have one entry for each of the {n_test} test rows that train measures, got "
-            f"{len(wanted)}."
-        )
-    other = classes[order] != wanted[:, None]
-    first = np.argsort(other, axis=1, kind="stable")[:, :k]
-    rows = np.take_along_axis(order, first, 1)
-    return np.where(np.take_along_axis(other, first, 1), -1, rows)
-
-
 def _check_measurements(methods: Mapping[str, Method]) -> None:
     """Attributors must not be of a measurement that is better when larger."""
     for name, method in methods.items():
-        if getattr(method, "measurement", "loss") in ("margin", "log_prob"):
+        if isinstance(method, BaseAttributor) and method.measurement in ("margin", "log_prob"):
             raise ValueError(
                 f"methods[{name!r}] must score the loss, of which rows with the largest scores help, got "
-                f"measurement={method.measurement!r}. Pass minus its scores."  # type: ignore[union-attr]
+                f"measurement={method.measurement!r}. Pass minus its scores."
             )
 
 
