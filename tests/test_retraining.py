@@ -100,6 +100,9 @@ def test_too_many_failures_are_an_error():
     method = LeaveOneOut(LogisticRegression().fit(X, y), n_seeds=1).fit(X, y)
     with pytest.raises(FloatingPointError, match=r"1 of 7 models .* subset 6 .* none of class 2"):
         method.transform(X, y)
+    some = LeaveOneOut(method.estimator_, n_seeds=[3], leave_out=[0, 1]).fit(X, y)
+    assert some.transform(X, y).shape == (6, 2)
+    assert some.failed_ == []
 
 
 # ---- random subsets -------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class BaseRetraining(BaseFurtherTraining):
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         outcomes = self._outcomes(Measurer(X, y, measure))
         scores, seen = self._scores_of(outcomes)
-        self._seen.update(seen)
+        self._seen.update(seen, failed_=outcomes.failed)
         if outcomes.failed and not np.isfinite(scores).all():
             subset, seed, reason = outcomes.failed[0]
             raise FloatingPointError(
@@ -201,6 +201,11 @@ class BaseRetraining(BaseFurtherTraining):
                 f"with seed {seed}: {reason}."
             )
         return scores
+
+    @property
+    def failed_(self) -> list[tuple[int, int, str]]:
+        """Subset, seed and reason of each training that failed, as of the last transform."""
+        return self._of_last_call("failed_")
 
     @abstractmethod
     def _scores_of(

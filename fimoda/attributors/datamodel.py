@@ -116,6 +116,8 @@ class Datamodel(BaseSubsetRetraining):
     stability_ : ndarray of shape (n_test,)
         Mean correlation between the scores last returned and those of the bootstrap samples; NaN
         where scores are constant. Close to 1 the subsets suffice.
+    failed_ : list of tuple
+        Number of the subset, seed and reason of each training that failed; scores are of the rest.
 
     Raises
     ------

@@ -92,6 +92,8 @@ class Downsampling(BaseSubsetRetraining):
         Training row of each column.
     scores_sem_ : ndarray of shape (n_test, n_columns)
         Standard error over subsets of the scores last returned by `transform`.
+    failed_ : list of tuple
+        Number of the subset, seed and reason of each training that failed; scores are of the rest.
 
     Raises
     ------

@@ -96,6 +96,8 @@ class LeaveOneOut(BaseRetraining):
         Training row of each column.
     scores_sem_ : ndarray of shape (n_test, n_columns)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+    failed_ : list of tuple
+        Number of the subset, seed and reason of each training that failed; scores are of the rest.
 
     Raises
     ------
