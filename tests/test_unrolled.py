@@ -238,15 +238,19 @@ def test_batches_of_one_and_of_all(batch_size):
 def test_smoothed_kinks_in_both_directions():
     X, y, X_test, y_test = data()
 
-    def scores(mode, smoothing, net):
-        found = unrolled(net, "adam", mode=mode, kink_smoothing=smoothing)
+    def scores(mode, smoothing, net, optimizer="adam"):
+        found = unrolled(net, optimizer, mode=mode, kink_smoothing=smoothing)
         return found.fit(X, y).transform_horizons(X_test, y_test)
 
     for net in (mlp(activation=nn.ReLU), conv()):
-        found = scores("adjoint", "auto", net)
-        assert relative(scores("forward", "auto", net), found) < 1e-10
-        np.testing.assert_array_equal(scores("adjoint", 100.0, net), found)
-        assert relative(scores("adjoint", None, net), found) > 1e-3
+        found = scores("adjoint", 100.0, net)
+        assert relative(scores("forward", 100.0, net), found) < 1e-10
+        without = scores("adjoint", None, net)
+        assert relative(without, found) > 1e-3
+        # "auto" is for SGD only
+        np.testing.assert_array_equal(scores("adjoint", "auto", net), without)
+        sgd = scores("adjoint", "auto", net, "momentum")
+        np.testing.assert_array_equal(scores("adjoint", 400.0, net, "momentum"), sgd)
 
 
 @pytest.mark.parametrize("mode", ["adjoint", "forward"])

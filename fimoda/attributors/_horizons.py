@@ -53,6 +53,15 @@ class BaseHorizons(BaseFurtherTraining):
         rows, targets, measure = self._test_tensors(X, y)
         return self._finite(self._horizon_scores(rows, targets, measure, self.horizons_))
 
+    def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(
+                f"{type(self).__name__} gave scores that are NaN or infinite: small changes blow up on "
+                "their way through the run, or a measurement is not finite at its end. Lower n_epochs "
+                "or lr, or set kink_smoothing=None."
+            )
+        return scores
+
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         return self._horizon_scores(X, y, measure, self.horizons_[-1:])[0]
 

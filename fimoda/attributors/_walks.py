@@ -90,6 +90,19 @@ class Walk:
                 yield run, hessian
 
 
+def kink_sharpness(
+    given: float | str | None, optimizer: OptimizerSpec, auto: float
+) -> float | None:
+    """The sharpness that ``kink_smoothing`` asks for.
+
+    "auto" is for plain and heavy-ball SGD: the preconditioner of an adaptive optimiser blows the
+    curvature of kinks up.
+    """
+    if given == "auto":
+        return auto if getattr(optimizer.cls, "__name__", "") == "SGD" else None
+    return None if given is None else float(given)
+
+
 def check_run(walk: Walk, seed: int, n_epochs: int) -> None:
     """Run once, for what it raises."""
     with one_thread():

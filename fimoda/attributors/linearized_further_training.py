@@ -40,10 +40,10 @@ from ._linearized import (
     linearize_segment,
     observe_run,
 )
-from ._walks import Walk
+from ._walks import Walk, kink_sharpness
 
 #: Sharpness of ``kink_smoothing="auto"``.
-KINK_SMOOTHING = 400.0
+KINK_SMOOTHING = 100.0
 
 #: Segments of ``n_segments="auto"``.
 SEGMENTS = 6
@@ -93,7 +93,8 @@ class LinearizedFurtherTraining(BaseHorizons):
         With "exact" the left-out row's own residual follows its own run: exact in the
         linearised network. Needs ``n_segments=1`` and a squared error.
     kink_smoothing : float, "auto" or None, default="auto"
-        As in `UnrolledDifferentiation`, for more than one segment; "auto" is 400.
+        As in `UnrolledDifferentiation`, for more than one segment; "auto" is 100 for SGD and
+        None for other optimisers.
     n_components : int, default=640
         Dimensions of a Krylov space.
     block_size : int, default=64
@@ -242,7 +243,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         self.horizons_ = self._check_horizons()
         steps = self._steps(self.n_seeds, check_random_state(self.random_state))
         self.seeds_ = steps.seeds
-        smooth = KINK_SMOOTHING if self.kink_smoothing == "auto" else self.kink_smoothing
+        smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
         walk = Walk(
             self.model_,
             self._X,
@@ -250,7 +251,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             self._weights,
             steps.optimizer,
             steps.batch_size,
-            None if smooth is None else float(smooth),
+            smooth,
         )
         once = self.n_segments == 1
         self._check_removal(once)

@@ -28,10 +28,10 @@ from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ._horizons import BaseHorizons
-from ._walks import Walk, check_run, walk_back, walk_forward
+from ._walks import Walk, check_run, kink_sharpness, walk_back, walk_forward
 
 #: Sharpness of ``kink_smoothing="auto"``.
-KINK_SMOOTHING = 100.0
+KINK_SMOOTHING = 400.0
 
 #: Test rows that walk back through a run together; a unit of work.
 BLOCK = 64
@@ -78,7 +78,8 @@ class UnrolledDifferentiation(BaseHorizons):
         the initial parameters of training. None is the final model.
     kink_smoothing : float, "auto" or None, default="auto"
         Sharpness of the curvature at kinks (ReLU, LeakyReLU, max pooling, absolute losses): one
-        over its width, in units of what goes into the kink. "auto" is 100. None leaves it out.
+        over its width, in units of what goes into the kink. "auto" is 400 for SGD and None for
+        other optimisers. None leaves it out.
     mode : {"auto", "adjoint", "forward"}, default="auto"
         Direction; "auto" walks forwards if fewer rows are left out than there are test vectors.
     optimizer : str or type, default=None
@@ -219,7 +220,7 @@ class UnrolledDifferentiation(BaseHorizons):
         self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
         steps = self._steps(self.n_seeds, rng)
         self.seeds_ = steps.seeds
-        smooth = KINK_SMOOTHING if self.kink_smoothing == "auto" else self.kink_smoothing
+        smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
         self._walk = Walk(
             self.model_,
             self._X,
@@ -227,7 +228,7 @@ class UnrolledDifferentiation(BaseHorizons):
             self._weights,
             steps.optimizer,
             steps.batch_size,
-            None if smooth is None else float(smooth),
+            smooth,
             None if self.start is None else self._starting_point(self.start),
         )
         self._require_memory()
@@ -287,7 +288,8 @@ class UnrolledDifferentiation(BaseHorizons):
     def _horizon_scores(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
     ) -> NDArray[np.float64]:
-        fewer = len(self.train_indices_) < len(X) * len(horizons)
+        load = len(X) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
+        fewer = len(self.train_indices_) < load
         fits = self._bytes(forward=True) <= self.memory_budget
         if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
