@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -10,7 +11,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
 from sklearn.datasets import make_regression
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.neural_network import MLPRegressor
 
 from fimoda import (
     ExactInfluence,
@@ -19,6 +22,8 @@ from fimoda import (
     LinearDatamodelingScoreDisplay,
     linear_datamodeling_score,
     noise_ceiling,
+    random_subsets,
+    train_on_subsets,
 )
 from fimoda.evaluation._ranks import Ranks, weighted_spearman
 
@@ -161,6 +166,27 @@ def test_a_pandas_attributor(regression):
     dot.set_output(transform="pandas")
     framed = linear_datamodeling_score({"dot": dot}, outcomes, X_test, y_test)
     assert_array_equal(plain.values, framed.values)
+
+
+def test_trained_subsets(regression):
+    """The outcomes of train_on_subsets go straight in, failures included."""
+    X, y, X_test, y_test = regression
+    net = MLPRegressor(
+        hidden_layer_sizes=(8,), solver="sgd", learning_rate_init=0.01, max_iter=30, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        net.fit(X, y)
+    subsets = random_subsets(100, 40, 0.5, random_state=0)
+    outcomes = train_on_subsets(
+        net, X, y, subsets, X_test, y_test, n_seeds=3, random_state=0, n_epochs=30, compile=False
+    )
+    methods = {"influence": ExactInfluence(net).fit(X, y), "none": np.zeros((20, 100))}
+    result = linear_datamodeling_score(methods, outcomes, X_test, y_test, random_state=0)
+    low, _ = result.interval()[0, 0]
+    assert low > 0.1
+    assert result.mean()[0, 0] < result.ceiling.mean() <= 1
+    assert result.mean()[1, 0] == 0
 
 
 def test_interval_covers():

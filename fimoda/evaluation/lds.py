@@ -166,15 +166,13 @@ def linear_datamodeling_score(
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> import numpy as np
     >>> from sklearn.datasets import load_diabetes
     >>> from sklearn.linear_model import Ridge
     >>> from fimoda import ExactInfluence, linear_datamodeling_score
+    >>> from fimoda import random_subsets, train_on_subsets
     >>> X, y = load_diabetes(return_X_y=True)
-    >>> subsets = np.random.default_rng(0).random((30, len(X))) < 0.97
-    >>> predicted = np.array([Ridge().fit(X[s], y[s]).predict(X[:5]) for s in subsets])
-    >>> outcomes = SimpleNamespace(subsets=subsets, measured=((predicted - y[:5]) ** 2)[..., None])
+    >>> subsets = random_subsets(len(X), 30, ratio=0.97, random_state=0)
+    >>> outcomes = train_on_subsets(Ridge(), X, y, subsets, X[:5], y[:5], n_seeds=1)
     >>> influence = ExactInfluence(Ridge().fit(X, y), damping=0.0).fit(X, y)
     >>> lds = linear_datamodeling_score(
     ...     {"exact": influence}, outcomes, X[:5], y[:5], random_state=0
