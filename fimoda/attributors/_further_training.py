@@ -95,6 +95,13 @@ class BaseFurtherTraining(BaseAttributor):
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
         super()._prepare(X, y, sample_weight)
+        self._forget()
+
+    def _adopt(self, other: BaseAttributor) -> None:
+        super()._adopt(other)
+        self._forget()
+
+    def _forget(self) -> None:
         # in a dict, since transform must leave the attributes as they are
         self._seen: dict[str, Any] = {}
 
