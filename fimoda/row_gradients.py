@@ -8,7 +8,7 @@ layers' gradients are formed explicitly, a chunk of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -254,7 +254,7 @@ def _with_ones(inputs: Tensor, layer: nn.Linear) -> Tensor:
 
 
 @contextmanager
-def _recording(layers: list[nn.Linear]) -> Iterator[Calls]:
+def _recording(layers: Sequence[nn.Module]) -> Iterator[Calls]:
     """Records input and output of every call of the layers.
 
     The output as it stands in the graph: an activation may overwrite the tensor in place.

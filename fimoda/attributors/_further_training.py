@@ -61,7 +61,7 @@ class BaseFurtherTraining(BaseAttributor):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int | Iterable[int] = 10,
+        n_epochs: int | Iterable[int] | None = 10,
         n_seeds: int | Iterable[int] | str = 10,
         optimizer: str | type[torch.optim.Optimizer] | None = None,
         lr: LearningRate | None = None,

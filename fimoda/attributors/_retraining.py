@@ -78,7 +78,7 @@ class BaseRetraining(BaseFurtherTraining):
     ):
         super().__init__(
             estimator,
-            n_epochs=n_epochs,  # type: ignore[arg-type]
+            n_epochs=n_epochs,
             n_seeds=n_seeds,
             optimizer=optimizer,
             lr=lr,

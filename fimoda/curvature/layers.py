@@ -128,7 +128,7 @@ def _pull_back(
     cotangents: Cotangents,
 ) -> list[list[Factors]]:
     theta = model.theta.clone().requires_grad_()
-    with _recording(layers) as calls, torch.enable_grad():  # type: ignore[arg-type]
+    with _recording(layers) as calls, torch.enable_grad():
         outputs = model.forward(theta, X)
     edges = [edge for layer in layers for _, edge in calls[layer]]
     vectors = cotangents(outputs.detach())
@@ -171,7 +171,7 @@ def _has_factors(model: FinalModel, layer: nn.Module, place: tuple[slice, ...], 
     """Whether the factors give the layer's gradient, found by trying on the rows X."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return False
-    with _recording([layer]) as calls:  # type: ignore[list-item]
+    with _recording([layer]) as calls:
         model.forward(model.theta.clone().requires_grad_(), X)
     if not calls[layer]:
         return False
