@@ -427,6 +427,45 @@ def test_a_segment_for_every_step(optimizer, loss):
     assert relative(found, exact) < 1e-9
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_of_a_linear_model(optimizer, loss):
+    """Every optimiser, all of its state, and the minibatches of the run."""
+    _, n_outputs, kind = LOSSES[loss]
+    changes = settings(optimizer, loss, batch_size=4)
+    own = {"n_segments": 1, "solver": "steps"}
+    found, exact = both(linear(n_outputs), kind, changes, **own)
+    assert relative(found, exact) < 1e-9
+
+
+def test_steps_of_a_network_are_those_of_its_expansion():
+    """With its own residuals, and measured where the real run ends."""
+    X, y, X_test, _ = data()
+    net = mlp(n_outputs=1)
+    changes = settings("momentum", n_epochs=[1, 2], measurement="output", batch_size=4)
+    found = LinearizedFurtherTraining(net, n_segments=1, solver="steps", **changes).fit(X, y)
+    scores = found.transform_horizons(X_test)
+    walk = found._runs[0].walk
+    J = walk.model.jacobian(walk.X)[:, 0]
+    run = walk.run(SEED, 2)
+    delta, velocity = torch.zeros(2, N, J.shape[1], dtype=torch.float64)
+    for moment in run.forwards():
+        rows, w = run.batch(moment)
+        r = 2 * (walk.model.outputs(walk.X[rows], moment.theta) - walk.y[rows])[:, 0]
+        kept = w.expand(N, -1).clone()
+        kept[rows, torch.arange(len(rows))] = 0
+        kept /= kept.sum(1, keepdim=True).clamp(min=1e-300)  # a row alone leaves nothing
+        removed = (kept - w) * r @ J[rows]
+        slope = removed + 2 * (delta @ J[rows].mT * w) @ J[rows]
+        velocity = 0.9 * velocity + slope
+        delta = delta - changes["lr"] * velocity
+        if (moment.step + 1) % run.steps_per_epoch == 0:
+            epoch = (moment.step + 1) // run.steps_per_epoch
+            theta = walk.run(SEED, epoch).last.theta
+            gradients = walk.model.at(theta).jacobian(walk.model.encode_X(X_test))[:, 0]
+            assert relative(scores[epoch - 1], gradients @ delta.mT) < 1e-9
+
+
 @pytest.mark.parametrize("n_segments", [1, 3])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_row_weights(loss, n_segments):
@@ -695,11 +734,12 @@ def test_discrepancy():
     """None for a model linear in its parameters with full batches; some for a network."""
     X, y, *_ = data()
     changes = settings("momentum", n_epochs=[1, 20])
-    for n_segments in (1, 4):
-        exact = LinearizedFurtherTraining(linear(1), n_segments=n_segments, **changes).fit(X, y)
+    for n_segments, solver in ((1, "kernel"), (1, "steps"), (4, "auto")):
+        changes |= {"n_segments": n_segments, "solver": solver}
+        exact = LinearizedFurtherTraining(linear(1), **changes).fit(X, y)
         assert exact.discrepancy_.shape == (2,)
         assert exact.discrepancy_.max() < 1e-9
-        curved = LinearizedFurtherTraining(mlp(n_outputs=1), n_segments=n_segments, **changes)
+        curved = LinearizedFurtherTraining(mlp(n_outputs=1), **changes)
         curved.fit(X, y)
         assert curved.discrepancy_[1] > 1e-3
     with pytest.warns(ConvergenceWarning, match=r"misses .* over 6 epochs \(discrepancy_\)"):
@@ -772,7 +812,11 @@ def test_relabelling(n_segments):
     ("changes", "message"),
     [
         ({"removal": "exact", "loss": "softmax", "n_segments": 1}, r"removal='exact' needs .* CrossEnt"),
-        ({"removal": "exact"}, r"removal='exact' needs n_segments=1 .* n_segments='auto'"),
+        ({"removal": "exact"}, r"removal='exact' needs n_segments=1, .* got n_segments='auto'"),
+        (
+            {"removal": "exact", "n_segments": 1, "solver": "steps"},
+            r"removal='exact' needs .* solver='kernel' .* got .* solver='steps'",
+        ),
         ({"optimizer": "adam, weight decay", "n_segments": 1}, r"cannot follow .* or AdamW"),
     ],
 )  # fmt: skip
@@ -797,11 +841,29 @@ def test_penalty_needs_segments():
         LinearizedFurtherTraining(Ridge(alpha=1.0).fit(X, y), **changes).fit(X, y)
 
 
-@pytest.mark.parametrize(("n_segments", "advice"), [(1, "n_segments='auto'"), (3, "n_components")])
-def test_memory(n_segments, advice):
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"n_segments": 1, "solver": "kernel"}, "n_segments='auto'"),
+        ({"n_segments": 1, "solver": "steps"}, "lower n_epochs"),
+        ({"n_segments": 3}, "n_components"),
+    ],
+)
+def test_memory(changes, advice):
     X, y, *_ = data()
     with pytest.raises(MemoryError, match=rf"take .* MiB, more than memory_budget.*{advice}"):
-        linearized(n_segments=n_segments, memory_budget=1000).fit(X, y)
+        linearized(memory_budget=1000, **changes).fit(X, y)
+
+
+def test_steps_where_the_kernel_does_not_fit():
+    X, y, X_test, y_test = data()
+    given = {"n_segments": 1, "memory_budget": 3000}
+    found, steps = (linearized(linear(1), solver=s, **given).fit(X, y) for s in ("auto", "steps"))
+    assert found.solver_ == "steps"
+    assert relative(found.transform(X_test, y_test), steps.transform(X_test, y_test)) == 0
+    assert linearized(n_segments=1).fit(X, y).solver_ == "kernel"
+    with pytest.raises(ValueError, match=r"relabel needs solver='kernel'"):
+        found.relabel(X_test, y_test, rows=[1], targets=[2.0])
 
 
 @pytest.mark.parametrize("n_segments", [1, 3])
@@ -815,5 +877,7 @@ def test_diverging_run(n_segments):
 def test_unstable_linearisation(n_segments, loss):
     """The logistic run itself saturates."""
     X, y, *_ = data(LOSSES[loss][2])
-    with pytest.warns(ConvergenceWarning, match=r"linearised run is unstable"):
-        linearized(linear(1), "sgd", loss, n_segments=n_segments, lr=30.0, n_epochs=6).fit(X, y)
+    found = linearized(linear(1), "sgd", loss, n_segments=n_segments, lr=30.0, n_epochs=6)
+    for n_jobs in (1, 2):
+        with pytest.raises(FloatingPointError, match=r"linearised run is unstable.*Lower lr"):
+            found.set_params(n_jobs=n_jobs).fit(X, y)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -24,22 +24,16 @@ from .._validation import (
     check_random_state,
     check_targets,
 )
-from ..curvature.segments import Segmentation
 from ..losses import SquaredError
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ._horizons import BaseHorizons
-from ._linearized import (
-    KernelRun,
-    LinearizedRun,
-    SegmentedRun,
-    cut,
-    kernel_run,
-    linearize_segment,
-    observe_run,
-)
+from ._kernel_run import KernelRun, kernel_bytes, kernel_runs
+from ._linearized import LinearizedRun
+from ._segmented_run import segmented_runs
+from ._stepped_run import stepped_runs
 from ._walks import Walk, kink_sharpness
 
 #: Sharpness of ``kink_smoothing="auto"``.
@@ -72,10 +66,11 @@ class LinearizedFurtherTraining(BaseHorizons):
     final model that is not converged. Minibatches enter by their expectation.
 
     With ``n_segments=1`` the network is linearised once, where the run begins; everything is then
-    an inner product of Jacobians (seconds for a thousand rows). With more segments it is linearised
-    anew in the middle of each, with the true Hessian and the curvature of kinks, and evaluated in
-    Krylov spaces of `n_components` dimensions (tens of seconds); this agrees with further training
-    far longer.
+    an inner product of Jacobians (seconds for a thousand rows; for losses other than a squared
+    error a step takes :math:`m (nC)^2` operations for m test rows and C outputs). With more segments
+    it is linearised anew in the middle of each, with the true Hessian and the curvature of kinks,
+    and evaluated in Krylov spaces of `n_components` dimensions (tens of seconds); this agrees with
+    further training far longer.
 
     Parameters
     ----------
@@ -87,11 +82,15 @@ class LinearizedFurtherTraining(BaseHorizons):
     n_segments : int or "auto", default="auto"
         Linearisations, at the middles of segments that get longer with time; every horizon also
         ends a segment. "auto" is 6.
+    solver : {"auto", "kernel", "steps"}, default="auto"
+        For ``n_segments=1``. "kernel" works in the space of the rows' outputs, with the expectation
+        of minibatches; "steps" follows the minibatches and the optimiser, all of its state included, at
+        the cost of `UnrolledDifferentiation`. "auto" is the kernel if it fits `memory_budget`.
     n_seeds : int or list of int, default=1
         Number of runs to average over (drawn from `random_state`), or their seeds.
     removal : {"first-order", "exact"}, default="first-order"
         With "exact" the left-out row's own residual follows its own run: exact in the
-        linearised network. Needs ``n_segments=1`` and a squared error.
+        linearised network. Needs ``n_segments=1``, the kernel and a squared error.
     kink_smoothing : float, "auto" or None, default="auto"
         As in `UnrolledDifferentiation`, for more than one segment; "auto" is 100 for SGD and
         None for other optimisers.
@@ -140,6 +139,8 @@ class LinearizedFurtherTraining(BaseHorizons):
         The horizons of `transform_horizons`.
     n_segments_ : int
         Linearisations of a run.
+    solver_ : {"kernel", "steps", "segments"}
+        How the linearised runs are followed.
     discrepancy_ : ndarray of shape (n_horizons,)
         How far the linearised run on all rows is from the real one at each horizon:
         :math:`|\Delta f_{real} - \Delta f_{linear}| / |\Delta f_{real}|` of the change of the
@@ -153,15 +154,16 @@ class LinearizedFurtherTraining(BaseHorizons):
     ValueError
         If the optimiser has no linear form, or `removal` needs another loss or number of segments.
     FloatingPointError
-        If the run diverges.
+        If the run diverges, or is unstable when linearised: the learning rate is above 2 over the
+        largest (preconditioned) curvature, and that blows up within the epochs asked for.
     MemoryError
         If the kernel, or the bases of the segments, do not fit `memory_budget`.
 
     Warns
     -----
     ConvergenceWarning
-        If the linearised run is unstable, or `discrepancy_` is above one half and the outputs
-        change by more than a hundredth of their spread over the rows.
+        If `discrepancy_` is above one half and the outputs change by more than a hundredth of
+        their spread over the rows.
 
     References
     ----------
@@ -185,6 +187,7 @@ class LinearizedFurtherTraining(BaseHorizons):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseHorizons._parameter_constraints,
         "n_segments": [POSITIVE_INTEGER, StrOptions({"auto"})],
+        "solver": [StrOptions({"auto", "kernel", "steps"})],
         "removal": [StrOptions({"first-order", "exact"})],
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "n_components": [POSITIVE_INTEGER],
@@ -200,6 +203,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         *,
         n_epochs: int | Iterable[int] = 10,
         n_segments: int | str = "auto",
+        solver: str = "auto",
         n_seeds: int | Iterable[int] = 1,
         removal: str = "first-order",
         kink_smoothing: float | str | None = "auto",
@@ -229,6 +233,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             random_state=random_state,
         )
         self.n_segments = n_segments
+        self.solver = solver
         self.removal = removal
         self.kink_smoothing = kink_smoothing
         self.n_components = n_components
@@ -253,10 +258,10 @@ class LinearizedFurtherTraining(BaseHorizons):
             steps.batch_size,
             smooth,
         )
-        once = self.n_segments == 1
-        self._check_removal(once)
-        self._require_memory(once)
-        self._runs = self._linearize_once(walk) if once else self._linearize_often(walk)
+        self.solver_ = self._choose_solver(walk)
+        self._check_removal()
+        self._runs = self._linearize(walk)
+        self.n_segments_ = self._runs[0].n_segments
         self.discrepancy_ = self._discrepancy()
         if self.discrepancy_[-1] > MISSED and self._matters():
             warnings.warn(
@@ -280,72 +285,35 @@ class LinearizedFurtherTraining(BaseHorizons):
         change = (outputs[:, 1] - outputs[:, 0]).square().mean().sqrt()
         return bool(change > VISIBLE * outputs[0, 0].std(0).norm())
 
-    def _linearize_once(self, walk: Walk) -> Sequence[LinearizedRun]:
-        self.n_segments_ = 1
+    def _linearize(self, walk: Walk) -> list[LinearizedRun]:
+        """The runs of all seeds."""
+        budget, horizons = self.memory_budget, self.horizons_
+        if self.n_segments != 1:
+            count = SEGMENTS if isinstance(self.n_segments, str) else int(self.n_segments)
+            size = self.n_components, self.block_size
+            return segmented_runs(walk, self.seeds_, horizons, count, *size, budget, self._parallel)
+        if self.solver_ == "steps":
+            return stepped_runs(walk, self.seeds_, horizons, budget, self._parallel)
         exact = self.removal == "exact"
-        return self._parallel(
-            [
-                delayed(kernel_run)(walk, seed, self.horizons_, exact, self.memory_budget // 4)
-                for seed in self.seeds_
-            ]
-        )
+        return kernel_runs(walk, self.seeds_, horizons, exact, budget, self._parallel)
 
-    def _linearize_often(self, walk: Walk) -> Sequence[LinearizedRun]:
-        segmentation = Segmentation(
-            walk.model,
-            walk.X,
-            walk.y,
-            walk.row_weights,
-            walk.optimizer,
-            cut(self.horizons_, self._n_cuts()),
-            min(self.n_components, walk.model.n_parameters),
-            self.block_size,
-        )
-        self.n_segments_ = len(segmentation.pairs)
-        seen = segmentation.steps_to_see(walk.n_steps(1))
-        runs = self._parallel(
-            [delayed(observe_run)(walk, seed, self.horizons_[-1], seen) for seed in self.seeds_]
-        )
-        segments = self._parallel(
-            [
-                delayed(linearize_segment)(walk, segmentation, run, a, b)
-                for run in runs
-                for a, b in segmentation.pairs
-            ]
-        )
-        each = self.n_segments_
-        return [
-            SegmentedRun(walk, segmentation, run, segments[k * each : (k + 1) * each])
-            for k, run in enumerate(runs)
-        ]
+    def _choose_solver(self, walk: Walk) -> str:
+        if self.n_segments != 1:
+            return "segments"
+        if self.solver != "auto":
+            return self.solver
+        needed = kernel_bytes(walk, len(self.seeds_), len(self.horizons_))
+        fits = needed <= self.memory_budget or self.removal == "exact"
+        return "kernel" if fits else "steps"
 
-    def _n_cuts(self) -> int:
-        return SEGMENTS if isinstance(self.n_segments, str) else int(self.n_segments)
-
-    def _check_removal(self, once: bool) -> None:
-        if self.removal == "exact" and not (once and isinstance(self.model_.loss, SquaredError)):
+    def _check_removal(self) -> None:
+        if self.removal == "exact" and not (
+            self.solver_ == "kernel" and isinstance(self.model_.loss, SquaredError)
+        ):
             raise ValueError(
-                "removal='exact' needs n_segments=1 and a squared error, got n_segments="
-                f"{self.n_segments!r} and {type(self.model_.loss).__name__}. Use "
-                "removal='first-order'."
-            )
-
-    def _require_memory(self, once: bool) -> None:
-        n, size = len(self._X), self.model_.theta.element_size()
-        if once:
-            modes = n * self.n_outputs_
-            needed = 8 * modes * (3 * modes + n * len(self.horizons_))
-            advice = "raise memory_budget, or use n_segments='auto'"
-        else:
-            p, n_segments = self.model_.n_parameters, len(cut(self.horizons_, self._n_cuts())) - 1
-            modes = min(self.n_components, p)
-            needed = size * modes * (n_segments * (p + 2 * n) + 3 * p + n * self.n_outputs_)
-            advice = "lower n_components or n_segments, or raise memory_budget"
-        needed *= len(self.seeds_)
-        if needed > self.memory_budget:
-            raise MemoryError(
-                f"linearised runs take {needed / 2**20:.0f} MiB, more than memory_budget="
-                f"{self.memory_budget / 2**20:.0f} MiB: {advice}."
+                "removal='exact' needs n_segments=1, solver='kernel' and a squared error, got "
+                f"n_segments={self.n_segments!r}, solver={self.solver!r} and "
+                f"{type(self.model_.loss).__name__}. Use removal='first-order'."
             )
 
     def _parallel(self, jobs: list[Any]) -> list[Any]:

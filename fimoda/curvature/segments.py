@@ -297,7 +297,7 @@ class Segmentation:
         model = self.model.at(theta)
         rows = RowDifferentiator(model, X[:2])(X, signs.to(theta), signed).dense()
         size = rows.norm(dim=1, keepdim=True)
-        rows = rows / torch.where(size > 0, size, 1)
+        rows /= torch.where(size > 0, size, 1)
         _, vectors = torch.linalg.eigh((rows @ rows.mT).double())
         return vectors[:, -self.block_size :].mT.to(rows) @ rows
 

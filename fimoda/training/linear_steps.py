@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .._validation import ConvergenceWarning
 from .differentiable import Buffers
 from .optimizers import OptimizerSpec
 
@@ -91,21 +89,18 @@ class LinearSteps:
         return (1 - plain * self.decoupled_decay) * x - rate * move, v
 
     def check_stable(self, curved: float, rates: Tensor) -> None:
-        """Warn if these steps blow up a mode with the largest eigenvalue `curved`."""
+        """Raise FloatingPointError if these steps blow up a mode of eigenvalue `curved`."""
         x, v = 1.0, 0.0
         for rate in rates.tolist():
             x, v = self.push(rate, x, v, curved * x)
             if not abs(x) < _BLOWN_UP:
-                warnings.warn(
-                    f"LinearizedFurtherTraining: lower lr; with lr={rate[1]:g} and a "
-                    f"(preconditioned) curvature of up to {curved:.3g} the "
-                    f"linearised run is unstable, {rate[0] * curved:.2g} being above "
-                    f"{2 * (1 + self.momentum) / self.intake:.2g}. Real training may saturate "
-                    "there: use UnrolledDifferentiation or FurtherTraining.",
-                    ConvergenceWarning,
-                    stacklevel=2,
+                raise FloatingPointError(
+                    f"with lr={rate[1]:g} and a (preconditioned) curvature of up to {curved:.3g} the "
+                    f"linearised run is unstable: their product, {rate[0] * curved:.2g}, is above "
+                    f"{2 * (1 + self.momentum) / self.intake:.2g}. Lower lr, scale the features, or, "
+                    "since real training may saturate there, use UnrolledDifferentiation or "
+                    "FurtherTraining."
                 )
-                return
 
     def velocity(self, buffers: Buffers) -> Tensor | None:
         """What the optimiser's buffers hold of v, in units of the gradient."""

@@ -1,0 +1,56 @@
+"""A network whose Jacobians stand still: its batches' curvature, and the network itself."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+
+from .batch_hessian import BatchHessian
+from .outputs import push_outputs
+
+#: Numbers in the outputs of all vectors of a block.
+_NUMBERS = 2**18
+
+
+class FrozenJacobians(BatchHessian):
+    r"""Curvature :math:`\sum_b w_b J_b^\top W_b J_b` with Jacobians J of the final model.
+
+    The residuals and their derivatives W are those at the parameters that are passed. Dropout is
+    off.
+    """
+
+    def __call__(
+        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        outputs = model.forward(theta, x)
+        with self._smoothed():
+            curvature = model.output_hessian(outputs, y) * w[:, None, None]
+        moved = push_outputs(model, x, model.theta, V)
+        bent = torch.einsum("bcd,bkd->kbc", curvature, moved)
+        _, pull, *_ = vjp(lambda parameters: model.forward(parameters, x), model.theta)
+        block = max(1, _NUMBERS // bent[:1].numel())
+        products = torch.cat([vmap(pull)(part)[0] for part in bent.split(block)])
+        return products, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))
+
+
+class LinearizedModule(nn.Module):
+    """The first-order expansion of a module around the parameters it has now."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(module)
+        self._base = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = {name: p - self._base[name] for name, p in self.module.named_parameters()}
+
+        def outputs(parameters: dict[str, Tensor]) -> Tensor:
+            found = functional_call(self.module, parameters, (x,))
+            return found[0] if isinstance(found, tuple) else found
+
+        value, change, *_ = jvp(outputs, (self._base,), (moved,))
+        return value + change
