@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gc
 import importlib.metadata
 import io
 import logging
@@ -271,6 +272,7 @@ def quiet() -> Iterator[None]:
 
 
 def timed(side: Callable[[], Scores]) -> tuple[float, Scores]:
+    gc.collect()  # some sides leave gigabytes in cycles
     with quiet():
         start = time.perf_counter()
         scores = side()
@@ -311,10 +313,10 @@ def peak() -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
-def memory(arguments: argparse.Namespace, number: int, side: str) -> str:
+def memory(arguments: argparse.Namespace, threads: int, number: int, side: str) -> str:
     """Peak memory of one side in a process of its own."""
     command = [sys.executable, __file__, arguments.concrete, arguments.gold]
-    command += ["--threads", "1", "--side", str(number), side]
+    command += ["--threads", str(threads), "--side", str(number), side]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.split()[-1]
 
@@ -349,9 +351,9 @@ def main() -> None:
         print(f"\n{threads} thread{'s' * (threads > 1)}\n")
         print(
             "| method | peer | fimoda | peer | peer / fimoda | rounds | correlation: median, lowest "
-            "| MiB: fimoda, peer |"
+            f"{'' if arguments.no_memory else '| MiB: fimoda, peer '}|"
         )
-        print("| --- |" + " --- |" * 7)
+        print("| --- |" + " --- |" * (6 if arguments.no_memory else 7))
         for number, pair in enumerate(table):
             if arguments.only not in pair.name:
                 continue
@@ -365,10 +367,9 @@ def main() -> None:
                 print(f"| {pair.name} | {pair.package} {installed} | {error!r:.300} |")
                 continue
             cells.append(f"{np.median(found):.4f}, {found.min():.4f}")
-            if threads == 1 and not arguments.no_memory:
-                cells.append(", ".join(memory(arguments, number, s) for s in ("ours", "theirs")))
-            else:
-                cells.append("")
+            if not arguments.no_memory:
+                sides = (memory(arguments, threads, number, s) for s in ("ours", "theirs"))
+                cells.append(", ".join(sides))
             row = [pair.name, f"{pair.package} {installed}", *cells]
             print("| " + " | ".join(row) + " |", flush=True)
 
