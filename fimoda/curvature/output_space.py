@@ -77,9 +77,9 @@ def adjoint_in_outputs(
         W = torch.lerp(sooner, later, passed).to(K)
         r, u = (between_epochs(values, step / per_epoch).to(K) for values in (residuals, others))
         L, V, G = steps.pull(rates[step].tolist(), L, V, K.new_full((), steps.coupled_decay))
-        own += (G * u).sum(2)
+        own += torch.einsum("znc,nc->zn", G, u)
         mean += torch.einsum("znc,nc->z", G, r * share[:, None])
-        bent = torch.einsum("znc,ncd->znd", G * share[:, None], W)
+        bent = torch.einsum("znc,ncd->znd", G, W * share[:, None, None])
         L = L + (bent.flatten(1) @ K).unflatten(1, (n, c))
     return (mean[:, None] * of_mean - own * of_own).unflatten(0, (-1, m))
 
