@@ -1,6 +1,6 @@
 """Training-data attribution for people who work with scikit-learn."""
 
-from .adapters import as_final_model
+from .adapters import TrajectoryRecorder, as_final_model
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
@@ -12,9 +12,13 @@ from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
+from .attributors.hydra import Hydra
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
+from .attributors.rep_sim import RepSim
+from .attributors.source import SOURCE
+from .attributors.trac_in import TracIn
 from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
@@ -34,10 +38,12 @@ from .plotting import (
     SubsetRemovalCurveDisplay,
 )
 from .training.subset_outcomes import SubsetOutcomes, random_subsets
+from .trajectory import Stage, Trajectory
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SOURCE",
     "TRAK",
     "AgreementCurve",
     "AgreementCurveDisplay",
@@ -55,6 +61,7 @@ __all__ = [
     "FurtherTrainingCurve",
     "GradCos",
     "GradDot",
+    "Hydra",
     "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",
@@ -62,11 +69,16 @@ __all__ = [
     "LinearizedFurtherTraining",
     "MislabelDetection",
     "MislabelDetectionDisplay",
+    "RepSim",
     "Significance",
+    "Stage",
     "SubsetOutcomes",
     "SubsetRemovalCurve",
     "SubsetRemovalCurveDisplay",
     "TopRows",
+    "TracIn",
+    "Trajectory",
+    "TrajectoryRecorder",
     "UnrolledDifferentiation",
     "agreement_curve",
     "as_final_model",

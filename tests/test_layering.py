@@ -17,6 +17,7 @@ ORDER = [
     "losses",
     "measurements",
     "model",
+    "trajectory",
     "adapters",
     "row_gradients",
     "base",

@@ -3,10 +3,12 @@
 from .dispatch import as_final_model
 from .initial import initial_parameters, is_network, last_step, training_epochs
 from .mlp import default_estimator
+from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import as_refittable, refit, refit_outputs
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
 
 __all__ = [
+    "TrajectoryRecorder",
     "as_final_model",
     "as_refittable",
     "check_fitted",
@@ -16,6 +18,7 @@ __all__ = [
     "is_fitted",
     "is_network",
     "last_step",
+    "recorded_trajectory",
     "refit",
     "refit_outputs",
     "training_epochs",

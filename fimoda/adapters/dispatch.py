@@ -40,7 +40,7 @@ def as_final_model(
     Parameters
     ----------
     estimator : object
-        The fitted model, see the user guide for what is supported.
+        The fitted model, see the user guide for what is supported; a `FinalModel` is itself.
     X : array-like of shape (n_samples, ...)
         Its training rows, after the earlier steps of a Pipeline (`transform_rows`). The model is
         run on one of them, and their number scales penalties given per data set.
@@ -65,6 +65,8 @@ def as_final_model(
     if isinstance(estimator, Pipeline):
         return as_final_model(estimator[-1], X, y, sample_weight=sample_weight, criterion=criterion)
     check_fitted(estimator)
+    if isinstance(estimator, FinalModel):
+        return estimator
     if isinstance(estimator, nn.Module):
         return from_module(estimator, X, criterion)
     if criterion is not None:

@@ -9,6 +9,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ..model import FinalModel
+
 #: What `as_final_model` takes, for messages.
 SUPPORTED = (
     "a fitted skorch net, a torch.nn.Module with criterion=..., MLPClassifier, MLPRegressor, "
@@ -37,7 +39,7 @@ def is_fitted(estimator: Any) -> bool:
         If the last step of a Pipeline is fitted and an earlier step is not.
     """
     estimator = unwrap(estimator)
-    if isinstance(estimator, nn.Module):
+    if isinstance(estimator, nn.Module | FinalModel):
         return True
     if isinstance(estimator, Pipeline):
         if not is_fitted(estimator[-1]):

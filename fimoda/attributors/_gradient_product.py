@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -13,6 +15,55 @@ from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure, RowDifferentiator, RowGradients
+
+Product = Callable[[RowGradients, RowGradients], Tensor]
+
+#: Rows, targets, and what of them is differentiated.
+Rows = tuple[Tensor, Tensor, Measure]
+
+
+@dataclass(frozen=True)
+class GradientProducts:
+    """Products of gradients at one model, a chunk of rows at a time.
+
+    Parameters
+    ----------
+    differentiate : RowDifferentiator
+    chunk_size : int or None
+        Rows whose gradients are held at a time.
+    memory_budget : int
+        Bytes for gradients.
+    """
+
+    differentiate: RowDifferentiator
+    chunk_size: int | None
+    memory_budget: int
+
+    def chunk(self, n_rows: int) -> int:
+        """Rows whose gradients fit half of the memory budget."""
+        fitting = self.memory_budget // (2 * self.differentiate.row_bytes())
+        return self.chunk_size or int(min(max(fitting, 1), n_rows, 4096))
+
+    def _chunks(self, rows: Rows) -> Iterator[tuple[slice, RowGradients]]:
+        """Gradients of rows."""
+        return self.differentiate.chunks(*rows, self.chunk(len(rows[0])))
+
+    def pairs(self, test: Rows, train: Rows, product: Product) -> NDArray[np.float64]:
+        """``product`` of every test chunk with every training chunk, assembled (m, n)."""
+        result = np.empty((len(test[0]), len(train[0])))
+        for at, left in self._chunks(test):
+            for rows, right in self._chunks(train):
+                result[at, rows] = product(left, right).cpu().numpy()
+        return result
+
+    def mapped(self, rows: Rows, features: Callable[[RowGradients], Tensor]) -> Tensor:
+        """``features`` of the gradients, (n, k)."""
+        return torch.cat([features(gradients) for _, gradients in self._chunks(rows)])
+
+    def rowwise(self, left: Rows, right: Rows, product: Product) -> NDArray[np.float64]:
+        """``product`` of row k of the one with row k of the other, (n,)."""
+        pairs = zip(self._chunks(left), self._chunks(right), strict=True)
+        return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])
 
 
 class BaseGradientProduct(BaseAttributor):
@@ -41,34 +92,17 @@ class BaseGradientProduct(BaseAttributor):
 
     def _fit(self) -> None:
         self._differentiate = RowDifferentiator(self.model_, self._X[:3])
-
-    def _chunk(self, n_rows: int) -> int:
-        """Rows whose gradients fit half of the memory budget."""
-        fitting = self.memory_budget // (2 * self._differentiate.row_bytes())
-        return self.chunk_size or int(min(max(fitting, 1), n_rows, 4096))
+        self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
+        self._chunk = self._products.chunk
 
     def _pairs(
-        self,
-        X: Tensor,
-        y: Tensor,
-        measure: Measure,
-        product: Callable[[RowGradients, RowGradients], Tensor],
+        self, X: Tensor, y: Tensor, measure: Measure, product: Product
     ) -> NDArray[np.float64]:
-        """``product`` of every test chunk with every training chunk, assembled (n_test, n_train)."""
-        result = np.empty((len(X), len(self._X)))
-        for test_rows, test in self._differentiate.chunks(X, y, measure, self._chunk(len(X))):
-            for rows, train in self._differentiate.chunks(
-                self._X, self._y, self.model_.loss, self._chunk(len(self._X))
-            ):
-                result[test_rows, rows] = product(test, train).cpu().numpy()
-        return result
+        """``product`` of test with training gradients, (n_test, n_train)."""
+        test, train = (X, y, measure), (self._X, self._y, self.model_.loss)
+        return self._products.pairs(test, train, product)
 
-    def _diagonal(
-        self, product: Callable[[RowGradients, RowGradients], Tensor]
-    ) -> NDArray[np.float64]:
+    def _diagonal(self, product: Product) -> NDArray[np.float64]:
         """``product`` of each training row's measurement gradient with its own loss gradient."""
-        chunk = self._chunk(len(self._X))
-        test = self._differentiate.chunks(self._X, self._y, self._measure, chunk)
-        train = self._differentiate.chunks(self._X, self._y, self.model_.loss, chunk)
-        pairs = zip(test, train, strict=True)
-        return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])
+        own, train = (self._X, self._y, self._measure), (self._X, self._y, self.model_.loss)
+        return self._products.rowwise(own, train, product)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,6 +71,8 @@ class EKFAC:
         Rows at a time; from `memory_budget` by default.
     memory_budget : int, default=512 MiB
         Bytes for factors at a time.
+    others : sequence of FinalModel, default=()
+        The same network with other parameters: A, S and the eigenvalues are means over all of them.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class EKFAC:
         seed: int = 0,
         chunk_size: int | None = None,
         memory_budget: int = DEFAULT_BUDGET,
+        others: Sequence[FinalModel] = (),
     ):
         self.model = model
         self.differentiate = LayerDifferentiator(model, X[:2])
@@ -107,9 +110,16 @@ class EKFAC:
             )
         self.skipped = list(self.differentiate.skipped)
         self.fisher = fisher
-        self._targets = sampled_targets(model, X, torch.Generator().manual_seed(seed)) if (
-            fisher == "sampled"
-        ) else y  # fmt: skip
+        models = [model, *others]
+        self._parts = [
+            (
+                self.differentiate if one is model else LayerDifferentiator(one, X[:2]),
+                sampled_targets(one, X, torch.Generator().manual_seed(seed))
+                if fisher == "sampled"
+                else y,
+            )
+            for one in models
+        ]
         n_cotangents = 1 if fisher == "sampled" else max(2, model.outputs(X[:1]).shape[1])
         row_bytes = 4 * self.differentiate.row_bytes(X, n_cotangents)
         widest = max(f.dense()[0].numel() for f in self._probe(X))
@@ -117,7 +127,7 @@ class EKFAC:
         row_bytes += 3 * widest * X.element_size() if several else 0
         fitting = int(min(max(memory_budget // row_bytes, 1), 4096))
         self.chunk_size = chunk_size or fitting
-        share = (weights.double() / weights.double().sum()).to(model.dtype)
+        share = (weights.double() / weights.double().sum() / len(models)).to(model.dtype)
         bases = [
             tuple(torch.linalg.eigh(C)[1].to(model.dtype) for C in pair)
             for pair in self._covariances(X, share)
@@ -134,15 +144,16 @@ class EKFAC:
     # ---- estimation -------------------------------------------------------------------------
 
     def _pulled(self, X: Tensor, share: Tensor) -> Iterator[tuple[Tensor, list[list[Factors]]]]:
-        """Weights and factors of chunks of rows at the model's own targets, for each cotangent."""
-        rows = zip(
-            X.split(self.chunk_size),
-            self._targets.split(self.chunk_size),
-            share.split(self.chunk_size),
-            strict=True,
-        )
-        for x, y, w in rows:
-            yield w, self.differentiate.pull_back(x, partial(self._cotangents, y))
+        """Weights and factors of chunks of rows at each model's own targets, for each cotangent."""
+        for differentiate, targets in self._parts:
+            rows = zip(
+                X.split(self.chunk_size),
+                targets.split(self.chunk_size),
+                share.split(self.chunk_size),
+                strict=True,
+            )
+            for x, y, w in rows:
+                yield w, differentiate.pull_back(x, partial(self._cotangents, y))
 
     def _cotangents(self, y: Tensor, outputs: Tensor) -> list[Tensor]:
         r"""Vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs."""

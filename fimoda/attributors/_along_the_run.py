@@ -1,0 +1,174 @@
+"""Methods that look along the training run: its checkpoints, steps and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
+from ..base import BaseAttributor
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET, Recipe
+from ..training.linear_steps import LinearSteps, linear_steps
+from ..training.optimizers import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_LR,
+    OptimizerSpec,
+    resolve_optimizer,
+)
+from ..trajectory import Stage, Trajectory, check_architecture, stage_rows
+
+
+class BaseAlongTheRun(BaseAttributor):
+    """Base of the methods that take a `Trajectory`.
+
+    `_prepare` finds the run (``trajectory_``) and, for each stage, the rows that it was trained on
+    (`_rows`) and their shares in its objective (`_shares`).
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
+        "trajectory": [Trajectory, str, None],
+        "stage": [int, str, None],
+        "n_epochs": [POSITIVE_INTEGER, None],
+        "lr": [POSITIVE_REAL, None],
+        "batch_size": [POSITIVE_INTEGER, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        trajectory: Trajectory | str | None = None,
+        stage: int | str | None = None,
+        n_epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.trajectory = trajectory
+        self.stage = stage
+        self.n_epochs = n_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
+
+    # ---- the run ----------------------------------------------------------------------------
+
+    def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
+        fitted_here = self.estimator is None or not is_fitted(self.estimator)
+        super()._prepare(X, y, sample_weight)
+        recorded = self._recorded(fitted_here)
+        self._alone = recorded is None
+        self.trajectory_ = self._final_alone() if recorded is None else recorded
+        if not len(self.trajectory_) or not self.trajectory_.n_steps:
+            raise ValueError(
+                f"trajectory must hold checkpoints and steps, got {self.trajectory_!r}. Record the run "
+                "with a TrajectoryRecorder, or make it with Trajectory.from_checkpoints."
+            )
+        check_architecture(self.trajectory_, self.model_)
+        stages = self.trajectory_.stages
+        self._rows = stage_rows(stages, len(self._X))
+        weights = self._weights.double().cpu().numpy()
+        self._shares = [weights[rows] / weights[rows].sum() for rows in self._rows]
+        self._attributed = self._chosen_stages(stages)
+
+    def _recorded(self, fitted_here: bool) -> Trajectory | None:
+        """The run, or None if the final model stands for it."""
+        if isinstance(self.trajectory, Trajectory):
+            return self.trajectory
+        if isinstance(self.trajectory, str) and self.trajectory != "final":
+            raise ValueError(
+                f"trajectory must be a Trajectory, 'final' or None, got {self.trajectory!r}."
+            )
+        recorded = recorded_trajectory(self.estimator_)
+        if self.trajectory is None and recorded is not None:
+            return recorded
+        if self.trajectory is None and not fitted_here:
+            raise ValueError(
+                f"{type(self).__name__} needs checkpoints of the training run, and estimator has no "
+                "TrajectoryRecorder that recorded any. Train it with one (skorch), pass "
+                "trajectory=Trajectory.from_checkpoints(...), or let the final model stand for the "
+                "whole run with trajectory='final'."
+            )
+        return None
+
+    def _final_alone(self) -> Trajectory:
+        """A run of which the final model is the only checkpoint."""
+        recipe = self.model_.recipe
+        if self.n_epochs is None and not is_network(self.estimator_):
+            raise ValueError(
+                f"n_epochs must be given with trajectory='final': {type(self.estimator_).__name__} does "
+                "not say for how long it was trained."
+            )
+        epochs = training_epochs(self.estimator_, self.n_epochs)
+        batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
+        own = DEFAULT_LR if recipe.lr is None else recipe.lr
+        used = recipe.optimizer or "SGD"
+        return Trajectory.from_checkpoints(
+            [self.model_.module.state_dict()],
+            [epochs * -(-len(self._X) // batch)],
+            own if self.lr is None else self.lr,
+            optimizer=getattr(used, "__name__", str(used)),
+            optimizer_params=recipe.params,
+        )
+
+    def _chosen_stages(self, stages: Sequence[Stage]) -> list[int]:
+        """Numbers of the stages whose rows are attributed to; their rows are the columns."""
+        if self.stage is None:
+            return list(range(len(stages)))
+        names = [stage.name for stage in stages]
+        chosen = names.index(self.stage) if self.stage in names else self.stage
+        if not isinstance(chosen, int) or not 0 <= chosen < len(stages):
+            raise ValueError(
+                f"stage must be the name or the number of a stage of the run ({names}), got "
+                f"{self.stage!r}."
+            )
+        return [chosen]
+
+    def _fit(self) -> None:
+        if self.stage is not None:
+            self.train_indices_ = np.sort(self._rows[self._attributed[0]])
+
+    # ---- its steps --------------------------------------------------------------------------
+
+    def _optimizer(self) -> OptimizerSpec:
+        """The optimiser of the run."""
+        return resolve_optimizer(
+            self.trajectory_.optimizer, 1.0, self.trajectory_.optimizer_params, Recipe()
+        )
+
+    def _gain(self) -> float:
+        """What momentum makes of a gradient over time, of optimisers whose steps have a unit."""
+        if self.trajectory_.optimizer != "SGD":
+            return 1.0
+        return gain(linear_steps(self._optimizer(), {}))
+
+    def _train_rows(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Training rows and encoded targets."""
+        of = torch.from_numpy(rows).to(self._X.device)
+        return self._X[of], self._y[of]
+
+    def _columns(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The columns that are attributed to, out of those of all rows."""
+        return scores[..., self.train_indices_]
+
+
+def gain(steps: LinearSteps) -> float:
+    """Sum of what a gradient does to the parameters in this step and all later ones, by its rate."""
+    return steps.of_gradient + steps.of_velocity * steps.intake / (1 - steps.momentum)

@@ -1,0 +1,151 @@
+"""Hydra, its fast version: gradients along the whole run, seen from its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..row_gradients import Measure, RowDifferentiator
+from ..trajectory import model_at
+from ._along_the_run import BaseAlongTheRun
+
+
+class Hydra(BaseAlongTheRun):
+    r"""Sum over all steps of the products of the final test gradient with the row's gradient then.
+
+    .. math:: S_{z,i} = \sum_t \eta_t \, 1[i \in B_t] \, \frac{w_i}{\sum_{j \in B_t} w_j} \,
+              \nabla_\theta m_z(\theta_T)^\top \nabla_\theta \ell_i(\theta_t)
+
+    with the rates divided by one minus the momentum. It is the derivative of the run in the row's
+    weight without its curvature: what later steps make of a change is left out, and so is the share
+    that the others of the batch take over. (:math:`w_i = 1` unless weights are given, so the factor
+    is one over the batch size.) For runs of other optimisers than SGD the scores rank rows, their
+    size means nothing.
+
+    It needs a checkpoint before every step and the rows of every batch: a `TrajectoryRecorder` with
+    ``checkpoints="all", batches=True``, or `train_ensemble` with ``checkpoints="all"``.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    trajectory : Trajectory, "final" or None, default=None
+        The training run; "final" lets the final model stand for every step and its batches be what
+        they are on average, which makes this `GradDot`. None is the run that the net's
+        `TrajectoryRecorder` has recorded; an estimator that is fitted here and has none stands for
+        itself.
+    stage : int, str or None, default=None
+        Attribute to the rows of one stage only: its number or name.
+    n_epochs : int, default=None
+        With "final": length of the training; the network's own by default.
+    lr : float, default=None
+        With "final": learning rate; the model's own by default, 0.01 if it has none.
+    batch_size : int, default=None
+        With "final": batch size; the model's own by default, 128 if it has none.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Test rows whose gradients are held at a time; from `memory_budget` by default. The run is
+        gone through once for each.
+    memory_budget : int, default=512 MiB
+        Bytes for gradients of test rows. Scores are the same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    trajectory_ : Trajectory
+        The training run.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+
+    Raises
+    ------
+    ValueError
+        If batches, or the checkpoint before a step, were not recorded.
+
+    References
+    ----------
+    Chen et al., "HyDRA: Hypergradient Data Relevance Analysis for Interpreting Deep Neural
+    Networks", AAAI 2021, arXiv 2102.02515.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetRegressor
+    >>> from fimoda import Hydra, TrajectoryRecorder
+    >>> X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    >>> recorder = TrajectoryRecorder(checkpoints="all", batches=True)
+    >>> net = NeuralNetRegressor(
+    ...     torch.nn.Linear(3, 1),
+    ...     max_epochs=4,
+    ...     batch_size=5,
+    ...     verbose=0,
+    ...     train_split=None,
+    ...     callbacks=[recorder],
+    ... ).fit(X, X[:, :1])
+    >>> Hydra(net).fit(X, X[:, :1]).transform(X[:4], X[:4, :1]).shape
+    (4, 20)
+    """
+
+    def _fit(self) -> None:
+        super()._fit()
+        run = self.trajectory_
+        if self._alone:
+            return
+        if run.batches is None or len(run.batches) != run.n_steps:
+            raise ValueError(
+                "Hydra needs the rows of every batch, which the trajectory does not hold. Record with "
+                "TrajectoryRecorder(checkpoints='all', batches=True), or pass batches to "
+                "Trajectory.from_checkpoints."
+            )
+        spans = [range(run.stages[s].start, run.stages[s].stop) for s in self._attributed]
+        missing = sorted({t for span in spans for t in span} - set(run.steps))
+        if missing:
+            raise ValueError(
+                f"Hydra needs a checkpoint before every step; {len(missing)} are missing, the first "
+                f"that of step {missing[0]}. Record with checkpoints='all', or use TracIn or SOURCE."
+            )
+
+    def _steps(
+        self,
+    ) -> Iterator[tuple[RowDifferentiator, NDArray[np.int64], NDArray[np.float64]]]:
+        """Gradients at each step, its rows and what their gradients count."""
+        run, total = self.trajectory_, self._gain()
+        if self._alone or run.batches is None:
+            rate = total * run.learning_rates.sum()
+            differentiate = RowDifferentiator(self.model_, self._X[:3])
+            yield differentiate, self._rows[0], rate * self._shares[0]
+            return
+        weights = self._weights.double().cpu().numpy()
+        number = {step: k for k, step in enumerate(run.steps)}
+        for s in self._attributed:
+            for t in range(run.stages[s].start, run.stages[s].stop):
+                rows = self._rows[s][run.batches[t]]
+                counted = total * run.learning_rates[t] * weights[rows] / weights[rows].sum()
+                model = model_at(run, number[t], self.model_)
+                yield RowDifferentiator(model, self._X[:3]), rows, counted
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        last = RowDifferentiator(self.model_, self._X[:3])
+        vector = 4 * self.model_.n_parameters * self.model_.theta.element_size()
+        chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(X)))
+        scores = np.zeros((len(X), len(self._X)))
+        for at, test in last.chunks(X, y, measure, chunk):
+            V = test.dense()
+            for differentiate, rows, counted in self._steps():
+                train = differentiate(*self._train_rows(rows), self.model_.loss)
+                found = train.apply(V).mT.double().cpu().numpy()
+                np.add.at(scores[at].T, rows, (found * counted).T)
+        return self._columns(scores)

@@ -1,0 +1,318 @@
+"""SOURCE: unrolled differentiation of the whole training run, segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
+from ..curvature.projection import KINDS, Projection
+from ..curvature.second_moments import batch_second_moment
+from ..curvature.segmentation import Cut, auto_cut, cut_run
+from ..curvature.stationary import Dynamics, ExactStationary, Segment, Stationary
+from ..curvature.stationary_ekfac import EKFACStationary
+from ..curvature.stationary_projected import ProjectedStationary
+from ..measurements import Measurement
+from ..row_gradients import Measure
+from ..training.linear_steps import LinearSteps, linear_steps
+from ..training.optimizers import DEFAULT_BATCH_SIZE
+from ..trajectory import Trajectory, buffers_at, mean_model, model_at
+from ._along_the_run import BaseAlongTheRun, gain
+
+#: Buffers in which adaptive optimisers keep second moments of gradients.
+_SECOND_MOMENTS = {
+    "Adam": "exp_avg_sq",
+    "AdamW": "exp_avg_sq",
+    "RMSprop": "square_avg",
+    "Adagrad": "sum",
+}
+
+#: Rows whose gradients are squared at a time.
+_ROWS = 1024
+
+
+class SOURCE(BaseAlongTheRun):
+    r"""Segmented stationary unrolling: the effect of a row on the whole training run.
+
+    .. math:: S_{z,i} = \nabla_\theta m_z^\top \sum_l \Bigl( \prod_{l' > l} \bar S_{l'} \Bigr)
+              \frac{w_i}{\sum_j w_j} \, \bar R_l \, \bar g_{l,i}, \qquad
+              \bar S_l = e^{-\eta_l K_l H_l}, \qquad
+              \bar R_l = \bigl( I - e^{-\eta_l K_l H_l} \bigr) H_l^{-1}
+
+    The run is cut into segments of :math:`K_l` steps. In each, the gradient
+    :math:`\bar g_{l,i}` of a row and the curvature :math:`H_l` (Gauss-Newton, with the weight decay)
+    are taken to stand still, and are averaged over the segment's checkpoints; :math:`\eta_l` is the
+    mean learning rate, divided by one minus the momentum. Unlike an influence function the score does
+    not suppose that training has converged: directions in which the run has not settled count as
+    much as it has moved in them. One segment of many steps is an influence function, few steps are
+    `GradDot`.
+
+    For Adam, AdamW, RMSprop and Adagrad the curvature is preconditioned, :math:`M_l = P_l^{1/2} H_l
+    P_l^{1/2}`, with the mean of the checkpoints' preconditioners:
+
+    .. math:: \bar S_l = P_l^{1/2} e^{-\eta_l K_l M_l} P_l^{-1/2}, \qquad
+              \bar R_l = P_l^{1/2} \bigl( I - e^{-\eta_l K_l M_l} \bigr) M_l^{-1} P_l^{1/2}.
+
+    Where their state was not recorded, second moments are estimated from the rows' gradients.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    trajectory : Trajectory, "final" or None, default=None
+        The training run; "final" lets the final model stand for all of it, in one segment: an
+        influence function that knows for how long the model was trained. None is the run that the
+        net's `TrajectoryRecorder` has recorded; an estimator that is fitted here and has none stands
+        for itself.
+    segments : int, "auto" or list of int, default=3
+        Number of segments, with nearly equal numbers of checkpoints; or cut where gradients change;
+        or numbers of steps at which segments end. A new stage is a new segment in any case.
+    stage : int, str or None, default=None
+        Attribute to the rows of one stage only: its number or name. The curvature of later stages is
+        that of their own rows, so that X holds the rows of all stages (see `Stage`).
+    curvature : {"ekfac", "exact", "projected"}, default="ekfac"
+        EK-FAC of linear and convolutional layers; the dense matrix, for small models; or that of
+        projected gradients, as in `TRAK`, where a test row costs little.
+    averaging : {"curvature", "parameters"}, default="curvature"
+        What is averaged over the checkpoints of a segment: gradients and curvature, or, at the price
+        of one checkpoint, the parameters (Fast-SOURCE).
+    fisher : {"expected", "sampled"}, default="expected"
+        How EK-FAC takes the mean over the model's own targets, see `EKFACInfluence`.
+    n_components : int, default=2048
+        Components of ``curvature="projected"``.
+    projection : {"rademacher", "gaussian", "sparse", "product"}, default="sparse"
+        Their distribution, see `TRAK`.
+    n_epochs : int, default=None
+        With "final": length of the training; the network's own by default.
+    lr : float, default=None
+        With "final": learning rate; the model's own by default, 0.01 if it has none.
+    batch_size : int, default=None
+        With "final", and to estimate second moments: batch size; the model's own by default, 128 if
+        it has none.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=1 GiB
+        Bytes for gradients, and for the matrices of ``curvature="exact"``.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator`, to sample targets and to draw the projection.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    trajectory_ : Trajectory
+        The training run.
+    segments_ : list of tuple of int
+        First step, end and number of checkpoints of each segment.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer checkpoints than segments, they are of another architecture or other rows,
+        or the optimiser has no such form.
+    MemoryError
+        If dense matrices do not fit `memory_budget`.
+
+    Notes
+    -----
+    With EK-FAC the preconditioner enters by its inverse in the eigenbasis of H, so that all
+    functions are of numbers. (The paper takes the exponentials of the diagonal curvature instead.)
+
+    References
+    ----------
+    Bae et al., "Training Data Attribution via Approximate Unrolled Differentiation", NeurIPS 2024,
+    arXiv 2405.12186.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetRegressor
+    >>> from fimoda import SOURCE, TrajectoryRecorder
+    >>> X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    >>> net = NeuralNetRegressor(
+    ...     torch.nn.Linear(3, 1),
+    ...     max_epochs=4,
+    ...     batch_size=5,
+    ...     verbose=0,
+    ...     train_split=None,
+    ...     callbacks=[TrajectoryRecorder()],
+    ... ).fit(X, X[:, :1])
+    >>> source = SOURCE(net).fit(X, X[:, :1])
+    >>> source.segments_
+    [(0, 5, 2), (5, 11, 2), (11, 16, 2)]
+    >>> source.transform(X[:4], X[:4, :1]).shape
+    (4, 20)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAlongTheRun._parameter_constraints,
+        "segments": [POSITIVE_INTEGER, StrOptions({"auto"}), list, tuple, np.ndarray],
+        "curvature": [StrOptions({"ekfac", "exact", "projected"})],
+        "averaging": [StrOptions({"curvature", "parameters"})],
+        "fisher": [StrOptions({"expected", "sampled"})],
+        "n_components": [POSITIVE_INTEGER],
+        "projection": [StrOptions(set(KINDS))],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        trajectory: Trajectory | str | None = None,
+        segments: int | str | Iterable[int] = 3,
+        stage: int | str | None = None,
+        curvature: str = "ekfac",
+        averaging: str = "curvature",
+        fisher: str = "expected",
+        n_components: int = 2048,
+        projection: str = "sparse",
+        n_epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = 2**30,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            trajectory=trajectory,
+            stage=stage,
+            n_epochs=n_epochs,
+            lr=lr,
+            batch_size=batch_size,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.segments = segments
+        self.curvature = curvature
+        self.averaging = averaging
+        self.fisher = fisher
+        self.n_components = n_components
+        self.projection = projection
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        super()._fit()
+        cuts = self._cuts()
+        first = next(k for k, cut in enumerate(cuts) if cut.stage in self._attributed)
+        self._used = cuts[first:]  # what is before has no part in the scores
+        self.segments_ = [(cut.start, cut.stop, len(cut.checkpoints)) for cut in self._used]
+        self._walk = self._stationary([self._segment(cut) for cut in self._used])
+
+    def _cuts(self) -> list[Cut]:
+        if self._alone:
+            return cut_run(self.trajectory_, 1)
+        if isinstance(self.segments, str):
+            rows = [self._train_rows(rows) for rows in self._rows]
+            X, y = zip(*rows, strict=True)
+            return auto_cut(self.trajectory_, self.model_, X, y)
+        return cut_run(self.trajectory_, self.segments)  # type: ignore[arg-type]
+
+    def _segment(self, cut: Cut) -> Segment:
+        run = self.trajectory_
+        rows = self._rows[cut.stage]
+        X, y = self._train_rows(rows)
+        weights = self._weights[torch.from_numpy(rows).to(self._weights.device)]
+        if self.averaging == "parameters":
+            models = [mean_model(run, cut.checkpoints, self.model_)]
+        else:
+            models = [model_at(run, k, self.model_) for k in cut.checkpoints]
+        steps = [self._linear_steps(k, X, y, weights) for k in cut.checkpoints]
+        given = [one.preconditioner for one in steps if one.preconditioner is not None]
+        dynamics = Dynamics(
+            gain(steps[0]) * float(run.learning_rates[cut.start : cut.stop].sum()),
+            steps[0].coupled_decay,
+            steps[0].decoupled_decay,
+            torch.stack(given).mean(0) if given else None,
+        )
+        return Segment(models, X, y, weights, dynamics)
+
+    def _linear_steps(self, k: int, X: Tensor, y: Tensor, weights: Tensor) -> LinearSteps:
+        """The optimiser at checkpoint k, with second moments as recorded or estimated."""
+        run = self.trajectory_
+        buffers = buffers_at(run, k, self.model_)
+        name = _SECOND_MOMENTS.get(run.optimizer)
+        if name is not None and name not in buffers:
+            batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
+            model = model_at(run, k, self.model_)
+            square = batch_second_moment(model, X, y, weights, min(batch, len(X)), _ROWS)
+            buffers = {name: square * (run.n_steps if name == "sum" else 1), "step": float("inf")}
+        return linear_steps(self._optimizer(), buffers)
+
+    def _stationary(self, segments: list[Segment]) -> Stationary:
+        budget: dict[str, Any] = {
+            "chunk_size": self.chunk_size,
+            "memory_budget": self.memory_budget,
+        }
+        if self.curvature == "exact":
+            return ExactStationary(self.model_, segments, **budget)
+        seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        if self.curvature == "projected":
+            project = Projection(
+                self.model_.n_parameters, self.n_components, self.projection, seed=seed
+            )
+            return ProjectedStationary(self.model_, segments, project=project, **budget)
+        budget["memory_budget"] //= 4
+        return EKFACStationary(self.model_, segments, fisher=self.fisher, seed=seed, **budget)
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        scores = np.zeros((len(X), len(self._X)))
+        for test in self._chunks(len(X)):
+            adjoint = self._walk.start(X[test], y[test], measure)
+            for k in reversed(range(len(self._used))):
+                stage = self._used[k].stage
+                if stage in self._attributed:
+                    found = self._walk.products(k, self._walk.respond(k, adjoint)).cpu().numpy()
+                    scores[test, self._rows[stage]] += found * self._shares[stage]
+                if k:
+                    adjoint = self._walk.carry(k, adjoint)
+        return self._columns(scores)
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        scores = np.zeros(len(self._X))
+        place = np.full((len(self._rows), len(self._X)), -1)
+        for stage, rows in enumerate(self._rows):
+            place[stage, rows] = np.arange(len(rows))
+        for test in self._chunks(len(self._X)):
+            adjoint = self._walk.start(self._X[test], self._y[test], self._measure)
+            for k in reversed(range(len(self._used))):
+                stage = self._used[k].stage
+                own = place[stage, test]
+                if stage in self._attributed:
+                    at = np.maximum(own, 0)
+                    response = self._walk.respond(k, adjoint)
+                    found = self._walk.rowwise(k, response, torch.from_numpy(at))
+                    share = np.where(own < 0, 0, self._shares[stage][at])
+                    scores[test] += found.cpu().numpy() * share
+                if k:
+                    adjoint = self._walk.carry(k, adjoint)
+        return self._columns(scores)
+
+    def _chunks(self, n_rows: int) -> list[slice]:
+        """Rows whose adjoints fit the memory budget."""
+        size = 4 * self.model_.n_parameters * (8 if self.curvature == "exact" else 4)
+        step = int(max(1, self.memory_budget // size))
+        return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]

@@ -1,0 +1,212 @@
+"""TracIn: inner products of gradients at checkpoints of the training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
+from ..curvature.projection import KINDS, Projection
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
+from ..row_gradients import DenseGradients, Measure, RowDifferentiator, RowGradients
+from ..trajectory import Trajectory, model_at
+from ._along_the_run import BaseAlongTheRun
+from ._gradient_product import GradientProducts, Product, Rows
+
+
+class TracIn(BaseAlongTheRun):
+    r"""Sum over checkpoints of the products of the test row's and the training row's gradient.
+
+    .. math:: S_{z,i} = \sum_k \eta_k K_k \, \frac{w_i}{\sum_j w_j} \,
+              \nabla_\theta m_z(\theta_k)^\top \nabla_\theta \ell_i(\theta_k)
+
+    :math:`\eta_k K_k` is the sum of the learning rates of the :math:`K_k` steps since the checkpoint
+    before, divided by one minus the momentum. It is the first-order effect of removing row i from
+    these steps on the measurement *at that time*, added up over training (:math:`w_i = 1` unless
+    weights are given, so the factor is 1/n). What later steps make of it is left out. For runs of
+    other optimisers than SGD the scores rank rows, their size means nothing.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP.
+    trajectory : Trajectory, "final" or None, default=None
+        The training run; "final" lets the final model stand for all of it, which makes this
+        `GradDot`. None is the run that the net's `TrajectoryRecorder` has recorded; an estimator
+        that is fitted here and has none stands for itself.
+    stage : int, str or None, default=None
+        Attribute to the rows of one stage only: its number or name.
+    n_components : int, default=None
+        Number of components to which gradients are projected at random, the same at all
+        checkpoints; those of the training rows are then kept. None leaves out the projection.
+    projection : {"rademacher", "gaussian", "sparse", "product"}, default="sparse"
+        Distribution of the projection, see `TRAK`.
+    n_epochs : int, default=None
+        With "final": length of the training; the network's own by default.
+    lr : float, default=None
+        With "final": learning rate; the model's own by default, 0.01 if it has none.
+    batch_size : int, default=None
+        With "final": batch size; the model's own by default, 128 if it has none.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    memory_budget : int, default=512 MiB
+        Bytes for gradients; projected ones come on top. Scores are the same for every value.
+    random_state : int, RandomState or None, default=None
+        Used to fit an unfitted `estimator` and to draw the projection.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen functional view.
+    trajectory_ : Trajectory
+        The training run.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+
+    Raises
+    ------
+    ValueError
+        If there are no checkpoints, or they are of another architecture or other rows.
+
+    References
+    ----------
+    Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020,
+    arXiv 2002.08484 (TracInCP).
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from fimoda import TracIn, Trajectory
+    >>> X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    >>> nets = [torch.nn.Linear(3, 1) for _ in range(2)]
+    >>> run = Trajectory.from_checkpoints([net.state_dict() for net in nets], [50, 100], lrs=0.1)
+    >>> tracin = TracIn(nets[-1], trajectory=run, criterion=torch.nn.MSELoss()).fit(X, X[:, :1])
+    >>> tracin.transform(X[:4], X[:4, :1]).shape
+    (4, 20)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAlongTheRun._parameter_constraints,
+        "n_components": [POSITIVE_INTEGER, None],
+        "projection": [StrOptions(set(KINDS))],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        trajectory: Trajectory | str | None = None,
+        stage: int | str | None = None,
+        n_components: int | None = None,
+        projection: str = "sparse",
+        n_epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator,
+            trajectory=trajectory,
+            stage=stage,
+            n_epochs=n_epochs,
+            lr=lr,
+            batch_size=batch_size,
+            measurement=measurement,
+            criterion=criterion,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            random_state=random_state,
+        )
+        self.n_components = n_components
+        self.projection = projection
+
+    def _fit(self) -> None:
+        super()._fit()
+        self._project: Projection | None = None
+        self._features: list[dict[int, Tensor]] = []
+        if self.n_components is None:
+            return
+        self._project = Projection(
+            self.model_.n_parameters,
+            self.n_components,
+            self.projection,
+            seed=int(check_random_state(self.random_state).randint(MAX_SEED)),
+            memory_budget=self.memory_budget,
+        )
+        for _, products, parts in self._checkpoints():
+            self._features.append(
+                {s: products.mapped(train, self._project) for s, (_, train) in parts.items()}
+            )
+
+    def _checkpoints(
+        self,
+    ) -> Iterator[tuple[int, GradientProducts, dict[int, tuple[float, Rows]]]]:
+        """Each checkpoint that stands for steps: its number, products of gradients there, and by stage
+        the sum of the rates of its steps and its rows."""
+        run, before, total = self.trajectory_, 0, self._gain()
+        for k, step in enumerate(run.steps):
+            stop = run.n_steps if k == len(run) - 1 else step
+            parts: dict[int, tuple[float, Rows]] = {}
+            for s in self._attributed:
+                inside = slice(max(before, run.stages[s].start), min(stop, run.stages[s].stop))
+                rate = total * float(run.learning_rates[inside].sum())
+                if inside.start < inside.stop and rate > 0:
+                    parts[s] = rate, (*self._train_rows(self._rows[s]), self.model_.loss)
+            before = stop
+            if parts:
+                differentiate = RowDifferentiator(model_at(run, k, self.model_), self._X[:3])
+                yield k, GradientProducts(differentiate, self.chunk_size, self.memory_budget), parts
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        def inner(a: RowGradients, b: RowGradients) -> Tensor:
+            return a.inner(b)
+
+        scores = np.zeros((len(X), len(self._X)))
+        for number, (_, products, parts) in enumerate(self._checkpoints()):
+            test = (X, y, measure)
+            if self._project is not None:
+                features = DenseGradients(products.mapped(test, self._project))
+            for s, (rate, train) in parts.items():
+                if self._project is not None:
+                    found = features.inner(DenseGradients(self._features[number][s])).cpu().numpy()
+                else:
+                    found = products.pairs(test, train, inner)
+                scores[:, self._rows[s]] += rate * self._shares[s] * found
+        return self._columns(scores)
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        def inner(a: RowGradients, b: RowGradients) -> Tensor:
+            return a.inner_rowwise(b)
+
+        scores = np.zeros(len(self._X))
+        product: Product = inner
+        if self._project is not None:
+            project = self._project
+
+            def product(a: RowGradients, b: RowGradients) -> Tensor:
+                return inner(DenseGradients(project(a)), DenseGradients(project(b)))
+
+        for _, products, parts in self._checkpoints():
+            for s, (rate, train) in parts.items():
+                own = (*train[:2], self._measure)
+                scores[self._rows[s]] += (
+                    rate * self._shares[s] * products.rowwise(own, train, product)
+                )
+        return self._columns(scores)

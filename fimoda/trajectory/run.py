@@ -1,0 +1,435 @@
+"""A recorded training run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from .stages import Stage
+from .store import CheckpointStore, OptimizerState, cloned
+
+_RUN = "run"
+
+
+class Trajectory:
+    """A recorded training run: checkpoints, learning rates, batches and stages.
+
+    Made by `TrajectoryRecorder` (skorch), by `train_ensemble`, or by `from_checkpoints`; in a training
+    loop of one's own, `begin_stage`, `add_step` and `add_checkpoint` record.
+
+    Parameters
+    ----------
+    optimizer : str, default="SGD"
+        Name of the ``torch.optim`` class.
+    optimizer_params : dict, default=None
+        Its settings (momentum, weight_decay, betas, ...).
+    directory : path, default=None
+        Where checkpoints are kept, one file each, and read by memory-mapping; in memory by default.
+
+    Attributes
+    ----------
+    batches : list of ndarray of int or None
+        Rows of each step's batch, numbered within the stage; None if they were not recorded.
+
+    Raises
+    ------
+    FileExistsError
+        If the directory holds a run already.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fimoda import Trajectory
+    >>> net = torch.nn.Linear(3, 1)
+    >>> trajectory = Trajectory(optimizer="SGD")
+    >>> for step in range(10):
+    ...     trajectory.add_step(lr=0.1)
+    >>> trajectory.add_checkpoint(net)
+    >>> trajectory.steps, trajectory.n_steps
+    ([10], 10)
+    """
+
+    def __init__(
+        self,
+        optimizer: str = "SGD",
+        optimizer_params: Mapping[str, Any] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ):
+        self.optimizer = optimizer
+        self.optimizer_params = dict(optimizer_params or {})
+        self.batches: list[NDArray[np.int64]] | None = None
+        self._rates: list[float] = []
+        self._stages: list[Stage] = []
+        self._store = CheckpointStore(directory)
+        folder = self._store.directory
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.glob("*.pt")):
+                raise FileExistsError(
+                    f"directory {str(directory)!r} holds a recorded run. Choose an empty one, or read "
+                    "that run with Trajectory.load."
+                )
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        steps: Sequence[int],
+        lrs: float | ArrayLike,
+        *,
+        n_steps: int | None = None,
+        optimizer: str = "SGD",
+        optimizer_params: Mapping[str, Any] | None = None,
+        optimizer_states: Sequence[Mapping[str, Any]] | None = None,
+        batches: Sequence[ArrayLike] | None = None,
+        stages: Sequence[Stage] | None = None,
+    ) -> Trajectory:
+        """A run from what a training loop has saved.
+
+        Parameters
+        ----------
+        state_dicts : sequence of dict of str to Tensor
+            ``state_dict()`` of the module at each checkpoint.
+        steps : sequence of int
+            Optimiser steps done at each checkpoint, increasing; 0 is before training.
+        lrs : float or array-like
+            Learning rate: one for all steps, one for each step, or one for each checkpoint, that of
+            the steps since the checkpoint before it (and, for the last, of those after it).
+        n_steps : int, default=None
+            Steps of the whole run; those of the last checkpoint by default.
+        optimizer : str, default="SGD"
+            Name of the ``torch.optim`` class.
+        optimizer_params : dict, default=None
+            Its settings.
+        optimizer_states : sequence of dict, default=None
+            ``state_dict()`` of the optimiser at each checkpoint; it must have been made with all
+            parameters of the module, or all that require gradients, in their order.
+        batches : sequence of array-like of int, default=None
+            Rows of each step's batch.
+        stages : sequence of Stage, default=None
+            Parts of the run with rows of their own; one by default.
+
+        Returns
+        -------
+        Trajectory
+
+        Raises
+        ------
+        ValueError
+            If there is no checkpoint, numbers do not match, or checkpoints are of different
+            architectures.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fimoda import Trajectory
+        >>> nets = [torch.nn.Linear(3, 1) for _ in range(3)]
+        >>> states = [net.state_dict() for net in nets]
+        >>> Trajectory.from_checkpoints(states, steps=[10, 20, 30], lrs=0.1).n_steps
+        30
+        """
+        numbers = [int(step) for step in steps]
+        if not numbers:
+            raise ValueError("state_dicts must hold at least one checkpoint, got none.")
+        for name, given in (("state_dicts", state_dicts), ("optimizer_states", optimizer_states)):
+            if given is not None and len(given) != len(numbers):
+                raise ValueError(
+                    f"{name} must have one state for each of the {len(numbers)} steps, got {len(given)}."
+                )
+        if numbers[0] < 0 or any(b <= a for a, b in pairwise(numbers)):
+            raise ValueError(f"steps must not be negative and must increase, got {numbers}.")
+        total = numbers[-1] if n_steps is None else int(n_steps)
+        if total < max(numbers[-1], 1):
+            raise ValueError(
+                f"n_steps must be at least 1 and that of the last checkpoint ({numbers[-1]}), got "
+                f"{total}."
+            )
+        run = cls(optimizer, optimizer_params)
+        run._rates = _rates(lrs, numbers, total)
+        if batches is not None:
+            run.batches = [np.asarray(rows, dtype=np.int64) for rows in batches]
+            if len(run.batches) != total:
+                raise ValueError(
+                    f"batches must name the rows of each of the {total} steps, got {len(run.batches)} "
+                    "batches."
+                )
+        for k, step in enumerate(numbers):
+            state = optimizer_states[k] if optimizer_states is not None else {}
+            run._store.put(step, state_dicts[k], _by_name(state, state_dicts[k]))
+        run._stages = list(stages or ())
+        ends = [0, *(stage.stop for stage in run._stages)]
+        if stages and (ends[:-1] != [stage.start for stage in stages] or ends[-1] != total):
+            raise ValueError(
+                f"stages must follow one another from step 0 to step {total}, got "
+                f"{[(stage.start, stage.stop) for stage in stages]}."
+            )
+        return run
+
+    # ---- recording --------------------------------------------------------------------------
+
+    def begin_stage(
+        self, name: str | None = None, n_rows: int | None = None, rows: ArrayLike | None = None
+    ) -> None:
+        """Say that the steps from here on are taken on other rows.
+
+        Parameters
+        ----------
+        name : str, default=None
+            ``"stage 0"`` and so on by default.
+        n_rows : int, default=None
+            Number of rows.
+        rows : array-like of int, default=None
+            The rows, see `Stage`.
+        """
+        self._stages = self.stages if self._stages else []
+        found = None if rows is None else np.asarray(rows, dtype=np.int64)
+        number = n_rows if found is None else len(found)
+        name = f"stage {len(self._stages)}" if name is None else name
+        self._stages.append(Stage(name, self.n_steps, self.n_steps, number, found))
+
+    def add_step(self, lr: float, rows: ArrayLike | None = None) -> None:
+        """Record a step of the optimiser.
+
+        Parameters
+        ----------
+        lr : float
+            Its learning rate.
+        rows : array-like of int, default=None
+            Rows of its batch, numbered within the stage.
+        """
+        if rows is not None:
+            self.batches = self.batches or []
+            self.batches.append(np.asarray(rows, dtype=np.int64))
+        self._rates.append(float(lr))
+
+    def add_checkpoint(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Keep the parameters after the last recorded step.
+
+        Parameters
+        ----------
+        module : nn.Module
+        optimizer : torch.optim.Optimizer, default=None
+            Its state is kept too.
+        """
+        module = getattr(module, "_orig_mod", module)
+        state = {} if optimizer is None else optimizer.state
+        buffers = {
+            name: {k: cloned(v) for k, v in state[p].items()}
+            for name, p in module.named_parameters()
+            if p in state
+        }
+        self.add_state(module.state_dict(), buffers)
+
+    def add_state(
+        self, state_dict: Mapping[str, Tensor], buffers: OptimizerState | None = None
+    ) -> None:
+        """Keep parameters after the last recorded step that are no module's.
+
+        Parameters
+        ----------
+        state_dict : dict of str to Tensor
+            Parameters by name.
+        buffers : dict, default=None
+            What the optimiser keeps of each.
+        """
+        self._store.put(self.n_steps, state_dict, buffers or {})
+
+    # ---- what was recorded ------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trajectory({self.optimizer}, {self.n_steps} steps, {len(self)} checkpoints, "
+            f"{len(self.stages)} stages)"
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps done at each checkpoint."""
+        return self._store.steps
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole run."""
+        return len(self._rates)
+
+    @property
+    def learning_rates(self) -> NDArray[np.float64]:
+        """Learning rate of each step."""
+        return np.array(self._rates)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Parts of the run with rows of their own; at least one."""
+        if not self._stages:
+            return [Stage("stage 0", 0, self.n_steps)]
+        return [*self._stages[:-1], replace(self._stages[-1], stop=self.n_steps)]
+
+    def name_rows(self, *rows: ArrayLike) -> Trajectory:
+        """Say which of the rows that are attributed to each stage was trained on.
+
+        Parameters
+        ----------
+        *rows : array-like of int
+            Row indices, for each stage.
+
+        Returns
+        -------
+        self : Trajectory
+        """
+        stages, own = self.stages, [np.asarray(one, dtype=np.int64) for one in rows]
+        if len(own) != len(stages):
+            raise ValueError(
+                f"rows must be given for each of the {len(stages)} stages, got {len(own)}."
+            )
+        for stage, found in zip(stages, own, strict=True):
+            if stage.n_rows not in (None, len(found)):
+                raise ValueError(
+                    f"rows of {stage.name!r} must be the {stage.n_rows} that it was trained on, got "
+                    f"{len(found)}."
+                )
+        self._stages = [replace(s, rows=r, n_rows=len(r)) for s, r in zip(stages, own, strict=True)]
+        return self
+
+    def state(self, k: int) -> dict[str, Tensor]:
+        """The ``state_dict`` of the module at checkpoint k.
+
+        Parameters
+        ----------
+        k : int
+            Number of the checkpoint, from 0.
+
+        Returns
+        -------
+        dict of str to Tensor
+        """
+        return self._store.get(self.steps[k])["state"]
+
+    def optimizer_state(self, k: int) -> OptimizerState:
+        """What the optimiser kept at checkpoint k, by parameter; empty if it was not recorded.
+
+        Parameters
+        ----------
+        k : int
+            Number of the checkpoint, from 0.
+
+        Returns
+        -------
+        dict of str to dict
+        """
+        return self._store.get(self.steps[k])["optimizer"]
+
+    # ---- files ------------------------------------------------------------------------------
+
+    def save(self, directory: str | os.PathLike[str] | None = None) -> None:
+        """Write the run to a directory, from which `load` reads it.
+
+        Parameters
+        ----------
+        directory : path, default=None
+            The run's own by default.
+        """
+        run = self
+        if directory is not None:
+            run = Trajectory(self.optimizer, self.optimizer_params, directory)
+            run._rates, run.batches, run._stages = self._rates, self.batches, self._stages
+            for k, step in enumerate(self.steps):
+                run._store.put(step, self.state(k), self.optimizer_state(k))
+        known = {
+            "optimizer": (run.optimizer, run.optimizer_params),
+            "steps": run.steps,
+            "rates": run._rates,
+            "batches": None if run.batches is None else [b.tolist() for b in run.batches],
+            "stages": [
+                (s.name, s.start, s.stop, s.n_rows, None if s.rows is None else s.rows.tolist())
+                for s in run.stages
+            ],
+        }
+        torch.save(known, run._store.path(_RUN))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Trajectory:
+        """A run that was recorded in, or saved to, a directory.
+
+        Parameters
+        ----------
+        directory : path
+
+        Returns
+        -------
+        Trajectory
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none, or a checkpoint is missing.
+        """
+        store = CheckpointStore(directory)
+        if not store.path(_RUN).exists():
+            raise FileNotFoundError(
+                f"directory {str(directory)!r} holds no recorded run (no {_RUN}.pt). Name the directory "
+                "that a TrajectoryRecorder or Trajectory.save has written."
+            )
+        known = torch.load(store.path(_RUN), weights_only=True)
+        run = cls(*known["optimizer"])
+        store.find(known["steps"])
+        run._store, run._rates = store, known["rates"]
+        if known["batches"] is not None:
+            run.batches = [np.array(b, dtype=np.int64) for b in known["batches"]]
+        run._stages = [
+            Stage(
+                name, start, stop, n_rows, None if rows is None else np.array(rows, dtype=np.int64)
+            )
+            for name, start, stop, n_rows, rows in known["stages"]
+        ]
+        return run
+
+
+def _rates(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> list[float]:
+    """Learning rate of each step."""
+    rates = np.asarray(lrs, dtype=float)
+    if not (np.isfinite(rates).all() and (rates >= 0).all() and rates.any()):
+        raise ValueError(f"lrs must be finite, not negative and not all zero, got {lrs!r}.")
+    if rates.ndim == 0:
+        return [float(rates)] * n_steps
+    if rates.shape == (n_steps,):
+        return rates.tolist()
+    if rates.shape != (len(steps),):
+        raise ValueError(
+            f"lrs must be one number, one for each of the {n_steps} steps or one for each of the "
+            f"{len(steps)} checkpoints, got shape {rates.shape}."
+        )
+    return np.repeat(rates, np.diff([0, *steps[:-1], n_steps])).tolist()
+
+
+def _by_name(state: Mapping[str, Any], module: Mapping[str, Tensor]) -> OptimizerState:
+    """The state of an optimiser (its ``state_dict``) by the names of a module's parameters.
+
+    Names and numbers are matched in order, by shape where the module has other entries between.
+    """
+    numbered = state.get("state", {})
+    names = iter(module)
+    found: OptimizerState = {}
+    for i in [i for group in state.get("param_groups", ()) for i in group["params"]]:
+        kept = {key: cloned(value) for key, value in numbered.get(i, {}).items()}
+        shapes = {v.shape for v in kept.values() if isinstance(v, Tensor) and v.dim() > 0}
+        name = next((n for n in names if not shapes or module[n].shape in shapes), None)
+        if name is None:
+            raise ValueError(
+                "optimizer_states do not match the module's parameters: the optimiser must have been "
+                "made with all of them, or all that require gradients, in their order."
+            )
+        found[name] = kept
+    return found
