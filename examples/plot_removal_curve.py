@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from fimoda import (
     ExactInfluence,
     GradCos,
+    LeaveOneOut,
     SubsetRemovalCurveDisplay,
-    train_on_subsets,
 )
 from fimoda.datasets import split_breast_cancer
 
@@ -31,18 +31,18 @@ methods = {
 # %%
 # Remove, train again, look
 # -------------------------
-# The margin is positive where the prediction is correct. Test rows that have flipped are not
-# trained for again, so the curve is the fraction flipped by removing at most k rows.
-
-
-def train(subsets):
-    return train_on_subsets(
-        model, X_train, y_train, subsets, X_test, y_test, measurement="margin", n_seeds=[0]
-    )
-
+# The model is trained again as `LeaveOneOut` would. Test rows that have flipped are not trained for
+# again, so the curve is the fraction flipped by removing at most k rows.
 
 display = SubsetRemovalCurveDisplay.from_attributors(
-    methods, train, y_train, X_test, y_test, k=[5, 10, 20, 50, 100], random_state=0
+    methods,
+    LeaveOneOut(model, n_seeds=1),
+    y_train,
+    X_test,
+    y_test,
+    X_train=X_train,
+    k=[5, 10, 20, 50, 100],
+    random_state=0,
 )
 curve = display.curve
 print(f"{len(curve.test_rows)} test rows, {curve.n_trained} models trained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -10,16 +11,20 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import make_regression
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neural_network import MLPClassifier
 
 from fimoda import (
     ExactInfluence,
     FurtherTraining,
     GradDot,
+    LeaveOneOut,
     SubsetRemovalCurve,
     SubsetRemovalCurveDisplay,
     subset_removal_curve,
+    train_on_subsets,
 )
 from fimoda.evaluation._orders import random_rows
+from fimoda.measurements import Output
 
 mpl.use("Agg")
 
@@ -265,6 +270,99 @@ def test_regression_without_targets_of_the_test_rows(regression):
     train = ridge_trainer(X, y, X_test, y_test)
     curve = subset_removal_curve({"m": scores}, train, y, k=3, task="regression")
     assert curve.effects.shape == (2, 1, 10)
+
+
+# ---- models that are trained again ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three_classes():
+    rng = np.random.default_rng(4)
+    X = rng.normal(size=(75, 2))
+    y = np.argmax(X @ [[1.0, 0.2, -1.0], [0.3, -1.0, 0.5]] + 1.2 * rng.normal(size=(75, 3)), 1)
+    y = np.array(["a", "b", "c"])[y]
+    return X[:60], y[:60], X[60:], y[60:]
+
+
+def test_an_estimator_of_three_classes_is_trained_again(three_classes):
+    """Right is the predicted class, which may have a probability below one half."""
+    X, y, X_test, y_test = three_classes
+    model = LogisticRegression(C=0.1).fit(X, y)
+
+    def correct(subsets):
+        fits = [LogisticRegression(C=0.1).fit(X[s], y[s]) for s in subsets]
+        measured = np.array([np.where(fit.predict(X_test) == y_test, 1, -1) for fit in fits])
+        return SimpleNamespace(measured=measured[..., None])
+
+    probability = model.predict_proba(X_test).max(1)[model.predict(X_test) == y_test]
+    assert probability.min() < 0.5
+    influence = ExactInfluence(model).fit(X, y)
+    scores = influence.transform(X_test, y_test)
+    expected = subset_removal_curve({"m": scores}, correct, y, y_test=y_test, k=[2, 6, 12])
+    assert 0 < expected.mean()[0, -1] < 1
+    for train in (model, LogisticRegression(C=0.1), influence, LeaveOneOut(model, n_seeds=2)):
+        found = subset_removal_curve(
+            {"m": influence}, train, y, X_test, y_test, X_train=X, k=[2, 6, 12]
+        )
+        assert_array_equal(found.test_rows, expected.test_rows)
+        assert_array_equal(found.effects[0], expected.effects[0])
+
+
+def test_a_network_is_trained_again_as_the_method_says(three_classes):
+    X, y, X_test, y_test = three_classes
+    net = MLPClassifier((4,), max_iter=30, random_state=0, solver="sgd", learning_rate_init=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net.fit(X, y)
+    settings = {"n_seeds": [3, 5], "n_epochs": 4, "batch_size": 10}
+    classes = np.array(["a", "b", "c"])
+
+    def train(subsets):
+        outputs = [
+            train_on_subsets(
+                net, X, y, subsets, X_test, y_test, measurement=Output(c), **settings
+            ).measured
+            for c in range(3)
+        ]
+        right = classes[np.argmax(outputs, 0)] == y_test[:, None]
+        return SimpleNamespace(measured=np.where(right, 1.0, -1.0))
+
+    scores = np.random.default_rng(0).normal(size=(len(X_test), len(X)))
+    curves = [
+        subset_removal_curve(
+            {"m": scores}, one, y, X_test, y_test, X_train=X, k=[10, 30], random_state=0
+        )
+        for one in (train, LeaveOneOut(net, **settings))
+    ]
+    assert_array_equal(curves[0].test_rows, curves[1].test_rows)
+    assert_array_equal(curves[0].effects, curves[1].effects)
+    assert curves[0].mean()[:, -1].max() > 0
+
+
+def test_an_estimator_of_a_regression_is_trained_again(regression):
+    X, y, X_test, y_test = regression
+    scores = np.random.default_rng(0).normal(size=(10, 60))
+    settings = {"k": [1, 5], "task": "regression", "random_state": 0}
+    curves = [
+        subset_removal_curve({"m": scores}, train, y, X_test, y_test, X_train=X, **settings)
+        for train in (Ridge(), ridge_trainer(X, y, X_test, y_test))
+    ]
+    assert_allclose(curves[0].effects, curves[1].effects, rtol=1e-6, atol=1e-9)
+
+
+def test_errors_of_models_that_are_trained_again(classes):
+    X, y, X_test, y_test = classes
+    scores = {"m": np.zeros((len(X_test), len(X)))}
+    model = LogisticRegression().fit(X, y)
+    with pytest.raises(ValueError, match="X_train must be given to train LogisticRegression"):
+        subset_removal_curve(scores, model, y, X_test, y_test, k=[1])
+    with pytest.raises(ValueError, match="X_train and X_test must be given"):
+        subset_removal_curve(scores, model, y, y_test=y_test, k=[1])
+    with pytest.raises(ValueError, match=r"task='regression' does not fit train.*binary logit"):
+        subset_removal_curve(scores, model, y, X_test, y_test, X_train=X, k=[1], task="regression")
+    smaller = min((y == 0).sum(), (y == 1).sum())
+    with pytest.raises(ValueError, match=rf"k must be below {smaller}, the rows of class"):
+        subset_removal_curve(scores, model, y, X_test, y_test, X_train=X, k=[smaller])
 
 
 # ---- errors ---------------------------------------------------------------------------------

@@ -294,6 +294,12 @@ def test_bad_arguments():
         measured(mlp, [[0, 1]], n_epochs=None)
     with pytest.raises(MemoryError, match="2 subsets x 2 seeds"):
         measured(mlp, [[0, 1], [2]], memory_budget=10)
+    X, y, X_test, y_test = data()
+    with pytest.raises(ValueError, match="n_epochs, lr must be left alone for Ridge"):
+        train_on_subsets(Ridge(), X, y, [[0, 1]], X_test, y_test, n_epochs=3, lr=0.1)
+    tree = make_pipeline(StandardScaler(), DecisionTreeRegressor())
+    with pytest.raises(ValueError, match="compile must be left alone for DecisionTreeRegressor"):
+        train_on_subsets(tree, X, y, [[0, 1]], X_test, y_test, compile=True)
     with pytest.raises(ValueError, match="ratio must leave some"):
         random_subsets(10, 3, 0.01)
     with pytest.raises(ValueError, match="n_subsets must be at least 1"):

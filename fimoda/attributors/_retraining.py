@@ -55,6 +55,8 @@ class BaseRetraining(BaseFurtherTraining):
         "verbose": ["verbose"],
     }
 
+    n_epochs: int | None
+
     def __init__(
         self,
         estimator: Any = None,
@@ -119,6 +121,7 @@ class BaseRetraining(BaseFurtherTraining):
     def _retraining(self, seeds: list[int]) -> Retraining:
         """How this model is trained on a subset."""
         if not is_network(self.estimator_):
+            self._refuse_settings_of_networks()
             X, y, weights = self._seen_rows
             return Refits(last_step(self.estimator_), self.model_, X, y, weights, self.chunk_size)
         steps = self._steps(seeds, None)
@@ -133,11 +136,24 @@ class BaseRetraining(BaseFurtherTraining):
             row_weights=self._weights,
             optimizer=steps.optimizer,
             batch_size=steps.batch_size,
-            marks=(training_epochs(self.estimator_, self.n_epochs),),  # type: ignore[arg-type]
+            marks=(training_epochs(self.estimator_, self.n_epochs),),
         )
         return StackedRetraining(
             training, {seed: start(seed) for seed in seeds}, start(0), self.chunk_size
         )
+
+    def _refuse_settings_of_networks(self) -> None:
+        """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
+        names = ["n_epochs", "optimizer", "lr", "batch_size", "optimizer_params", "init"]
+        given = [name for name in names if getattr(self, name) is not None]
+        if self.compile is True:
+            given.append("compile")
+        if given:
+            model = type(last_step(self.estimator_)).__name__
+            raise ValueError(
+                f"{', '.join(given)} must be left alone for {model}, which is trained again by its own "
+                "fit and not by steps of an optimiser. Set it up as an estimator instead."
+            )
 
     def _train(
         self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None

@@ -103,6 +103,8 @@ class LeaveOneOut(BaseRetraining):
     ------
     FloatingPointError
         If so many trainings fail that a row has no score.
+    ValueError
+        If a parameter for networks is given for an estimator that is not one.
     MemoryError
         Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
 

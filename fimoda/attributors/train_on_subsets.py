@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._validation import check_random_state, check_seeds, check_subsets
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer
-from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
+from ..training.subset_outcomes import SubsetOutcomes
+from ._subset_trainer import SubsetTrainer
 from .leave_one_out import LeaveOneOut
 
 
@@ -124,7 +123,8 @@ def train_on_subsets(
     ------
     ValueError
         If a subset is empty or names a row that does not exist, has one class where the classifier
-        needs two, or a parameter of the network cannot be drawn again.
+        needs two, a parameter of the network cannot be drawn again, or one of `train_on_subsets`
+        for networks is given for an estimator that is not one.
     MemoryError
         Before training, if the measurements do not fit `memory_budget`.
 
@@ -143,7 +143,7 @@ def train_on_subsets(
     >>> outcomes.measured.shape, outcomes.failed
     ((6, 4, 1), [])
     """
-    trainer = LeaveOneOut(
+    method = LeaveOneOut(
         estimator,
         n_epochs=n_epochs,
         n_seeds=n_seeds,
@@ -162,9 +162,4 @@ def train_on_subsets(
         n_jobs=n_jobs,
         verbose=verbose,
     )
-    trainer._validate_params()
-    trainer._prepare(X, y, sample_weight)
-    mask = check_subsets(subsets, len(trainer._X))
-    seeds = check_seeds(n_seeds, check_random_state(random_state))
-    measurer = Measurer(*trainer._test_tensors(X_test, y_test))
-    return assemble_subsets(mask, seeds, trainer._train(mask, seeds, measurer))
+    return SubsetTrainer(method, X, y, X_test, y_test, sample_weight)(subsets)

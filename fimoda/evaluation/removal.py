@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import check_random_state
 from ..base import BaseAttributor
 from ._orders import most_helpful, random_rows
+from ._retraining import Train, as_train
 from ._scores import Method, check_methods
-from .lds import Outcomes
-
-Train = Callable[[NDArray[np.bool_]], Outcomes]
 
 #: Name of the baseline that removes rows at random.
 RANDOM = "Random"
@@ -80,11 +78,12 @@ class SubsetRemovalCurve:
 
 def subset_removal_curve(
     methods: Mapping[str, Method],
-    train: Train,
+    train: Any,
     y_train: ArrayLike,
     X_test: Any = None,
     y_test: Any = None,
     *,
+    X_train: Any = None,
     k: Sequence[int] = (1, 2, 5, 10, 20),
     task: Literal["classification", "regression"] = "classification",
     random_baseline: bool = True,
@@ -93,9 +92,10 @@ def subset_removal_curve(
     """Remove the k rows that help a test row most, train again, and see what becomes of it.
 
     *Classification.* The test rows that the model trained on all rows classifies correctly with
-    every seed are judged. A row flips if it is misclassified in the mean over seeds after its k
-    most helpful rows were removed. The smallest k comes first: a row that has flipped stays so and
-    is not trained for again. *Regression.* All test rows are judged by the change of their absolute
+    every seed are judged. A row flips if, after its k most helpful rows were removed, it is
+    misclassified with half of the seeds at least (or in the mean of what a callable `train`
+    measures). The smallest k comes first: a row that has flipped stays so and is not trained for
+    again. *Regression.* All test rows are judged by the change of their absolute
     error, for every k.
 
     The rows removed are those with the largest scores, so scores must be of the loss. The baseline
@@ -106,22 +106,25 @@ def subset_removal_curve(
     ----------
     methods : dict of str to fitted attributor or ndarray
         Attributors of the loss fitted on the same training rows, or their scores (n_test, n_train).
-    train : callable
-        ``train(subsets)`` trains a model on each subset, given as a matrix of bool (n_subsets,
-        n_train), and returns an object with ``measured`` (n_subsets, n_test, n_seeds).
-        Classification: a number that is positive if the test row is classified correctly, as
-        ``measurement="margin"`` of two classes. Regression: the absolute error. A measurement of
-        NaN is left out of the mean over seeds.
+    train : estimator, attributor or callable
+        What is trained again, by `train_on_subsets`: a model, that of an attributor, or, with its
+        settings, that of a retraining method such as ``LeaveOneOut(net, n_epochs=20, n_seeds=3)``.
+        Or a callable: ``train(subsets)`` trains on each subset, given as a matrix of bool
+        (n_subsets, n_train), and returns an object with ``measured`` (n_subsets, n_test, n_seeds).
+        Classification: a number that is positive if the test row is classified correctly.
+        Regression: the absolute error. A measurement of NaN is left out of the mean over seeds.
     y_train : array-like of shape (n_train,)
         Targets of the training rows.
     X_test : array-like, default=None
-        The test rows; needed for attributors.
+        The test rows; needed unless all methods are matrices and `train` a callable.
     y_test : array-like of shape (n_test,), default=None
-        Their targets; needed for attributors, and for the baseline of a classification.
+        Their targets; needed then, too, and for the baseline of a classification.
+    X_train : array-like, default=None
+        The training rows; needed unless `train` is a callable.
     k : sequence of int, default=(1, 2, 5, 10, 20)
         Numbers of rows to remove, increasing.
     task : {"classification", "regression"}, default="classification"
-        What `train` measures.
+        How test rows are judged.
     random_baseline : bool, default=True
         Also remove rows at random.
     random_state : int, RandomState instance or None, default=None
@@ -134,8 +137,8 @@ def subset_removal_curve(
     Raises
     ------
     ValueError
-        If no test row is classified correctly with all seeds, shapes do not match, or `k` asks for
-        more rows than are scored.
+        If no test row is classified correctly with all seeds, shapes do not match, `k` asks for
+        more rows than are scored, or for all rows of one of two classes for the baseline.
 
     References
     ----------
@@ -145,18 +148,21 @@ def subset_removal_curve(
     Examples
     --------
     >>> from sklearn.linear_model import LogisticRegression
-    >>> from fimoda import ExactInfluence, subset_removal_curve, train_on_subsets
+    >>> from fimoda import ExactInfluence, LeaveOneOut, subset_removal_curve
     >>> from fimoda.datasets import split_breast_cancer
     >>> X, X_test, y, y_test = split_breast_cancer()
     >>> X_test, y_test = X_test[:10], y_test[:10]
     >>> model = LogisticRegression().fit(X, y)
-    >>> def train(subsets):
-    ...     return train_on_subsets(
-    ...         model, X, y, subsets, X_test, y_test, measurement="margin", n_seeds=[0]
-    ...     )
     >>> influence = ExactInfluence(model).fit(X, y)
     >>> curve = subset_removal_curve(
-    ...     {"exact": influence}, train, y, X_test, y_test, k=[20, 80], random_state=0
+    ...     {"exact": influence},
+    ...     LeaveOneOut(model, n_seeds=1),
+    ...     y,
+    ...     X_test,
+    ...     y_test,
+    ...     X_train=X,
+    ...     k=[20, 80],
+    ...     random_state=0,
     ... )
     >>> curve.mean()[:, 1]  # after 80 rows: by influence, and at random
     array([0.2, 0. ])
@@ -167,9 +173,11 @@ def subset_removal_curve(
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}.")
     n_train = len(np.asarray(y_train))
     sizes = _check_k(k, n_train)
-    retrain = _Retraining(train, n_train)
-    full = retrain.measured(np.ones((1, n_train), dtype=bool))[0]  # (n_test, n_seeds)
     flips = task == "classification"
+    if random_baseline and flips:
+        _check_two_classes(y_train, sizes[-1])
+    retrain = _Retraining(as_train(train, X_train, y_train, X_test, y_test, flips), n_train)
+    full = retrain.measured(np.ones((1, n_train), dtype=bool))[0]  # (n_test, n_seeds)
     before = _mean(full)
     test_rows = np.flatnonzero((full > 0).all(1) if flips else np.isfinite(before))
     if not test_rows.size:
@@ -262,6 +270,17 @@ def _check_measurements(methods: Mapping[str, Method]) -> None:
                 f"methods[{name!r}] must score the loss, of which rows with the largest scores help, got "
                 f"measurement={method.measurement!r}. Pass minus its scores."
             )
+
+
+def _check_two_classes(y_train: ArrayLike, largest_k: int) -> None:
+    """The baseline must leave a row of either class."""
+    classes, sizes = np.unique(np.asarray(y_train).ravel(), return_counts=True)
+    if len(classes) == 2 and largest_k >= sizes.min():
+        raise ValueError(
+            f"k must be below {sizes.min()}, the rows of class {classes[sizes.argmin()]!s}: removing "
+            f"{largest_k} at random would leave the other class alone. Lower k, or pass "
+            "random_baseline=False."
+        )
 
 
 def _check_k(k: Any, n_train: int) -> NDArray[np.int64]:

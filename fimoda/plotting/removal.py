@@ -66,8 +66,8 @@ class SubsetRemovalCurveDisplay:
         ----------
         methods : dict of str to fitted attributor or ndarray
             As in `subset_removal_curve`.
-        train : callable
-            Trains subsets, as in `subset_removal_curve`.
+        train : estimator, attributor or callable
+            Is trained or trains, as in `subset_removal_curve`.
         y_train : array-like of shape (n_train,)
             Targets of the training rows.
         X_test, y_test : array-like, default=None
@@ -75,7 +75,7 @@ class SubsetRemovalCurveDisplay:
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
         **options : dict
-            Passed to `subset_removal_curve`.
+            Passed to `subset_removal_curve`, such as `X_train`.
 
         Returns
         -------

@@ -1,0 +1,48 @@
+"""Training on subsets and measuring test rows, prepared once for many calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._validation import check_random_state, check_seeds, check_subsets
+from ..model import FinalModel
+from ..training.outcomes import Measurer
+from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
+from ._retraining import BaseRetraining
+
+
+class SubsetTrainer:
+    """Trains the model of a retraining method from scratch on subsets of rows.
+
+    Parameters
+    ----------
+    method : BaseRetraining
+        Says what is trained, how, and what is measured. It is fitted to the rows, without training.
+    X, y : array-like
+        Training rows and targets.
+    X_test, y_test : array-like
+        Test rows; targets may be None.
+    sample_weight : array-like of shape (n_train,), default=None
+        Weights of the training rows.
+    """
+
+    def __init__(
+        self, method: BaseRetraining, X: Any, y: Any, X_test: Any, y_test: Any, sample_weight: Any
+    ):
+        method._validate_params()
+        method._prepare(X, y, sample_weight)
+        self._method = method
+        self.seeds = check_seeds(method.n_seeds, check_random_state(method.random_state))
+        self.measurer = Measurer(*method._test_tensors(X_test, y_test))
+
+    @property
+    def model(self) -> FinalModel:
+        """Frozen view of the model trained on all rows."""
+        return self._method.model_
+
+    def __call__(self, subsets: Any) -> SubsetOutcomes:
+        """What the test rows measure after training on each subset with each seed."""
+        mask = check_subsets(subsets, len(self._method._X))
+        return assemble_subsets(
+            mask, self.seeds, self._method._train(mask, self.seeds, self.measurer)
+        )

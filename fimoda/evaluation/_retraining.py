@@ -1,0 +1,73 @@
+"""What trains on subsets for a removal curve: a function of the user's, or a model's retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..attributors._retraining import BaseRetraining
+from ..attributors._subset_trainer import SubsetTrainer
+from ..attributors.leave_one_out import LeaveOneOut
+from ..base import BaseAttributor
+from ..losses import CLASS_KINDS
+from ..model import FinalModel
+from .lds import Outcomes
+
+Train = Callable[[NDArray[np.bool_]], Outcomes]
+
+
+def as_train(
+    train: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, classification: bool
+) -> Train:
+    """The function that trains on subsets, of a model or an attributor if it is not one itself.
+
+    It then measures 1 or -1 for the right or wrong class, or the absolute error.
+    """
+    if callable(train) and not isinstance(train, nn.Module) and not hasattr(train, "fit"):
+        return train
+    given = {"X_train": X_train, "X_test": X_test, "y_test": y_test}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} must be given to train {type(train).__name__} on subsets."
+        )
+    trainer = SubsetTrainer(_method(train), X_train, y_train, X_test, y_test, None)
+    model = trainer.model
+    if classification != (model.loss.kind in CLASS_KINDS):
+        task = "classification" if classification else "regression"
+        raise ValueError(
+            f"task={task!r} does not fit train, whose outputs are {model.loss.kind.replace('_', ' ')}."
+        )
+    measure = _Correct(model) if classification else _absolute_error
+    trainer.measurer = replace(trainer.measurer, measure=measure)
+    return trainer
+
+
+def _method(train: Any) -> BaseRetraining:
+    """The retraining method that an estimator or attributor stands for."""
+    if isinstance(train, BaseRetraining):
+        return train.__sklearn_clone__()
+    if isinstance(train, BaseAttributor):
+        model = getattr(train, "estimator_", train.estimator)
+        return LeaveOneOut(model, criterion=train.criterion)
+    return LeaveOneOut(train)
+
+
+class _Correct:
+    """1 where the predicted class is the target, -1 elsewhere."""
+
+    def __init__(self, model: FinalModel):
+        self.model = model
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 2 * (self.model.predicted_targets(outputs) == targets).to(outputs.dtype) - 1
+
+
+def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the outputs."""
+    return (outputs - targets).abs().mean(-1)
