@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LeaveOutMode = Literal["mask", "drop"]
@@ -46,8 +47,9 @@ def masked_epoch(
         if row != FULL_DATA:
             weights[model, row] = 0
     weights = weights[:, order]
+    weights = batch_means(weights, batch_size)
     for rows, batch in zip(order.split(batch_size), weights.split(batch_size, dim=1), strict=True):
-        yield Batch(rows, normalised(batch))
+        yield Batch(rows, batch)
 
 
 def dropped_epoch(
@@ -55,14 +57,19 @@ def dropped_epoch(
 ) -> Iterator[Batch]:
     """Each model sees its own batches: the order without its left-out row."""
     orders = torch.stack([order[order != row] for row in left_out])
-    for rows in orders.split(batch_size, dim=1):
-        yield Batch(rows, normalised(row_weights[rows]))
+    weights = batch_means(row_weights[orders], batch_size)
+    for rows, batch in zip(
+        orders.split(batch_size, dim=1), weights.split(batch_size, dim=1), strict=True
+    ):
+        yield Batch(rows, batch)
 
 
-def normalised(weights: Tensor) -> Tensor:
-    """Weights (L, B) that sum to one in each model, or to zero where all are zero."""
-    total = weights.sum(1, keepdim=True)
-    return weights / torch.where(total > 0, total, 1)
+def batch_means(weights: Tensor, batch_size: int) -> Tensor:
+    """Weights (L, n) that sum to one in each batch of each model, or to zero where all are zero."""
+    n_models, n_rows = weights.shape
+    batches = F.pad(weights, (0, -n_rows % batch_size)).view(n_models, -1, batch_size)
+    total = batches.sum(2, keepdim=True)
+    return (batches / torch.where(total > 0, total, 1)).view(n_models, -1)[:, :n_rows]
 
 
 @dataclass(frozen=True)

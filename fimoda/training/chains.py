@@ -145,6 +145,25 @@ def _link(
     return None
 
 
+def _affine(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """``h w + b`` of each model."""
+    if b is None or w.shape[-1] == 1:
+        z = _product(h, w)
+        return z if b is None else z + b.unsqueeze(1)
+    return torch.baddbmm(b.unsqueeze(1), h, w)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a b`` of each model; a vector is multiplied without the overhead of a matrix product."""
+    if a.shape[-1] == 1:
+        return torch.mul(a, b, out=out)
+    if a.shape[-2] == 1:
+        return torch.sum(a.mT * b, -2, keepdim=True, out=out)
+    if b.shape[-1] == 1:
+        return torch.sum(a * b.mT, -1, keepdim=True, out=out)
+    return torch.bmm(a, b, out=out)
+
+
 def chain_forward(
     links: tuple[Link, ...], parameters: dict[str, Tensor], x: Tensor, training: bool
 ) -> tuple[Tensor, list[Tensor]]:
@@ -170,9 +189,8 @@ def chain_forward(
     for link in links:
         if isinstance(link, Affine):
             tape.append(h)
-            w = parameters[link.weight].mT
-            b = None if link.bias is None else parameters[link.bias].unsqueeze(1)
-            h = torch.bmm(h, w) if b is None else torch.baddbmm(b, h, w)
+            bias = None if link.bias is None else parameters[link.bias]
+            h = _affine(h, parameters[link.weight].mT, bias)
         elif isinstance(link, Dropout):
             tape.append(F.dropout(torch.ones_like(h[0]), link.p, training))
             h = h * tape[-1]
@@ -187,18 +205,24 @@ def chain_backward(
     parameters: dict[str, Tensor],
     tape: list[Tensor],
     gradient: Tensor,
+    out: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of all parameters, stacked (L, *shape), from that in the outputs (L, B, C)."""
+    """Gradients of all parameters, stacked (L, *shape), from that in the outputs (L, B, C).
+
+    They are written to `out` if it is given.
+    """
+    into = {} if out is None else out
     first = next(k for k, link in enumerate(links) if isinstance(link, Affine))
     gradients: dict[str, Tensor] = {}
     for k in range(len(links) - 1, first - 1, -1):
         link, kept = links[k], tape[k]
         if isinstance(link, Affine):
-            gradients[link.weight] = torch.bmm(gradient.mT, kept)
+            weight = link.weight
+            gradients[weight] = _product(gradient.mT, kept, out=into.get(weight))
             if link.bias is not None:
-                gradients[link.bias] = gradient.sum(1)
+                gradients[link.bias] = torch.sum(gradient, 1, out=into.get(link.bias))
             if k > first:
-                gradient = torch.bmm(gradient, parameters[link.weight])
+                gradient = _product(gradient, parameters[weight])
         elif isinstance(link, Dropout):
             gradient = gradient * kept
         else:

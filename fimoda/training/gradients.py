@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +16,21 @@ from .chains import Link, chain_backward, chain_forward, read_chain
 #: Stacked parameters by name, each (L, *shape).
 Parameters = dict[str, Tensor]
 
-#: (parameters, x (L, B, ...), y (L, B, ...), weights (L, B)) -> gradients, as the parameters
-StackedGradient = Callable[[Parameters, Tensor, Tensor, Tensor], Parameters]
+
+class StackedGradient(Protocol):
+    """From parameters, x (L, B, ...), y (L, B, ...) and weights (L, B) gradients as the parameters.
+
+    They may be written to `out`, or be tensors of their own all the same.
+    """
+
+    def __call__(
+        self,
+        theta: Parameters,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        out: Parameters | None = None,
+    ) -> Parameters: ...
 
 
 def stacked_gradient(model: FinalModel) -> StackedGradient:
@@ -34,9 +46,15 @@ def stacked_gradient(model: FinalModel) -> StackedGradient:
         return of_data
     l2 = model.views(model.l2)
 
-    def penalised(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
-        gradient = of_data(theta, x, y, weights)
-        return {name: gradient[name] + l2[name] * theta[name] for name in theta}
+    def penalised(
+        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+    ) -> Parameters:
+        gradient = of_data(theta, x, y, weights, out)
+        into = {} if out is None else out
+        return {
+            name: torch.addcmul(gradient[name], l2[name], theta[name], out=into.get(name))
+            for name in theta
+        }
 
     return penalised
 
@@ -44,10 +62,12 @@ def stacked_gradient(model: FinalModel) -> StackedGradient:
 def _by_layers(model: FinalModel, links: tuple[Link, ...]) -> StackedGradient:
     training = model.is_stochastic
 
-    def gradient(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
+    def gradient(
+        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+    ) -> Parameters:
         outputs, tape = chain_forward(links, theta, x.flatten(2), training)
         upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
-        return chain_backward(links, theta, tape, upstream)
+        return chain_backward(links, theta, tape, upstream, out)
 
     return gradient
 
@@ -56,7 +76,14 @@ def _by_autograd(model: FinalModel) -> StackedGradient:
     def loss(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return (weights * model.loss(model.call(theta, x, training=True), y)).sum()
 
-    return vmap(grad(loss), randomness="same")
+    of_stack = vmap(grad(loss), randomness="same")
+
+    def gradient(
+        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+    ) -> Parameters:
+        return of_stack(theta, x, y, weights)
+
+    return gradient
 
 
 _COMPILED: dict[str, StackedGradient] = {}
@@ -80,7 +107,9 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
         options: dict[str, Any] = {"fallback_random": True}
         current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
 
-        def guarded(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Parameters:
+        def guarded(
+            theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+        ) -> Parameters:
             nonlocal current
             try:
                 return current(theta, x, y, weights)

@@ -109,15 +109,29 @@ class StackTrainer:
         self.optimizer = optimizer
         self._gradient = compiled_gradient(model) if compile else stacked_gradient(model)
 
-    def gradient(self, theta: Parameters, batch: Batch) -> Parameters:
-        """Gradient of each model's objective on its batch, as the stacked parameters."""
+    def gradient(
+        self, theta: Parameters, batch: Batch, out: Parameters | None = None
+    ) -> Parameters:
+        """Gradient of each model's objective on its batch, as the stacked parameters.
+
+        It may be written to `out`.
+        """
         rows = batch.rows.to(self.X.device)
         x, y = self.X[rows], self.y[rows]
         weights = batch.weights.to(self.model.device, self.model.dtype)
         if batch.rows.dim() == 1:
             x, y = x.expand(len(weights), *x.shape), y.expand(len(weights), *y.shape)
         with torch.no_grad():
-            return self._gradient(theta, x, y, weights)
+            return self._gradient(theta, x, y, weights, out)
+
+    def _blocks(self, flat: Tensor, n_models: int) -> Parameters:
+        """Stacked parameters as parts of one vector, each contiguous as products want them."""
+        return {
+            name: flat[n_models * part.start : n_models * part.stop].view(n_models, *shape)
+            for (name, shape), part in zip(
+                self.model.shapes.items(), self.model.slices.values(), strict=True
+            )
+        }
 
     def run(
         self,
@@ -153,12 +167,12 @@ class StackTrainer:
             If a model has diverged at a mark, unless `require_finite` is False.
         """
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
-        # a tensor of its own for each parameter: products want them contiguous
-        views = self.model.views(start.detach())
-        stack = {
-            name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()
-        }
-        optimizer = self.optimizer.build(p.requires_grad_() for p in stack.values())
+        flat, slopes = (start.new_empty(start.numel()) for _ in range(2))
+        stack, gradient = (self._blocks(part, plan.n_models) for part in (flat, slopes))
+        for name, view in self.model.views(start.detach()).items():
+            stack[name].copy_(view)
+        optimizer = self.optimizer.build([flat.requires_grad_()])
+        flat.grad = slopes
         shown = set(marks)
 
         def trial() -> Tensor:
@@ -171,8 +185,9 @@ class StackTrainer:
                 for group in optimizer.param_groups:
                     group["lr"] = self.optimizer.lr_at(epoch)
                 for batch in batches:
-                    for name, gradient in self.gradient(stack, batch).items():
-                        stack[name].grad = gradient
+                    for name, found in self.gradient(stack, batch, gradient).items():
+                        if found is not gradient[name]:
+                            gradient[name].copy_(found)
                     optimizer.step()
                 if epoch + 1 in shown:
                     reached = self.model.flatten(stack).detach()

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import Batch, epoch_order, normalised
+from .batches import Batch, batch_means, epoch_order
 from .outcomes import Measurer
 from .runner import Training, digest, one_thread
 from .stack import StackTrainer, stack_size
@@ -62,11 +62,11 @@ class SubsetPlan:
         kept = torch.sort(inside.byte(), dim=1, descending=True, stable=True).indices
         kept = kept[:, : int(inside.sum(1).max())]
         rows = order[kept]
-        weighted = weights[rows] * inside.gather(1, kept)
+        weighted = batch_means(weights[rows] * inside.gather(1, kept), self.batch_size)
         for chosen, batch in zip(
             rows.split(self.batch_size, 1), weighted.split(self.batch_size, 1), strict=True
         ):
-            yield Batch(chosen, normalised(batch))
+            yield Batch(chosen, batch)
 
 
 @dataclass(frozen=True, eq=False)
