@@ -7,6 +7,7 @@ from .attributors.data_inf import DataInf
 from .attributors.datamodel import Datamodel
 from .attributors.downsampling import Downsampling
 from .attributors.ekfac_influence import EKFACInfluence
+from .attributors.ensemble import EnsembleAttributor
 from .attributors.exact_influence import ExactInfluence
 from .attributors.further_training import FurtherTraining
 from .attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
@@ -19,6 +20,7 @@ from .attributors.lissa_influence import LiSSAInfluence
 from .attributors.rep_sim import RepSim
 from .attributors.source import SOURCE
 from .attributors.trac_in import TracIn
+from .attributors.train_ensemble import train_ensemble
 from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
@@ -37,6 +39,7 @@ from .plotting import (
     MislabelDetectionDisplay,
     SubsetRemovalCurveDisplay,
 )
+from .training.ensemble import Ensemble
 from .training.subset_outcomes import SubsetOutcomes, random_subsets
 from .trajectory import Stage, Trajectory
 
@@ -55,6 +58,8 @@ __all__ = [
     "Datamodel",
     "Downsampling",
     "EKFACInfluence",
+    "Ensemble",
+    "EnsembleAttributor",
     "ExactInfluence",
     "FinalModel",
     "FurtherTraining",
@@ -91,5 +96,6 @@ __all__ = [
     "random_subsets",
     "significant_scores",
     "subset_removal_curve",
+    "train_ensemble",
     "train_on_subsets",
 ]

@@ -244,6 +244,29 @@ class Trajectory:
         """
         self._store.put(self.n_steps, state_dict, buffers or {})
 
+    def extended(self, directory: str | os.PathLike[str] | None = None) -> Trajectory:
+        """A copy of this run, which can be recorded further.
+
+        Parameters
+        ----------
+        directory : path, default=None
+            Where its checkpoints are kept; in memory by default.
+
+        Returns
+        -------
+        Trajectory
+        """
+        run = Trajectory(self.optimizer, self.optimizer_params, directory)
+        run._rates, run._stages = list(self._rates), self.stages
+        run.batches = None if self.batches is None else list(self.batches)
+        for k, step in enumerate(self.steps):
+            run._store.put(step, self.state(k), self.optimizer_state(k))
+        return run
+
+    def __sklearn_clone__(self) -> Trajectory:
+        """Clones of an estimator share the record."""
+        return self
+
     # ---- what was recorded ------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -341,12 +364,7 @@ class Trajectory:
         directory : path, default=None
             The run's own by default.
         """
-        run = self
-        if directory is not None:
-            run = Trajectory(self.optimizer, self.optimizer_params, directory)
-            run._rates, run.batches, run._stages = self._rates, self.batches, self._stages
-            for k, step in enumerate(self.steps):
-                run._store.put(step, self.state(k), self.optimizer_state(k))
+        run = self if directory is None else self.extended(directory)
         known = {
             "optimizer": (run.optimizer, run.optimizer_params),
             "steps": run.steps,

@@ -1,0 +1,217 @@
+"""Any method, averaged over models trained with different seeds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..base import BaseAttributor
+from ..measurements import Measurement
+from ..model import FinalModel
+from ..row_gradients import Measure
+from ..training.ensemble import Ensemble
+from ..training.optimizers import LearningRate
+from ..training.outcomes import standard_error
+from ..training.recording import Checkpoints
+from ..trajectory import Trajectory
+from ._ensemble_training import BaseEnsembleTraining
+from .grad_dot import GradDot
+from .trak import TRAK
+
+
+class EnsembleAttributor(BaseEnsembleTraining):
+    r"""Mean of a method's scores over models trained with different seeds.
+
+    .. math:: S_{z,i} = \frac1R \sum_{r=1}^R S_{z,i}(\theta(D; \xi_r))
+
+    with :math:`\xi_r` the randomness of training (initial parameters, batch order, dropout). Scores
+    of a single model are those of this model; their mean is closer to the effect on a model that is
+    trained again. `TRAK` averages its two factors separately instead.
+
+    Without `models`, networks are trained through the stack engine as `estimator` was, with their
+    trajectories recorded for `SOURCE`, `TracIn` and `Hydra`; other estimators are cloned and fitted.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
+        small MLP. It says what is trained, and is not one of the models.
+    attributor : attributor, default=None
+        The method, unfitted; `GradDot` by default. Its ``estimator``, ``measurement``, ``criterion``
+        and ``trajectory`` are set by the ensemble.
+    models : Ensemble or list of fitted models, default=None
+        The models; what `train_ensemble` returns, or models that take the rows that `estimator` (for
+        a Pipeline: its last step) takes. Skorch nets bring their recorded trajectories along.
+    n_seeds : int or list of int, default=5
+        Number of models to train (seeds drawn from `random_state`) or their seeds.
+    checkpoints : int, list of int or "all", default=6
+        What to record of their training, see `TrajectoryRecorder`.
+    n_epochs : int, default=None
+        Epochs of training of a network; those of its own training by default.
+    optimizer : str or type, default=None
+        Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
+        name; the model's own by default, SGD if it has none.
+    lr : float or callable, default=None
+        Networks only: learning rate, or a function of the epoch (from 0) giving it; the model's own
+        by default, 0.01 if it has none.
+    batch_size : int, default=None
+        Networks only: the model's own by default, 128 if it has none.
+    optimizer_params : dict, default=None
+        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...).
+    init : callable, default=None
+        Makes a new module of the network's architecture, with random initial parameters. By default
+        a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
+    measurement : str or callable, default="loss"
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row.
+    criterion : nn.Module, default=None
+        Training criterion of bare ``nn.Module``.
+    random_state : int, RandomState or None, default=None
+        Draws the seeds; fits an unfitted `estimator`.
+    n_jobs : int, default=None
+        joblib workers, of one thread each, that train models.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The final model.
+    model_ : FinalModel
+        Its frozen view.
+    members_ : list of attributors
+        The method fitted to each model (for `TRAK`, to all of them).
+    seeds_ : list of int
+        Seeds of the models that were trained here.
+    train_indices_ : ndarray of shape (n_columns,)
+        Training row of each column.
+    scores_sem_ : ndarray of shape (n_test, n_columns)
+        Standard error over models of the scores last returned by `transform`; NaN for one model and
+        for `TRAK`.
+
+    Raises
+    ------
+    ValueError
+        If there are no models, or a trained network cannot be drawn again.
+
+    References
+    ----------
+    Bae et al., arXiv 2405.12186, and Park et al., arXiv 2303.14186, judge methods with one model and
+    with several.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from fimoda import EnsembleAttributor, GradDot
+    >>> X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    >>> nets = [torch.nn.Linear(3, 1) for _ in range(3)]
+    >>> ensemble = EnsembleAttributor(
+    ...     nets[0], attributor=GradDot(), models=nets, criterion=torch.nn.MSELoss()
+    ... )
+    >>> ensemble.fit(X, X[:, :1]).transform(X[:4], X[:4, :1]).shape
+    (4, 20)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseEnsembleTraining._parameter_constraints,
+        "attributor": [BaseAttributor, None],
+        "models": [Ensemble, list, tuple, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attributor: BaseAttributor | None = None,
+        models: Any = None,
+        n_seeds: int | Iterable[int] = 5,
+        checkpoints: Checkpoints = 6,
+        n_epochs: int | None = None,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        init: Callable[[], nn.Module] | None = None,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+    ):
+        super().__init__(
+            estimator,
+            n_seeds=n_seeds,
+            checkpoints=checkpoints,
+            n_epochs=n_epochs,
+            optimizer=optimizer,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer_params=optimizer_params,
+            init=init,
+            measurement=measurement,
+            criterion=criterion,
+            random_state=random_state,
+            n_jobs=n_jobs,
+        )
+        self.attributor = attributor
+        self.models = models
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        template = GradDot() if self.attributor is None else self.attributor
+        models, trajectories = self._models()
+        if isinstance(template, TRAK):
+            self.members_ = [self._member(template, models[0], None, models=models[1:])]
+        else:
+            pairs = zip(models, trajectories, strict=True)
+            self.members_ = [self._member(template, model, run) for model, run in pairs]
+        self.train_indices_ = self.members_[0].train_indices_
+
+    def _models(self) -> tuple[list[Any], Sequence[Trajectory | None]]:
+        """The models, and their trajectories as far as they are not their own."""
+        given = self.models
+        if given is None:
+            given = self._trained(None)
+            self.seeds_ = given.seeds
+        if isinstance(given, Ensemble):
+            return list(given.models), given.trajectories or [None] * len(given.models)
+        models = list(given)
+        if not models:
+            raise ValueError("models must hold at least one fitted model, got none.")
+        return models, [None] * len(models)
+
+    def _member(
+        self, template: BaseAttributor, model: Any, run: Trajectory | None, **params: Any
+    ) -> BaseAttributor:
+        """The method, fitted to one model."""
+        member = template.__sklearn_clone__()
+        known = member.get_params(deep=False)
+        criterion = None if isinstance(model, FinalModel) else self.criterion
+        params.update(estimator=model, measurement=self.measurement, criterion=criterion)
+        if run is not None and "trajectory" in known:
+            params["trajectory"] = run
+        X, y, weights = self._seen_rows
+        return member.set_params(**params).fit(X, y, weights)
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+        each = np.stack([member._scores(X, y, measure) for member in self.members_], -1)
+        self._seen["scores_sem_"] = standard_error(each)
+        return each.mean(-1)
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        return np.mean([member._self_influence() for member in self.members_], axis=0)
+
+    # ---- scikit-learn -----------------------------------------------------------------------
+
+    def __sklearn_clone__(self) -> BaseAttributor:
+        bare = copy.copy(self)
+        bare.models = None
+        new = super(EnsembleAttributor, bare).__sklearn_clone__()
+        new.models = self.models  # type: ignore[attr-defined]
+        return new
