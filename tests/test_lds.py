@@ -216,6 +216,52 @@ def test_confidence_widens_the_interval():
 # ---- ratios ---------------------------------------------------------------------------------
 
 
+def test_a_distance_of_means_is_the_score_of_means():
+    outcomes, scores = noise(), {"m": scores_of()}
+    reference = np.random.default_rng(9).normal(size=(outcomes.measured.shape[1], 7))
+    outcomes.measured[3, :, 0] = np.nan
+    usual = linear_datamodeling_score(scores, outcomes, random_state=0)
+    found = linear_datamodeling_score(
+        scores,
+        outcomes,
+        distance=lambda sample, everything: sample.mean() - everything.mean(),
+        reference=reference,
+        random_state=0,
+    )
+    assert_allclose(found.values, usual.values, atol=1e-12)
+    assert_allclose(found.bootstrap, usual.bootstrap, atol=1e-12)
+    assert np.isnan(found.ceiling).all()
+    assert np.isfinite(usual.ceiling).all()
+
+
+def test_a_distance_sees_what_the_mean_does_not():
+    """Rows that change the spread of the measurement, and not where it is."""
+    rng = np.random.default_rng(2)
+    scores = rng.normal(size=(2, 12))
+    subsets = random_subsets(12, 40, 0.5, random_state=3)
+    spread = np.exp(0.3 * (~subsets @ scores.T))  # (n_subsets, n_test)
+    standard = rng.normal(size=2000)
+    standard = (standard - standard.mean()) / standard.std()
+    outcomes = outcomes_of(spread[..., None] * standard, subsets)
+    reference = np.tile(standard, (2, 1))
+
+    def further(sample, everything):
+        return sample.std() - everything.std()
+
+    found = linear_datamodeling_score(
+        {"m": scores}, outcomes, distance=further, reference=reference, random_state=0
+    )
+    assert_allclose(found.values, 1, atol=1e-12)
+    with pytest.raises(ValueError, match="distance and reference must be given together"):
+        linear_datamodeling_score({"m": scores}, outcomes, distance=further)
+    with pytest.raises(ValueError, match=r"reference must have shape \(2, n_reference\)"):
+        linear_datamodeling_score({"m": scores}, outcomes, distance=further, reference=reference[0])
+    with pytest.raises(ValueError, match="distance must give one finite number"):
+        linear_datamodeling_score(
+            {"m": scores}, outcomes, distance=lambda a, b: np.nan, reference=reference
+        )
+
+
 def test_several_ratios():
     first, second = noise(0), noise(1, n_subsets=20)
     second.subsets = np.random.default_rng(3).random((20, N_TRAIN)) < 0.9

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_random_state
+from ._effects import Distance, MeasuredEffect
 from ._ranks import Ranks, weighted_spearman
 from ._scores import Method, check_methods, score_matrix
 from .ceiling import noise_ceiling
@@ -52,7 +53,8 @@ class LinearDatamodelingScore:
         Mean over test rows, over subsets drawn with replacement. All methods have the same draws,
         so the difference of two methods has an interval as well.
     ceiling : ndarray of shape (n_ratios, n_test)
-        What the exact expected measurement would reach, see `noise_ceiling`; NaN for one seed.
+        What the exact expected measurement would reach, see `noise_ceiling`; NaN for one seed and
+        for a distributional score.
     confidence : float
         Coverage of `interval`.
     n_subsets : ndarray of shape (n_ratios,)
@@ -114,6 +116,8 @@ def linear_datamodeling_score(
     X_test: Any = None,
     y_test: Any = None,
     *,
+    distance: Distance | None = None,
+    reference: ArrayLike | None = None,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     random_state: Any = None,
@@ -130,6 +134,9 @@ def linear_datamodeling_score(
     outcomes must be of the same measurement. A correlation has no unit: LDS judges the order of the
     effects, not their size.
 
+    A *distributional* score has in place of the mean over trainings any distance between the
+    measurements after training on S and those after training on all rows, each a sample over seeds.
+
     Parameters
     ----------
     methods : dict of str to fitted attributor or ndarray
@@ -141,6 +148,12 @@ def linear_datamodeling_score(
         its subset are averaged, and a subset without any is left out.
     X_test, y_test : array-like, default=None
         The test rows that were measured; needed for attributors.
+    distance : callable, default=None
+        ``distance(sample, reference)``: one number from two samples, arrays of shape (n_seeds,) of
+        the subset and (n_reference,) of all rows, for example a difference of variances. Scores
+        must be of the same effect. By default the difference of the means.
+    reference : array-like of shape (n_test, n_reference), default=None
+        Measurements after training on all rows with several seeds; needed for a `distance`.
     n_bootstrap : int, default=1000
         Bootstrap draws of the subsets.
     confidence : float, default=0.95
@@ -156,13 +169,14 @@ def linear_datamodeling_score(
     Raises
     ------
     ValueError
-        If shapes do not match, a method does not score a row that is missing from a subset, or
-        fewer than 3 subsets were trained.
+        If shapes do not match, a method does not score a row that is missing from a subset, fewer
+        than 3 subsets were trained, or a distance is not a number.
 
     References
     ----------
     Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, arXiv 2303.14186, section 2.
-    Ilyas et al., "Datamodels", ICML 2022.
+    Ilyas et al., "Datamodels", ICML 2022. Mlodozeniec et al., "Distributional Training Data
+    Attribution", NeurIPS 2025, arXiv 2506.12965.
 
     Examples
     --------
@@ -193,7 +207,8 @@ def linear_datamodeling_score(
         for name, method in methods.items()
     }
     rng = check_random_state(random_state)
-    parts = [_judge(scores, one, n_bootstrap, rng) for _, one in by_ratio]
+    effect = MeasuredEffect(distance, reference, n_test)
+    parts = [_judge(scores, one, effect, n_bootstrap, rng) for _, one in by_ratio]
     values, bootstrap, ceiling, n_subsets = zip(*parts, strict=True)
     return LinearDatamodelingScore(
         list(methods),
@@ -239,7 +254,11 @@ def _by_ratio(outcomes: Any) -> list[tuple[float, Outcomes]]:
 
 
 def _judge(
-    scores: Mapping[str, NDArray[np.float64]], outcomes: Outcomes, n_bootstrap: int, rng: Any
+    scores: Mapping[str, NDArray[np.float64]],
+    outcomes: Outcomes,
+    effect: MeasuredEffect,
+    n_bootstrap: int,
+    rng: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
     """Values (n_methods, n_test), bootstrap means (n_methods, n_bootstrap), ceiling, subsets."""
     measured = np.asarray(outcomes.measured, dtype=float)
@@ -252,16 +271,19 @@ def _judge(
             f"{len(used)} without failure. Train more subsets, 50 or more for a useful interval."
         )
     removed = ~np.asarray(outcomes.subsets)[used]
-    mean = np.mean(measured[used], 2, where=succeeded[used, None])
+    effects = effect(measured[used], succeeded[used])
     predicted = np.stack(
         [_group_effects(name, one, removed) for name, one in scores.items()]
     )  # (n_methods, n_test, n_subsets)
-    ranks, true_ranks = Ranks(predicted), Ranks(mean.T)
+    ranks, true_ranks = Ranks(predicted), Ranks(effects.T)
     once = np.ones(n_subsets, dtype=np.int64)
     draws = rng.multinomial(n_subsets, once / n_subsets, size=n_bootstrap)
     bootstrap = [weighted_spearman(ranks, true_ranks, weights).mean(-1) for weights in draws]
     values = weighted_spearman(ranks, true_ranks, once)
-    return values, np.stack(bootstrap, -1), noise_ceiling(measured, random_state=rng), n_subsets
+    ceiling = noise_ceiling(measured, random_state=rng)
+    if effect.distance is not None:  # halves of the seeds are another distance away
+        ceiling = np.full(len(ceiling), np.nan)
+    return values, np.stack(bootstrap, -1), ceiling, n_subsets
 
 
 def _group_effects(
