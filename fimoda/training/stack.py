@@ -17,9 +17,10 @@ from .optimizers import OptimizerSpec
 from .products import fast_float32_products
 
 #: Working set of a stack that still trains fast: what measured best on processors with 1 to 2 MiB
-#: of second-level cache a core (see benchmarks/README.md).
-STACK_BYTES = 5 * 2**20
-MAX_STACK = 32
+#: of second-level cache a core (see benchmarks/README.md). Fewer models than the smallest stack do
+#: not share enough of what a step costs beside its products.
+STACK_BYTES = 8 * 2**20
+MIN_STACK, MAX_STACK = 4, 32
 
 #: Operations of a run from which compiling pays for itself (about a minute of training).
 COMPILE_FROM = 3e12
@@ -40,7 +41,7 @@ def stack_size(model: FinalModel, batch_size: int) -> int:
     widths = sum(shape[0] for shape in model.shapes.values() if len(shape) > 1)
     numbers = 3 * model.n_parameters + 2 * batch_size * widths
     fitting = STACK_BYTES // (numbers * model.theta.element_size())
-    return int(min(max(fitting, 2), MAX_STACK))
+    return int(min(max(fitting, MIN_STACK), MAX_STACK))
 
 
 def should_compile(model: FinalModel, operations: float) -> bool:
@@ -63,7 +64,9 @@ def seeded(model: FinalModel, start: int | Tensor) -> Iterator[None]:
     """
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices):
-        if not isinstance(start, Tensor):
+        if not isinstance(start, Tensor) and model.device.type == "cpu":
+            torch.default_generator.manual_seed(start)
+        elif not isinstance(start, Tensor):
             torch.manual_seed(start)
         elif model.device.type == "cpu":
             torch.set_rng_state(start)
