@@ -8,12 +8,14 @@ minutes go into the truth: networks are trained on up to 100 random subsets, wit
 at least two. The methods then score the same test rows from one network that was trained on all rows,
 each in a process of its own that is stopped when the minutes are over. Downsampling and Datamodel train
 on other subsets than the truth, as often as it did. The directory ``--output`` keeps what is finished; a
-second call goes on from there. Table and figure are written to it as ``lds.md`` and ``lds.png``.
+second call goes on from there. Table and figure are written to it as ``lds.md`` and ``lds.png``;
+`metrics_peers.py` checks the scores with another library's metric.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import time
@@ -69,23 +71,47 @@ class Problem:
         return nn.Sequential(*layers[:-1])
 
     @cached_property
-    def final(self) -> nn.Sequential:
-        """The network trained on all rows."""
-        network, file = self.network(), self.output / "final.pt"
+    def run(self) -> dict[str, Any]:
+        """The training of a network on all rows: states, steps and batches."""
+        file = self.output / "run.pt"
         if file.exists():
-            network.load_state_dict(torch.load(file))
-            return network
+            return torch.load(file)
+        network = self.network()
         optimizer = torch.optim.SGD(
             network.parameters(), lr=self.steps["lr"], **self.steps["optimizer_params"]
         )
         X, y = torch.from_numpy(self.X), torch.from_numpy(self.y)
-        for _ in range(EPOCHS):
-            for rows in torch.randperm(len(X)).split(self.batch_size):
-                optimizer.zero_grad()
-                self.criterion(network(X[rows]), y[rows]).backward()
-                optimizer.step()
-        torch.save(network.state_dict(), file)
+        batches = [b for _ in range(EPOCHS) for b in torch.randperm(len(X)).split(self.batch_size)]
+        kept = {len(batches) * k // 6 for k in range(1, 7)}
+        if self.is_concrete:  # few enough parameters for Hydra
+            kept = set(range(len(batches) + 1))
+        states = {0: copy.deepcopy(network.state_dict())} if 0 in kept else {}
+        for step, rows in enumerate(batches, 1):
+            optimizer.zero_grad()
+            self.criterion(network(X[rows]), y[rows]).backward()
+            optimizer.step()
+            if step in kept:
+                states[step] = copy.deepcopy(network.state_dict())
+        run = {"states": states, "batches": batches}
+        torch.save(run, file)
+        return run
+
+    @cached_property
+    def final(self) -> nn.Sequential:
+        """The network trained on all rows."""
+        network = self.network()
+        network.load_state_dict(list(self.run["states"].values())[-1])
         return network
+
+    def trajectory(self, every: bool = False) -> Any:
+        """Six checkpoints of the run, or all."""
+        states, batches = self.run["states"], [rows.numpy() for rows in self.run["batches"]]
+        n_steps = len(batches)
+        chosen = sorted(states) if every else [n_steps * k // 6 for k in range(1, 7)]
+        return fimoda.Trajectory.from_checkpoints(
+            [states[step] for step in chosen], chosen, self.steps["lr"], n_steps=n_steps,
+            optimizer_params=self.steps["optimizer_params"], batches=batches,
+        )  # fmt: skip
 
     def train(self, subsets: np.ndarray, seeds: int, name: str) -> fimoda.SubsetOutcomes:
         """Outcomes on subsets, kept in the directory `name`."""
@@ -144,11 +170,19 @@ class Problem:
         found = {
             "Grad-Dot": self.attributor("GradDot"),
             "Grad-Cos": self.attributor("GradCos"),
-            "RepSim": self.attributor("RepSim"),
             "DataInf": self.attributor("DataInf"),
             "EK-FAC influence": self.attributor("EKFACInfluence"),
             "exact influence": self.attributor("ExactInfluence"),
             "TRAK": self.attributor("TRAK", **trak, projection="product"),
+        }
+        if hasattr(fimoda, "RepSim"):
+            found["RepSim"] = self.attributor("RepSim")
+        if hasattr(fimoda, "Trajectory"):
+            found["TracIn"] = self.attributor("TracIn", trajectory=self.trajectory())
+            found["SOURCE"] = self.attributor("SOURCE", trajectory=self.trajectory())
+            if self.is_concrete:
+                found["Hydra"] = self.attributor("Hydra", trajectory=self.trajectory(every=True))
+        return found | {
             "Downsampling": self.of_subsets("Downsampling"),
             "Datamodel": self.of_subsets("Datamodel"),
             "leave-one-out": self.attributor(
@@ -160,9 +194,6 @@ class Problem:
                 "UnrolledDifferentiation", **walk, start=initial
             ),
         }
-        if not hasattr(fimoda, "RepSim"):
-            del found["RepSim"]
-        return found
 
     def scores_file(self, method: str) -> Path:
         return self.output / f"scores {method}.npz"
@@ -198,7 +229,8 @@ def run_methods(problem: Problem, deadline: float) -> dict[str, str]:
 
 
 def report(problem: Problem, truth: fimoda.SubsetOutcomes, missing: dict[str, str]) -> None:
-    """Write table and figure."""
+    """Write table, figure and, for other programs, what was measured."""
+    np.savez(problem.output / "outcomes.npz", subsets=truth.subsets, measured=truth.measured)
     import matplotlib as mpl
 
     mpl.use("Agg")
