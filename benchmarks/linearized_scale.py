@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--left-out", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--segments", type=int, default=4)
-    parser.add_argument("--components", type=int, default=192)
+    parser.add_argument("--components", type=int, default=128)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gold", help="directory of the gold standard's stacks")
     parser.add_argument("--data", help="directory of Fashion-MNIST's files")
@@ -61,7 +61,7 @@ def main() -> None:
         n_segments=arguments.segments,
         n_components=arguments.components,
         n_seeds=[0],
-        memory_budget=4 * 2**30,
+        memory_budget=3 * 2**30,
         n_jobs=arguments.jobs,
         **STEPS,
     ).fit(X, y)

@@ -1,6 +1,7 @@
 """Training-data attribution for people who work with scikit-learn."""
 
 from .adapters import TrajectoryRecorder, as_final_model
+from .attribution import Attribution, attribute
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
@@ -28,6 +29,7 @@ from .base import BaseAttributor, TopRows
 from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_curve
 from .evaluation.ceiling import noise_ceiling
 from .evaluation.class_detection import class_detection
+from .evaluation.comparison import MethodComparison, compare_methods
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
 from .evaluation.mislabels import MislabelDetection, flip_labels, mislabel_detection
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
@@ -38,6 +40,7 @@ from .plotting import (
     LinearDatamodelingScoreDisplay,
     MislabelDetectionDisplay,
     SubsetRemovalCurveDisplay,
+    TopRowsDisplay,
 )
 from .training.ensemble import Ensemble
 from .training.subset_outcomes import SubsetOutcomes, random_subsets
@@ -52,6 +55,7 @@ __all__ = [
     "AgreementCurveDisplay",
     "AgreementScorer",
     "ArnoldiInfluence",
+    "Attribution",
     "BaseAttributor",
     "CGInfluence",
     "DataInf",
@@ -72,6 +76,7 @@ __all__ = [
     "LinearDatamodelingScore",
     "LinearDatamodelingScoreDisplay",
     "LinearizedFurtherTraining",
+    "MethodComparison",
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "RepSim",
@@ -81,13 +86,16 @@ __all__ = [
     "SubsetRemovalCurve",
     "SubsetRemovalCurveDisplay",
     "TopRows",
+    "TopRowsDisplay",
     "TracIn",
     "Trajectory",
     "TrajectoryRecorder",
     "UnrolledDifferentiation",
     "agreement_curve",
     "as_final_model",
+    "attribute",
     "class_detection",
+    "compare_methods",
     "flip_labels",
     "further_training_curve",
     "linear_datamodeling_score",

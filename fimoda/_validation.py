@@ -52,6 +52,14 @@ def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
     return check_array(X, dtype="numeric", allow_nd=True, input_name=name)
 
 
+def check_top(k: int, n_columns: int) -> None:
+    """Raise unless k rows can be named."""
+    if not 1 <= k <= n_columns:
+        raise ValueError(
+            f"k must be between 1 and the number of scored rows ({n_columns}), got {k}."
+        )
+
+
 def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     """Targets, one per row, without NaN or infinity.
 

@@ -20,6 +20,7 @@ from ._validation import (
     check_is_fitted,
     check_rows,
     check_targets,
+    check_top,
     check_weights,
     validate_data,
 )
@@ -57,6 +58,27 @@ class TopRows:
     helpful_sem: NDArray[np.float64] | None = None
     harmful_sem: NDArray[np.float64] | None = None
 
+    @classmethod
+    def of(
+        cls,
+        scores: NDArray[np.float64],
+        train_indices: NDArray[np.int64],
+        k: int,
+        errors: NDArray[np.float64] | None = None,
+    ) -> TopRows:
+        """The k largest and smallest of scores (n_test, n_columns), with their standard errors."""
+        check_top(k, scores.shape[1])
+        order = np.argsort(scores, axis=1, kind="stable")
+        helpful, harmful = order[:, ::-1][:, :k], order[:, :k]
+        return cls(
+            train_indices[helpful],
+            np.take_along_axis(scores, helpful, 1),
+            train_indices[harmful],
+            np.take_along_axis(scores, harmful, 1),
+            None if errors is None else np.take_along_axis(errors, helpful, 1),
+            None if errors is None else np.take_along_axis(errors, harmful, 1),
+        )
+
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     """Base of all attributors: ``fit`` on training rows, ``transform`` of test rows to scores.
@@ -68,6 +90,9 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     implement `_self_influence`. Both find the frozen model in ``model_`` and the encoded training
     rows in ``_X``, ``_y``, ``_weights``.
     """
+
+    #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
+    process: ClassVar[str]
 
     # y of transform can be routed like any other metadata
     __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
@@ -284,23 +309,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         TopRows
         """
         check_is_fitted(self, "model_")
-        if not 1 <= k <= len(self.train_indices_):
-            raise ValueError(
-                f"k must be between 1 and the number of scored rows ({len(self.train_indices_)}), got {k}."
-            )
+        check_top(k, len(self.train_indices_))
         rows, targets, measure = self._test_tensors(X, y)
         scores = self._scores(rows, targets, measure)
-        order = np.argsort(scores, axis=1, kind="stable")
-        helpful, harmful = order[:, ::-1][:, :k], order[:, :k]
-        errors = self._standard_errors()
-        return TopRows(
-            self.train_indices_[helpful],
-            np.take_along_axis(scores, helpful, 1),
-            self.train_indices_[harmful],
-            np.take_along_axis(scores, harmful, 1),
-            None if errors is None else np.take_along_axis(errors, helpful, 1),
-            None if errors is None else np.take_along_axis(errors, harmful, 1),
-        )
+        return TopRows.of(scores, self.train_indices_, k, self._standard_errors())
 
     def _standard_errors(self) -> NDArray[np.float64] | None:
         """Hook of `top`: standard errors of the scores last computed, if the method has any."""

@@ -26,6 +26,8 @@ ORDER = [
     "attributors",
     "evaluation",
     "plotting",
+    "_choice",
+    "attribution",
     "__init__",
 ]
 APART = {"datasets"}

@@ -32,6 +32,8 @@ class BaseAlongTheRun(BaseAttributor):
     (`_rows`) and their shares in its objective (`_shares`).
     """
 
+    process = "the recorded training"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,

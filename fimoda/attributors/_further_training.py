@@ -47,6 +47,8 @@ class BaseFurtherTraining(BaseAttributor):
     `_steps` gives what the parameters mean for the model and the training rows at hand.
     """
 
+    process = "further training of the final model"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         "n_epochs": [POSITIVE_INTEGER],

@@ -29,6 +29,8 @@ class BaseInfluence(BaseAttributor):
     (what depends on training rows only, for any damping) and `_scores`, which follows `damping_`.
     """
 
+    process = "training to convergence near the final model"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,

@@ -175,8 +175,9 @@ def kernel_runs(
     workers: Workers,
 ) -> list[LinearizedRun]:
     """The runs of all seeds."""
+    n_outputs = walk.model.outputs(walk.X[:1]).shape[1]
     require_memory(
-        kernel_bytes(walk, len(seeds), len(horizons)),
+        kernel_bytes(len(walk.X), n_outputs, len(seeds), len(horizons)),
         memory_budget,
         "raise memory_budget, or use solver='steps' or n_segments='auto'",
     )
@@ -185,8 +186,7 @@ def kernel_runs(
     )
 
 
-def kernel_bytes(walk: Walk, n_seeds: int, n_horizons: int) -> int:
-    """What the kernels of all seeds take, and their eigenvectors."""
-    n = len(walk.X)
-    modes = n * walk.model.outputs(walk.X[:1]).shape[1]
+def kernel_bytes(n: int, n_outputs: int, n_seeds: int, n_horizons: int) -> int:
+    """What the kernels of n rows take for all seeds, and their eigenvectors."""
+    modes = n * n_outputs
     return 8 * n_seeds * modes * (3 * modes + n * n_horizons)

@@ -44,6 +44,8 @@ class BaseRetraining(BaseFurtherTraining):
     (`_scores_of`).
     """
 
+    process = "training anew"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseFurtherTraining._parameter_constraints,
         **BaseFurtherTraining._BUDGET_CONSTRAINTS,

@@ -77,6 +77,8 @@ class DataInf(BaseAttributor):
     (4, 442)
     """
 
+    process = "training to convergence near the final model"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,

@@ -59,6 +59,8 @@ class GradCos(BaseGradientProduct):
     True
     """
 
+    process = "a step of gradient descent from the final model (its direction only)"
+
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         return self._pairs(X, y, measure, lambda a, b: a.unit().inner(b.unit()))
 

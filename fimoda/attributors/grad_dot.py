@@ -77,6 +77,8 @@ class GradDot(BaseGradientProduct):
     (42, 400)
     """
 
+    process = "a step of gradient descent from the final model"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseGradientProduct._parameter_constraints,
         "n_epochs": [POSITIVE_INTEGER],

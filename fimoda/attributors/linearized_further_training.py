@@ -258,7 +258,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             steps.batch_size,
             smooth,
         )
-        self.solver_ = self._choose_solver(walk)
+        self.solver_ = self._choose_solver()
         self._check_removal()
         self._runs = self._linearize(walk)
         self.n_segments_ = self._runs[0].n_segments
@@ -297,12 +297,12 @@ class LinearizedFurtherTraining(BaseHorizons):
         exact = self.removal == "exact"
         return kernel_runs(walk, self.seeds_, horizons, exact, budget, self._parallel)
 
-    def _choose_solver(self, walk: Walk) -> str:
+    def _choose_solver(self) -> str:
         if self.n_segments != 1:
             return "segments"
         if self.solver != "auto":
             return self.solver
-        needed = kernel_bytes(walk, len(self.seeds_), len(self.horizons_))
+        needed = kernel_bytes(len(self._X), self.n_outputs_, len(self.seeds_), len(self.horizons_))
         fits = needed <= self.memory_budget or self.removal == "exact"
         return "kernel" if fits else "steps"
 

@@ -78,6 +78,8 @@ class RepSim(BaseAttributor):
     (4, 150)
     """
 
+    process = "none: rows are compared, not removed"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         "memory_budget": BaseAttributor._BUDGET_CONSTRAINTS["memory_budget"],

@@ -130,6 +130,8 @@ class TRAK(BaseAttributor):
     (4, 150)
     """
 
+    process = "training to convergence near the final model"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,

@@ -1,0 +1,285 @@
+"""Which method to trust on the user's own model: all of them beside a small gold standard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..attributors.data_inf import DataInf
+from ..attributors.ekfac_influence import EKFACInfluence
+from ..attributors.exact_influence import ExactInfluence
+from ..attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
+from ..attributors.grad_cos import GradCos
+from ..attributors.grad_dot import GradDot
+from ..attributors.linearized_further_training import LinearizedFurtherTraining
+from ..attributors.trak import TRAK
+from ..attributors.unrolled_differentiation import UnrolledDifferentiation
+from ..base import BaseAttributor
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
+from ..training.outcomes import Outcomes
+from .agreement import AgreementCurve, agreement_curve
+
+#: What a method may raise where it does not apply.
+_NOT_APPLICABLE = (ValueError, TypeError, MemoryError, FloatingPointError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """Agreement of methods with further training, and what they cost.
+
+    Attributes
+    ----------
+    agreement : AgreementCurve
+        Of all methods that ran.
+    seconds : dict of str to float
+        Of ``fit`` and of the scores of all training rows for the test rows.
+    recommended : str
+        The fastest of the methods that agree with further training at the last horizon as well as
+        the best one does (within two standard errors over test rows).
+    one_seed : ndarray of shape (n_epochs,)
+        Agreement (cosine) of one seed of further training with the mean of the others: how much of
+        a single run is noise. NaN for one seed.
+    curve : FurtherTrainingCurve
+        The gold standard.
+    gold_seconds : float
+        What it took.
+    skipped : dict of str to str
+        Methods that did not run, and why.
+    """
+
+    agreement: AgreementCurve
+    seconds: dict[str, float]
+    recommended: str
+    one_seed: NDArray[np.float64]
+    curve: FurtherTrainingCurve
+    gold_seconds: float
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def to_frame(self) -> Any:
+        """One row per method: agreement (cosine) at each horizon, and seconds."""
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            self.agreement.mean(),
+            index=pd.Index(self.agreement.methods, name="method"),
+            columns=[f"{int(e)} epochs" for e in self.agreement.epochs],
+        )
+        return frame.assign(seconds=[self.seconds[name] for name in self.agreement.methods])
+
+    def __str__(self) -> str:
+        names = [*self.agreement.methods, "one seed of further training"]
+        width = max(map(len, names))
+        head = "".join(f"{int(e):>8}" for e in self.agreement.epochs)
+        lines = [f"{'cosine after so many epochs':<{width}}{head} seconds"]
+        cost = [*(self.seconds[name] for name in self.agreement.methods), self.gold_seconds]
+        values = [*self.agreement.mean(), self.one_seed]
+        for name, row, spent in zip(names, values, cost, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f"{v:8.2f}" for v in row) + f"{spent:8.1f}")
+        lines += [f"{name}: not run, {why}" for name, why in self.skipped.items()]
+        return "\n".join([*lines, f"recommended: {self.recommended}"])
+
+
+def compare_methods(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    X_test: Any,
+    y_test: Any = None,
+    *,
+    methods: Mapping[str, BaseAttributor] | None = None,
+    budget: float = 120.0,
+    epochs: Any = (1, 10),
+    n_seeds: int = 5,
+    leave_out: Any = 50,
+    optimizer: str | type[torch.optim.Optimizer] | None = None,
+    lr: LearningRate | None = None,
+    batch_size: int | None = None,
+    optimizer_params: dict[str, Any] | None = None,
+    measurement: Measurement = "loss",
+    criterion: nn.Module | None = None,
+    random_state: Any = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> MethodComparison:
+    """Run methods beside a small gold standard, and recommend one.
+
+    Further training leaves some rows out; every method scores all rows and is compared with it on
+    those. Methods run from the cheapest on, and none begins once the budget is spent.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted model.
+    X, y : array-like of shape (n_train, ...)
+        The rows it was trained on, and their targets.
+    X_test, y_test : array-like of shape (n_test, ...)
+        Test rows, as in ``transform``.
+    methods : dict of str to attributor, default=None
+        What to compare, in this order; by default Grad-Dot, Grad-Cos, DataInf, TRAK, EK-FAC, exact
+        influence, linearised further training (one segment, and several), unrolled differentiation.
+    budget : float, default=120
+        Seconds after which no further method begins.
+    epochs : int or sequence of int, default=(1, 10)
+        Horizons.
+    n_seeds : int or list of int, default=5
+        As in `FurtherTraining`.
+    leave_out : int or list of int, default=50
+        Rows that further training leaves out, or their number (at most all).
+    optimizer : str or type, default=None
+        As in `FurtherTraining`.
+    lr : float or callable, default=None
+        As in `FurtherTraining`.
+    batch_size : int, default=None
+        As in `FurtherTraining`.
+    optimizer_params : dict, default=None
+        As in `FurtherTraining`.
+    measurement : str or callable, default="loss"
+        As in `FurtherTraining`.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+    random_state : int, RandomState or None, default=None
+        As in `FurtherTraining`.
+    n_jobs : int, default=None
+        joblib workers.
+    verbose : int, default=0
+        Show progress if positive.
+
+    Returns
+    -------
+    MethodComparison
+        Printed, it is a table.
+
+    Raises
+    ------
+    ValueError
+        If no method ran.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from fimoda import GradDot, compare_methods
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> ridge = Ridge().fit(X, y)
+    >>> compared = compare_methods(
+    ...     ridge,
+    ...     X,
+    ...     y,
+    ...     X[:9],
+    ...     y[:9],
+    ...     methods={"Grad-Dot": GradDot(ridge)},
+    ...     leave_out=20,
+    ...     random_state=0,
+    ... )
+    >>> compared.recommended
+    'Grad-Dot'
+    """
+    horizons = [int(e) for e in np.atleast_1d(epochs)]
+    steps: dict[str, Any] = {
+        "optimizer": optimizer,
+        "lr": lr,
+        "batch_size": batch_size,
+        "optimizer_params": optimizer_params,
+    }
+    common: dict[str, Any] = {"measurement": measurement, "criterion": criterion}
+    start = time.perf_counter()
+    curve = further_training_curve(
+        estimator,
+        X,
+        y,
+        X_test,
+        y_test,
+        epochs=horizons,
+        n_seeds=n_seeds,
+        leave_out=min(leave_out, len(X)) if isinstance(leave_out, int) else leave_out,
+        correction="mean",
+        random_state=random_state,
+        n_jobs=n_jobs,
+        verbose=verbose,
+        **steps,
+        **common,
+    )
+    gold_seconds = time.perf_counter() - start
+    if methods is None:
+        run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1], "n_jobs": n_jobs}
+        methods = _default_methods(estimator, {**common, "random_state": random_state}, run)
+    scores: dict[str, NDArray[np.float64]] = {}
+    seconds: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    begun = time.perf_counter()
+    for name, method in methods.items():
+        if time.perf_counter() - begun > budget:
+            skipped[name] = f"the budget of {budget:g} s was spent"
+            continue
+        start = time.perf_counter()
+        try:
+            transform = method.fit(X, y).transform
+            scores[name] = getattr(method, "transform_horizons", transform)(X_test, y_test)
+        except _NOT_APPLICABLE as error:
+            skipped[name] = f"{type(error).__name__}: {error}"
+            continue
+        seconds[name] = time.perf_counter() - start
+    if not scores:
+        raise ValueError(f"methods: none of them ran; {skipped}.")
+    agreement = agreement_curve(scores, curve)
+    return MethodComparison(
+        agreement,
+        seconds,
+        _recommended(agreement, seconds),
+        _one_seed(curve),
+        curve,
+        gold_seconds,
+        skipped,
+    )
+
+
+def _default_methods(
+    estimator: Any, common: dict[str, Any], run: dict[str, Any]
+) -> dict[str, BaseAttributor]:
+    def of(cls: Callable[..., BaseAttributor], **own: Any) -> BaseAttributor:
+        return cls(estimator, **common, **own)
+
+    return {
+        "Grad-Dot": of(GradDot),
+        "Grad-Cos": of(GradCos),
+        "DataInf": of(DataInf),
+        "TRAK": of(TRAK, n_components=512),
+        "EK-FAC": of(EKFACInfluence),
+        "exact influence": of(ExactInfluence),
+        "linearised, one segment": of(LinearizedFurtherTraining, n_segments=1, **run),
+        "unrolled": of(UnrolledDifferentiation, **run),
+        "linearised": of(LinearizedFurtherTraining, **run),
+    }
+
+
+def _recommended(agreement: AgreementCurve, seconds: dict[str, float]) -> str:
+    last = agreement.values["cosine"][:, -1]  # (n_methods, n_test)
+    best = last[last.mean(1).argmax()]
+    missing = best - last
+    error = missing.std(1) / np.sqrt(max(missing.shape[1] - 1, 1))
+    good = missing.mean(1) <= 2 * error
+    names = [name for name, fine in zip(agreement.methods, good, strict=True) if fine]
+    return min(names, key=lambda name: seconds[name])
+
+
+def _one_seed(curve: FurtherTrainingCurve) -> NDArray[np.float64]:
+    """Mean cosine of each seed's scores with the mean of the others."""
+    seeds = range(len(curve.seeds))
+    if len(seeds) < 2:
+        return np.full(len(curve.epochs), np.nan)
+    found = []
+    for seed in seeds:
+        others = [k for k in seeds if k != seed]
+        of = curve.outcomes
+        outcomes = Outcomes(of.left_out[..., others], of.full[..., others], of.final)
+        rest = replace(curve, seeds=[curve.seeds[k] for k in others], outcomes=outcomes)
+        found.append(agreement_curve({"": curve.per_seed[..., seed]}, rest).mean()[0])
+    return np.mean(found, axis=0)
