@@ -89,6 +89,7 @@ class Trajectory:
         optimizer: str = "SGD",
         optimizer_params: Mapping[str, Any] | None = None,
         optimizer_states: Sequence[Mapping[str, Any]] | None = None,
+        optimizer_names: Sequence[str] | None = None,
         batches: Sequence[ArrayLike] | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> Trajectory:
@@ -110,8 +111,10 @@ class Trajectory:
         optimizer_params : dict, default=None
             Its settings.
         optimizer_states : sequence of dict, default=None
-            ``state_dict()`` of the optimiser at each checkpoint; it must have been made with all
-            parameters of the module, or all that require gradients, in their order.
+            ``state_dict()`` of the optimiser at each checkpoint.
+        optimizer_names : sequence of str, default=None
+            Names of the optimiser's parameters in its order; all entries of the module's
+            ``state_dict()`` by default, as for ``module.parameters()`` without buffers.
         batches : sequence of array-like of int, default=None
             Rows of each step's batch.
         stages : sequence of Stage, default=None
@@ -162,8 +165,11 @@ class Trajectory:
                     "batches."
                 )
         for k, step in enumerate(numbers):
-            state = optimizer_states[k] if optimizer_states is not None else {}
-            run._store.put(step, state_dicts[k], _by_name(state, state_dicts[k]))
+            own = state_dicts[k]
+            buffers = {}
+            if optimizer_states is not None:
+                buffers = _by_name(optimizer_states[k], own, optimizer_names or list(own))
+            run._store.put(step, own, buffers)
         run._stages = list(stages or ())
         ends = [0, *(stage.stop for stage in run._stages)]
         if stages and (ends[:-1] != [stage.start for stage in stages] or ends[-1] != total):
@@ -432,22 +438,26 @@ def _rates(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> list[float
     return np.repeat(rates, np.diff([0, *steps[:-1], n_steps])).tolist()
 
 
-def _by_name(state: Mapping[str, Any], module: Mapping[str, Tensor]) -> OptimizerState:
-    """The state of an optimiser (its ``state_dict``) by the names of a module's parameters.
-
-    Names and numbers are matched in order, by shape where the module has other entries between.
-    """
-    numbered = state.get("state", {})
-    names = iter(module)
+def _by_name(
+    state: Mapping[str, Any], module: Mapping[str, Tensor], names: Sequence[str]
+) -> OptimizerState:
+    """The state of an optimiser (its ``state_dict``) by the names of its parameters."""
+    numbers = [i for group in state["param_groups"] for i in group["params"]]
+    if len(numbers) != len(names):
+        raise ValueError(
+            f"optimizer_states are of {len(numbers)} parameters and state_dicts have {len(names)} "
+            "entries. Name the optimiser's parameters, in its order, with optimizer_names."
+        )
     found: OptimizerState = {}
-    for i in [i for group in state.get("param_groups", ()) for i in group["params"]]:
-        kept = {key: cloned(value) for key, value in numbered.get(i, {}).items()}
-        shapes = {v.shape for v in kept.values() if isinstance(v, Tensor) and v.dim() > 0}
-        name = next((n for n in names if not shapes or module[n].shape in shapes), None)
-        if name is None:
-            raise ValueError(
-                "optimizer_states do not match the module's parameters: the optimiser must have been "
-                "made with all of them, or all that require gradients, in their order."
-            )
-        found[name] = kept
+    for i, name in zip(numbers, names, strict=True):
+        kept = {key: cloned(value) for key, value in state["state"].get(i, {}).items()}
+        for value in kept.values():
+            if isinstance(value, Tensor) and value.dim() and value.shape != module[name].shape:
+                raise ValueError(
+                    f"optimizer_states have shape {tuple(value.shape)} for {name!r}, which has shape "
+                    f"{tuple(module[name].shape)}. Give its parameters in the optimiser's order with "
+                    "optimizer_names."
+                )
+        if kept:
+            found[name] = kept
     return found
