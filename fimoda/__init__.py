@@ -42,6 +42,7 @@ from .plotting import (
     SubsetRemovalCurveDisplay,
     TopRowsDisplay,
 )
+from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
 from .training.ensemble import Ensemble
 from .training.subset_outcomes import SubsetOutcomes, random_subsets
 from .trajectory import Stage, Trajectory
@@ -71,6 +72,7 @@ __all__ = [
     "GradCos",
     "GradDot",
     "Hydra",
+    "InfluencePruner",
     "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",
@@ -79,6 +81,9 @@ __all__ = [
     "MethodComparison",
     "MislabelDetection",
     "MislabelDetectionDisplay",
+    "MislabelDetector",
+    "PrunedClassifier",
+    "PrunedRegressor",
     "RepSim",
     "Significance",
     "Stage",

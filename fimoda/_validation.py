@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
     assert_all_finite,
+    check_consistent_length,
     check_is_fitted,
     validate_data,
 )
@@ -24,7 +25,9 @@ __all__ = [
     "POSITIVE_INTEGER",
     "POSITIVE_REAL",
     "ConvergenceWarning",
+    "Interval",
     "StrOptions",
+    "check_consistent_length",
     "check_horizons",
     "check_is_fitted",
     "check_leave_out",

@@ -2,7 +2,7 @@
 
 from .dispatch import as_final_model
 from .initial import initial_parameters, is_network, last_step, training_epochs
-from .mlp import default_estimator
+from .mlp import default_estimator, default_linear_model, is_class_target
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import as_refittable, refit, refit_outputs
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
@@ -13,8 +13,10 @@ __all__ = [
     "as_refittable",
     "check_fitted",
     "default_estimator",
+    "default_linear_model",
     "has_earlier_steps",
     "initial_parameters",
+    "is_class_target",
     "is_fitted",
     "is_network",
     "last_step",

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.multiclass import type_of_target
 from torch import nn
@@ -22,10 +23,19 @@ _ACTIVATIONS = {
 }
 
 
+def is_class_target(y: ArrayLike) -> bool:
+    """Whether targets look like classes."""
+    return not type_of_target(y, input_name="y").startswith("continuous")
+
+
+def default_linear_model(y: ArrayLike) -> BaseEstimator:
+    """The linear model that stands in for ``estimator=None`` where one is fitted many times."""
+    return LogisticRegression() if is_class_target(y) else Ridge()
+
+
 def default_estimator(y: ArrayLike, random_state: Any = None) -> BaseEstimator:
     """The small MLP that stands in for ``estimator=None``."""
-    kind = type_of_target(y, input_name="y")
-    model = MLPRegressor if kind.startswith("continuous") else MLPClassifier
+    model = MLPClassifier if is_class_target(y) else MLPRegressor
     return model(hidden_layer_sizes=(16,), max_iter=50, random_state=random_state)
 
 

@@ -1,0 +1,93 @@
+"""What estimators that fit models in order to score their rows have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.utils import Tags, _safe_indexing, column_or_1d, get_tags
+from sklearn.utils.multiclass import check_classification_targets
+
+from .._validation import check_consistent_length, check_targets, validate_data
+from ..adapters import default_linear_model, has_earlier_steps, is_class_target
+from ..attributors.ekfac_influence import EKFACInfluence
+from ..base import BaseAttributor
+
+
+class BaseSelection(MetaEstimatorMixin, BaseEstimator):
+    """Base of estimators with an `estimator` to fit and an `attributor` to score its rows with."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "estimator": "no_validation",
+        "attributor": [BaseAttributor, None],
+        "random_state": ["random_state"],
+    }
+
+    estimator: Any
+    attributor: BaseAttributor | None
+    random_state: Any
+
+    def _checked(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
+        """Validated rows and targets; rows for earlier steps of a Pipeline are left as they are."""
+        rows = self._checked_rows(X, reset=True)
+        check_consistent_length(rows, y)
+        targets = check_targets(y, len(rows))
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = column_or_1d(targets, warn=True)
+        if self._is_classification(targets):
+            check_classification_targets(targets)
+        return rows, targets
+
+    def _checked_rows(self, X: Any, reset: bool) -> Any:
+        if self.estimator is not None and has_earlier_steps(self.estimator):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        return validate_data(self, X, reset=reset, dtype="numeric")
+
+    def _is_classification(self, y: NDArray[Any]) -> bool:
+        """Whether targets are classes: as the model says, if one is given."""
+        if self.estimator is None:
+            return is_class_target(y)
+        return get_tags(self.estimator).estimator_type == "classifier"
+
+    def _fitted(
+        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """A new model fitted on rows, and the weights as ``fit`` takes them."""
+        model = default_linear_model(y) if self.estimator is None else clone(self.estimator)
+        given = {} if weights is None else {"sample_weight": weights}
+        return model.fit(X, y, **given), given
+
+    def _scored(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> BaseAttributor:
+        """The attributor, fitted on rows and on a new model of them."""
+        model, given = self._fitted(X, y, weights)
+        attributor = EKFACInfluence() if self.attributor is None else clone(self.attributor)
+        attributor.set_params(estimator=model)
+        if attributor.random_state is None:
+            attributor.set_params(random_state=self.random_state)
+        return attributor.fit(X, y, **given)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.sparse = False
+        return tags
+
+
+def take(rows: Any, indices: NDArray[Any]) -> Any:
+    """Some rows of an array, a list or a frame."""
+    return _safe_indexing(rows, indices)
+
+
+def mean_effect(
+    attributor: BaseAttributor, X: Any, y: NDArray[Any], block: int = 1024
+) -> NDArray[np.float64]:
+    """Mean over test rows of the scores of each column, a block of rows at a time."""
+    places = np.arange(len(y))
+    total = np.zeros(len(attributor.train_indices_))
+    for a in range(0, len(y), block):
+        some = places[a : a + block]
+        total += np.asarray(attributor.transform(take(X, some), y[some])).sum(0)
+    return total / max(len(y), 1)

@@ -1,0 +1,127 @@
+"""Finding the rows whose labels are wrong."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import _fit_context
+
+from .._validation import Interval, check_weights
+from ..base import BaseAttributor
+from ._base import BaseSelection
+
+
+class MislabelDetector(BaseSelection):
+    """Marks the rows that look mislabelled, as scikit-learn's outlier detectors mark outliers.
+
+    A model is fitted on all rows, and the attributor's self-influence is each row's score: by how
+    much its own loss would rise without it. A row that could be fitted only by its own presence is
+    suspicious.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Unfitted model of a kind that `attributor` takes. None is `LogisticRegression` or `Ridge`.
+    attributor : BaseAttributor, default=None
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+    contamination : float, default=0.1
+        Share of the rows to mark, in (0, 0.5].
+    random_state : int, RandomState or None, default=None
+        For an attributor that has none of its own.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The model, fitted on all rows.
+    scores_ : ndarray of shape (n_samples,)
+        Self-influence; larger is more suspicious.
+    threshold_ : float
+        Rows with larger scores are marked.
+    labels_ : ndarray of shape (n_samples,)
+        -1 for marked rows, 1 for the others.
+
+    References
+    ----------
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017, section
+    5.4; Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS
+    2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.preprocessing import scale
+    >>> from fimoda import MislabelDetector, flip_labels
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> noisy, flipped = flip_labels(y, 0.1, random_state=0)
+    >>> labels = MislabelDetector(contamination=0.1).fit_predict(scale(X), noisy)
+    >>> bool((labels[flipped] == -1).mean() > 0.8)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseSelection._parameter_constraints,
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attributor: BaseAttributor | None = None,
+        contamination: float = 0.1,
+        random_state: Any = None,
+    ):
+        self.estimator = estimator
+        self.attributor = attributor
+        self.contamination = contamination
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> MislabelDetector:
+        """Fit the model and score its rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, as the model takes them.
+        y : array-like of shape (n_samples,)
+            Their targets, right or wrong.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights, if the model takes any.
+
+        Returns
+        -------
+        self : MislabelDetector
+        """
+        rows, targets = self._checked(X, y)
+        weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
+        attributor = self._scored(rows, targets, weights)
+        self.estimator_ = attributor.estimator
+        self.scores_ = attributor.self_influence()
+        self.threshold_ = float(np.quantile(self.scores_, 1 - self.contamination))
+        self.labels_ = np.where(self.scores_ > self.threshold_, -1, 1)
+        return self
+
+    def fit_predict(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Fit, and mark the rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, as the model takes them.
+        y : array-like of shape (n_samples,)
+            Their targets, right or wrong.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights, if the model takes any.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            -1 for rows that look mislabelled, 1 for the others.
+        """
+        return self.fit(X, y, sample_weight).labels_

@@ -1,0 +1,340 @@
+"""Leaving out the training rows that hurt."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.model_selection import check_cv
+from sklearn.utils.metaestimators import available_if
+
+from .._validation import Interval, StrOptions, check_is_fitted, check_weights
+from ..base import BaseAttributor
+from ._base import BaseSelection, mean_effect, take
+
+
+class InfluencePruner(BaseSelection):
+    r"""Leaves out the training rows whose removal lowers the loss of held-out rows most.
+
+    For each split of `cv` a model is fitted on one part of the rows, and
+    :math:`\bar S_i = \frac1m \sum_z S_{z,i}` is taken over the m rows of the other part: no row is
+    scored by its own loss. A row's score is the mean over the splits that train with it. The rows
+    with the lowest negative scores are left out, at most `fraction` of all, and never the last one
+    of a class.
+
+    Held-out rows with wrong labels reward whatever keeps the model unsure, wrong labels among the
+    training rows included. Where labels are noisy, ``by="self"`` is the better rule: it leaves out
+    the rows that the model fits only by their own presence.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Unfitted model of a kind that `attributor` takes. None is `LogisticRegression` or `Ridge`.
+    attributor : BaseAttributor, default=None
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+    fraction : float, default=0.1
+        Largest share of the rows to leave out, in [0, 1).
+    by : {"held-out", "self"}, default="held-out"
+        Whether rows are left out by their effect on held-out rows, or by their self-influence.
+    cv : int, splitter or iterable, default=5
+        Splits into rows that are scored, and rows whose loss they are scored by; a number is that
+        of (stratified) folds.
+    random_state : int, RandomState or None, default=None
+        For an attributor that has none of its own.
+
+    Attributes
+    ----------
+    scores_ : ndarray of shape (n_samples,)
+        Mean change of the held-out loss when the row is left out; negative: the row hurts. NaN for
+        rows that no split trains with. With ``by="self"`` minus the change of the row's own loss.
+    support_ : ndarray of bool of shape (n_samples,)
+        Rows that are kept.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the attributor does, for a model that it does not take.
+
+    References
+    ----------
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017, section
+    5.4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.preprocessing import scale
+    >>> from fimoda import InfluencePruner
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X_kept, y_kept = InfluencePruner(fraction=0.05).fit_resample(scale(X), y)
+    >>> len(X) - len(X_kept)
+    28
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseSelection._parameter_constraints,
+        "fraction": [Interval(Real, 0, 1, closed="left")],
+        "by": [StrOptions({"held-out", "self"})],
+        "cv": ["cv_object"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attributor: BaseAttributor | None = None,
+        fraction: float = 0.1,
+        by: str = "held-out",
+        cv: Any = 5,
+        random_state: Any = None,
+    ):
+        self.estimator = estimator
+        self.attributor = attributor
+        self.fraction = fraction
+        self.by = by
+        self.cv = cv
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> InfluencePruner:
+        """Score the rows, and choose those to keep.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, as the model takes them.
+        y : array-like of shape (n_samples,)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights, if the model takes any.
+
+        Returns
+        -------
+        self : InfluencePruner
+        """
+        rows, targets = self._checked(X, y)
+        weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
+        self._prune(rows, targets, weights)
+        return self
+
+    def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+        classes = self._is_classification(y)
+        if self.by == "self":
+            self.scores_ = -self._scored(X, y, weights).self_influence()
+        else:
+            self.scores_ = self._held_out(X, y, weights, classes)
+        self.support_ = self._support(y, classes)
+
+    def _held_out(
+        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None, classes: bool
+    ) -> NDArray[np.float64]:
+        """Mean effect of each row on held-out rows."""
+        total, times = np.zeros(len(y)), np.zeros(len(y))
+        for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
+            seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
+            kept = None if weights is None else weights[train]
+            attributor = self._scored(take(X, train), y[train], kept)
+            columns = train[attributor.train_indices_]
+            total[columns] += mean_effect(attributor, take(X, seen), y[seen])
+            times[columns] += 1
+        return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
+
+    def _support(self, y: NDArray[Any], classes: bool) -> NDArray[np.bool_]:
+        """Rows to keep."""
+        kept = np.ones(len(y), dtype=bool)
+        lowest = np.argsort(self.scores_, kind="stable")[: int(self.fraction * len(y))]  # NaN last
+        kept[lowest[self.scores_[lowest] < 0]] = False
+        if classes:
+            for gone in np.setdiff1d(y, y[kept]):
+                rows = np.flatnonzero(y == gone)
+                kept[rows[self.scores_[rows].argmax()]] = True
+        return kept
+
+    def fit_resample(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    ) -> tuple[Any, Any]:
+        """Score the rows, and return those that are kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, as the model takes them.
+        y : array-like of shape (n_samples,)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights, if the model takes any.
+
+        Returns
+        -------
+        X_kept, y_kept : of the kinds of `X` and `y`
+            The rows of ``support_``, and their targets.
+        """
+        self.fit(X, y, sample_weight)
+        kept = np.flatnonzero(self.support_)
+        return take(X, kept), take(y, kept)
+
+
+class BasePruned(InfluencePruner):
+    """Base of models that are fitted on the rows an `InfluencePruner` keeps."""
+
+    def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+        super()._prune(X, y, weights)
+        kept = np.flatnonzero(self.support_)
+        own = None if weights is None else weights[kept]
+        self.estimator_ = self._fitted(take(X, kept), y[kept], own)[0]
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predictions of the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self, "estimator_")
+        return self.estimator_.predict(self._checked_rows(X, reset=False))
+
+
+class PrunedRegressor(RegressorMixin, BasePruned):
+    """A regressor that is fitted without the rows that raise the held-out loss.
+
+    Rows are chosen as `InfluencePruner` does, and the model is fitted on those it keeps. Held-out
+    rows of `cv` come from the rows given to ``fit``: rows of an outer split are never seen.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Unfitted regressor of a kind that `attributor` takes. None is `Ridge`.
+    attributor : BaseAttributor, default=None
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+    fraction : float, default=0.1
+        Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
+    by : {"held-out", "self"}, default="held-out"
+        Whether rows are left out by their effect on held-out rows, or by their self-influence.
+    cv : int, splitter or iterable, default=5
+        Splits into rows that are scored, and rows whose loss they are scored by.
+    random_state : int, RandomState or None, default=None
+        For an attributor that has none of its own.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The model, fitted on the rows that are kept.
+    scores_ : ndarray of shape (n_samples,)
+        Mean change of the held-out loss when the row is left out.
+    support_ : ndarray of bool of shape (n_samples,)
+        Rows that are kept.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from fimoda import PrunedRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = PrunedRegressor(fraction=0.05).fit(X, y)
+    >>> int(model.support_.sum()), model.predict(X).shape
+    (420, (442,))
+    """
+
+
+def _has(name: str) -> Any:
+    """Offer a method if the model has it."""
+
+    def check(self: PrunedClassifier) -> bool:
+        inner = getattr(self, "estimator_", self.estimator)
+        if inner is not None:
+            getattr(inner, name)  # raises AttributeError
+        return True
+
+    return available_if(check)
+
+
+class PrunedClassifier(ClassifierMixin, BasePruned):
+    """A classifier that is fitted without the rows that raise the held-out loss.
+
+    Rows are chosen as `InfluencePruner` does, and the model is fitted on those it keeps. Held-out
+    rows of `cv` come from the rows given to ``fit``: rows of an outer split are never seen.
+
+    Parameters
+    ----------
+    estimator : object, default=None
+        Unfitted classifier of a kind that `attributor` takes. None is `LogisticRegression`.
+    attributor : BaseAttributor, default=None
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+    fraction : float, default=0.1
+        Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
+    by : {"held-out", "self"}, default="held-out"
+        Whether rows are left out by their effect on held-out rows, or by their self-influence.
+    cv : int, splitter or iterable, default=5
+        Splits into rows that are scored, and rows whose loss they are scored by.
+    random_state : int, RandomState or None, default=None
+        For an attributor that has none of its own.
+
+    Attributes
+    ----------
+    estimator_ : object
+        The model, fitted on the rows that are kept.
+    classes_ : ndarray of shape (n_classes,)
+        Its classes.
+    scores_ : ndarray of shape (n_samples,)
+        Mean change of the held-out loss when the row is left out.
+    support_ : ndarray of bool of shape (n_samples,)
+        Rows that are kept.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.preprocessing import scale
+    >>> from fimoda import PrunedClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = PrunedClassifier(fraction=0.05).fit(scale(X), y)
+    >>> int(model.support_.sum()), model.predict_proba(scale(X)).shape
+    (541, (569, 2))
+    """
+
+    def _is_classification(self, y: NDArray[Any]) -> bool:
+        return True
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """Classes of the fitted model."""
+        check_is_fitted(self, "estimator_")
+        return self.estimator_.classes_
+
+    @_has("predict_proba")
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities of the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        p : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self, "estimator_")
+        return self.estimator_.predict_proba(self._checked_rows(X, reset=False))
+
+    @_has("decision_function")
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Decision function of the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        f : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        """
+        check_is_fitted(self, "estimator_")
+        return self.estimator_.decision_function(self._checked_rows(X, reset=False))

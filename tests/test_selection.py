@@ -1,0 +1,198 @@
+"""Pruning and mislabel detection: scikit-learn's checks, references by hand, no leaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fimoda import (
+    EKFACInfluence,
+    ExactInfluence,
+    GradDot,
+    InfluencePruner,
+    LeaveOneOut,
+    MislabelDetector,
+    PrunedClassifier,
+    PrunedRegressor,
+    flip_labels,
+)
+
+ALL = [InfluencePruner(), PrunedClassifier(), PrunedRegressor(), MislabelDetector()]
+
+
+def expected_failures(estimator) -> dict[str, str]:
+    if not isinstance(estimator, PrunedClassifier):
+        return {}
+    return {
+        "check_sample_weight_equivalence_on_dense_data": (
+            "rows are held out in folds, and removing or repeating rows changes the folds"
+        )
+    }
+
+
+@parametrize_with_checks(ALL, expected_failed_checks=expected_failures)
+def test_sklearn(estimator, check):
+    check(estimator)
+
+
+def regression(n=60):
+    X, y = load_diabetes(return_X_y=True)
+    return StandardScaler().fit_transform(X[:n]), (y[:n] - y.mean()) / y.std()
+
+
+def classification(n=120):
+    X, y = load_breast_cancer(return_X_y=True)
+    return StandardScaler().fit_transform(X[:n]), y[:n]
+
+
+def test_scores_are_held_out_effects():
+    """With leave-one-out as attributor: the mean change of the held-out error of true refits."""
+    X, y = regression(24)
+    cv = KFold(3)
+    pruner = InfluencePruner(Ridge(), attributor=LeaveOneOut(n_seeds=1), cv=cv).fit(X, y)
+    expected = np.zeros((2, len(X)))
+    for train, held_out in cv.split(X):
+        error = [(Ridge().fit(X[train], y[train]).predict(X[held_out]) - y[held_out]) ** 2]
+        for row in train:
+            rest = train[train != row]
+            without = (Ridge().fit(X[rest], y[rest]).predict(X[held_out]) - y[held_out]) ** 2
+            expected[:, row] += (without - error[0]).mean(), 1
+    np.testing.assert_allclose(pruner.scores_, expected[0] / expected[1], rtol=1e-8)
+
+
+def test_lowest_negative_scores_go():
+    X, y = regression()
+    pruner = InfluencePruner(fraction=0.2).fit(X, y)
+    gone = np.flatnonzero(~pruner.support_)
+    assert len(gone) == 12
+    assert pruner.scores_[gone].max() <= np.sort(pruner.scores_)[11]
+    assert pruner.scores_[gone].max() < 0
+    kept, targets = pruner.fit_resample(X, y)
+    np.testing.assert_array_equal(kept, X[pruner.support_])
+    np.testing.assert_array_equal(targets, y[pruner.support_])
+    assert InfluencePruner(fraction=0.0).fit(X, y).support_.all()
+    # never more than hurt
+    many = InfluencePruner(fraction=0.95).fit(X, y)
+    np.testing.assert_array_equal(many.support_, many.scores_ >= 0)
+
+
+def test_held_out_rows_are_not_scored_by_themselves():
+    """Rows that every split holds out are not scored, and what they are changes no fit."""
+    X, y = regression()
+    split = PredefinedSplit(np.r_[np.full(40, -1), np.zeros(20)])
+    pruner = InfluencePruner(cv=split, fraction=0.3).fit(X, y)
+    assert np.isnan(pruner.scores_[40:]).all()
+    assert pruner.support_[40:].all()
+    assert np.isfinite(pruner.scores_[:40]).all()
+    alone = EKFACInfluence(Ridge().fit(X[:40], y[:40])).fit(X[:40], y[:40])
+    np.testing.assert_allclose(pruner.scores_[:40], alone.transform(X[40:], y[40:]).mean(0))
+
+
+def test_no_class_is_lost():
+    X, y = classification(60)
+    y = np.r_[np.full(4, 2), y[4:]]
+    pruner = InfluencePruner(by="self", fraction=0.9).fit(X, y)
+    assert set(y[pruner.support_]) == set(y)
+
+
+@pytest.mark.parametrize("model", [PrunedRegressor(Ridge(2.0)), PrunedClassifier()])
+def test_model_is_that_of_the_kept_rows(model):
+    X, y = regression() if isinstance(model, PrunedRegressor) else classification()
+    inner = LogisticRegression() if model.estimator is None else model.estimator
+    fitted = clone(model).fit(X, y)
+    expected = clone(inner).fit(X[fitted.support_], y[fitted.support_])
+    np.testing.assert_array_equal(fitted.predict(X), expected.predict(X))
+    assert 0 < (~fitted.support_).sum() <= 0.1 * len(X)
+    weights = np.linspace(0.5, 2, len(X))
+    weighted = clone(model).fit(X, y, weights)
+    kept = weighted.support_
+    expected = clone(inner).fit(X[kept], y[kept], weights[kept])
+    np.testing.assert_array_equal(weighted.predict(X), expected.predict(X))
+
+
+def test_noisy_labels():
+    """By self-influence, wrong labels are found and the model gets better."""
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    noisy, flipped = flip_labels(y[:700], 0.2, random_state=0)
+    model = LogisticRegression(C=10.0, max_iter=200)
+    plain = clone(model).fit(X[:700], noisy).score(X[700:], y[700:])
+    pruned = PrunedClassifier(model, by="self", fraction=0.2).fit(X[:700], noisy)
+    assert flipped[~pruned.support_].mean() > 0.85
+    assert pruned.score(X[700:], y[700:]) > plain + 0.02
+    labels = MislabelDetector(model, contamination=0.2).fit_predict(X[:700], noisy)
+    assert (labels == -1).sum() == 140
+    np.testing.assert_array_equal(labels == 1, pruned.support_)
+
+
+def test_mislabel_detector_scores():
+    X, y = classification()
+    detector = MislabelDetector(attributor=ExactInfluence(damping=0.1)).fit(X, y)
+    model = LogisticRegression().fit(X, y)
+    expected = ExactInfluence(model, damping=0.1).fit(X, y).self_influence()
+    np.testing.assert_allclose(detector.scores_, expected)
+    assert (detector.scores_[detector.labels_ == -1] > detector.threshold_).all()
+
+
+def test_search_over_everything():
+    X, y = classification(80)
+    grid = {"fraction": [0.0, 0.1], "estimator__C": [0.1, 1.0], "attributor__damping": [1e-3, 1.0]}
+    model = PrunedClassifier(LogisticRegression(), attributor=ExactInfluence(), cv=2)
+    search = GridSearchCV(model, grid, cv=2).fit(X, y)
+    assert set(search.best_params_) == set(grid)
+    assert search.predict_proba(X).shape == (80, 2)
+
+
+def test_frames_in_a_pipeline():
+    """Categorical columns and missing values go through the model's own Pipeline."""
+    X, y = classification()
+    frame = pd.DataFrame(X[:, :4], columns=list("abcd"), index=[f"r{i}" for i in range(len(X))])
+    frame.loc["r3", "a"] = np.nan
+    frame["kind"] = np.where(X[:, 5] > 0, "high", "low")
+    model = make_pipeline(
+        make_column_transformer(
+            (make_pipeline(SimpleImputer(), StandardScaler()), list("abcd")),
+            (OneHotEncoder(), ["kind"]),
+        ),
+        LogisticRegression(),
+    )
+    pruned = PrunedClassifier(model, fraction=0.1).fit(frame, y)
+    assert pruned.predict(frame).shape == (len(X),)
+    kept, targets = InfluencePruner(model, fraction=0.1).fit_resample(frame, y)
+    assert list(kept.index) == list(frame.index[pruned.support_])
+    assert len(targets) == len(kept) < len(X)
+    assert (MislabelDetector(model).fit_predict(frame, y) == -1).sum() == 12
+
+
+def test_methods_of_the_model():
+    X, y = classification()
+    assert not hasattr(PrunedClassifier(DecisionTreeClassifier()), "decision_function")
+    fitted = PrunedClassifier().fit(X, y)
+    assert fitted.decision_function(X).shape == (len(X),)
+    assert list(fitted.classes_) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "error", "message"),
+    [
+        (PrunedClassifier(DecisionTreeClassifier()), TypeError, r"got DecisionTreeClassifier"),
+        (InfluencePruner(fraction=1.0), ValueError, r"'fraction' .* must be a float in .* \[0.0, 1.0\)"),
+        (MislabelDetector(contamination=0.6), ValueError, r"'contamination' .* \(0.0, 0.5\]"),
+        (InfluencePruner(attributor=GradDot), ValueError, r"'attributor' .* must be an instance"),
+    ],
+)  # fmt: skip
+def test_errors(estimator, error, message):
+    X, y = classification(40)
+    with pytest.raises(error, match=message):
+        estimator.fit(X, y)
