@@ -69,7 +69,7 @@ class Problem:
         else:
             self._digits(rng)
             widths, self.criterion, self.batch_size = [64, 128, 64, 10], nn.CrossEntropyLoss(), 64
-            self.lr, decay, self.epochs, self.components = 3e-2, 1e-5, 10, 1024
+            self.lr, decay, self.epochs, self.components = 3e-2, 1e-5, 10, 512
         torch.manual_seed(0)
         layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in itertools.pairwise(widths)]
         self.net = nn.Sequential(*itertools.chain(*layers))[:-1]
