@@ -265,6 +265,18 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         """Hook of `transform`: scores (n_test, n_columns) in float64."""
 
+    def _coupled(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Hook of `DistributionalInfluence`: measurements and scores, run by run.
+
+        The measurements (n_runs, n_test) where each run ends, and the scores (n_runs, n_test,
+        n_columns) there. This one has the final model alone.
+        """
+        scores = self._scores(X, y, measure)
+        measured = measurements.values(measure, self.model_.outputs(X), y)
+        return measured.cpu().numpy()[None], scores[None]
+
     # ---- views of the scores ----------------------------------------------------------------
 
     def self_influence(self) -> NDArray[np.float64]:

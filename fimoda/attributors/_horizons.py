@@ -11,13 +11,14 @@ from torch import Tensor
 
 from .._validation import POSITIVE_INTEGER, check_horizons, check_is_fitted
 from ..row_gradients import Measure
+from ..training.outcomes import Measurer, standard_error
 from ._further_training import BaseFurtherTraining
 
 
 class BaseHorizons(BaseFurtherTraining):
     """Base of the approximations of further training that score all horizons in one go.
 
-    A subclass implements `_horizon_scores`. `transform` gives the last horizon.
+    A subclass implements `_run_scores`. `transform` gives the last horizon.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -26,10 +27,26 @@ class BaseHorizons(BaseFurtherTraining):
     }
 
     @abstractmethod
+    def _run_scores(
+        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+    ) -> tuple[NDArray[np.float64], Tensor]:
+        """Hook: scores of each run, (n_horizons, n_test, n_columns, n_seeds), and its parameters at
+        the last horizon, (n_seeds, p)."""
+
     def _horizon_scores(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
     ) -> NDArray[np.float64]:
-        """Hook: scores (n_horizons, n_test, n_columns)."""
+        """Scores (n_horizons, n_test, n_columns)."""
+        per_seed, _ = self._run_scores(X, y, measure, horizons)
+        self._seen["scores_sem_"] = standard_error(per_seed)[-1]
+        return per_seed.mean(-1)
+
+    def _coupled(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        scores, ends = self._run_scores(X, y, measure, self.horizons_[-1:])
+        measured = Measurer(X, y, measure)(self.model_, ends)
+        return measured.cpu().numpy(), np.moveaxis(scores[0], -1, 0)
 
     def _check_horizons(self) -> list[int]:
         return check_horizons(self.n_epochs, "n_epochs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from ..base import BaseAttributor
 from ..measurements import Measurement
-from ..model import FinalModel
 from ..row_gradients import Measure
 from ..training.ensemble import Ensemble
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.recording import Checkpoints
-from ..trajectory import Trajectory
 from ._ensemble_training import BaseEnsembleTraining
+from ._members import fit_member, models_and_runs
 from .grad_dot import GradDot
 from .trak import TRAK
 
@@ -163,39 +162,17 @@ class EnsembleAttributor(BaseEnsembleTraining):
 
     def _fit(self) -> None:
         template = GradDot() if self.attributor is None else self.attributor
-        models, trajectories = self._models()
-        if isinstance(template, TRAK):
-            self.members_ = [self._member(template, models[0], None, models=models[1:])]
-        else:
-            pairs = zip(models, trajectories, strict=True)
-            self.members_ = [self._member(template, model, run) for model, run in pairs]
-        self.train_indices_ = self.members_[0].train_indices_
-
-    def _models(self) -> tuple[list[Any], Sequence[Trajectory | None]]:
-        """The models, and their trajectories as far as they are not their own."""
         given = self.models
         if given is None:
             given = self._trained(None)
             self.seeds_ = given.seeds
-        if isinstance(given, Ensemble):
-            return list(given.models), given.trajectories or [None] * len(given.models)
-        models = list(given)
-        if not models:
-            raise ValueError("models must hold at least one fitted model, got none.")
-        return models, [None] * len(models)
-
-    def _member(
-        self, template: BaseAttributor, model: Any, run: Trajectory | None, **params: Any
-    ) -> BaseAttributor:
-        """The method, fitted to one model."""
-        member = template.__sklearn_clone__()
-        known = member.get_params(deep=False)
-        criterion = None if isinstance(model, FinalModel) else self.criterion
-        params.update(estimator=model, measurement=self.measurement, criterion=criterion)
-        if run is not None and "trajectory" in known:
-            params["trajectory"] = run
-        X, y, weights = self._seen_rows
-        return member.set_params(**params).fit(X, y, weights)
+        models, runs = models_and_runs(given)
+        if isinstance(template, TRAK):
+            self.members_ = [fit_member(self, template, models[0], models=models[1:])]
+        else:
+            pairs = zip(models, runs, strict=True)
+            self.members_ = [fit_member(self, template, model, run) for model, run in pairs]
+        self.train_indices_ = self.members_[0].train_indices_
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -203,6 +180,12 @@ class EnsembleAttributor(BaseEnsembleTraining):
         each = np.stack([member._scores(X, y, measure) for member in self.members_], -1)
         self._seen["scores_sem_"] = standard_error(each)
         return each.mean(-1)
+
+    def _coupled(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        measured, scores = zip(*(one._coupled(X, y, measure) for one in self.members_), strict=True)
+        return np.concatenate(measured), np.concatenate(scores)
 
     def _self_influence(self) -> NDArray[np.float64]:
         return np.mean([member._self_influence() for member in self.members_], axis=0)

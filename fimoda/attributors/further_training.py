@@ -293,6 +293,12 @@ class FurtherTraining(BaseFurtherTraining):
         self._seen["scores_sem_"] = standard_error(per_seed)
         return per_seed.mean(-1)
 
+    def _coupled(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
+        return outcomes.full[0].T, np.moveaxis(outcomes.scores("full")[0], -1, 0)
+
     def _self_influence(self) -> NDArray[np.float64]:
         rows = torch.from_numpy(self.train_indices_)
         own = Measurer(self._X[rows], self._y[rows], self._measure)

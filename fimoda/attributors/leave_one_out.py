@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .._validation import POSITIVE_INTEGER, check_leave_out
 from ..measurements import Measurement
+from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
+from ..training.outcomes import Measurer
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
 from ._retraining import BaseRetraining
 
@@ -180,6 +182,13 @@ class LeaveOneOut(BaseRetraining):
         subsets = np.ones((len(self.train_indices_) + 1, n), dtype=bool)  # the first is all rows
         subsets[np.arange(1, len(subsets)), self.train_indices_] = False
         return subsets
+
+    def _coupled(
+        self, X: Tensor, y: Tensor, measure: Measure
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        measured = self._outcomes(Measurer(X, y, measure)).measured
+        measured = measured[:, :, np.isfinite(measured).all((0, 1))]  # seeds without a failure
+        return measured[0].T, (measured[1:] - measured[:1]).transpose(2, 1, 0)
 
     def _scores_of(
         self, outcomes: SubsetOutcomes

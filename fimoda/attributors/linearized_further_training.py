@@ -28,7 +28,6 @@ from ..losses import SquaredError
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
-from ..training.outcomes import standard_error
 from ._horizons import BaseHorizons
 from ._kernel_run import KernelRun, kernel_bytes, kernel_runs
 from ._linearized import LinearizedRun
@@ -326,9 +325,9 @@ class LinearizedFurtherTraining(BaseHorizons):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _horizon_scores(
+    def _run_scores(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> NDArray[np.float64]:
+    ) -> tuple[NDArray[np.float64], Tensor]:
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
         chunk = int(max(1, self.memory_budget // vector))
         per_seed = torch.stack(
@@ -344,9 +343,8 @@ class LinearizedFurtherTraining(BaseHorizons):
             ],
             dim=-1,
         )
-        found = per_seed.double().cpu().numpy()
-        self._seen["scores_sem_"] = standard_error(found)[-1]
-        return found.mean(-1)
+        ends = torch.stack([run.run.theta(horizons[-1]) for run in self._runs])
+        return per_seed.double().cpu().numpy(), ends
 
     # ---- other questions than the removal of one row ----------------------------------------
 

@@ -26,7 +26,6 @@ from ..curvature.unrolled import Unrolled
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
-from ..training.outcomes import standard_error
 from ._horizons import BaseHorizons
 from ._walks import Walk, check_run, kink_sharpness, walk_back, walk_forward
 
@@ -285,25 +284,24 @@ class UnrolledDifferentiation(BaseHorizons):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _horizon_scores(
+    def _run_scores(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> NDArray[np.float64]:
+    ) -> tuple[NDArray[np.float64], Tensor]:
         load = len(X) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
         fewer = len(self.train_indices_) < load
         fits = self._bytes(forward=True) <= self.memory_budget
         if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
-        if self._forward:
-            per_seed, growth = self._from_tangents(X, y, measure, horizons)
-        else:
-            per_seed, growth = self._from_walks_back(X, y, measure, horizons)
-        self._remember(per_seed, growth)
-        return per_seed.mean(-1)
+        walked = self._from_tangents if self._forward else self._from_walks_back
+        per_seed, ends, growth = walked(X, y, measure, horizons)
+        self._remember(growth)
+        return per_seed.cpu().numpy(), ends
 
     def _from_tangents(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> tuple[NDArray[np.float64], float]:
-        """Scores (n_horizons, n_test, n_columns, n_seeds), and growth, of the walks forwards."""
+    ) -> tuple[Tensor, Tensor, float]:
+        """Scores (n_horizons, n_test, n_columns, n_seeds), last parameters (n_seeds, p) and growth,
+        of the walks forwards."""
         places = [self.horizons_.index(h) for h in horizons]
         scores = [
             [
@@ -317,11 +315,12 @@ class UnrolledDifferentiation(BaseHorizons):
             for seed in self.seeds_
         ]
         stacked = torch.stack([torch.stack(one) for one in scores], -1)
-        return stacked.cpu().numpy(), max(one.growth for one in self._forward.values())
+        ends = torch.stack([self._forward[seed].thetas[places[-1]] for seed in self.seeds_])
+        return stacked, ends, max(one.growth for one in self._forward.values())
 
     def _from_walks_back(
         self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> tuple[NDArray[np.float64], float]:
+    ) -> tuple[Tensor, Tensor, float]:
         """The same by walks back from blocks of test rows."""
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
         block = int(min(BLOCK, max(1, self.memory_budget // vector)))
@@ -337,10 +336,11 @@ class UnrolledDifferentiation(BaseHorizons):
             torch.cat([one.values for one in found[k : k + len(blocks)]], 1)[:, :, columns]
             for k in range(0, len(found), len(blocks))
         ]
-        return torch.stack(scores, -1).cpu().numpy(), max(one.growth for one in found)
+        ends = torch.stack([one.thetas[-1] for one in found[:: len(blocks)]])
+        return torch.stack(scores, -1), ends, max(one.growth for one in found)
 
-    def _remember(self, per_seed: NDArray[np.float64], growth: float) -> None:
-        self._seen.update(scores_sem_=standard_error(per_seed)[-1], growth_=growth)
+    def _remember(self, growth: float) -> None:
+        self._seen["growth_"] = growth
         if growth > GROWTH:
             warnings.warn(
                 f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
