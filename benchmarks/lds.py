@@ -151,13 +151,15 @@ class Problem:
 
         return scores
 
-    def of_subsets(self, name: str) -> Callable[[], np.ndarray]:
+    def of_subsets(self, name: str, **settings: Any) -> Callable[[], np.ndarray]:
         """Scores from as many trainings as the truth has, on other subsets."""
 
         def scores() -> np.ndarray:
             number, seeds = np.load(self.output / "truth.npy")
             outcomes = self.train(self.subsets(int(number * seeds), 1), 1, "other subsets")
-            return getattr(fimoda, name)(random_state=0).score_outcomes(outcomes)
+            return getattr(fimoda, name)(
+                random_state=0, n_jobs=self.n_jobs, **settings
+            ).score_outcomes(outcomes)
 
         return scores
 
@@ -184,7 +186,7 @@ class Problem:
                 found["Hydra"] = self.attributor("Hydra", trajectory=self.trajectory(every=True))
         return found | {
             "Downsampling": self.of_subsets("Downsampling"),
-            "Datamodel": self.of_subsets("Datamodel"),
+            "Datamodel, ridge": self.of_subsets("Datamodel", regression="ridge"),
             "leave-one-out": self.attributor(
                 "LeaveOneOut", **walk, checkpoint_dir=self.output / "leave-one-out"
             ),
@@ -193,6 +195,7 @@ class Problem:
             "unrolled, from the start": self.attributor(
                 "UnrolledDifferentiation", **walk, start=initial
             ),
+            "Datamodel, lasso": self.of_subsets("Datamodel", regression="lasso"),
         }
 
     def scores_file(self, method: str) -> Path:
@@ -234,9 +237,10 @@ def report(problem: Problem, truth: fimoda.SubsetOutcomes, missing: dict[str, st
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=mpl.colormaps["tab20"].colors)
     found = {m: np.load(problem.scores_file(m)) for m in problem.methods if m not in missing}
     scores = {method: file["scores"] for method, file in found.items()}
-    lds = fimoda.linear_datamodeling_score(scores, truth, random_state=0)
+    lds = fimoda.linear_datamodeling_score(scores, {0.5: truth}, random_state=0)
     number, n_test, seeds = truth.measured.shape
     lines = [
         f"{problem.name}: {number} subsets of half of the {len(problem.X)} rows, {seeds} seeds, {n_test} "
@@ -254,7 +258,9 @@ def report(problem: Problem, truth: fimoda.SubsetOutcomes, missing: dict[str, st
     (problem.output / "lds.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     best = {lds.methods[k]: scores[lds.methods[k]] for k in order}
-    display = fimoda.LinearDatamodelingScoreDisplay.from_attributors(best, truth, random_state=0)
+    display = fimoda.LinearDatamodelingScoreDisplay.from_attributors(
+        best, {0.5: truth}, random_state=0
+    )
     display.figure_.set_size_inches(9, 5)
     display.ax_.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     display.figure_.savefig(problem.output / "lds.png", dpi=150, bbox_inches="tight")

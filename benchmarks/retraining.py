@@ -7,7 +7,7 @@ The settings are those of the papers: half of the rows, 20 epochs of SGD with mo
 side is `train_on_subsets` as a user calls it, with two workers, all models, and the measurement of
 all test rows. The plain loop trains a few models one at a time: a ``DataLoader`` over the subset,
 forward, ``backward``, ``step``; with one thread and with as many as there are cores. skorch nets are
-fitted by two joblib workers of one thread each. Both are scaled to all models. Every round times all
+fitted by two joblib workers of one thread each. What trains fewer models is scaled to all. Every round times all
 variants in turn; a ratio is taken within a round and its median over rounds is printed. The time of
 fimoda's first call, which starts the workers and compiles, is printed besides.
 """
@@ -145,7 +145,7 @@ def main() -> None:
         "plain loop": lambda: plain(case, X, y, few),
         "plain loop, a thread a core": lambda: threaded(case, X, y, few),
         f"skorch, {JOBS} workers": lambda: nets(case, X, y, few),
-        "fimoda, 1 core": lambda: stacked(case, rows, few, seeds, n_jobs=1),
+        "fimoda, 1 core, one seed": lambda: stacked(case, rows, subsets, 1, n_jobs=1),
         f"fimoda, {JOBS} workers": lambda: stacked(case, rows, subsets, seeds, n_jobs=JOBS),
     }
     ours = f"fimoda, {JOBS} workers"
