@@ -38,7 +38,6 @@ from fimoda.training.stack import StackTrainer, stack_size
 from fimoda.training.subsets import SubsetPlan
 
 N_TEST = 100
-MEMBERS = [1000, 1001, 1002, 1003, 1004]
 
 
 class Problem:
@@ -138,10 +137,16 @@ class Problem:
 
     # ---- methods ----------------------------------------------------------------------------
 
-    def ensemble(self, jobs: int) -> fimoda.Ensemble:
+    def ensemble(self, number: int, jobs: int) -> fimoda.Ensemble:
         """Models trained on all rows, recorded."""
         found = fimoda.train_ensemble(
-            self.net, self.X, self.y, n_seeds=MEMBERS, checkpoints=6, n_jobs=jobs, **self.steps
+            self.net,
+            self.X,
+            self.y,
+            n_seeds=range(1000, 1000 + number),
+            checkpoints=6,
+            n_jobs=jobs,
+            **self.steps,
         )
         if not hasattr(self, "second"):
             return found
@@ -249,9 +254,9 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
         flush=True,
     )
     start = time.perf_counter()
-    ensemble = problem.ensemble(arguments.jobs)
-    print(f"{len(MEMBERS)} models recorded in {time.perf_counter() - start:.0f} s", flush=True)
-    head = "| method | one model | 95% | five models | 95% | seconds a model |"
+    ensemble = problem.ensemble(arguments.members, arguments.jobs)
+    print(f"{len(ensemble)} models recorded in {time.perf_counter() - start:.0f} s", flush=True)
+    head = f"| method | one model | 95% | {len(ensemble)} models | 95% | seconds a model |"
     print(f"\n{head}\n{'| --- ' * head.count(' | ')}| --- |", flush=True)
     ways: dict[str, Callable[[], list[np.ndarray]]] = {
         name: (lambda name=name, method=method: list(problem.scores(name, method, ensemble)))
@@ -268,7 +273,7 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
             continue
         start = time.perf_counter()
         scores = way()
-        seconds = (time.perf_counter() - start) / len(MEMBERS)
+        seconds = (time.perf_counter() - start) / len(ensemble)
         label = {str(k): one for k, one in enumerate(scores)}
         found = linear_datamodeling_score(label, truth, random_state=0)
         line = summary(found)
@@ -319,7 +324,7 @@ def cost(data: str | None) -> None:
             print(error)
             continue
         problem.steps["n_epochs"] = 2
-        ensemble = problem.ensemble(1)
+        ensemble = problem.ensemble(1, 1)
         model, run = ensemble.models[0], ensemble.trajectories[0]
         methods = {
             "influence (EK-FAC)": lambda m=model: fimoda.EKFACInfluence(m),
@@ -347,6 +352,7 @@ def main() -> None:
     parser.add_argument("--data", help="concrete.csv, or the directory of Fashion-MNIST's files")
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--members", type=int, default=5, help="models trained on all rows")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--methods", help="names, separated by commas; all by default")
     parser.add_argument("--slow", action="store_true", help="methods that walk the run too")
