@@ -11,6 +11,8 @@ from naive import relative
 from numpy.testing import assert_allclose
 from scipy.linalg import expm
 from sklearn.linear_model import LinearRegression
+from skorch import NeuralNetRegressor
+from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from fimoda import (
@@ -20,6 +22,7 @@ from fimoda import (
     Stage,
     TracIn,
     Trajectory,
+    TrajectoryRecorder,
     UnrolledDifferentiation,
     as_final_model,
     train_ensemble,
@@ -592,6 +595,19 @@ def test_errors():
         fit(trajectory="final")
     with pytest.raises(MemoryError, match="set curvature='ekfac'"):
         fit(trajectory=run, memory_budget=100)
+
+
+def test_clipped_gradients_are_warned_of():
+    X, y = rows()
+    net = NeuralNetRegressor(
+        nn.Linear(P, 1).double(),
+        max_epochs=2,
+        train_split=None,
+        verbose=0,
+        callbacks=[TrajectoryRecorder(2), GradientNormClipping(1.0)],
+    ).fit(X, y)
+    with pytest.warns(UserWarning, match=r"does not see all of this training: .*clipped"):
+        SOURCE(net, segments=1).fit(X, y)
 
 
 def test_final_alone_is_one_checkpoint_for_trac_in_too():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -214,6 +215,13 @@ class SOURCE(BaseAlongTheRun):
 
     def _fit(self) -> None:
         super()._fit()
+        if self.model_.recipe.obstacle is not None:
+            warnings.warn(
+                f"SOURCE does not see all of this training: {self.model_.recipe.obstacle}. Scores are "
+                "those of the same steps without it.",
+                UserWarning,
+                stacklevel=2,
+            )
         cuts = self._cuts()
         first = next(k for k, cut in enumerate(cuts) if cut.stage in self._attributed)
         self._used = cuts[first:]  # what is before has no part in the scores
