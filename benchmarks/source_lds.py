@@ -5,7 +5,7 @@
     python benchmarks/source_lds.py fashion-mnist --subsets 100 --seeds 5
     python benchmarks/source_lds.py fashion-mnist-noisy --subsets 100 --seeds 5
     python benchmarks/source_lds.py digits-two-stages
-    python benchmarks/source_lds.py cost
+    python benchmarks/source_lds.py cost --data path/to/concrete.csv
 
 Settings of the SOURCE paper: halves of the rows, SGD with momentum 0.9, three segments, six checkpoints.
 Networks are trained on random subsets with several seeds (the truth), and again on all rows with five
@@ -315,11 +315,12 @@ def downsampling(problem: Problem, arguments: argparse.Namespace) -> list[np.nda
 
 
 def cost(data: str | None) -> None:
-    """Seconds of SOURCE in units of EK-FAC influence, one thread, in turn."""
+    """Seconds of the core of SOURCE and of EK-FAC influence, one thread, in turn, median of three."""
     torch.set_num_threads(1)
-    for name in ("concrete", "fashion-mnist"):
+    print("| rows | method | s | times influence |\n| --- | --- | --- | --- |", flush=True)
+    for name, source in (("concrete", data), ("fashion-mnist", None)):
         try:
-            problem = Problem(name, data)
+            problem = Problem(name, source)
         except FileNotFoundError as error:
             print(error)
             continue
@@ -342,7 +343,8 @@ def cost(data: str | None) -> None:
         base = np.median(seconds["influence (EK-FAC)"])
         for key, measured in seconds.items():
             print(
-                f"| {name} | {key} | {np.median(measured):.2f} | {np.median(measured) / base:.2f} |"
+                f"| {name} | {key} | {np.median(measured):.2f} | {np.median(measured) / base:.2f} |",
+                flush=True,
             )
 
 
