@@ -6,6 +6,7 @@ from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
 from .attributors.datamodel import Datamodel
+from .attributors.distributional_influence import DistributionalInfluence
 from .attributors.downsampling import Downsampling
 from .attributors.ekfac_influence import EKFACInfluence
 from .attributors.ensemble import EnsembleAttributor
@@ -30,6 +31,7 @@ from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_cur
 from .evaluation.ceiling import noise_ceiling
 from .evaluation.class_detection import class_detection
 from .evaluation.comparison import MethodComparison, compare_methods
+from .evaluation.distributional import DistributionalAgreement, distributional_agreement
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
 from .evaluation.mislabels import MislabelDetection, flip_labels, mislabel_detection
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
@@ -38,12 +40,15 @@ from .model import FinalModel
 from .plotting import (
     AgreementCurveDisplay,
     LinearDatamodelingScoreDisplay,
+    MeanVarianceDisplay,
     MislabelDetectionDisplay,
+    OutcomeDensityDisplay,
     SubsetRemovalCurveDisplay,
     TopRowsDisplay,
 )
 from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
 from .training.ensemble import Ensemble
+from .training.outcome_samples import OutcomeSamples, joint_distance
 from .training.subset_outcomes import SubsetOutcomes, random_subsets
 from .trajectory import Stage, Trajectory
 
@@ -61,6 +66,8 @@ __all__ = [
     "CGInfluence",
     "DataInf",
     "Datamodel",
+    "DistributionalAgreement",
+    "DistributionalInfluence",
     "Downsampling",
     "EKFACInfluence",
     "Ensemble",
@@ -78,10 +85,13 @@ __all__ = [
     "LinearDatamodelingScore",
     "LinearDatamodelingScoreDisplay",
     "LinearizedFurtherTraining",
+    "MeanVarianceDisplay",
     "MethodComparison",
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "MislabelDetector",
+    "OutcomeDensityDisplay",
+    "OutcomeSamples",
     "PrunedClassifier",
     "PrunedRegressor",
     "RepSim",
@@ -101,8 +111,10 @@ __all__ = [
     "attribute",
     "class_detection",
     "compare_methods",
+    "distributional_agreement",
     "flip_labels",
     "further_training_curve",
+    "joint_distance",
     "linear_datamodeling_score",
     "mislabel_detection",
     "noise_ceiling",

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: A number from two samples.
-Distance = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+from ..distances import resolve_distance
 
 
 class MeasuredEffect:
     """What training on a subset changed, from the trainings that succeeded."""
 
-    def __init__(self, distance: Distance | None, reference: ArrayLike | None, n_test: int):
+    def __init__(self, distance: Any, reference: ArrayLike | None, n_test: int):
         if (distance is None) != (reference is None):
             raise ValueError(
                 "distance and reference must be given together: the distance is to measurements after "
                 "training on all rows, for example train_on_subsets(..., [range(n)], ...).measured[0]."
             )
-        self.distance = distance
+        self.distance = None if distance is None else resolve_distance(distance)
         self.reference = np.asarray([] if reference is None else reference, dtype=float)
         if distance is not None and (
             self.reference.ndim != 2 or len(self.reference) != n_test or not self.reference.size
@@ -37,16 +36,9 @@ class MeasuredEffect:
         if self.distance is None:
             return np.mean(measured, 2, where=succeeded[:, None])
         kept = [row[np.isfinite(row)] for row in self.reference]
-        found = np.array(
+        return np.array(
             [
                 [self.distance(sample, row) for sample, row in zip(one[:, ok], kept, strict=True)]
                 for one, ok in zip(measured, succeeded, strict=True)
-            ],
-            dtype=float,
+            ]
         )
-        if found.ndim != 2 or not np.isfinite(found).all():
-            raise ValueError(
-                "distance must give one finite number for two samples; check it on single seeds, "
-                "of which for example a variance is not known."
-            )
-        return found

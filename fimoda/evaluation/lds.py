@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_random_state
-from ._effects import Distance, MeasuredEffect
+from ._effects import MeasuredEffect
 from ._ranks import Ranks, weighted_spearman
 from ._scores import Method, check_methods, score_matrix
 from .ceiling import noise_ceiling
@@ -116,7 +116,7 @@ def linear_datamodeling_score(
     X_test: Any = None,
     y_test: Any = None,
     *,
-    distance: Distance | None = None,
+    distance: Any = None,
     reference: ArrayLike | None = None,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -148,10 +148,11 @@ def linear_datamodeling_score(
         its subset are averaged, and a subset without any is left out.
     X_test, y_test : array-like, default=None
         The test rows that were measured; needed for attributors.
-    distance : callable, default=None
-        ``distance(sample, reference)``: one number from two samples, arrays of shape (n_seeds,) of
-        the subset and (n_reference,) of all rows, for example a difference of variances. Scores
-        must be of the same effect. By default the difference of the means.
+    distance : str, Distance or callable, default=None
+        A name such as ``"variance"`` or one of `fimoda.distances`, as in `DistributionalInfluence`;
+        or ``f(sample, reference)``, one number from two samples, arrays of shape (n_seeds,) of the
+        subset and (n_reference,) of all rows. Scores must be of the same effect. By default the
+        difference of the means.
     reference : array-like of shape (n_test, n_reference), default=None
         Measurements after training on all rows with several seeds; needed for a `distance`.
     n_bootstrap : int, default=1000

@@ -1,0 +1,175 @@
+"""Distributions of outcomes, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+
+from ..training.outcome_samples import OutcomeSamples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+
+class OutcomeDensityDisplay:
+    """Densities of a measurement over trainings, with all rows and without one.
+
+    Parameters
+    ----------
+    samples : OutcomeSamples or dict of str to OutcomeSamples
+        For example ``{"measured": ..., "predicted": ...}``; all rows are drawn from the first.
+    row : int
+        The left-out row, one of ``samples.rows``.
+    test_row : int, default=0
+        Number of the test row.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes drawn on, after `plot`.
+    figure_ : matplotlib Figure
+        Their figure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fimoda import OutcomeDensityDisplay, OutcomeSamples
+    >>> full = np.random.default_rng(0).normal(size=(50, 1))
+    >>> samples = OutcomeSamples(full, 2 * full[..., None])
+    >>> OutcomeDensityDisplay({"predicted": samples}, row=0).plot().ax_.get_ylabel()
+    'density over trainings'
+    """
+
+    def __init__(
+        self,
+        samples: OutcomeSamples | Mapping[str, OutcomeSamples],
+        row: int,
+        test_row: int = 0,
+    ):
+        self.samples = {"": samples} if isinstance(samples, OutcomeSamples) else dict(samples)
+        if not self.samples:
+            raise ValueError("samples must hold at least one OutcomeSamples, got none.")
+        self.row = row
+        self.test_row = test_row
+        self.ax_: Axes
+        self.figure_: Figure | SubFigure
+
+    def plot(self, ax: Axes | None = None) -> OutcomeDensityDisplay:
+        """Draw a filled density for all rows, and a line for each kind of samples without the row.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+
+        Returns
+        -------
+        OutcomeDensityDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots()
+        full = next(iter(self.samples.values())).full[:, self.test_row]
+        curves = {
+            name: one.of_rows([self.row]).left_out[:, self.test_row, 0]
+            for name, one in self.samples.items()
+        }
+        every = np.concatenate([full, *curves.values()])
+        margin = 0.15 * np.ptp(every) or 1.0
+        grid = np.linspace(every.min() - margin, every.max() + margin, 400)
+        ax.fill_between(grid, _density(full, grid), color="0.85", label="all rows")
+        for name, sample in curves.items():
+            label = f"without row {self.row}" + (f", {name}" if name else "")
+            ax.plot(grid, _density(sample, grid), label=label)
+        first = next(iter(self.samples.values()))
+        ax.set(xlabel=first.measurement or "measurement", ylabel="density over trainings")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+class MeanVarianceDisplay:
+    """Effect of each row on the mean of a measurement against its effect on the variance.
+
+    Parameters
+    ----------
+    samples : OutcomeSamples
+        Measured or predicted.
+    test_row : int, default=0
+        Number of the test row.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes drawn on, after `plot`.
+    figure_ : matplotlib Figure
+        Their figure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fimoda import MeanVarianceDisplay, OutcomeSamples
+    >>> full = np.random.default_rng(0).normal(size=(50, 1))
+    >>> samples = OutcomeSamples(full, np.stack([full + 1, 2 * full], -1))
+    >>> MeanVarianceDisplay(samples).plot().ax_.get_xlabel()
+    'effect on the mean'
+    """
+
+    def __init__(self, samples: OutcomeSamples, test_row: int = 0):
+        self.samples = samples
+        self.test_row = test_row
+        self.ax_: Axes
+        self.figure_: Figure | SubFigure
+
+    def plot(self, ax: Axes | None = None, n_named: int = 3) -> MeanVarianceDisplay:
+        """Draw a point for each row.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        n_named : int, default=3
+            How many rows with the largest effect on each are named.
+
+        Returns
+        -------
+        MeanVarianceDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots()
+        mean, variance = (
+            self.samples.distance(name)[self.test_row] for name in ("mean", "variance")
+        )
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+        ax.axvline(0, color="0.8", lw=0.8, zorder=0)
+        ax.scatter(mean, variance, s=12)
+        named = {int(k) for one in (mean, variance) for k in np.argsort(-np.abs(one))[:n_named]}
+        for k in sorted(named):
+            ax.annotate(
+                str(self.samples.rows[k]),
+                (mean[k], variance[k]),
+                xytext=(4, 4),
+                textcoords="offset points",
+            )
+        ax.set(xlabel="effect on the mean", ylabel="effect on the variance")
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+def _density(sample: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kernel density; of samples that are all alike, a narrow peak."""
+    if np.ptp(sample) > 0:
+        return np.asarray(gaussian_kde(sample)(grid))
+    width = 2 * (grid[1] - grid[0])
+    return np.exp(-0.5 * ((grid - sample[0]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
