@@ -11,8 +11,8 @@ Settings of the SOURCE paper: halves of the rows, SGD with momentum 0.9, three s
 Networks are trained on random subsets with several seeds (the truth), and again on all rows with five
 other seeds (the models that methods look at). "One model" is the mean over those models of the score of
 a method that sees one; the interval is that of a bootstrap over subsets. The directory ``--output``
-keeps the truth; a second call with the same options takes it from there. "cost" is the time of SOURCE
-beside that of EK-FAC influence functions.
+keeps the truth; a second call takes from there what it needs, and trains more seeds if asked to. "cost"
+is the time of SOURCE beside that of EK-FAC influence functions.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Problem:
 
     def _two_stages(self, subsets: np.ndarray, seeds: list[int], folder: Path) -> SubsetOutcomes:
         """Train on a subset of the first stage's rows, then on all of the second's."""
-        file = folder.with_suffix(".npy")
+        file = folder.with_name(f"{folder.name}-{len(seeds)}.npy")
         if file.exists():
             return SubsetOutcomes(subsets, seeds, np.load(file), [])
         model = fimoda.as_final_model(self.net, self.X, criterion=self.criterion)
@@ -242,7 +242,7 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seeds = list(range(arguments.seeds))
     subsets = fimoda.random_subsets(len(problem.X), arguments.subsets, 0.5, random_state=0)
-    kept = folder / f"{problem.name}-{arguments.subsets}-{arguments.seeds}"
+    kept = folder / f"{problem.name}-{arguments.subsets}"
     start = time.perf_counter()
     outcomes = problem.truth(subsets, seeds, kept, arguments.jobs)
     margins = outcomes if problem.measurement == "margin" else None
