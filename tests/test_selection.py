@@ -32,7 +32,7 @@ ALL = [InfluencePruner(), PrunedClassifier(), PrunedRegressor(), MislabelDetecto
 
 
 def expected_failures(estimator) -> dict[str, str]:
-    if not isinstance(estimator, PrunedClassifier):
+    if not isinstance(estimator, PrunedClassifier | PrunedRegressor):
         return {}
     return {
         "check_sample_weight_equivalence_on_dense_data": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -24,13 +25,15 @@ _ACTIVATIONS = {
 
 
 def is_class_target(y: ArrayLike) -> bool:
-    """Whether targets look like classes."""
-    return not type_of_target(y, input_name="y").startswith("continuous")
+    """Whether targets look like classes; more than two floats are numbers, also whole ones."""
+    kind = type_of_target(y, input_name="y")
+    whole_floats = kind == "multiclass" and np.asarray(y).dtype.kind == "f"
+    return not (kind.startswith("continuous") or whole_floats)
 
 
-def default_linear_model(y: ArrayLike) -> BaseEstimator:
+def default_linear_model(classes: bool) -> BaseEstimator:
     """The linear model that stands in for ``estimator=None`` where one is fitted many times."""
-    return LogisticRegression() if is_class_target(y) else Ridge()
+    return LogisticRegression() if classes else Ridge()
 
 
 def default_estimator(y: ArrayLike, random_state: Any = None) -> BaseEstimator:

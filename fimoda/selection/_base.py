@@ -56,7 +56,10 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> tuple[Any, dict[str, Any]]:
         """A new model fitted on rows, and the weights as ``fit`` takes them."""
-        model = default_linear_model(y) if self.estimator is None else clone(self.estimator)
+        if self.estimator is None:
+            model = default_linear_model(self._is_classification(y))
+        else:
+            model = clone(self.estimator)
         given = {} if weights is None else {"sample_weight": weights}
         return model.fit(X, y, **given), given
 

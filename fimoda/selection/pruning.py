@@ -242,6 +242,9 @@ class PrunedRegressor(RegressorMixin, BasePruned):
     (420, (442,))
     """
 
+    def _is_classification(self, y: NDArray[Any]) -> bool:
+        return False
+
 
 def _has(name: str) -> Any:
     """Offer a method if the model has it."""
