@@ -218,6 +218,9 @@ def test_errors_of_hydra():
         ValueError, match=r"before every step; 7 are missing, the first that of step 1"
     ):
         Hydra(model, trajectory=few).fit(X, y)
+    far = Trajectory.from_checkpoints(states, range(9), 0.1, n_steps=9, batches=[[N]] * 9)
+    with pytest.raises(ValueError, match=r"row 30 in a batch of 'stage 0', which has 30 rows"):
+        Hydra(model, trajectory=far).fit(X, y)
 
 
 # ---- what they share --------------------------------------------------------------------------

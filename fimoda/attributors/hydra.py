@@ -118,6 +118,15 @@ class Hydra(BaseAlongTheRun):
                 f"that of step {missing[0]}. Record with checkpoints='all', or use TracIn or SOURCE."
             )
 
+        for s in self._attributed:
+            used = run.batches[run.stages[s].start : run.stages[s].stop]
+            highest = max(int(batch.max(initial=-1)) for batch in used)
+            if highest >= len(self._rows[s]):
+                raise ValueError(
+                    f"trajectory has row {highest} in a batch of {run.stages[s].name!r}, which has "
+                    f"{len(self._rows[s])} rows. Number the rows of batches within their stage."
+                )
+
     def _steps(
         self,
     ) -> Iterator[tuple[RowDifferentiator, NDArray[np.int64], NDArray[np.float64]]]:
@@ -148,4 +157,13 @@ class Hydra(BaseAlongTheRun):
                 train = differentiate(*self._train_rows(rows), self.model_.loss)
                 found = train.apply(V).mT.double().cpu().numpy()
                 np.add.at(scores[at].T, rows, (found * counted).T)
+        return self._columns(scores)
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        last = RowDifferentiator(self.model_, self._X[:3])
+        scores = np.zeros(len(self._X))
+        for differentiate, rows, counted in self._steps():
+            X, y = self._train_rows(rows)
+            own, train = last(X, y, self._measure), differentiate(X, y, self.model_.loss)
+            np.add.at(scores, rows, own.inner_rowwise(train).cpu().numpy() * counted)
         return self._columns(scores)
