@@ -127,15 +127,6 @@ class StackTrainer:
         with torch.no_grad():
             return self._gradient(theta, x, y, weights, out)
 
-    def _blocks(self, flat: Tensor, n_models: int) -> Parameters:
-        """Stacked parameters as parts of one vector, each contiguous as products want them."""
-        return {
-            name: flat[n_models * part.start : n_models * part.stop].view(n_models, *shape)
-            for (name, shape), part in zip(
-                self.model.shapes.items(), self.model.slices.values(), strict=True
-            )
-        }
-
     def run(
         self,
         plan: Plan,
@@ -170,12 +161,13 @@ class StackTrainer:
             If a model has diverged at a mark, unless `require_finite` is False.
         """
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
-        flat, slopes = (start.new_empty(start.numel()) for _ in range(2))
-        stack, gradient = (self._blocks(part, plan.n_models) for part in (flat, slopes))
-        for name, view in self.model.views(start.detach()).items():
-            stack[name].copy_(view)
-        optimizer = self.optimizer.build([flat.requires_grad_()])
-        flat.grad = slopes
+        # a tensor of its own for each parameter: products want them contiguous
+        views = self.model.views(start.detach())
+        stack = {
+            name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()
+        }
+        room = {name: torch.empty_like(part) for name, part in stack.items()}
+        optimizer = self.optimizer.build(part.requires_grad_() for part in stack.values())
         shown = set(marks)
 
         def trial() -> Tensor:
@@ -188,9 +180,8 @@ class StackTrainer:
                 for group in optimizer.param_groups:
                     group["lr"] = self.optimizer.lr_at(epoch)
                 for batch in batches:
-                    for name, found in self.gradient(stack, batch, gradient).items():
-                        if found is not gradient[name]:
-                            gradient[name].copy_(found)
+                    for name, gradient in self.gradient(stack, batch, room).items():
+                        stack[name].grad = gradient
                     optimizer.step()
                 if epoch + 1 in shown:
                     reached = self.model.flatten(stack).detach()
