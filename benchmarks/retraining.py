@@ -7,9 +7,9 @@ The settings are those of the papers: half of the rows, 20 epochs of SGD with mo
 side is `train_on_subsets` as a user calls it, with two workers, all models, and the measurement of
 all test rows. The plain loop trains a few models one at a time: a ``DataLoader`` over the subset,
 forward, ``backward``, ``step``; with one thread and with as many as there are cores. skorch nets are
-fitted by two joblib workers of one thread each. What trains fewer models is scaled to all. Every round times all
-variants in turn; a ratio is taken within a round and its median over rounds is printed. The time of
-fimoda's first call, which starts the workers and compiles, is printed besides.
+fitted by two joblib workers of one thread each. What trains fewer models is scaled to all. Every
+round times all variants in turn; a ratio is taken within a round and its median over rounds is
+printed. The time of fimoda's first call, which starts the workers, is printed besides.
 """
 
 from __future__ import annotations
