@@ -31,6 +31,7 @@ ORDER = [
     "_choice",
     "attribution",
     "__init__",
+    "cli",
 ]
 APART = {"datasets"}
 USER_LIBRARIES = ("skorch", "sklearn.linear_model", "sklearn.neural_network", "sklearn.pipeline")
