@@ -274,6 +274,24 @@ def test_layers_autograd_and_plain_autograd_agree(name, l2):
     torch.testing.assert_close(by_autograd + penalty, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize("name", [n for n in CHAINS if n != "dropout layers"])
+def test_layers_write_where_they_are_told(name, l2, batch):
+    """Twice into the same memory, the second time over other numbers; a batch of one row too."""
+    model = final_model(name, l2)
+    theta, x, y, weights = stack_inputs(model, name)
+    x, y, weights = x[:, :batch], y[:, :batch], weights[:, :batch] + 0.1
+    views = model.views(theta)
+    room = {key: torch.full_like(view, 7.0).contiguous() for key, view in views.items()}
+    gradient = stacked_gradient(model)
+    gradient(views, 2 * x, y, weights, room)
+    written = gradient(views, x, y, weights, room)
+    assert all(written[key] is room[key] for key in room)
+    expected = plain_gradient(model, theta, x, y, weights)
+    torch.testing.assert_close(model.flatten(room), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("l2", [False, True])
 @pytest.mark.parametrize(
     "name",
