@@ -11,8 +11,8 @@ Settings of the SOURCE paper: halves of the rows, SGD with momentum 0.9, three s
 Networks are trained on random subsets with several seeds (the truth), and again on all rows with five
 other seeds (the models that methods look at). "One model" is the mean over those models of the score of
 a method that sees one; the interval is that of a bootstrap over subsets. The directory ``--output``
-keeps the truth; a second call takes from there what it needs, and trains more seeds if asked to. "cost"
-is the time of SOURCE beside that of EK-FAC influence functions.
+keeps truth and scores; a second call takes from there what it needs, and trains more seeds if asked to.
+"cost" is the time of SOURCE beside that of EK-FAC influence functions.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ class Problem:
 
     # ---- methods ----------------------------------------------------------------------------
 
-    def ensemble(self, number: int, jobs: int) -> fimoda.Ensemble:
+    def ensemble(self, number: int, jobs: int, checkpoints: Any = 6) -> fimoda.Ensemble:
         """Models trained on all rows, recorded."""
         found = fimoda.train_ensemble(
             self.net,
             self.X,
             self.y,
             n_seeds=range(1000, 1000 + number),
-            checkpoints=6,
+            checkpoints=checkpoints,
             n_jobs=jobs,
             **self.steps,
         )
@@ -174,21 +174,21 @@ class Problem:
             "TRAK": fimoda.TRAK(
                 n_components=self.components, projection="sparse", damping=1e-8, random_state=0
             ),
-            "influence (EK-FAC, 1e-8)": fimoda.EKFACInfluence(damping=1e-8),
-            "influence (EK-FAC, auto)": fimoda.EKFACInfluence(),
+            "EK-FAC influence 1e-8": fimoda.EKFACInfluence(damping=1e-8),
+            "EK-FAC influence auto": fimoda.EKFACInfluence(),
             "SOURCE": fimoda.SOURCE(segments=4 if stage else 3, **stage),
             "Fast-SOURCE": fimoda.SOURCE(
                 segments=4 if stage else 3, averaging="parameters", **stage
             ),
-            "SOURCE, segments='auto'": fimoda.SOURCE(segments="auto", **stage),
-            "SOURCE, projected": fimoda.SOURCE(
+            "SOURCE auto": fimoda.SOURCE(segments="auto", **stage),
+            "SOURCE projected": fimoda.SOURCE(
                 segments=4 if stage else 3, curvature="projected", n_components=self.components,
                 random_state=0, **stage,
             ),
         }  # fmt: skip
         if not stage:
             alone = {k: self.steps[k] for k in ("n_epochs", "batch_size")}
-            found["SOURCE, final model alone"] = fimoda.SOURCE(
+            found["SOURCE final model alone"] = fimoda.SOURCE(
                 trajectory="final", lr=self.lr / (1 - self.params["momentum"]), **alone
             )
         return found
@@ -263,17 +263,15 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
         for name, method in problem.methods().items()
     }
     if arguments.slow:
+        whole = problem.ensemble(arguments.members, arguments.jobs, "all")
+        ways["Hydra"] = lambda: list(problem.scores("Hydra", fimoda.Hydra(), whole))
         ways["linearized further training"] = lambda: problem.linearized(ensemble)
         ways["unrolled from the start"] = lambda: problem.unrolled(ensemble)
     if arguments.downsampling:
         ways["Downsampling"] = lambda: downsampling(problem, arguments)
-    ceiling = None
-    for name, way in ways.items():
-        if arguments.methods and name not in arguments.methods.split(","):
-            continue
-        start = time.perf_counter()
-        scores = way()
-        seconds = (time.perf_counter() - start) / len(ensemble)
+    for name in arguments.methods.split(",") if arguments.methods else ways:
+        file = folder / f"{problem.name}-{len(ensemble)}-{name}.npz"
+        seconds, scores = kept_scores(file, ways[name])
         label = {str(k): one for k, one in enumerate(scores)}
         found = linear_datamodeling_score(label, truth, random_state=0)
         line = summary(found)
@@ -287,6 +285,16 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
     print(
         f"\nceiling of the truth from {arguments.seeds} seeds: {np.mean(ceiling):.3f}\n", flush=True
     )
+
+
+def kept_scores(file: Path, way: Callable[[], list[np.ndarray]]) -> tuple[float, np.ndarray]:
+    """Scores and the seconds that they took, from the file if it is there."""
+    if not file.exists():
+        start = time.perf_counter()
+        scores = way()
+        np.savez(file, seconds=time.perf_counter() - start, scores=np.float32(scores))
+    kept = np.load(file)
+    return float(kept["seconds"]), kept["scores"].astype(float)
 
 
 def summary(found: Any) -> str:
