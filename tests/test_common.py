@@ -32,6 +32,8 @@ from torch import nn
 
 import fimoda.attributors
 from fimoda import BaseAttributor, GradCos, GradDot, RepSim
+from fimoda.attributors._retraining import BaseRetraining
+from fimoda.utils.estimator_checks import attributor_checks, check_attributor
 
 # The default MLP of scikit-learn's checks, and small fits here, may stop early.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -70,7 +72,9 @@ SMALL = {
 
 def make(cls: type[BaseAttributor], estimator=None, **params) -> BaseAttributor:
     """An attributor with small parameters."""
-    known = inspect.signature(cls).parameters
+    known = set(inspect.signature(cls).parameters)
+    if issubclass(cls, BaseRetraining):
+        known.discard("n_epochs")  # a model with a fit of its own refuses it
     small = {name: value for name, value in SMALL.items() if name in known}
     return cls(estimator, **{**small, **params})
 
@@ -137,7 +141,8 @@ def test_sample_weight_is_repetition(cls):
     X, y = make_regression(12, 3, random_state=0)
     weight = np.tile([1, 2, 0, 3], 3)
     model = Ridge().fit(X, y, weight)
-    params = {"batch_size": 100} if "batch_size" in inspect.signature(cls).parameters else {}
+    steps = "batch_size" in inspect.signature(cls).parameters
+    params = {"batch_size": 100} if steps and not issubclass(cls, BaseRetraining) else {}
     weighted = make(cls, model, **params).fit(X, y, sample_weight=weight).transform(X, y)
     copies = np.repeat(np.arange(12), weight)
     repeated = make(cls, model, **params).fit(X[copies], y[copies]).transform(X, y)
@@ -153,6 +158,39 @@ def test_sample_weight_is_repetition(cls):
 
 
 # ---- the contract ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=f"{cls.__name__}-{name}")
+        for cls in ATTRIBUTORS
+        for name, check in attributor_checks(make(cls))
+    ],
+)
+def test_contract(check):
+    check()
+
+
+class Broken(GradDot):
+    """Keeps what an earlier fit has seen, and returns the wrong type."""
+
+    def _fit(self):
+        self.first_ = getattr(self, "first_", self._X)
+        super()._fit()
+
+    def _scores(self, X, y, measure):
+        scores = super()._scores(X, y, measure) * (1 + self.first_.sum().item())
+        return scores.astype(np.float32)
+
+
+def test_the_checks_can_fail():
+    results = check_attributor(Broken(), on_fail=None)
+    failed = {r["check_name"].split()[0] for r in results if r["status"] == "failed"}
+    assert {"check_scores", "check_fit_again"} <= failed
+    assert "check_clone" not in failed
+    with pytest.raises(AssertionError, match="scores must be float64"):
+        check_attributor(Broken())
 
 
 class TwoLayers(nn.Module):
@@ -228,16 +266,6 @@ def test_columns_of_some_rows(cls):
 
 
 @each_attributor
-def test_transform_without_y_of_a_regressor_is_the_prediction(cls):
-    estimator, X, y, X_test, _ = problem("ridge")
-    scores = make(cls, estimator).fit(X, y).transform(X_test)
-    output = (
-        make(cls, estimator, measurement="output").fit(X, y).transform(X_test, np.zeros(N_TEST))
-    )
-    assert_array_equal(scores, output)
-
-
-@each_attributor
 def test_transform_without_y_of_a_classifier_is_at_the_predicted_class(cls):
     estimator, X, y, X_test, _ = problem("skorch")
     attributor = make(cls, estimator).fit(X, y)
@@ -247,7 +275,7 @@ def test_transform_without_y_of_a_classifier_is_at_the_predicted_class(cls):
 
 
 @each_attributor
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["skorch"])
 def test_fit_transform(cls, model):
     estimator, X, y, _, _ = problem(model)
     attributor = make(cls, estimator)
@@ -373,20 +401,6 @@ def test_clone_is_unfitted_and_keeps_settings(cls):
 
 
 @each_attributor
-def test_an_unfitted_model_is_cloned_and_fitted(cls):
-    X, y = regression()
-    ridge = Ridge(alpha=3.0)
-    attributor = make(cls, ridge).fit(X, y)
-    assert clone(attributor).estimator is not ridge
-    with pytest.raises(NotFittedError):
-        check_is_fitted(ridge)
-    assert attributor.estimator is ridge
-    assert_allclose(attributor.estimator_.coef_, Ridge(alpha=3.0).fit(X, y).coef_)
-    given = make(cls, Ridge(alpha=3.0).fit(X, y)).fit(X, y)
-    assert_array_equal(attributor.transform(X, y), given.transform(X, y))
-
-
-@each_attributor
 def test_an_unfitted_model_is_fitted_with_the_weights(cls):
     X, y = regression()
     weight = np.linspace(0.5, 2, len(y))
@@ -420,7 +434,7 @@ def test_default_estimator(cls, target):
 
 
 @each_attributor
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["skorch"])
 def test_pickle_and_joblib(cls, model, tmp_path):
     estimator, X, y, X_test, y_test = problem(model)
     attributor = make(cls, estimator).fit(X, y)
@@ -519,7 +533,7 @@ def close(a, b):
 
 
 @each_attributor
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["skorch"])
 def test_order_of_test_rows(cls, model):
     estimator, X, y, X_test, y_test = problem(model)
     attributor = make(cls, estimator).fit(X, y)
@@ -548,15 +562,6 @@ def test_order_of_training_rows(cls, model):
     scores = make(cls, estimator).fit(X, y).transform(X_test, y_test)
     permuted = make(cls, estimator).fit(X[order], y[order]).transform(X_test, y_test)
     close(permuted, scores[:, order])
-
-
-@each_attributor
-def test_fit_forgets_the_fit_before(cls):
-    estimator, X, y, X_test, y_test = problem("ridge")
-    attributor = make(cls, estimator).fit(X[:20] + 1, y[:20])
-    attributor.transform(X_test, y_test)
-    again = attributor.fit(X, y).transform(X_test, y_test)
-    assert_array_equal(again, make(cls, estimator).fit(X, y).transform(X_test, y_test))
 
 
 # ---- metadata routing -----------------------------------------------------------------------
