@@ -1,0 +1,96 @@
+"""
+A method of one's own
+=====================
+
+An attributor is one class with one or two hooks. This one scores by the product of the gradients'
+signs, which nobody has asked for; whatever else an attributor does, from Pipelines to pandas output
+and ``clone``, it inherits. The checks that every attributor passes say whether it keeps the contract.
+"""
+
+# %%
+# The class
+# ---------
+# ``__init__`` only stores (the base class has ``estimator``, ``measurement``, ``criterion`` and
+# ``random_state``). ``_fit`` finds the frozen model in ``model_`` and the encoded rows in ``_X``,
+# ``_y`` and ``_weights``; ``_scores`` gets encoded test rows and the measurement, and returns one
+# column for each row of ``train_indices_``. Here gradients of all rows are held at once: a method for
+# many rows would go through them in chunks.
+
+from numbers import Real
+from typing import Any, ClassVar
+
+from sklearn.datasets import load_breast_cancer
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.estimator_checks import check_estimator
+
+from fimoda import BaseAttributor, GradDot, agreement_curve, further_training_curve
+from fimoda.row_gradients import RowDifferentiator
+from fimoda.utils.estimator_checks import check_attributor
+
+
+class SignProduct(BaseAttributor):
+    """Share of the parameters in which two rows pull the same way, less the share of the others."""
+
+    process = "none: directions are compared"
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseAttributor._parameter_constraints,
+        "threshold": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        threshold=0.0,
+        measurement="loss",
+        criterion=None,
+        random_state=None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.threshold = threshold
+
+    def _fit(self):
+        self._gradients = RowDifferentiator(self.model_, self._X[:2])
+        self._signs = self._signs_of(self._X, self._y, self.model_.loss)
+
+    def _signs_of(self, X, y, measure):
+        gradients = self._gradients(X, y, measure).dense()
+        return gradients.sign() * (gradients.abs() > self.threshold)
+
+    def _scores(self, X, y, measure):
+        agree = self._signs_of(X, y, measure) @ self._signs.mT
+        return (agree / self.model_.n_parameters).double().cpu().numpy()
+
+
+# %%
+# The checks
+# ----------
+# fimoda's and scikit-learn's. One of the latter compares a row of weight two with the row given
+# twice, whose scores have one more column: it cannot hold.
+
+results = check_attributor(SignProduct())
+print(f"{len(results)} checks of the contract passed")
+expected = {"check_sample_weight_equivalence_on_dense_data": "one column for each row"}
+results = check_estimator(SignProduct(), expected_failed_checks=expected)
+print(f"{sum(r['status'] == 'passed' for r in results)} checks of scikit-learn passed")
+
+# %%
+# Is it any good?
+# ---------------
+
+X, y = load_breast_cancer(return_X_y=True)
+model = make_pipeline(StandardScaler(), MLPClassifier((16,), max_iter=400, random_state=0)).fit(
+    X, y
+)
+X_test, y_test = X[:20], y[:20]
+curve = further_training_curve(
+    model, X, y, X_test, y_test, epochs=[1, 5], n_seeds=3, leave_out=40, random_state=0
+)
+methods = {cls.__name__: cls(model).fit(X, y) for cls in (GradDot, SignProduct)}
+print(agreement_curve(methods, curve, X_test, y_test).table())
