@@ -158,7 +158,10 @@ def check_top(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
     X, y, X_test, y_test = rows
     made = _with(attributor, model).fit(X, y)
     scores, top = made.transform(X_test, y_test), made.top(X_test, y_test, k=2)
-    assert_array_equal(top.helpful[:, 0], made.train_indices_[scores.argmax(1)])
+    column = {int(row): k for k, row in enumerate(made.train_indices_)}
+    places = [column[int(row)] for row in top.helpful[:, 0]]
+    assert_array_equal(scores[np.arange(_N_TEST), places], scores.max(1))
+    assert_array_equal(top.helpful_scores[:, 0], scores.max(1))
     assert_array_equal(top.harmful_scores[:, 0], scores.min(1))
 
 
