@@ -16,10 +16,12 @@ and ``clone``, it inherits. The checks that every attributor passes say whether 
 # column for each row of ``train_indices_``. Here gradients of all rows are held at once: a method for
 # many rows would go through them in chunks.
 
+import warnings
 from numbers import Real
 from typing import Any, ClassVar
 
 from sklearn.datasets import load_breast_cancer
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -74,6 +76,7 @@ class SignProduct(BaseAttributor):
 # fimoda's and scikit-learn's. One of the latter compares a row of weight two with the row given
 # twice, whose scores have one more column: it cannot hold.
 
+warnings.simplefilter("ignore", ConvergenceWarning)  # the checks' small models stop early
 results = check_attributor(SignProduct())
 print(f"{len(results)} checks of the contract passed")
 expected = {"check_sample_weight_equivalence_on_dense_data": "one column for each row"}
