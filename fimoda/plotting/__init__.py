@@ -5,6 +5,8 @@ from .lds import LinearDatamodelingScoreDisplay
 from .mislabels import MislabelDetectionDisplay
 from .outcomes import MeanVarianceDisplay, OutcomeDensityDisplay
 from .removal import SubsetRemovalCurveDisplay
+from .scores import ScoreMapDisplay, SelfInfluenceDisplay
+from .seeds import SeedsNeededDisplay
 from .top_rows import TopRowsDisplay
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "MeanVarianceDisplay",
     "MislabelDetectionDisplay",
     "OutcomeDensityDisplay",
+    "ScoreMapDisplay",
+    "SeedsNeededDisplay",
+    "SelfInfluenceDisplay",
     "SubsetRemovalCurveDisplay",
     "TopRowsDisplay",
 ]

@@ -1,0 +1,224 @@
+"""Scores of all rows at once, drawn: as a map, and those of rows on themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..base import BaseAttributor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+
+class ScoreMapDisplay:
+    """All scores as a map of test rows by training rows, sorted so that blocks can be seen.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_test, n_columns)
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes drawn on, after `plot`.
+    figure_ : matplotlib Figure
+        Their figure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fimoda import ScoreMapDisplay
+    >>> display = ScoreMapDisplay.from_predictions(np.eye(3)).plot()
+    >>> display.ax_.get_ylabel()
+    'test row'
+    """
+
+    def __init__(self, scores: NDArray[np.float64]):
+        self.scores = scores
+        self.ax_: Axes
+        self.figure_: Figure | SubFigure
+
+    @classmethod
+    def from_estimator(cls, attributor: BaseAttributor, X: Any, y: Any = None) -> ScoreMapDisplay:
+        """Score test rows with a fitted attributor.
+
+        Parameters
+        ----------
+        attributor : BaseAttributor
+            Fitted.
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets, as in ``transform``.
+
+        Returns
+        -------
+        ScoreMapDisplay
+        """
+        return cls(np.asarray(attributor.transform(X, y), dtype=np.float64))
+
+    @classmethod
+    def from_predictions(cls, scores: ArrayLike) -> ScoreMapDisplay:
+        """Take scores as they are.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n_test, n_columns)
+
+        Returns
+        -------
+        ScoreMapDisplay
+        """
+        found = np.asarray(scores, dtype=np.float64)
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise ValueError(
+                f"scores must be a finite matrix (n_test, n_columns), got shape {found.shape}."
+            )
+        return cls(found)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        test_order: ArrayLike | None = None,
+        train_order: ArrayLike | None = None,
+    ) -> ScoreMapDisplay:
+        """Draw the map; colours end at the 99th percentile of the scores' sizes.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        test_order, train_order : array-like of int, default=None
+            Orders of the rows and columns, for example by class (``np.argsort(y)``).
+
+        Returns
+        -------
+        ScoreMapDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots()
+        shown = self.scores
+        if test_order is not None:
+            shown = shown[np.asarray(test_order)]
+        if train_order is not None:
+            shown = shown[:, np.asarray(train_order)]
+        limit = float(np.quantile(np.abs(shown), 0.99)) or 1.0
+        image = ax.imshow(
+            shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
+        ax.figure.colorbar(image, ax=ax, label="change without the row", extend="both")
+        ax.set(xlabel="training row", ylabel="test row")
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+class SelfInfluenceDisplay:
+    """Distribution of self-influence; rows that are fitted only by their own presence lie far right.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_columns,)
+    marked : ndarray of bool of shape (n_columns,) or None
+        Rows to show apart.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes drawn on, after `plot`.
+    figure_ : matplotlib Figure
+        Their figure.
+
+    Examples
+    --------
+    >>> from fimoda import SelfInfluenceDisplay
+    >>> display = SelfInfluenceDisplay.from_predictions([0.1, 0.2, 3.0]).plot()
+    >>> display.ax_.get_xlabel()
+    'self-influence'
+    """
+
+    def __init__(self, scores: NDArray[np.float64], marked: NDArray[np.bool_] | None = None):
+        self.scores = scores
+        self.marked = marked
+        self.ax_: Axes
+        self.figure_: Figure | SubFigure
+
+    @classmethod
+    def from_estimator(
+        cls, attributor: BaseAttributor, marked: ArrayLike | None = None
+    ) -> SelfInfluenceDisplay:
+        """Ask a fitted attributor.
+
+        Parameters
+        ----------
+        attributor : BaseAttributor
+            Fitted.
+        marked : array-like of bool of shape (n_columns,), default=None
+            Rows to show apart, for example those with a wrong label.
+
+        Returns
+        -------
+        SelfInfluenceDisplay
+        """
+        return cls.from_predictions(attributor.self_influence(), marked)
+
+    @classmethod
+    def from_predictions(
+        cls, scores: ArrayLike, marked: ArrayLike | None = None
+    ) -> SelfInfluenceDisplay:
+        """Take scores as they are.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n_columns,)
+        marked : array-like of bool of shape (n_columns,), default=None
+            Rows to show apart.
+
+        Returns
+        -------
+        SelfInfluenceDisplay
+        """
+        found = np.asarray(scores, dtype=np.float64)
+        chosen = None if marked is None else np.asarray(marked, dtype=bool)
+        if chosen is not None and chosen.shape != found.shape:
+            raise ValueError(
+                f"marked must have one entry for each score, {found.shape}, got {chosen.shape}."
+            )
+        return cls(found, chosen)
+
+    def plot(self, ax: Axes | None = None, bins: int = 40) -> SelfInfluenceDisplay:
+        """Draw the histogram, counts on a logarithmic axis.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        bins : int, default=40
+
+        Returns
+        -------
+        SelfInfluenceDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots()
+        parts, labels = [self.scores], ["rows"]
+        if self.marked is not None:
+            parts = [self.scores[~self.marked], self.scores[self.marked]]
+            labels = ["other rows", "marked rows"]
+        edges = np.histogram_bin_edges(self.scores, bins)
+        ax.hist(parts, edges.tolist(), stacked=True, label=labels, log=True)
+        ax.set(xlabel="self-influence", ylabel="training rows")
+        if self.marked is not None:
+            ax.legend()
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
