@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 from torch import Tensor, nn
 
 from ..attributors._retraining import BaseRetraining
@@ -52,7 +51,7 @@ def as_train(
 def _method(train: Any) -> BaseRetraining:
     """The retraining method that an estimator or attributor stands for."""
     if isinstance(train, BaseRetraining):
-        return clone(train)
+        return train.__sklearn_clone__()
     if isinstance(train, BaseAttributor):
         model = getattr(train, "estimator_", train.estimator)
         return LeaveOneOut(model, criterion=train.criterion)
