@@ -5,14 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..model import FinalModel
 from ..row_gradients import Measure
+from ..training.products import fast_float32_products
 from .ekfac import EKFAC, Block, inner
 from .layers import Factors, LayerDifferentiator
 from .stationary import Dynamics, Segment, Stationary
+
+#: Size of the products on which the faster library is tried.
+_TRIAL_ROWS, _TRIAL_VECTORS = 512, 8
 
 #: A matrix (m, out, in) for each layer.
 Matrices = list[Tensor]
@@ -106,9 +111,16 @@ class EKFACStationary(Stationary):
         segment = self.segments[k]
         shape = (len(response[0]), len(segment.X))
         found = torch.zeros(shape, dtype=torch.float64, device=segment.X.device)
-        for rows, factors in self._rotated(k, torch.arange(len(segment.X))):
-            for W, f in zip(response, factors, strict=True):
-                found[:, rows] += inner(W, f).double()
+        largest = int(np.argmax([W[0].numel() for W in response]))
+
+        def trial() -> Tensor:
+            _, factors = next(self._rotated(k, torch.arange(min(_TRIAL_ROWS, len(segment.X)))))
+            return inner(response[largest][:_TRIAL_VECTORS], factors[largest])
+
+        with fast_float32_products(trial):
+            for rows, factors in self._rotated(k, torch.arange(len(segment.X))):
+                for W, f in zip(response, factors, strict=True):
+                    found[:, rows] += inner(W, f).double()
         return found / len(segment.models)
 
     def rowwise(self, k: int, response: Matrices, rows: Tensor) -> Tensor:
