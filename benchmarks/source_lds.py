@@ -280,7 +280,7 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
             line += "".join(f" {part}" for part in summary(
                 linear_datamodeling_score(label, margins, random_state=0)
             ).split("|")[1:2]) + " (margin) |"  # fmt: skip
-        print(f"| {name} | {line} {seconds:.1f} |", flush=True)
+        print(f"| {name} | {line} {seconds / len(ensemble):.1f} |", flush=True)
         ceiling = found.ceiling
     print(
         f"\nceiling of the truth from {arguments.seeds} seeds: {np.mean(ceiling):.3f}\n", flush=True
