@@ -21,6 +21,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -245,46 +246,44 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
     kept = folder / f"{problem.name}-{arguments.subsets}"
     start = time.perf_counter()
     outcomes = problem.truth(subsets, seeds, kept, arguments.jobs)
-    margins = outcomes if problem.measurement == "margin" else None
-    truth = outcomes if margins is None else as_loss(outcomes)
     print(
         f"{problem.name}: {arguments.subsets} subsets x {arguments.seeds} seeds trained in "
         f"{time.perf_counter() - start:.0f} s ({len(outcomes.failed)} failed), "
         f"{time.strftime('%Y-%m-%d %H:%M')}",
         flush=True,
     )
-    start = time.perf_counter()
-    ensemble = problem.ensemble(arguments.members, arguments.jobs)
-    print(f"{len(ensemble)} models recorded in {time.perf_counter() - start:.0f} s", flush=True)
-    head = f"| method | one model | 95% | {len(ensemble)} models | 95% | seconds a model |"
-    print(f"\n{head}\n{'| --- ' * head.count(' | ')}| --- |", flush=True)
+    number = arguments.members
+
+    @cache
+    def recorded(checkpoints: Any = 6) -> fimoda.Ensemble:
+        return problem.ensemble(number, arguments.jobs, checkpoints)
+
     ways: dict[str, Callable[[], list[np.ndarray]]] = {
-        name: (lambda name=name, method=method: list(problem.scores(name, method, ensemble)))
+        name: (lambda name=name, method=method: list(problem.scores(name, method, recorded())))
         for name, method in problem.methods().items()
     }
     if arguments.slow:
-        whole = problem.ensemble(arguments.members, arguments.jobs, "all")
-        ways["Hydra"] = lambda: list(problem.scores("Hydra", fimoda.Hydra(), whole))
-        ways["linearized further training"] = lambda: problem.linearized(ensemble)
-        ways["unrolled from the start"] = lambda: problem.unrolled(ensemble)
+        ways["Hydra"] = lambda: list(problem.scores("Hydra", fimoda.Hydra(), recorded("all")))
+        ways["linearized further training"] = lambda: problem.linearized(recorded())
+        ways["unrolled from the start"] = lambda: problem.unrolled(recorded())
     if arguments.downsampling:
         ways["Downsampling"] = lambda: downsampling(problem, arguments)
+    truths = {"loss": as_loss(outcomes) if problem.measurement == "margin" else outcomes}
+    if problem.measurement == "margin":
+        truths["margin"] = outcomes
+    head = "".join(f" | {kind}: one model | 95% | {number} models | 95%" for kind in truths)
+    print(f"\n| method{head} | s a model |\n{'| --- ' * (head.count('|') + 2)}|", flush=True)
     for name in arguments.methods.split(",") if arguments.methods else ways:
-        file = folder / f"{problem.name}-{len(ensemble)}-{name}.npz"
-        seconds, scores = kept_scores(file, ways[name])
-        label = {str(k): one for k, one in enumerate(scores)}
-        found = linear_datamodeling_score(label, truth, random_state=0)
-        line = summary(found)
-        if margins is not None:
-            label = {k: -one for k, one in label.items()}  # the margin falls as the loss rises
-            line += "".join(f" {part}" for part in summary(
-                linear_datamodeling_score(label, margins, random_state=0)
-            ).split("|")[1:2]) + " (margin) |"  # fmt: skip
-        print(f"| {name} | {line} {seconds / len(ensemble):.1f} |", flush=True)
-        ceiling = found.ceiling
-    print(
-        f"\nceiling of the truth from {arguments.seeds} seeds: {np.mean(ceiling):.3f}\n", flush=True
-    )
+        seconds, scores = kept_scores(folder / f"{problem.name}-{number}-{name}.npz", ways[name])
+        line = f"| {name} |"
+        for kind, truth in truths.items():
+            sign = -1 if kind == "margin" else 1  # the margin falls as the loss rises
+            label = {str(k): sign * one for k, one in enumerate(scores)}
+            line += f" {summary(linear_datamodeling_score(label, truth, random_state=0))}"
+        print(f"{line} {seconds / number:.1f} |", flush=True)
+    for kind, truth in truths.items():
+        ceiling = fimoda.noise_ceiling(truth.measured, random_state=0).mean()
+        print(f"\nceiling of the truth ({kind}, {len(seeds)} seeds): {ceiling:.3f}", flush=True)
 
 
 def kept_scores(file: Path, way: Callable[[], list[np.ndarray]]) -> tuple[float, np.ndarray]:
