@@ -201,9 +201,10 @@ class KolmogorovSmirnov(Distance):
 class KullbackLeibler(Distance):
     r"""Divergence :math:`\sum_b P_b \log(P_b / Q_b)` of the left-out from the full histogram, in nats.
 
-    Both histograms have the same bins of equal width, over the range of the two samples together;
-    every bin has half a sample more than it holds, so that the divergence is finite. It is 0 for
-    samples that are all the same number. Few samples or many bins raise it.
+    Both histograms have the same bins of equal width, over the range of the two samples together. To
+    the share of samples in every bin half a sample's share (of the smaller number of samples) is
+    added, so that the divergence is finite. It is 0 for samples that are all the same number. Few
+    samples or many bins raise it.
 
     Parameters
     ----------
@@ -219,17 +220,18 @@ class KullbackLeibler(Distance):
     def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
         low = np.minimum(left_out.min(0), full.min(0))
         width = np.maximum(left_out.max(0), full.max(0)) - low
-        p, q = (self._histogram(sample, low, width) for sample in (left_out, full))
+        more = 0.5 / min(len(left_out), len(full))
+        p, q = (self._histogram(sample, low, width, more) for sample in (left_out, full))
         return (p * np.log(p / q)).sum(0)
 
-    def _histogram(self, sample: Samples, low: Any, width: Any) -> NDArray[np.float64]:
+    def _histogram(self, sample: Samples, low: Any, width: Any, more: float) -> Samples:
         """Smoothed shares, (bins, ...)."""
         place = np.divide(
             sample - low, width, out=np.zeros(np.broadcast(sample, low).shape), where=width > 0
         )
         bins = np.minimum((place * self.bins).astype(np.int64), self.bins - 1)
-        counts = np.stack([(bins == b).sum(0) for b in range(self.bins)])
-        return (counts + 0.5) / (len(sample) + 0.5 * self.bins)
+        shares = np.stack([(bins == b).mean(0) for b in range(self.bins)])
+        return (shares + more) / (1 + more * self.bins)
 
 
 @dataclass(frozen=True)
