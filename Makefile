@@ -28,8 +28,9 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/plot_quickstart.py
 
+# One process a core, of one thread each: the tests' matrices are small.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
