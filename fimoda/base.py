@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,7 +93,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     """
 
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
-    process: ClassVar[str]
+    process: ClassVar[str] = "as the method says"
 
     # y of transform can be routed like any other metadata
     __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
@@ -348,6 +349,24 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         new = super(BaseAttributor, bare).__sklearn_clone__()
         new.estimator = self.estimator
         return new
+
+    def _meaning(self) -> str:
+        """What a score says, for the HTML representation."""
+        name = self.measurement if isinstance(self.measurement, str) else "measurement"
+        sign = "the row helps" if name == "loss" else f"the {name} would be higher"
+        return (
+            f"<p>A score: {escape(name)} of a test row without a training row, minus with all "
+            f"(positive: {escape(sign)}). Without it: {escape(self.process)}.</p>"
+        )
+
+    def _repr_html_inner(self) -> str:
+        return super()._repr_html_inner() + self._meaning()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle:
+            bundle["text/html"] += self._meaning()
+        return bundle
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

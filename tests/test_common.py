@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import sklearn
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
@@ -450,6 +451,24 @@ def test_pickle_and_joblib(cls, model, tmp_path):
 
 
 # ---- names ----------------------------------------------------------------------------------
+
+
+@each_attributor
+def test_html_says_what_a_score_means(cls):
+    assert cls.process
+    attributor = make(cls, measurement="margin")
+    for html in (attributor._repr_html_(), attributor._repr_mimebundle_()["text/html"]):
+        assert "margin of a test row without a training row, minus with all" in html
+        assert f"Without it: {attributor.process.replace(chr(39), '&#x27;')}." in html
+
+
+@each_attributor
+def test_sparse_rows_are_refused(cls):
+    estimator, X, y, X_test, y_test = problem("ridge")
+    with pytest.raises(TypeError, match=r"Sparse data was passed.*dense data is required"):
+        make(cls, estimator).fit(scipy.sparse.csr_array(X), y)
+    with pytest.raises(TypeError, match=r"dense data is required"):
+        make(cls, estimator).fit(X, y).transform(scipy.sparse.csr_array(X_test), y_test)
 
 
 @each_attributor
