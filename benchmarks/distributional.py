@@ -1,0 +1,359 @@
+"""Distributional attribution: what it predicts, against training again.
+
+    python benchmarks/distributional.py concrete --data path/to/concrete.csv
+    python benchmarks/distributional.py growth --data path/to/concrete.csv
+    python benchmarks/distributional.py noise
+    python benchmarks/distributional.py variance
+    python benchmarks/distributional.py pruning
+
+concrete: are predicted samples without a row closer to retrained ones than those with all rows?
+growth: correlation of the responses of unrolled training and of influence functions, by epochs.
+noise: correlation of predicted and measured leave-one-out effects, by retrainings a row.
+variance: a row of digits that changes the variance and not the mean, found and verified.
+pruning: drop a tenth of digits with wrong labels by scores of many models, of each model, at random.
+Each prints a table; concrete and noise draw a figure if given ``--figure``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from fimoda import (
+    DistributionalInfluence,
+    Ensemble,
+    ExactInfluence,
+    FurtherTraining,
+    OutcomeDensityDisplay,
+    OutcomeSamples,
+    UnrolledDifferentiation,
+    distributional_agreement,
+    flip_labels,
+    noise_ceiling,
+    train_ensemble,
+    train_on_subsets,
+)
+from fimoda.datasets import split_concrete
+
+
+class Task:
+    """A network, its rows, and how it is trained."""
+
+    def __init__(self, rows: Any, widths: tuple[int, ...], activation: type, criterion: nn.Module,
+                 n_epochs: int, **steps: Any):  # fmt: skip
+        self.X, self.X_test, self.y, self.y_test = rows
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), activation()]
+        self.net = nn.Sequential(*layers[:-1])
+        self.criterion, self.n_epochs, self.steps = criterion, n_epochs, steps
+
+    def without(self, rows: Any) -> np.ndarray:
+        """Subsets: all rows first, and without each."""
+        subsets = np.ones((len(rows) + 1, len(self.X)), dtype=bool)
+        subsets[np.arange(1, len(subsets)), rows] = False
+        return subsets
+
+    def ensemble(self, seeds: Any, n_epochs: int | None = None) -> Ensemble:
+        """Models trained on all rows; their initial parameters are kept."""
+        return train_ensemble(
+            self.net, self.X, self.y, n_seeds=seeds, n_epochs=n_epochs or self.n_epochs,
+            checkpoints=[0], criterion=self.criterion, **self.steps,
+        )  # fmt: skip
+
+    def pairs(self, ensemble: Ensemble, rows: Any, **params: Any) -> OutcomeSamples:
+        """Training from scratch with and without each row, with the same parameters at the start and
+        the same batches: the row keeps its place in its batch, with weight zero."""
+        trainings = [
+            FurtherTraining(
+                n_epochs=self.n_epochs, n_seeds=[seed], leave_out=rows, compile=False, **self.steps
+            )
+            for seed in ensemble.seeds
+        ]
+        starts = [
+            model.at(model.flatten(run.state(0)))
+            for model, run in zip(ensemble.models, ensemble.trajectories, strict=True)
+        ]
+        trained = self.predict(starts, trainings, **params)
+        return trained.outcome_samples(self.X_test, self.y_test)
+
+    def retrain(self, subsets: np.ndarray, seeds: Any, **params: Any) -> Any:
+        return train_on_subsets(
+            self.net, self.X, self.y, subsets, self.X_test, self.y_test, n_seeds=seeds,
+            n_epochs=self.n_epochs, criterion=self.criterion, compile=False, **self.steps, **params,
+        )  # fmt: skip
+
+    def unrolled(self, ensemble: Ensemble, leave_out: Any = None, epochs: Any = None) -> list:
+        """Unrolled differentiation of each model's training, from its initial parameters."""
+        return [
+            UnrolledDifferentiation(
+                n_epochs=epochs or self.n_epochs, n_seeds=[seed], start=run.state(0),
+                leave_out=leave_out, kink_smoothing=None, **self.steps,
+            )
+            for seed, run in zip(ensemble.seeds, ensemble.trajectories, strict=True)
+        ]  # fmt: skip
+
+    def predict(self, ensemble: Ensemble, method: Any, **params: Any) -> DistributionalInfluence:
+        influence = DistributionalInfluence(
+            self.net, method=method, models=ensemble, criterion=self.criterion, **params
+        )
+        return influence.fit(self.X, self.y)
+
+
+DECAY = 3e-3
+
+
+def load_concrete(options: Any, n_epochs: int) -> tuple[Task, np.ndarray]:
+    """Smooth units, weight decay and steps that become smaller, so that training settles."""
+    X, X_test, y, y_test = split_concrete(options.data)
+    task = Task(
+        (X, X_test[:20], y, y_test[:20]), (8, 16, 1), nn.Tanh, nn.MSELoss(), n_epochs,
+        optimizer="SGD", lr=lambda epoch: 0.05 / (1 + epoch / 60), batch_size=256,
+        optimizer_params={"momentum": 0.9, "weight_decay": DECAY},
+    )  # fmt: skip
+    return task, np.sort(np.random.RandomState(0).choice(len(X), options.rows, replace=False))
+
+
+def concrete(options: Any) -> None:
+    """Predicted samples against retrained ones."""
+    task, rows = load_concrete(options, 80)
+    ensemble = task.ensemble(range(options.seeds))
+    measured = task.pairs(ensemble, rows)
+    predicted: dict[str, Any] = {"unrolled differentiation": (None, task.unrolled(ensemble, rows))}
+    for factor in (1, 3, 10):
+        predicted[f"influence function, damping {factor * DECAY:g}"] = (
+            ensemble, ExactInfluence(damping=factor * DECAY))  # fmt: skip
+    print("| method | distance | before | after | closer (share) | correlation | rank corr. |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    found = {}
+    for name, (models, method) in predicted.items():
+        samples = task.predict(models, method).outcome_samples(task.X_test, task.y_test)
+        found[name] = samples
+        for distance in ("mean", "w2", "variance"):
+            one = distributional_agreement(samples, measured, distance)
+            print(
+                f"| {name} | {distance} | {one.before.mean():.6f} | {one.after.mean():.6f} | "
+                f"{one.closer:.2f} | {one.pearson.mean():.2f} | {one.spearman.mean():.2f} |"
+            )
+    spread = measured.full.std(0, ddof=1).mean()
+    print(f"\nstandard deviation over trainings on all rows, mean of the test rows: {spread:.4f}")
+    if options.figure:
+        size = measured.distance("w2") / measured.full.std(0)[:, None]
+        z, k = np.unravel_index(size.argmax(), size.shape)
+        shown = {
+            "retrained": measured,
+            "by unrolled differentiation": found["unrolled differentiation"],
+            "by influence functions": found[f"influence function, damping {3 * DECAY:g}"],
+        }
+        display = OutcomeDensityDisplay(shown, row=int(rows[k]), test_row=int(z)).plot()
+        display.figure_.savefig(options.figure)
+
+
+def growth(options: Any) -> None:
+    """Correlation of the two responses, seed by seed, over epochs of training."""
+    epochs = [5, 10, 20, 40, 80, 160]
+    task, rows = load_concrete(options, epochs[-1])
+    walks = task.unrolled(task.ensemble(range(options.seeds), 1), rows, epochs)
+    dampings = (DECAY, 3 * DECAY, 10 * DECAY)
+    found = np.zeros((len(walks), len(epochs), len(dampings)))
+    for seed, walk in enumerate(walks):
+        walk.set_params(estimator=task.net, criterion=task.criterion).fit(task.X, task.y)
+        unrolled = walk.transform_horizons(task.X_test, task.y_test)
+        for k, n_epochs in enumerate(epochs):
+            model = task.ensemble([seed], n_epochs).models[0]
+            for d, damping in enumerate(dampings):
+                influence = ExactInfluence(model, damping=damping).fit(task.X, task.y)
+                scores = influence.transform(task.X_test, task.y_test)[:, rows]
+                found[seed, k, d] = _correlation(unrolled[k], scores)
+    print("| damping | " + " | ".join(map(str, epochs)) + " |")
+    print("| --- |" + " --- |" * len(epochs))
+    for d, damping in enumerate(dampings):
+        mean, error = found[..., d].mean(0), found[..., d].std(0, ddof=1) / np.sqrt(len(walks))
+        cells = [f"{m:.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
+        print(f"| {damping:g} | " + " | ".join(cells) + " |")
+
+
+def load_small() -> Task:
+    X, y = load_diabetes(return_X_y=True)
+    X = StandardScaler().fit_transform(X).astype(np.float32)
+    y = ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
+    return Task(
+        (X[:342], X[342:392], y[:342], y[342:392]), (10, 8, 1), nn.Tanh, nn.MSELoss(), 20,
+        optimizer="SGD", lr=0.05, batch_size=32,
+    )  # fmt: skip
+
+
+def noise(options: Any) -> None:
+    """Leave-one-out by the number of retrainings a row."""
+    task = load_small()
+    rows = np.sort(np.random.RandomState(0).choice(len(task.X), options.rows, replace=False))
+    seeds = range(options.seeds)
+    outcomes = task.retrain(task.without(rows), seeds)
+    measured = OutcomeSamples.from_retraining(outcomes, "loss")
+    ensemble = task.ensemble(range(1000, 1000 + options.models))  # other seeds than those that are measured
+    methods = {
+        "unrolled": (None, task.unrolled(ensemble, rows)),
+        "influence function": (ensemble, ExactInfluence(damping=1e-2)),
+    }
+    scores = {
+        name: task.predict(models, method).outcome_samples(task.X_test, task.y_test)
+        .of_rows(rows).distance("mean")
+        for name, (models, method) in methods.items()
+    }  # fmt: skip
+    rng = np.random.RandomState(0)
+    coupled = measured.effects  # (R, n_test, n_rows)
+    order = np.stack([rng.permutation(options.seeds) for _ in rows], 1)
+    apart = np.stack([measured.left_out[order[:, k], :, k] for k in range(len(rows))], -1)
+    counts = [r for r in (1, 2, 5, 10, 20, 50, 100, 200, 500) if r <= options.seeds]
+    table = {}
+    print("| retrainings a row | " + " | ".join(map(str, counts)) + " |")
+    print("| --- |" + " --- |" * len(counts))
+    for kind, sample in (("own seeds for each row", apart), ("the same seeds", coupled)):
+        for name, one in scores.items():
+            table[kind, name] = [_correlation(one, sample[:r].mean(0)) for r in counts]
+        whole = np.clip(np.nanmean(noise_ceiling(sample.transpose(2, 1, 0), random_state=0)), 0, 1)
+        full = whole**2  # reliability with all, and by Spearman and Brown with fewer
+        single = full / (options.seeds - (options.seeds - 1) * full)
+        table[kind, "ceiling"] = [np.sqrt(r * single / (1 + (r - 1) * single)) for r in counts]
+    for (kind, name), line in table.items():
+        print(f"| {name}, {kind} | " + " | ".join(f"{v:.2f}" for v in line) + " |")
+    if options.figure:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots()
+        for (kind, name), line in table.items():
+            ax.plot(counts, line, "k--" if name == "ceiling" else "o-", label=f"{name}, {kind}")
+        ax.set(xscale="log", xlabel="retrainings a row", ylabel="correlation over rows")
+        ax.legend(fontsize=7)
+        ax.figure.savefig(options.figure)
+
+
+def _correlation(scores: np.ndarray, effects: np.ndarray) -> float:
+    """Mean over test rows of the correlation over left-out rows."""
+    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(scores, effects, strict=True)]))
+
+
+def load_small_digits(seed: int, n_train: int = 400, wrong: float = 0.0) -> Task:
+    X, y = load_digits(return_X_y=True)
+    order = np.random.RandomState(seed).permutation(len(X))
+    X, y = (X[order] / 16).astype(np.float32), y[order]
+    labels = y[:n_train] if wrong == 0 else flip_labels(y[:n_train], wrong, random_state=seed)[0]
+    return Task(
+        (X[:n_train], X[n_train:], labels, y[n_train:]), (64, 10, 10), nn.Tanh,
+        nn.CrossEntropyLoss(), 20, optimizer="SGD", lr=0.2, batch_size=32,
+    )  # fmt: skip
+
+
+def variance(options: Any) -> None:
+    """A large effect on the variance and a small one on the mean."""
+    task = load_small_digits(0)
+    task.X_test, task.y_test = task.X_test[:40], task.y_test[:40]
+    ensemble = task.ensemble(range(1000, 1000 + options.models))  # other seeds than the measured
+    influence = task.predict(ensemble, ExactInfluence(damping=1e-2), measurement="margin")
+    samples = influence.outcome_samples(task.X_test, task.y_test)
+    mean, spread = samples.distance("mean"), samples.distance("std")
+    score = np.abs(spread) - np.abs(mean)
+    z, i = np.unravel_index(score.argmax(), score.shape)
+    typical = int(np.argsort(np.abs(spread[z]))[len(task.X) // 2])
+    task.X_test, task.y_test = task.X_test[[z]], task.y_test[[z]]
+    measured = task.pairs(
+        task.ensemble(range(options.seeds)), [int(i), typical], measurement="margin"
+    )
+    print(f"test row {z}, row {i}, and row {typical} of median effect; margin with all rows: mean "
+          f"{measured.full.mean():.2f}, standard deviation {measured.full.std():.3f}")  # fmt: skip
+    print("| row | distance | predicted | measured | 95 % interval | p |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for k, row in enumerate((i, typical)):
+        for distance, predicted in (("mean", mean), ("std", spread)):
+            low, high = measured.interval(distance, n_bootstrap=1000, random_state=0)[:, 0, k]
+            p = measured.permutation_test(distance, n_permutations=999, random_state=0)[0, k]
+            found = measured.distance(distance)[0, k]
+            print(f"| {row} | {distance} | {predicted[z, row]:+.4f} | {found:+.4f} | "
+                  f"[{low:+.4f}, {high:+.4f}] | {p:.3f} |")  # fmt: skip
+
+
+def accuracy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(-1) == y).double()
+
+
+def pruning(options: Any) -> None:
+    """Accuracy after dropping a tenth of the rows."""
+    found: dict[str, list[float]] = {"none": [], "at random": [], "one model": [], "many models": []}
+    for seed in range(5):
+        task = load_small_digits(seed, wrong=0.2)
+        n, n_drop = len(task.X), len(task.X) // 10
+        validation = task.X_test[:300], task.y_test[:300]
+        task.X_test, task.y_test = task.X_test[300:], task.y_test[300:]
+        ensemble = task.ensemble(range(options.models))
+        influence = task.predict(ensemble, ExactInfluence(damping=1e-2))
+        effects = influence.outcome_samples(*validation).effects.sum(1)  # (models, n)
+        rng = np.random.RandomState(seed)
+
+        def retrain(dropped: Any, seeds: Any, task: Task = task, n: int = n) -> float:
+            subset = np.ones((1, n), dtype=bool)
+            subset[0, dropped] = False
+            return float(task.retrain(subset, seeds, measurement=accuracy).measured.mean())
+
+        every = list(ensemble.seeds)
+        found["none"].append(retrain([], every))
+        found["at random"].append(
+            np.mean([retrain(rng.permutation(n)[:n_drop], [one]) for one in every]))  # fmt: skip
+        found["one model"].append(
+            np.mean([retrain(np.argsort(own)[:n_drop], [one])
+                     for one, own in zip(every, effects, strict=True)]))  # fmt: skip
+        found["many models"].append(retrain(np.argsort(effects.mean(0))[:n_drop], every))
+    print("| dropped | accuracy | 95 % interval | gain over one model | 95 % interval |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, values in found.items():
+        gain = np.subtract(values, found["one model"])
+        print(f"| {name} | {_interval(np.array(values))} | {_interval(gain)} |")
+
+
+def _interval(values: np.ndarray) -> str:
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.4f} | [{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
+
+
+PARTS = {f.__name__: f for f in (concrete, growth, noise, variance, pruning)}
+COUNTS = {  # seeds, rows, models
+    "concrete": (20, 16, 0), "growth": (5, 16, 0), "noise": (200, 20, 10),
+    "variance": (200, 0, 40), "pruning": (0, 0, 10),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--data", help="path of concrete.csv, or the directory that holds it")
+    parser.add_argument("--seeds", type=int, help="trainings")
+    parser.add_argument("--rows", type=int, help="left-out rows")
+    parser.add_argument("--models", type=int, help="models that predict")
+    parser.add_argument("--figure", help="file of the figure")
+    options = parser.parse_args()
+    for name, count in zip(("seeds", "rows", "models"), COUNTS[options.part], strict=True):
+        setattr(options, name, getattr(options, name) or count)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    start = time.perf_counter(), time.process_time()
+    PARTS[options.part](options)
+    print(
+        f"\n{options.part}: {options.seeds} seeds, {options.rows} rows, {options.models} models; "
+        f"{time.perf_counter() - start[0]:.0f} s, of the core {time.process_time() - start[1]:.0f} s; "
+        f"load {os.getloadavg()[1]:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
