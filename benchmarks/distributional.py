@@ -202,7 +202,9 @@ def noise(options: Any) -> None:
     seeds = range(options.seeds)
     outcomes = task.retrain(task.without(rows), seeds)
     measured = OutcomeSamples.from_retraining(outcomes, "loss")
-    ensemble = task.ensemble(range(1000, 1000 + options.models))  # other seeds than those that are measured
+    ensemble = task.ensemble(
+        range(1000, 1000 + options.models)
+    )  # other seeds than those that are measured
     methods = {
         "unrolled": (None, task.unrolled(ensemble, rows)),
         "influence function": (ensemble, ExactInfluence(damping=1e-2)),
@@ -259,7 +261,7 @@ def load_small_digits(seed: int, n_train: int = 400, wrong: float = 0.0) -> Task
 def variance(options: Any) -> None:
     """A large effect on the variance and a small one on the mean."""
     task = load_small_digits(0)
-    task.X_test, task.y_test = task.X_test[:40], task.y_test[:40]
+    task.X_test, task.y_test = task.X_test[:200], task.y_test[:200]
     ensemble = task.ensemble(range(1000, 1000 + options.models))  # other seeds than the measured
     influence = task.predict(ensemble, ExactInfluence(damping=1e-2), measurement="margin")
     samples = influence.outcome_samples(task.X_test, task.y_test)
@@ -290,7 +292,12 @@ def accuracy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def pruning(options: Any) -> None:
     """Accuracy after dropping a tenth of the rows."""
-    found: dict[str, list[float]] = {"none": [], "at random": [], "one model": [], "many models": []}
+    found: dict[str, list[float]] = {
+        "none": [],
+        "at random": [],
+        "one model": [],
+        "many models": [],
+    }
     for seed in range(5):
         task = load_small_digits(seed, wrong=0.2)
         n, n_drop = len(task.X), len(task.X) // 10

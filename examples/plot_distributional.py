@@ -84,7 +84,7 @@ ax.plot(x, y, "k.")
 ax.plot(x[MEAN], y[MEAN], "C1o", label=f"row {MEAN}")
 ax.plot(x[SPREAD], y[SPREAD], "C2o", label=f"row {SPREAD}")
 ax.axvline(0.5, color="0.7", ls="--", label="test row")
-ax.set(xlabel="x", ylabel="y", title="twelve trainings")
+ax.set(xlabel="x", ylabel="y", title="models of different seeds")
 ax.legend()
 
 # %%
@@ -132,5 +132,6 @@ print(f"no effect on the mean? p = {p[0]:.3f} for row {MEAN}, {p[1]:.3f} for row
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
 for ax, row in zip(axes, (MEAN, SPREAD), strict=True):
-    OutcomeDensityDisplay({"trained again": measured, "predicted": predicted}, row=row).plot(ax)
+    shown = {"trained again": measured, "predicted": predicted}
+    OutcomeDensityDisplay(shown, row=row).plot(ax, bandwidth=0.05)
 fig.tight_layout()

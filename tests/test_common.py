@@ -67,6 +67,7 @@ SMALL = {
     "n_bootstrap": 2,
     "compile": False,
     "trajectory": "final",
+    "method": fimoda.UnrolledDifferentiation(n_epochs=1, n_seeds=2, random_state=0),
     "random_state": 0,
 }
 

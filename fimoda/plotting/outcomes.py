@@ -59,13 +59,16 @@ class OutcomeDensityDisplay:
         self.ax_: Axes
         self.figure_: Figure | SubFigure
 
-    def plot(self, ax: Axes | None = None) -> OutcomeDensityDisplay:
+    def plot(self, ax: Axes | None = None, bandwidth: float | None = None) -> OutcomeDensityDisplay:
         """Draw a filled density for all rows, and a line for each kind of samples without the row.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
+        bandwidth : float, default=None
+            Width of the kernels, in standard deviations of the samples; Scott's rule by default,
+            which is too wide for several peaks.
 
         Returns
         -------
@@ -83,13 +86,13 @@ class OutcomeDensityDisplay:
         every = np.concatenate([full, *curves.values()])
         margin = 0.15 * np.ptp(every) or 1.0
         grid = np.linspace(every.min() - margin, every.max() + margin, 400)
-        ax.fill_between(grid, _density(full, grid), color="0.85", label="all rows")
+        ax.fill_between(grid, _density(full, grid, bandwidth), color="0.85", label="all rows")
         for name, sample in curves.items():
             label = f"without row {self.row}" + (f", {name}" if name else "")
-            ax.plot(grid, _density(sample, grid), label=label)
+            ax.plot(grid, _density(sample, grid, bandwidth), label=label)
         first = next(iter(self.samples.values()))
         ax.set(xlabel=first.measurement or "measurement", ylabel="density over trainings")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=0, auto=True)
         ax.legend()
         self.ax_ = ax
         self.figure_ = ax.figure
@@ -167,9 +170,11 @@ class MeanVarianceDisplay:
         return self
 
 
-def _density(sample: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def _density(
+    sample: NDArray[np.float64], grid: NDArray[np.float64], bandwidth: float | None
+) -> NDArray[np.float64]:
     """Kernel density; of samples that are all alike, a narrow peak."""
     if np.ptp(sample) > 0:
-        return np.asarray(gaussian_kde(sample)(grid))
+        return np.asarray(gaussian_kde(sample, bandwidth)(grid))
     width = 2 * (grid[1] - grid[0])
     return np.exp(-0.5 * ((grid - sample[0]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
