@@ -5,12 +5,14 @@
     python benchmarks/distributional.py noise
     python benchmarks/distributional.py variance
     python benchmarks/distributional.py pruning
+    python benchmarks/distributional.py speed
 
 concrete: are predicted samples without a row closer to retrained ones than those with all rows?
 growth: correlation of the responses of unrolled training and of influence functions, by epochs.
 noise: correlation of predicted and measured leave-one-out effects, by retrainings a row.
 variance: a row of digits that changes the variance and not the mean, found and verified.
 pruning: drop a tenth of digits with wrong labels by scores of many models, of each model, at random.
+speed: seconds of each distance for 1,000 rows, 100 test rows and 100 samples.
 Each prints a table; concrete and noise draw a figure if given ``--figure``.
 """
 
@@ -45,6 +47,7 @@ from fimoda import (
     train_on_subsets,
 )
 from fimoda.datasets import split_concrete
+from fimoda.distances import NAMED, Quantile
 
 
 class Task:
@@ -333,10 +336,24 @@ def _interval(values: np.ndarray) -> str:
     return f"{values.mean():.4f} | [{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
 
 
-PARTS = {f.__name__: f for f in (concrete, growth, noise, variance, pruning)}
+def speed(options: Any) -> None:
+    """Seconds of the distances."""
+    rng = np.random.default_rng(0)
+    full = rng.normal(size=(100, 100))
+    samples = OutcomeSamples(full, full[..., None] + 0.1 * rng.normal(size=(100, 100, 1000)))
+    print("| distance | seconds | of the core |")
+    print("| --- | --- | --- |")
+    for name, distance in {**NAMED, "Quantile(0.9)": Quantile(0.9)}.items():
+        start = time.perf_counter(), time.process_time()
+        samples.distance(distance)
+        wall, core = time.perf_counter() - start[0], time.process_time() - start[1]
+        print(f"| {name} | {wall:.2f} | {core:.2f} |")
+
+
+PARTS = {f.__name__: f for f in (concrete, growth, noise, variance, pruning, speed)}
 COUNTS = {  # seeds, rows, models
     "concrete": (20, 16, 0), "growth": (5, 16, 0), "noise": (200, 20, 10),
-    "variance": (200, 0, 40), "pruning": (0, 0, 10),
+    "variance": (200, 0, 40), "pruning": (0, 0, 10), "speed": (0, 0, 0),
 }  # fmt: skip
 
 

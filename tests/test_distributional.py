@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from fimoda import (
+    SOURCE,
     DistributionalInfluence,
     ExactInfluence,
     FurtherTraining,
@@ -578,6 +579,11 @@ def test_models_and_any_method():
     assert full.std(0).min() > 0
     expected = (full[..., None] + each).var(0, ddof=1) - full.var(0, ddof=1)[:, None]
     assert_allclose(influence.transform(X_test, y_test), expected, rtol=1e-9, atol=1e-15)
+    params = {"models": ensemble, "criterion": nn.MSELoss()}
+    found = DistributionalInfluence(net, method=SOURCE(), **params).fit(X, y)
+    runs = zip(ensemble.models, ensemble.trajectories, strict=True)
+    own = [SOURCE(m, trajectory=run).fit(X, y).transform(X_test, y_test) for m, run in runs]
+    assert_allclose(found.outcome_samples(X_test, y_test).effects, own, rtol=1e-5, atol=1e-8)
     models = list(ensemble.models)
     same = DistributionalInfluence(
         net, method=[GradDot(lr=0.1)] * 3, models=models, criterion=nn.MSELoss()
