@@ -217,21 +217,34 @@ def noise(options: Any) -> None:
         .of_rows(rows).distance("mean")
         for name, (models, method) in methods.items()
     }  # fmt: skip
-    rng = np.random.RandomState(0)
-    coupled = measured.effects  # (R, n_test, n_rows)
-    order = np.stack([rng.permutation(options.seeds) for _ in rows], 1)
-    apart = np.stack([measured.left_out[order[:, k], :, k] for k in range(len(rows))], -1)
     counts = [r for r in (1, 2, 5, 10, 20, 50, 100, 200, 500) if r <= options.seeds]
     table = {}
+    # Seeds of its own for each row: drawn, with replacement, from those that were trained.
+    rng = np.random.RandomState(0)
+    columns = np.arange(len(rows))
+    best = measured.left_out.mean(0)
+    drawn = {
+        r: [
+            measured.left_out[rng.randint(options.seeds, size=(r, len(rows))), :, columns].mean(0).T
+            for _ in range(20)
+        ]
+        for r in counts
+    }
+    for name, one in {**scores, "ceiling": best}.items():
+        table["own seeds for each row", name] = [
+            np.mean([_correlation(one, effects) for effects in drawn[r]]) for r in counts
+        ]
+    for name, one in scores.items():
+        table["the same seeds", name] = [
+            _correlation(one, measured.effects[:r].mean(0)) for r in counts
+        ]
+    whole = noise_ceiling(measured.effects.transpose(2, 1, 0), random_state=0).mean() ** 2
+    single = whole / (options.seeds - (options.seeds - 1) * whole)  # reliability of one training
+    table["the same seeds", "ceiling"] = [
+        np.sqrt(r * single / (1 + (r - 1) * single)) for r in counts
+    ]
     print("| retrainings a row | " + " | ".join(map(str, counts)) + " |")
     print("| --- |" + " --- |" * len(counts))
-    for kind, sample in (("own seeds for each row", apart), ("the same seeds", coupled)):
-        for name, one in scores.items():
-            table[kind, name] = [_correlation(one, sample[:r].mean(0)) for r in counts]
-        whole = np.clip(np.nanmean(noise_ceiling(sample.transpose(2, 1, 0), random_state=0)), 0, 1)
-        full = whole**2  # reliability with all, and by Spearman and Brown with fewer
-        single = full / (options.seeds - (options.seeds - 1) * full)
-        table[kind, "ceiling"] = [np.sqrt(r * single / (1 + (r - 1) * single)) for r in counts]
     for (kind, name), line in table.items():
         print(f"| {name}, {kind} | " + " | ".join(f"{v:.2f}" for v in line) + " |")
     if options.figure:
@@ -250,14 +263,15 @@ def _correlation(scores: np.ndarray, effects: np.ndarray) -> float:
     return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(scores, effects, strict=True)]))
 
 
-def load_small_digits(seed: int, n_train: int = 400, wrong: float = 0.0) -> Task:
+def load_small_digits(seed: int, wrong: float = 0.0, width: int = 10, n_epochs: int = 20) -> Task:
+    n_train = 400
     X, y = load_digits(return_X_y=True)
     order = np.random.RandomState(seed).permutation(len(X))
     X, y = (X[order] / 16).astype(np.float32), y[order]
     labels = y[:n_train] if wrong == 0 else flip_labels(y[:n_train], wrong, random_state=seed)[0]
     return Task(
-        (X[:n_train], X[n_train:], labels, y[n_train:]), (64, 10, 10), nn.Tanh,
-        nn.CrossEntropyLoss(), 20, optimizer="SGD", lr=0.2, batch_size=32,
+        (X[:n_train], X[n_train:], labels, y[n_train:]), (64, width, 10), nn.Tanh,
+        nn.CrossEntropyLoss(), n_epochs, optimizer="SGD", lr=0.2, batch_size=32,
     )  # fmt: skip
 
 
@@ -302,7 +316,7 @@ def pruning(options: Any) -> None:
         "many models": [],
     }
     for seed in range(5):
-        task = load_small_digits(seed, wrong=0.2)
+        task = load_small_digits(seed, 0.2, options.width, options.epochs)
         n, n_drop = len(task.X), len(task.X) // 10
         validation = task.X_test[:300], task.y_test[:300]
         task.X_test, task.y_test = task.X_test[300:], task.y_test[300:]
@@ -364,6 +378,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="trainings")
     parser.add_argument("--rows", type=int, help="left-out rows")
     parser.add_argument("--models", type=int, help="models that predict")
+    parser.add_argument("--width", type=int, default=10, help="of the network that prunes")
+    parser.add_argument("--epochs", type=int, default=20, help="of its training")
     parser.add_argument("--figure", help="file of the figure")
     options = parser.parse_args()
     for name, count in zip(("seeds", "rows", "models"), COUNTS[options.part], strict=True):
