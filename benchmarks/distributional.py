@@ -42,7 +42,6 @@ from fimoda import (
     UnrolledDifferentiation,
     distributional_agreement,
     flip_labels,
-    noise_ceiling,
     train_ensemble,
     train_on_subsets,
 )
@@ -218,31 +217,20 @@ def noise(options: Any) -> None:
         for name, (models, method) in methods.items()
     }  # fmt: skip
     counts = [r for r in (1, 2, 5, 10, 20, 50, 100, 200, 500) if r <= options.seeds]
-    table = {}
-    # Seeds of its own for each row: drawn, with replacement, from those that were trained.
+    table: dict[tuple[str, str], list[float]] = {}
+    # Retrainings are drawn, with replacement, from those that were trained: with the same seeds for all
+    # rows, or seeds of its own for each. The ceiling is what the mean of all of them would reach.
     rng = np.random.RandomState(0)
     columns = np.arange(len(rows))
-    best = measured.left_out.mean(0)
-    drawn = {
-        r: [
-            measured.left_out[rng.randint(options.seeds, size=(r, len(rows))), :, columns].mean(0).T
-            for _ in range(20)
-        ]
-        for r in counts
-    }
-    for name, one in {**scores, "ceiling": best}.items():
-        table["own seeds for each row", name] = [
-            np.mean([_correlation(one, effects) for effects in drawn[r]]) for r in counts
-        ]
-    for name, one in scores.items():
-        table["the same seeds", name] = [
-            _correlation(one, measured.effects[:r].mean(0)) for r in counts
-        ]
-    whole = noise_ceiling(measured.effects.transpose(2, 1, 0), random_state=0).mean() ** 2
-    single = whole / (options.seeds - (options.seeds - 1) * whole)  # reliability of one training
-    table["the same seeds", "ceiling"] = [
-        np.sqrt(r * single / (1 + (r - 1) * single)) for r in counts
-    ]
+    for kind, n_own in (("own seeds for each row", len(rows)), ("the same seeds", 1)):
+        sample = measured.left_out if n_own > 1 else measured.effects
+        for name in (*scores, "ceiling"):
+            table[kind, name] = []
+        for r in counts:
+            drawn = [rng.randint(options.seeds, size=(r, n_own)) for _ in range(20)]
+            effects = [sample[seeds, :, columns].mean(0).T for seeds in drawn]
+            for name, one in {**scores, "ceiling": sample.mean(0)}.items():
+                table[kind, name].append(np.mean([_correlation(one, e) for e in effects]))
     print("| retrainings a row | " + " | ".join(map(str, counts)) + " |")
     print("| --- |" + " --- |" * len(counts))
     for (kind, name), line in table.items():
@@ -283,24 +271,25 @@ def variance(options: Any) -> None:
     influence = task.predict(ensemble, ExactInfluence(damping=1e-2), measurement="margin")
     samples = influence.outcome_samples(task.X_test, task.y_test)
     mean, spread = samples.distance("mean"), samples.distance("std")
-    score = np.abs(spread) - np.abs(mean)
-    z, i = np.unravel_index(score.argmax(), score.shape)
-    typical = int(np.argsort(np.abs(spread[z]))[len(task.X) // 2])
-    task.X_test, task.y_test = task.X_test[[z]], task.y_test[[z]]
-    measured = task.pairs(
-        task.ensemble(range(options.seeds)), [int(i), typical], measurement="margin"
+    score = np.abs(spread) - 4 * np.abs(mean)
+    best = np.argsort(-score.max(0))[:5]  # five rows, each with its test row
+    tests = score[:, best].argmax(0)
+    task.X_test, task.y_test = task.X_test[tests], task.y_test[tests]
+    measured = task.pairs(task.ensemble(range(options.seeds)), best, measurement="margin")
+    print(
+        "| row | test row | std, all rows | effect on | predicted | measured | 95 % interval | p |"
     )
-    print(f"test row {z}, row {i}, and row {typical} of median effect; margin with all rows: mean "
-          f"{measured.full.mean():.2f}, standard deviation {measured.full.std():.3f}")  # fmt: skip
-    print("| row | distance | predicted | measured | 95 % interval | p |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for k, row in enumerate((i, typical)):
-        for distance, predicted in (("mean", mean), ("std", spread)):
-            low, high = measured.interval(distance, n_bootstrap=1000, random_state=0)[:, 0, k]
-            p = measured.permutation_test(distance, n_permutations=999, random_state=0)[0, k]
-            found = measured.distance(distance)[0, k]
-            print(f"| {row} | {distance} | {predicted[z, row]:+.4f} | {found:+.4f} | "
-                  f"[{low:+.4f}, {high:+.4f}] | {p:.3f} |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for distance, predicted in (("mean", mean), ("std", spread)):
+        low, high = measured.interval(distance, n_bootstrap=1000, random_state=0)
+        found = measured.distance(distance)
+        p = measured.permutation_test(distance, n_permutations=999, random_state=0)
+        for k, (z, i) in enumerate(zip(tests, best, strict=True)):
+            print(
+                f"| {i} | {z} | {measured.full[:, k].std(ddof=1):.3f} | {distance} | "
+                f"{predicted[z, i]:+.4f} | {found[k, k]:+.4f} | "
+                f"[{low[k, k]:+.4f}, {high[k, k]:+.4f}] | {p[k, k]:.3f} |"
+            )
 
 
 def accuracy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
