@@ -251,8 +251,9 @@ def _correlation(scores: np.ndarray, effects: np.ndarray) -> float:
     return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(scores, effects, strict=True)]))
 
 
-def load_small_digits(seed: int, wrong: float = 0.0, width: int = 10, n_epochs: int = 20) -> Task:
-    n_train = 400
+def load_small_digits(
+    seed: int, n_train: int = 400, wrong: float = 0.0, width: int = 10, n_epochs: int = 20
+) -> Task:
     X, y = load_digits(return_X_y=True)
     order = np.random.RandomState(seed).permutation(len(X))
     X, y = (X[order] / 16).astype(np.float32), y[order]
@@ -265,7 +266,7 @@ def load_small_digits(seed: int, wrong: float = 0.0, width: int = 10, n_epochs: 
 
 def variance(options: Any) -> None:
     """A large effect on the variance and a small one on the mean."""
-    task = load_small_digits(0)
+    task = load_small_digits(0, options.rows)
     task.X_test, task.y_test = task.X_test[:40], task.y_test[:40]
     ensemble = task.ensemble(range(1000, 1000 + options.models))  # other seeds than the measured
     influence = task.predict(None, task.unrolled(ensemble), measurement="margin")
@@ -309,7 +310,7 @@ def pruning(options: Any) -> None:
         "many models": [],
     }
     for seed in range(5):
-        task = load_small_digits(seed, 0.2, options.width, options.epochs)
+        task = load_small_digits(seed, 400, 0.2, options.width, options.epochs)
         n, n_drop = len(task.X), len(task.X) // 10
         validation = task.X_test[:300], task.y_test[:300]
         task.X_test, task.y_test = task.X_test[300:], task.y_test[300:]
@@ -360,7 +361,7 @@ def speed(options: Any) -> None:
 PARTS = {f.__name__: f for f in (concrete, growth, noise, variance, pruning, speed)}
 COUNTS = {  # seeds, rows, models
     "concrete": (20, 16, 0), "growth": (5, 16, 0), "noise": (200, 20, 10),
-    "variance": (200, 0, 30), "pruning": (0, 0, 10), "speed": (0, 0, 0),
+    "variance": (200, 100, 40), "pruning": (0, 0, 10), "speed": (0, 0, 0),
 }  # fmt: skip
 
 
@@ -369,7 +370,7 @@ def main() -> None:
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--data", help="path of concrete.csv, or the directory that holds it")
     parser.add_argument("--seeds", type=int, help="trainings")
-    parser.add_argument("--rows", type=int, help="left-out rows")
+    parser.add_argument("--rows", type=int, help="left-out rows (variance: training rows)")
     parser.add_argument("--models", type=int, help="models that predict")
     parser.add_argument("--width", type=int, default=10, help="of the network that prunes")
     parser.add_argument("--epochs", type=int, default=20, help="of its training")
