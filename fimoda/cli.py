@@ -32,6 +32,12 @@ class _UsageError(Exception):
     """Something the user can mend; printed without a traceback."""
 
 
+#: So are these; ImportError is a library missing for a kind of table.
+_MENDABLE = (
+    _UsageError, ValueError, TypeError, MemoryError, OSError, FloatingPointError, ImportError,
+)  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fimoda",
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         {"demo": _demo, "attribute": _attribute, "compare": _compare}[given.command](given)
-    except (_UsageError, ValueError, TypeError, MemoryError, OSError, FloatingPointError) as error:
+    except _MENDABLE as error:
         print(f"fimoda {given.command}: {error}", file=sys.stderr)
         return 2
     return 0

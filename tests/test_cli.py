@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -84,6 +85,18 @@ def test_array_and_automatic_choice(folder, capsys):
     assert main(given(folder, budget=1e-9, out=out)) == 0
     assert "method:       GradDot" in capsys.readouterr().out
     assert np.load(out).shape == (10, 70)
+
+
+def test_parquet(folder, capsys):
+    """With the library that it needs, or a message that names it."""
+    out = folder / "scores.parquet"
+    status = main(given(folder, method="GradDot", out=out))
+    if importlib.util.find_spec("pyarrow") or importlib.util.find_spec("fastparquet"):
+        assert status == 0
+        assert pd.read_parquet(out).shape == (10, 70)
+    else:
+        assert status == 2
+        assert "pyarrow" in capsys.readouterr().err
 
 
 def test_compare(folder, capsys):
