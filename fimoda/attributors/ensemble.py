@@ -115,6 +115,8 @@ class EnsembleAttributor(BaseEnsembleTraining):
     (4, 20)
     """
 
+    process = "that of the method, in the mean over models"
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseEnsembleTraining._parameter_constraints,
         "attributor": [BaseAttributor, None],
