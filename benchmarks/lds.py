@@ -227,7 +227,8 @@ def run_methods(problem: Problem, deadline: float) -> dict[str, str]:
         except subprocess.TimeoutExpired:
             missing[method] = "stopped, the minutes were over"
         except subprocess.CalledProcessError as error:
-            missing[method] = error.stderr.strip().splitlines()[-1]
+            said = error.stderr.strip().splitlines() or [f"ended with {error.returncode}"]
+            missing[method] = said[-1]
     return missing
 
 
