@@ -95,6 +95,9 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
     process: ClassVar[str] = "as the method says"
 
+    #: Parameters that hold fitted models: a clone shares them, as it does a fitted estimator.
+    _shared: ClassVar[tuple[str, ...]] = ()
+
     # y of transform can be routed like any other metadata
     __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
 
@@ -342,12 +345,14 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def __sklearn_clone__(self) -> BaseAttributor:
         """A new attributor with the same parameters; a fitted model is shared, never refitted."""
-        if self.estimator is None or not is_fitted(self.estimator):
-            return super().__sklearn_clone__()
+        fitted = self.estimator is not None and is_fitted(self.estimator)
+        shared = ("estimator", *self._shared) if fitted else self._shared
         bare = copy.copy(self)
-        bare.estimator = None
+        for name in shared:
+            setattr(bare, name, None)
         new = super(BaseAttributor, bare).__sklearn_clone__()
-        new.estimator = self.estimator
+        for name in shared:
+            setattr(new, name, getattr(self, name))
         return new
 
     def _meaning(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -118,6 +117,8 @@ class DistributionalInfluence(BaseAttributor):
 
     process = "that of the method, over many seeds"
 
+    _shared = ("models",)
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         "method": [BaseAttributor, list, tuple, None],
@@ -228,12 +229,3 @@ class DistributionalInfluence(BaseAttributor):
             else:
                 found.append(self._samples(x, target, measure).distance(self._distance))
         return np.concatenate(found)
-
-    # ---- scikit-learn -----------------------------------------------------------------------
-
-    def __sklearn_clone__(self) -> BaseAttributor:
-        bare = copy.copy(self)
-        bare.models = None
-        new = super(DistributionalInfluence, bare).__sklearn_clone__()
-        new.models = self.models  # type: ignore[attr-defined]
-        return new

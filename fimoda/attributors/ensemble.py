@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -117,6 +116,8 @@ class EnsembleAttributor(BaseEnsembleTraining):
 
     process = "that of the method, in the mean over models"
 
+    _shared = ("models",)
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseEnsembleTraining._parameter_constraints,
         "attributor": [BaseAttributor, None],
@@ -191,12 +192,3 @@ class EnsembleAttributor(BaseEnsembleTraining):
 
     def _self_influence(self) -> NDArray[np.float64]:
         return np.mean([member._self_influence() for member in self.members_], axis=0)
-
-    # ---- scikit-learn -----------------------------------------------------------------------
-
-    def __sklearn_clone__(self) -> BaseAttributor:
-        bare = copy.copy(self)
-        bare.models = None
-        new = super(EnsembleAttributor, bare).__sklearn_clone__()
-        new.models = self.models  # type: ignore[attr-defined]
-        return new

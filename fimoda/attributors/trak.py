@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -131,6 +130,8 @@ class TRAK(BaseAttributor):
     """
 
     process = "training to convergence near the final model"
+
+    _shared = ("models",)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
@@ -295,15 +296,6 @@ class TRAK(BaseAttributor):
             product += torch.einsum("nk,nfk->nf", solved, member.features).double()
         scores = (product / len(self._members) * slopes).sum(1) * self._share
         return scores.cpu().numpy()
-
-    # ---- scikit-learn -----------------------------------------------------------------------
-
-    def __sklearn_clone__(self) -> BaseAttributor:
-        bare = copy.copy(self)
-        bare.models = None
-        new = super(TRAK, bare).__sklearn_clone__()
-        new.models = self.models  # type: ignore[attr-defined]
-        return new
 
 
 def _same_targets(a: FinalModel, b: FinalModel) -> bool:
