@@ -60,28 +60,35 @@ def adjoint_in_outputs(
     n, c = kernel.shape[:2]
     K = kernel.reshape(n * c, n * c)
     m = len(inner[0])
-    ends = {h * per_epoch: L.to(K) for h, L in zip(horizons, inner, strict=True)}
-    L = V = K.new_zeros(0, n, c)
     share = share.to(K)
     of_own, of_mean = leaving_out(share)
-    own, mean = L.new_zeros(0, n), L.new_zeros(0)
-    later = sooner = curvature(horizons[-1])
-    for step in range(horizons[-1] * per_epoch - 1, -1, -1):
-        if step + 1 in ends:
-            L, V = torch.cat([ends[step + 1], L]), torch.cat([torch.zeros_like(ends[step + 1]), V])
-            own = torch.cat([own.new_zeros(m, n), own])
+    # the test rows come last, so that no product copies its factors
+    ends = {h: L.to(K).permute(1, 2, 0) for h, L in zip(horizons, inner, strict=True)}
+    L = V = K.new_zeros(n, c, 0)
+    own, mean = K.new_zeros(n, 0), K.new_zeros(0)
+    sooner = curvature(horizons[-1])
+    for epoch in range(horizons[-1] - 1, -1, -1):
+        if epoch + 1 in ends:
+            L = torch.cat([ends[epoch + 1], L], dim=-1)
+            V = torch.cat([V.new_zeros(n, c, m), V], dim=-1)
+            own = torch.cat([own.new_zeros(n, m), own], dim=-1)
             mean = torch.cat([mean.new_zeros(m), mean])
-        epoch, passed = step // per_epoch, (step % per_epoch) / per_epoch
-        if (step + 1) % per_epoch == 0:
-            later, sooner = sooner, curvature(epoch)
-        W = torch.lerp(sooner, later, passed).to(K)
-        r, u = (between_epochs(values, step / per_epoch).to(K) for values in (residuals, others))
-        L, V, G = steps.pull(rates[step].tolist(), L, V, K.new_full((), steps.coupled_decay))
-        own += torch.einsum("znc,nc->zn", G, u)
-        mean += torch.einsum("znc,nc->z", G, r * share[:, None])
-        bent = torch.einsum("znc,ncd->znd", G, W * share[:, None, None])
-        L = L + (bent.flatten(1) @ K).unflatten(1, (n, c))
-    return (mean[:, None] * of_mean - own * of_own).unflatten(0, (-1, m))
+        later, sooner = sooner, curvature(epoch)
+        # residuals are linear in time: the sums with the weights of both ends suffice
+        to_sooner, to_later = torch.zeros_like(L), torch.zeros_like(L)
+        for k in range(per_epoch - 1, -1, -1):
+            passed = k / per_epoch
+            rate = rates[epoch * per_epoch + k].tolist()
+            L, V, G = steps.pull(rate, L, V, K.new_full((), steps.coupled_decay))
+            to_sooner.add_(G, alpha=1 - passed)
+            to_later.add_(G, alpha=passed)
+            W = torch.lerp(sooner, later, passed).to(K) * share[:, None, None]
+            bent = torch.einsum("ncd,ncz->ndz", W, G).flatten(0, 1)
+            L.add_((bent.mT @ K).mT.view_as(L))  # faster than K @ bent
+        for gradients, end in ((to_sooner, epoch), (to_later, epoch + 1)):
+            own += torch.einsum("ncz,nc->nz", gradients, others[end].to(K))
+            mean += torch.einsum("ncz,nc->z", gradients, residuals[end].to(K) * share[:, None])
+    return (mean[:, None] * of_mean - own.mT * of_own).unflatten(0, (-1, m))
 
 
 def outputs_of_full_run(
