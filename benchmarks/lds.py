@@ -165,37 +165,40 @@ class Problem:
 
     @cached_property
     def methods(self) -> dict[str, Callable[[], np.ndarray]]:
-        """All methods that this version of fimoda has, the cheapest first."""
+        """All methods, the cheapest first."""
         walk = {**self.steps, "n_epochs": EPOCHS, "n_seeds": [0], "n_jobs": self.n_jobs}
         trak = {"n_components": self.n_components, "random_state": 0}
-        initial = self.network().state_dict()
         found = {
             "Grad-Dot": self.attributor("GradDot"),
             "Grad-Cos": self.attributor("GradCos"),
+            "RepSim": self.attributor("RepSim"),
             "DataInf": self.attributor("DataInf"),
             "EK-FAC influence": self.attributor("EKFACInfluence"),
             "exact influence": self.attributor("ExactInfluence"),
             "TRAK": self.attributor("TRAK", **trak, projection="product"),
+            "TracIn": self.attributor("TracIn", trajectory=self.trajectory()),
+            "SOURCE": self.attributor("SOURCE", trajectory=self.trajectory()),
         }
-        if hasattr(fimoda, "RepSim"):
-            found["RepSim"] = self.attributor("RepSim")
-        if hasattr(fimoda, "Trajectory"):
-            found["TracIn"] = self.attributor("TracIn", trajectory=self.trajectory())
-            found["SOURCE"] = self.attributor("SOURCE", trajectory=self.trajectory())
-            if self.is_concrete:
-                found["Hydra"] = self.attributor("Hydra", trajectory=self.trajectory(every=True))
+        if self.is_concrete:
+            found["Hydra"] = self.attributor("Hydra", trajectory=self.trajectory(every=True))
         return found | {
             "Downsampling": self.of_subsets("Downsampling"),
             "Datamodel, ridge": self.of_subsets("Datamodel", regression="ridge"),
+            "linearised further training": self.attributor("LinearizedFurtherTraining", **walk),
+            "Datamodel, lasso": self.of_subsets("Datamodel", regression="lasso"),
+            "Arnoldi influence": self.attributor("ArnoldiInfluence", random_state=0),
+            "CG influence": self.attributor("CGInfluence"),
+            "LiSSA influence": self.attributor("LiSSAInfluence", random_state=0),
+            "unrolled, from the final model": self.attributor("UnrolledDifferentiation", **walk),
+            "unrolled, from the start": self.attributor(
+                "UnrolledDifferentiation", **walk, start=self.network().state_dict()
+            ),
             "leave-one-out": self.attributor(
                 "LeaveOneOut", **walk, checkpoint_dir=self.output / "leave-one-out"
             ),
-            "linearised further training": self.attributor("LinearizedFurtherTraining", **walk),
-            "unrolled, from the final model": self.attributor("UnrolledDifferentiation", **walk),
-            "unrolled, from the start": self.attributor(
-                "UnrolledDifferentiation", **walk, start=initial
+            "further training": self.attributor(
+                "FurtherTraining", **walk, checkpoint_dir=self.output / "further-training"
             ),
-            "Datamodel, lasso": self.of_subsets("Datamodel", regression="lasso"),
         }
 
     def scores_file(self, method: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
+from ..training.subset_outcomes import SubsetOutcomes
 from ._subset_retraining import BaseSubsetRetraining
 
 
@@ -125,11 +125,21 @@ class Downsampling(BaseSubsetRetraining):
         self, outcomes: SubsetOutcomes
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         measured = outcomes.mean.T  # (n_test, M)
-        scores = np.empty((len(measured), outcomes.subsets.shape[1]))
-        errors = np.empty_like(scores)
-        for row, inside in enumerate(outcomes.subsets.T):
-            without, error_without = mean_and_error(measured[:, ~inside])
-            with_row, error_with = mean_and_error(measured[:, inside])
-            scores[:, row] = without - with_row
-            errors[:, row] = np.hypot(error_without, error_with)
-        return scores, {"scores_sem_": errors}
+        inside = outcomes.subsets.astype(float)
+        without, error_without = _means_of_groups(measured, 1 - inside)
+        with_row, error_with = _means_of_groups(measured, inside)
+        return without - with_row, {"scores_sem_": np.hypot(error_without, error_with)}
+
+
+def _means_of_groups(
+    measured: NDArray[np.float64], members: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means (n_test, n) over the subsets of each group (M, n), and their errors, NaNs ignored."""
+    finite = np.isfinite(measured)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.nansum(measured, axis=1, keepdims=True) / finite.sum(1, keepdims=True)
+        centred = np.where(finite, measured - centre, 0.0)
+        number = finite.astype(float) @ members
+        mean = centred @ members / number
+        squares = np.maximum(centred**2 @ members - number * mean**2, 0) / (number - 1)
+        return mean + centre, np.sqrt(np.where(number > 1, squares / number, np.nan))

@@ -246,42 +246,51 @@ class Segmentation:
         """
         share = self.row_weights.double() / self.row_weights.double().sum()
         of_own, of_mean = leaving_out(share)
-        X = V = self.model.theta.new_zeros(0, self.model.n_parameters)
+        adjoints: list[Tensor] = []
         scores = share.new_zeros(0, len(self.X))
         for segment in reversed(segments):
+            n_parts = len(segment.load.inside)
             if segment.end in horizons:
                 fresh = gradients(segment.end)
-                X, V = torch.cat([fresh, X]), torch.cat([torch.zeros_like(fresh), V])
+                added = [fresh, torch.zeros_like(fresh)][:n_parts]
+                adjoints = adjoints or [fresh[:0]] * n_parts
+                adjoints = [torch.cat(pair) for pair in zip(added, adjoints, strict=True)]
                 scores = torch.cat([scores.new_zeros(len(fresh), len(self.X)), scores])
-            real, new_X, new_V = self._pass(segment, segment.load, X, V)
+            real, earlier = self._pass(segment, segment.load, adjoints)
             own = real
             if own_residuals is not None:
                 residuals = own_residuals[segment.start : segment.end + 1]
-                modes, velocity = segment.basis * segment.scale, len(segment.load.inside) > 1
-                load = self.load(segment.theta, modes, segment.response, residuals, velocity)
-                own = self._pass(segment, load, X, V)[0]
+                modes = segment.basis * segment.scale
+                load = self.load(segment.theta, modes, segment.response, residuals, n_parts > 1)
+                own = self._pass(segment, load, adjoints)[0]
             scores += (real @ share)[:, None] * of_mean - own * of_own
-            X, V = new_X, new_V
+            adjoints = earlier
         return scores.unflatten(0, (len(horizons), -1))
 
     def _pass(
-        self, segment: Segment, load: Load, X: Tensor, V: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inner products with rows (k, n), and adjoints at the segment's start."""
-        scale, basis, response = segment.scale, segment.basis, segment.response
-        own = X.new_zeros(len(X), len(self.X), dtype=torch.float64)
-        new_X, new_V = torch.zeros_like(X), torch.zeros_like(V)
-        ends = [X * scale, V / scale]
-        for part, (rows, outside) in enumerate(zip(load.inside, load.outside, strict=True)):
-            inner = ends[part] @ basis.mT
-            outer = ends[part] - inner @ basis
-            own += (inner @ rows.mT).double()
-            pushed = push_outputs(self.model, self.X, segment.theta, outer * scale)  # (n, m, C)
-            own += torch.einsum("nmc,nc->mn", pushed.double(), outside)
-            for new, factors in ((new_X, response.X[part]), (new_V, response.V[part])):
-                kept = factors.to(X)
-                new += (inner * kept[:-1]) @ basis + outer * kept[-1]
-        return own, new_X / scale, new_V * scale
+        self, segment: Segment, load: Load, adjoints: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Inner products with rows (k, n), and adjoints at the segment's start.
+
+        Adjoints (k, p) are those of the parameters and, if there is one, of the velocity.
+        """
+        basis, response = segment.basis, segment.response
+        scales = (segment.scale, 1 / segment.scale)
+        own = self.model.theta.new_zeros(len(adjoints[0]), len(self.X), dtype=torch.float64)
+        earlier = [torch.zeros_like(adjoint) for adjoint in adjoints]
+        for part, adjoint in enumerate(adjoints):
+            outer = adjoint * scales[part]
+            inner = outer @ basis.mT
+            outer.addmm_(inner, basis, alpha=-1)
+            own += (inner @ load.inside[part].mT).double()
+            pushed = push_outputs(self.model, self.X, segment.theta, outer * segment.scale)
+            own += torch.einsum("nmc,nc->mn", pushed.double(), load.outside[part])
+            for new, ways in zip(earlier, (response.X, response.V), strict=False):
+                kept = ways[part].to(outer)
+                new.addmm_(inner * kept[:-1], basis).add_(outer, alpha=float(kept[-1]))
+        for new, scale in zip(earlier, scales, strict=False):
+            new /= scale
+        return own, earlier
 
     def _principal_jacobians(self, theta: Tensor) -> Tensor:
         """Principal directions of some rows' derivatives of outputs with random signs, (b, p)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .stages import Stage
+from .saved import buffers_by_name, check_steps, rates_of_steps
+from .stages import Stage, check_stages
 from .store import CheckpointStore, OptimizerState, cloned
 
 _RUN = "run"
@@ -140,23 +140,9 @@ class Trajectory:
         30
         """
         numbers = [int(step) for step in steps]
-        if not numbers:
-            raise ValueError("state_dicts must hold at least one checkpoint, got none.")
-        for name, given in (("state_dicts", state_dicts), ("optimizer_states", optimizer_states)):
-            if given is not None and len(given) != len(numbers):
-                raise ValueError(
-                    f"{name} must have one state for each of the {len(numbers)} steps, got {len(given)}."
-                )
-        if numbers[0] < 0 or any(b <= a for a, b in pairwise(numbers)):
-            raise ValueError(f"steps must not be negative and must increase, got {numbers}.")
-        total = numbers[-1] if n_steps is None else int(n_steps)
-        if total < max(numbers[-1], 1):
-            raise ValueError(
-                f"n_steps must be at least 1 and that of the last checkpoint ({numbers[-1]}), got "
-                f"{total}."
-            )
+        total = check_steps(numbers, n_steps, state_dicts, optimizer_states)
         run = cls(optimizer, optimizer_params)
-        run._rates = _rates(lrs, numbers, total)
+        run._rates = rates_of_steps(lrs, numbers, total)
         if batches is not None:
             run.batches = [np.asarray(rows, dtype=np.int64) for rows in batches]
             if len(run.batches) != total:
@@ -168,15 +154,10 @@ class Trajectory:
             own = state_dicts[k]
             buffers = {}
             if optimizer_states is not None:
-                buffers = _by_name(optimizer_states[k], own, optimizer_names or list(own))
+                buffers = buffers_by_name(optimizer_states[k], own, optimizer_names or list(own))
             run._store.put(step, own, buffers)
         run._stages = list(stages or ())
-        ends = [0, *(stage.stop for stage in run._stages)]
-        if stages and (ends[:-1] != [stage.start for stage in stages] or ends[-1] != total):
-            raise ValueError(
-                f"stages must follow one another from step 0 to step {total}, got "
-                f"{[(stage.start, stage.stop) for stage in stages]}."
-            )
+        check_stages(run._stages, total)
         return run
 
     # ---- recording --------------------------------------------------------------------------
@@ -419,45 +400,3 @@ class Trajectory:
             for name, start, stop, n_rows, rows in known["stages"]
         ]
         return run
-
-
-def _rates(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> list[float]:
-    """Learning rate of each step."""
-    rates = np.asarray(lrs, dtype=float)
-    if not (np.isfinite(rates).all() and (rates >= 0).all() and rates.any()):
-        raise ValueError(f"lrs must be finite, not negative and not all zero, got {lrs!r}.")
-    if rates.ndim == 0:
-        return [float(rates)] * n_steps
-    if rates.shape == (n_steps,):
-        return rates.tolist()
-    if rates.shape != (len(steps),):
-        raise ValueError(
-            f"lrs must be one number, one for each of the {n_steps} steps or one for each of the "
-            f"{len(steps)} checkpoints, got shape {rates.shape}."
-        )
-    return np.repeat(rates, np.diff([0, *steps[:-1], n_steps])).tolist()
-
-
-def _by_name(
-    state: Mapping[str, Any], module: Mapping[str, Tensor], names: Sequence[str]
-) -> OptimizerState:
-    """The state of an optimiser (its ``state_dict``) by the names of its parameters."""
-    numbers = [i for group in state["param_groups"] for i in group["params"]]
-    if len(numbers) != len(names):
-        raise ValueError(
-            f"optimizer_states are of {len(numbers)} parameters and state_dicts have {len(names)} "
-            "entries. Name the optimiser's parameters, in its order, with optimizer_names."
-        )
-    found: OptimizerState = {}
-    for i, name in zip(numbers, names, strict=True):
-        kept = {key: cloned(value) for key, value in state["state"].get(i, {}).items()}
-        for value in kept.values():
-            if isinstance(value, Tensor) and value.dim() and value.shape != module[name].shape:
-                raise ValueError(
-                    f"optimizer_states have shape {tuple(value.shape)} for {name!r}, which has shape "
-                    f"{tuple(module[name].shape)}. Give its parameters in the optimiser's order with "
-                    "optimizer_names."
-                )
-        if kept:
-            found[name] = kept
-    return found

@@ -66,3 +66,13 @@ def stage_rows(stages: Sequence[Stage], n_rows: int) -> list[NDArray[np.int64]]:
                 "that it was trained on."
             )
     return found
+
+
+def check_stages(stages: list[Stage], n_steps: int) -> None:
+    """Raise ValueError unless stages, if any, make up a run of so many steps."""
+    ends = [0, *(stage.stop for stage in stages)]
+    if stages and (ends[:-1] != [stage.start for stage in stages] or ends[-1] != n_steps):
+        raise ValueError(
+            f"stages must follow one another from step 0 to step {n_steps}, got "
+            f"{[(stage.start, stage.stop) for stage in stages]}."
+        )
