@@ -65,7 +65,7 @@ if os.environ.get("FIMODA_INTERSPHINX") == "1":
 
 html_theme = "alabaster"
 html_theme_options = {
-    "description": "Final-model-only data attribution",
+    "description": "Training-data attribution for scikit-learn",
     "page_width": "1100px",
     "fixed_sidebar": True,
 }
