@@ -18,6 +18,7 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "auto_examples/**.ipynb", "auto_examples/**.py"]
+nitpicky = True  # every reference has a target
 
 # -- API pages -----------------------------------------------------------------------------------
 
