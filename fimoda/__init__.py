@@ -27,7 +27,7 @@ from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor, TopRows
-from .evaluation.agreement import AgreementCurve, AgreementScorer, agreement_curve
+from .evaluation.agreement import AgreementCurve, agreement_curve
 from .evaluation.ceiling import noise_ceiling
 from .evaluation.class_detection import class_detection
 from .evaluation.comparison import MethodComparison, compare_methods
@@ -35,6 +35,12 @@ from .evaluation.distributional import DistributionalAgreement, distributional_a
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
 from .evaluation.mislabels import MislabelDetection, flip_labels, mislabel_detection
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
+from .evaluation.scorers import (
+    AgreementScorer,
+    AllRows,
+    LinearDatamodelingScorer,
+    MislabelScorer,
+)
 from .evaluation.significance import Significance, significant_scores
 from .model import FinalModel
 from .plotting import (
@@ -63,6 +69,7 @@ __all__ = [
     "AgreementCurve",
     "AgreementCurveDisplay",
     "AgreementScorer",
+    "AllRows",
     "ArnoldiInfluence",
     "Attribution",
     "BaseAttributor",
@@ -87,12 +94,14 @@ __all__ = [
     "LiSSAInfluence",
     "LinearDatamodelingScore",
     "LinearDatamodelingScoreDisplay",
+    "LinearDatamodelingScorer",
     "LinearizedFurtherTraining",
     "MeanVarianceDisplay",
     "MethodComparison",
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "MislabelDetector",
+    "MislabelScorer",
     "OutcomeDensityDisplay",
     "OutcomeSamples",
     "PrunedClassifier",

@@ -10,13 +10,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
 from sklearn.datasets import make_regression
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV
 
 from fimoda import (
     AgreementCurve,
     AgreementCurveDisplay,
-    AgreementScorer,
-    ExactInfluence,
     FurtherTraining,
     FurtherTrainingCurve,
     GradCos,
@@ -360,46 +357,3 @@ def test_display_from_attributors(pyplot, trained):
     assert display.ax_ is ax
     expected = agreement_curve(methods, curve, X_test, y_test).mean("spearman")[0]
     assert_array_equal(ax.lines[0].get_ydata(), expected)
-
-
-# ---- search ---------------------------------------------------------------------------------
-
-
-def test_scorer_is_the_mean_agreement_of_one_horizon(trained):
-    ridge, X, y, X_test, y_test, settings = trained
-    curve = further_training_curve(
-        ridge,
-        X,
-        y,
-        X_test,
-        y_test,
-        epochs=[1, 4],
-        n_seeds=2,
-        leave_out=[3, 1, 8],
-        random_state=0,
-        **settings,
-    )
-    attributor = GradDot(ridge).fit(X, y)
-    means = agreement_curve({"": attributor}, curve, X_test, y_test).mean("spearman")[0]
-    for epochs, expected in ((1, means[0]), (4, means[1]), (None, means[1])):
-        scorer = AgreementScorer(curve, X_test, y_test, epochs=epochs, metric="spearman")
-        assert scorer(attributor, X, y) == expected
-    with pytest.raises(ValueError, match=r"epochs must be a horizon of the curve, \[1, 4\], got 2"):
-        AgreementScorer(curve, X_test, y_test, epochs=2)(attributor)
-
-
-def test_grid_search_finds_the_damping_that_agrees_best(trained):
-    ridge, X, y, X_test, y_test, settings = trained
-    curve = further_training_curve(
-        ridge, X, y, X_test, y_test, epochs=10, n_seeds=2, leave_out=12, random_state=0, **settings
-    )
-    scorer = AgreementScorer(curve, X_test, y_test)
-    dampings = [1e-4, 1e-1, 1e3]
-    everything = np.arange(len(X))
-    search = GridSearchCV(
-        ExactInfluence(ridge), {"damping": dampings}, scoring=scorer, cv=[(everything, everything)]
-    ).fit(X, y)
-    alone = [scorer(ExactInfluence(ridge, damping=d).fit(X, y)) for d in dampings]
-    assert_allclose(search.cv_results_["mean_test_score"], alone, rtol=1e-12)
-    assert search.best_params_ == {"damping": dampings[int(np.argmax(alone))]}
-    assert search.best_estimator_.estimator is ridge

@@ -391,7 +391,9 @@ def test_errors(regression):
     ridge = Ridge().fit(X, y)
     with pytest.raises(ValueError, match="X_test must be given to score with attributors"):
         linear_datamodeling_score({"dot": GradDot(ridge).fit(X, y)}, noise())
-    with pytest.raises(ValueError, match=r"scores training row 99, but there are 12"):
+    with pytest.raises(
+        ValueError, match=r"fitted on the 12 training rows .* got one fitted on 100"
+    ):
         linear_datamodeling_score({"d": GradDot(ridge).fit(X, y)}, noise(), X_test[:4], y_test[:4])
 
 

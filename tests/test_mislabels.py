@@ -94,7 +94,7 @@ def test_an_attributor_of_some_rows(noisy):
     assert result.share == 3 / 8
     by_hand = mislabel_detection(gold.self_influence(), wrong[gold.train_indices_])
     assert by_hand.roc_auc == result.roc_auc
-    with pytest.raises(ValueError, match="is_mislabelled must have an entry for each training row"):
+    with pytest.raises(ValueError, match="scores must be fitted on the 4 training rows"):
         mislabel_detection(gold, wrong[:4])
 
 

@@ -38,6 +38,8 @@ class FurtherTrainingCurve:
         The measurements themselves, without each row and with all.
     correction : {"full", "mean"} or None
         What the scores are corrected by.
+    n_train : int or None
+        Number of training rows, if known: methods fitted on others are refused.
     """
 
     epochs: NDArray[np.int64]
@@ -45,6 +47,7 @@ class FurtherTrainingCurve:
     seeds: list[int]
     outcomes: Outcomes
     correction: str | None = "full"
+    n_train: int | None = None
 
     @property
     def per_seed(self) -> NDArray[np.float64]:
@@ -232,5 +235,10 @@ def further_training_curve(
     size = 8 * len(marks) * len(measurer.X)
     seeds, readings = run.train(measurer, size, scores, measurer.identity(trainer.n_outputs_))
     return FurtherTrainingCurve(
-        np.array(marks), run.leave_out, seeds, outcomes(readings, seeds), correction
+        np.array(marks),
+        run.leave_out,
+        seeds,
+        outcomes(readings, seeds),
+        correction,
+        len(trainer._X),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import check_is_fitted
 from ..base import BaseAttributor
 
 Method = BaseAttributor | NDArray[np.float64]
@@ -25,6 +26,21 @@ def check_methods(methods: Any) -> Mapping[str, Method]:
     return methods
 
 
+def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) -> None:
+    """Raise if the attributor was fitted on another number of training rows.
+
+    A fold or a sample of them has columns that are other rows.
+    """
+    check_is_fitted(attributor, "model_")
+    found = len(attributor._y)
+    if found != n_train:
+        raise ValueError(
+            f"{label} must be fitted on the {n_train} training rows that it is judged by, got one "
+            f"fitted on {found}. In a search over its parameters pass cv=AllRows(), and no "
+            "resource='n_samples'."
+        )
+
+
 def score_matrix(
     label: str, method: Any, shape: tuple[int, int], X_test: Any, y_test: Any
 ) -> NDArray[np.float64]:
@@ -36,13 +52,9 @@ def score_matrix(
     if isinstance(method, BaseAttributor):
         if X_test is None:
             raise ValueError("X_test must be given to score with attributors.")
+        check_training_rows(label, method, n_train)
         found = np.asarray(method.transform(X_test, y_test), dtype=float)
         columns = np.asarray(method.train_indices_)
-        if columns.max() >= n_train:
-            raise ValueError(
-                f"{label} scores training row {columns.max()}, but there are {n_train}. "
-                "Fit it on the same training rows."
-            )
         scores = np.full((len(found), n_train), np.nan)
         scores[:, columns] = found
     else:

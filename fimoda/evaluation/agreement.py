@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from ..attributors._horizons import BaseHorizons
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
+from ._scores import check_training_rows
 
 METRICS = ("cosine", "cosine_centred", "spearman")
 
@@ -152,66 +153,6 @@ def _centred(a: NDArray[np.float64]) -> NDArray[np.float64]:
     return a - a.mean(-1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class AgreementScorer:
-    """Scores a fitted attributor by its agreement with further training.
-
-    A scorer for scikit-learn's searches over the parameters of an attributor. The attributor must
-    be fitted on the training rows of the curve, so the search takes one split with all rows on both
-    sides; the rows that the search passes are not used.
-
-    Parameters
-    ----------
-    curve : FurtherTrainingCurve
-        A small gold standard, from `further_training_curve`.
-    X_test, y_test : array-like
-        The test rows of the curve.
-    epochs : int, default=None
-        Horizon of the curve to agree with; the last by default.
-    metric : {"cosine", "cosine_centred", "spearman"}, default="cosine"
-        Agreement that is averaged over test rows.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn.model_selection import GridSearchCV
-    >>> from fimoda import AgreementScorer, ExactInfluence, further_training_curve
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> ridge = Ridge().fit(X, y)
-    >>> curve = further_training_curve(
-    ...     ridge, X, y, X[:9], y[:9], epochs=5, n_seeds=2, leave_out=20, random_state=0
-    ... )
-    >>> everything = np.arange(len(X))
-    >>> search = GridSearchCV(
-    ...     ExactInfluence(ridge),
-    ...     {"damping": [1e-3, 1e3]},
-    ...     scoring=AgreementScorer(curve, X[:9], y[:9]),
-    ...     cv=[(everything, everything)],
-    ... ).fit(X, y)
-    >>> search.best_params_
-    {'damping': 1000.0}
-    """
-
-    curve: FurtherTrainingCurve
-    X_test: Any
-    y_test: Any = None
-    epochs: int | None = None
-    metric: str = "cosine"
-
-    def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
-        """Mean agreement of the attributor over the test rows of the curve."""
-        horizons = [int(e) for e in self.curve.epochs]
-        if self.epochs is not None and self.epochs not in horizons:
-            raise ValueError(
-                f"epochs must be a horizon of the curve, {horizons}, got {self.epochs}."
-            )
-        place = -1 if self.epochs is None else horizons.index(self.epochs)
-        result = agreement_curve({"": attributor}, self.curve, self.X_test, self.y_test)
-        return float(result.mean(self.metric)[0, place])
-
-
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine along the last axis; 0 where a side is zero."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
@@ -230,6 +171,8 @@ def _aligned(
     if isinstance(method, BaseAttributor):
         if X_test is None:
             raise ValueError("X_test must be given to score with attributors.")
+        if curve.n_train is not None:
+            check_training_rows(f"methods[{name!r}]", method, curve.n_train)
         scores = _transformed(method, curve, X_test, y_test)
         columns = {int(row): k for k, row in enumerate(method.train_indices_)}
         missing = [int(row) for row in curve.leave_out if int(row) not in columns]

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from .._validation import check_random_state
 from ..base import BaseAttributor
+from ._scores import check_training_rows
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,8 @@ def mislabel_detection(
             f"{truth.shape} of {truth.dtype}."
         )
     if isinstance(scores, BaseAttributor):
+        check_training_rows("scores", scores, len(truth))
         values = np.asarray(scores.self_influence(), dtype=float)
-        if scores.train_indices_.max() >= len(truth):
-            raise ValueError(
-                f"is_mislabelled must have an entry for each training row, got {len(truth)} for row "
-                f"{scores.train_indices_.max()}."
-            )
         truth = truth[scores.train_indices_]
     else:
         values = np.asarray(scores, dtype=float)
