@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class Attribution:
         What the method knows about its own error.
     test_names : ndarray of shape (n_test,)
         Index of the test frame, or positions.
+    data : dict of str to object
+        ``X_train``, ``y_train``, ``X_test`` and ``y_test`` as they were given.
     """
 
     scores: NDArray[np.float64]
@@ -60,6 +63,7 @@ class Attribution:
     errors: NDArray[np.float64] | None
     trust: str
     test_names: NDArray[Any]
+    data: dict[str, Any] = field(repr=False)
 
     def top(self, k: int = 5) -> TopRows:
         """The k most helpful and most harmful training rows of each test row.
@@ -81,7 +85,14 @@ class Attribution:
         columns = self.attributor.get_feature_names_out()
         return pd.DataFrame(self.scores, index=self.test_names, columns=columns)
 
-    def plot(self, row: int = 0, k: int = 5, ax: Axes | None = None) -> TopRowsDisplay:
+    def plot(
+        self,
+        row: int = 0,
+        k: int = 5,
+        ax: Axes | None = None,
+        *,
+        image_shape: Sequence[int] | None = None,
+    ) -> TopRowsDisplay:
         """Draw the most helpful and most harmful training rows of one test row.
 
         Parameters
@@ -92,19 +103,39 @@ class Attribution:
             Rows of each kind.
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
+        image_shape : tuple of int, default=None
+            Draw the rows themselves, as images of (height, width), with 1 or 3 channels before or
+            after; by default their scores.
 
         Returns
         -------
         TopRowsDisplay
         """
-        names = dict(
-            zip(
-                self.attributor.train_indices_.tolist(),
-                self.attributor.get_feature_names_out(),
-                strict=True,
-            )
-        )
-        return TopRowsDisplay(self.top(k), names).plot(row, ax)
+        if image_shape is None:
+            return self._display(k).plot(row, ax)
+        return self._display(k).plot_images(row, ax, image_shape=image_shape)
+
+    def table(self, row: int = 0, k: int = 5) -> Any:
+        """The most helpful and most harmful training rows of one test row, beside it.
+
+        Parameters
+        ----------
+        row : int, default=0
+            The test row, by its position.
+        k : int, default=5
+            Rows of each kind.
+
+        Returns
+        -------
+        pandas Styler
+            Their scores, targets and values, and how these differ from the test row's.
+        """
+        return self._display(k).style(row)
+
+    def _display(self, k: int) -> TopRowsDisplay:
+        columns = self.attributor.train_indices_.tolist()
+        names = dict(zip(columns, self.attributor.get_feature_names_out(), strict=True))
+        return TopRowsDisplay(self.top(k), names, **self.data)
 
     @property
     def _facts(self) -> list[tuple[str, str]]:
@@ -261,7 +292,8 @@ def attribute(
         _process(attributor),
         errors,
         _trust(attributor, scores, errors),
-        np.asarray(getattr(X_test, "index", range(len(scores)))),
+        np.asarray(X_test.index if hasattr(X_test, "iloc") else range(len(scores))),
+        {"X_train": X_train, "y_train": y_train, "X_test": X_test, "y_test": y_test},
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor, TopRows
+from ._row_table import as_frame, styled, with_values
+from ._thumbnails import draw, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TopRowsDisplay:
-    """The most helpful and most harmful training rows of one test row, as bars.
+    """The most helpful and most harmful training rows of one test row: bars, a table, or images.
 
     Parameters
     ----------
@@ -24,11 +26,15 @@ class TopRowsDisplay:
         Of one or more test rows.
     names : dict of int to str, default=None
         Name of each training row, by its index; the index by default.
+    X_train, y_train : array-like of shape (n_train, ...), default=None
+        All training rows and their targets, for `to_frame`, `style` and `plot_images`.
+    X_test, y_test : array-like of shape (n_test, ...), default=None
+        The test rows and their targets, likewise.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
+        The axes drawn on, after `plot` or `plot_images`.
     figure_ : matplotlib Figure
         Their figure.
 
@@ -42,15 +48,35 @@ class TopRowsDisplay:
     ['0', '3', '2', '1']
     """
 
-    def __init__(self, top: TopRows, names: Mapping[int, Any] | None = None):
+    def __init__(
+        self,
+        top: TopRows,
+        names: Mapping[int, Any] | None = None,
+        *,
+        X_train: Any = None,
+        y_train: Any = None,
+        X_test: Any = None,
+        y_test: Any = None,
+    ):
         self.top = top
         self.names = names
+        self.X_train = X_train
+        self.y_train = y_train
+        self.X_test = X_test
+        self.y_test = y_test
         self.ax_: Axes
         self.figure_: Figure | SubFigure
 
     @classmethod
     def from_estimator(
-        cls, attributor: BaseAttributor, X: Any, y: Any = None, *, k: int = 5
+        cls,
+        attributor: BaseAttributor,
+        X: Any,
+        y: Any = None,
+        *,
+        k: int = 5,
+        X_train: Any = None,
+        y_train: Any = None,
     ) -> TopRowsDisplay:
         """Score test rows with a fitted attributor.
 
@@ -64,12 +90,15 @@ class TopRowsDisplay:
             Their targets, as in ``transform``.
         k : int, default=5
             Rows of each kind.
+        X_train, y_train : array-like of shape (n_train, ...), default=None
+            All training rows and their targets, for `to_frame`, `style` and `plot_images`.
 
         Returns
         -------
         TopRowsDisplay
         """
-        return cls(attributor.top(X, y, k=k))
+        top = attributor.top(X, y, k=k)
+        return cls(top, X_train=X_train, y_train=y_train, X_test=X, y_test=y)
 
     @classmethod
     def from_predictions(
@@ -80,6 +109,10 @@ class TopRowsDisplay:
         train_indices: ArrayLike | None = None,
         errors: ArrayLike | None = None,
         names: Mapping[int, Any] | None = None,
+        X_train: Any = None,
+        y_train: Any = None,
+        X_test: Any = None,
+        y_test: Any = None,
     ) -> TopRowsDisplay:
         """Take scores as they are.
 
@@ -94,6 +127,10 @@ class TopRowsDisplay:
             Standard errors.
         names : dict of int to str, default=None
             Name of each training row, by its index; the index by default.
+        X_train, y_train : array-like of shape (n_train, ...), default=None
+            All training rows and their targets, for `to_frame`, `style` and `plot_images`.
+        X_test, y_test : array-like of shape (n_test, ...), default=None
+            The test rows and their targets, likewise.
 
         Returns
         -------
@@ -102,10 +139,13 @@ class TopRowsDisplay:
         given = np.asarray(scores, dtype=np.float64)
         columns = np.arange(given.shape[1]) if train_indices is None else np.asarray(train_indices)
         sems = None if errors is None else np.asarray(errors, dtype=np.float64)
-        return cls(TopRows.of(given, columns, k, sems), names)
+        top = TopRows.of(given, columns, k, sems)
+        return cls(top, names, X_train=X_train, y_train=y_train, X_test=X_test, y_test=y_test)
+
+    # ---- bars -------------------------------------------------------------------------------
 
     def plot(self, row: int = 0, ax: Axes | None = None) -> TopRowsDisplay:
-        """Draw the rows of one test row, helpful ones above, with two standard errors.
+        """Draw the scores for one test row, helpful ones above, with two standard errors.
 
         Parameters
         ----------
@@ -120,24 +160,19 @@ class TopRowsDisplay:
         """
         import matplotlib.pyplot as plt
 
+        rows, sizes, sems = self._chosen(row)
         if ax is None:
             _, ax = plt.subplots()
-        top = self.top
-        n_test, k = top.helpful.shape
-        if not 0 <= row < n_test:
-            raise ValueError(
-                f"row must be the position of a test row, 0 to {n_test - 1}, got {row}."
-            )
-        rows = np.concatenate([top.helpful[row], top.harmful[row][::-1]])
-        sizes = np.concatenate([top.helpful_scores[row], top.harmful_scores[row][::-1]])
-        sems = None
-        if top.helpful_sem is not None and top.harmful_sem is not None:
-            sems = 2 * np.concatenate([top.helpful_sem[row], top.harmful_sem[row][::-1]])
-        places = np.arange(2 * k)
-        colours = ["C0"] * k + ["C3"] * k
-        ax.barh(places, sizes, xerr=sems, color=colours, ecolor="0.3")
-        labels = [str(i) if self.names is None else str(self.names[i]) for i in rows]
-        ax.set_yticks(places, labels=labels)
+        k = len(rows) // 2
+        order = np.r_[:k, 2 * k - 1 : k - 1 : -1]  # the most harmful one last
+        ax.barh(
+            np.arange(2 * k),
+            sizes[order],
+            xerr=None if sems is None else 2 * sems[order],
+            color=["C0"] * k + ["C3"] * k,
+            ecolor="0.3",
+        )
+        ax.set_yticks(np.arange(2 * k), labels=[str(name) for name in self._named(rows[order])])
         ax.invert_yaxis()
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
         ax.set(
@@ -145,6 +180,127 @@ class TopRowsDisplay:
             ylabel="training row",
             title=f"test row {row}: helpful (blue), harmful (red)",
         )
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+    def _chosen(
+        self, row: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64] | None]:
+        """Training rows of a test row, k helpful and k harmful ones; their scores and errors."""
+        top = self.top
+        n_test = len(top.helpful)
+        if not 0 <= row < n_test:
+            raise ValueError(
+                f"row must be the position of a test row, 0 to {n_test - 1}, got {row}."
+            )
+        rows = np.r_[top.helpful[row], top.harmful[row]]
+        scores = np.r_[top.helpful_scores[row], top.harmful_scores[row]]
+        if top.helpful_sem is None or top.harmful_sem is None:
+            return rows, scores, None
+        return rows, scores, np.r_[top.helpful_sem[row], top.harmful_sem[row]]
+
+    def _named(self, rows: NDArray[np.int64]) -> list[Any]:
+        return [int(i) if self.names is None else self.names[int(i)] for i in rows]
+
+    def _labels(self, row: int, rows: NDArray[np.int64]) -> list[Any]:
+        """Target of the test row and of its training rows; None where they are not known."""
+        test = None if self.y_test is None else np.asarray(self.y_test)[row]
+        train = [None] * len(rows) if self.y_train is None else np.asarray(self.y_train)[rows]
+        return [test, *train]
+
+    def _check_given(self) -> None:
+        if self.X_train is None or self.X_test is None:
+            raise ValueError(
+                "X_train and X_test must be given to the display to show what its rows hold, got "
+                "None. Pass all training rows and the test rows that were scored."
+            )
+
+    # ---- a table ----------------------------------------------------------------------------
+
+    def to_frame(self, row: int = 0) -> Any:
+        """The rows of one test row as a pandas DataFrame, with their differences from it.
+
+        Parameters
+        ----------
+        row : int, default=0
+            The test row, by its position.
+
+        Returns
+        -------
+        DataFrame of shape (1 + 2 k, n_facts + 2 n_features)
+            The test row, then its helpful and its harmful rows by rank. Columns: ``row``, ``score``,
+            ``error`` and ``target`` where they are known, then each feature under ``value``, and
+            under ``difference`` (numbers: less the test row's; others: whether they differ).
+        """
+        import pandas as pd
+
+        self._check_given()
+        rows, scores, errors = self._chosen(row)
+        k = len(rows) // 2
+        test, train = as_frame(self.X_test), as_frame(self.X_train)
+        facts = {"row": [test.index[row], *self._named(rows)], "score": [np.nan, *scores]}
+        if errors is not None:
+            facts["error"] = [np.nan, *errors]
+        if self.y_train is not None or self.y_test is not None:
+            facts["target"] = self._labels(row, rows)
+        kinds = ["test"] + ["helpful"] * k + ["harmful"] * k
+        frame = with_values(facts, test.iloc[[row]], train, rows)
+        ranks = [0, *range(1, k + 1), *range(1, k + 1)]
+        frame.index = pd.MultiIndex.from_arrays([kinds, ranks], names=["kind", "rank"])
+        return frame
+
+    def style(self, row: int = 0) -> Any:
+        """The rows of one test row as a styled table, for notebooks and ``to_html()``.
+
+        Parameters
+        ----------
+        row : int, default=0
+            The test row, by its position.
+
+        Returns
+        -------
+        pandas Styler
+            Each value with its difference from the test row's in brackets; red is above, blue below
+            (full colour: two standard deviations of the training rows), yellow another category.
+        """
+        caption = "score: change of the measurement without the row; (difference from the test row)"
+        return styled(self.to_frame(row), as_frame(self.X_train), caption)
+
+    # ---- images -----------------------------------------------------------------------------
+
+    def plot_images(
+        self, row: int = 0, ax: Axes | None = None, *, image_shape: Sequence[int] | None = None
+    ) -> TopRowsDisplay:
+        """Draw one test row and its training rows as thumbnails, helpful ones above.
+
+        Parameters
+        ----------
+        row : int, default=0
+            The test row, by its position.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        image_shape : tuple of int, default=None
+            (height, width), with 1 or 3 channels before or after; that of the rows by default.
+
+        Returns
+        -------
+        TopRowsDisplay
+        """
+        import matplotlib.pyplot as plt
+
+        self._check_given()
+        rows, scores, _ = self._chosen(row)
+        images = pictures(self.X_test, row, self.X_train, rows, image_shape)
+        if ax is None:
+            k = len(rows) // 2
+            _, ax = plt.subplots(figsize=(1.3 * (k + 1), 3.6))
+        labels = ["" if one is None else f": {one}" for one in self._labels(row, rows)]
+        titles = [f"test {row}{labels[0]}"]
+        for name, label, score in zip(self._named(rows), labels[1:], scores, strict=True):
+            titles.append(f"{name}{label}\n{score:+.2g}")
+        draw(images, titles, ax)
+        ax.set_title("helpful above, harmful below; change without the row", fontsize="medium")
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

@@ -1,0 +1,91 @@
+"""A test row and its top training rows as a pandas table, and its style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Colours of values above and below the test row's, and of another category.
+_ABOVE, _BELOW, _OTHER = "214,39,40", "31,119,180", "255,193,7"
+
+#: Difference of the full colour, in standard deviations of the training rows.
+_FULL = 2.0
+
+
+def as_frame(X: Any) -> Any:
+    """Rows as a pandas DataFrame; columns without a name are x0, x1, ..."""
+    import pandas as pd
+
+    if hasattr(X, "iloc"):
+        return X
+    if hasattr(X, "columns"):  # another kind of frame
+        return pd.DataFrame({name: np.asarray(X[name]) for name in X.columns})
+    flat = np.asarray(X).reshape(len(X), -1)
+    return pd.DataFrame(flat, columns=[f"x{j}" for j in range(flat.shape[1])])
+
+
+def with_values(facts: dict[str, Any], test: Any, train: Any, indices: NDArray[np.int64]) -> Any:
+    """Facts of each row, its values, and their differences from the test row's (first row)."""
+    import pandas as pd
+
+    values = pd.concat([test[train.columns], train.iloc[indices]], ignore_index=True)
+    parts = {(fact, ""): column for fact, column in facts.items()}
+    parts |= {("value", name): values[name] for name in values}
+    parts |= {("difference", name): _difference(values[name]) for name in values}
+    return pd.DataFrame(parts)
+
+
+def _difference(values: Any) -> Any:
+    """From the first value: a number, or whether it is another category."""
+    if is_number(values):
+        return values - values.iloc[0]
+    return (values != values.iloc[0]) & ~(values.isna() & values.isna().iloc[0])
+
+
+def is_number(values: Any) -> bool:
+    """Whether differences of a column are numbers."""
+    import pandas as pd
+
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def styled(frame: Any, train: Any, caption: str) -> Any:
+    """The table with each value's difference in brackets and as colour."""
+    import pandas as pd
+
+    shown = frame.drop(columns="difference", level=0)
+    colours = pd.DataFrame("", index=shown.index, columns=shown.columns)
+    for name in train.columns:
+        cell, differences = ("value", name), frame["difference", name]
+        if is_number(train[name]):
+            unit = float(train[name].std())
+            sizes = differences.fillna(0) / (unit if unit > 0 else np.inf)
+            shown[cell] = [_text(*pair) for pair in zip(frame[cell], differences, strict=True)]
+            colours[cell] = [_colour(size) for size in sizes.astype(float)]
+        else:
+            colours[cell] = [_background(_OTHER, 0.5) if other else "" for other in differences]
+    scores = [cell for cell in shown if cell[0] in ("score", "error")]
+    return (
+        shown.style.apply(lambda _: colours, axis=None)
+        .format(na_rep="missing")
+        .format("{:+.3g}", subset=scores, na_rep="")
+        .set_caption(caption)
+    )
+
+
+def _text(value: float, change: float) -> str:
+    if np.isnan(value):
+        return "missing"
+    return f"{value:.4g}" if np.isnan(change) or change == 0 else f"{value:.4g} ({change:+.3g})"
+
+
+def _colour(size: float) -> str:
+    if size == 0:
+        return ""
+    return _background(_ABOVE if size > 0 else _BELOW, 0.6 * min(abs(size) / _FULL, 1))
+
+
+def _background(colour: str, strength: float) -> str:
+    return f"background-color: rgba({colour},{strength:.2f})"

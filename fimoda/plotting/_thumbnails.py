@@ -1,0 +1,52 @@
+"""A test image beside its top training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def pictures(
+    X_test: Any, row: int, X_train: Any, indices: NDArray[np.int64], image_shape: Any
+) -> NDArray[np.float64]:
+    """The test row and the training rows as images (h, w) or (h, w, 3), jointly scaled to [0, 1]."""
+    test, train = np.asarray(X_test, dtype=float), np.asarray(X_train, dtype=float)
+    shape = test.shape[1:] if image_shape is None else tuple(image_shape)
+    if len(shape) not in (2, 3) or np.prod(shape) != test[0].size:
+        raise ValueError(
+            f"image_shape must be (height, width), with 1 or 3 channels before or after, and hold the "
+            f"{test[0].size} values of a row; got {image_shape}."
+        )
+    found = np.concatenate([test[[row]], train[indices]]).reshape(-1, *shape)
+    if found.ndim == 4:
+        found = np.moveaxis(found, 1, -1) if shape[0] in (1, 3) else found
+        if found.shape[-1] not in (1, 3):
+            raise ValueError(f"image_shape must have 1 or 3 channels, got {image_shape}.")
+        found = found[..., 0] if found.shape[-1] == 1 else found
+    low, high = found.min(), found.max()
+    return (found - low) / (high - low or 1)
+
+
+def draw(images: NDArray[np.float64], titles: Sequence[str], ax: Axes) -> None:
+    """The first image on the left; beside it half of the others above, half below."""
+    ax.set_axis_off()
+    k = (len(images) - 1) // 2
+    width, height = 1 / (k + 1), 0.5
+    places = [(0.0, height / 2)]
+    places += [(width * (j + 1), height) for j in range(k)]
+    places += [(width * (j + 1), 0.0) for j in range(k)]
+    colours = ["0.3"] + ["C0"] * k + ["C3"] * k
+    for image, title, (x, y), colour in zip(images, titles, places, colours, strict=True):
+        one = ax.inset_axes((x + 0.05 * width, y, 0.9 * width, 0.68 * height))
+        one.imshow(image, cmap="gray", vmin=0, vmax=1)
+        one.set_xticks([])
+        one.set_yticks([])
+        one.set_title(title, fontsize="small")
+        for spine in one.spines.values():
+            spine.set(color=colour, linewidth=2)
