@@ -12,6 +12,7 @@ from joblib import effective_n_jobs
 
 from .attributors._kernel_run import kernel_bytes
 from .attributors._retraining import BaseRetraining
+from .attributors._segmented_run import bytes_per_component, components_that_fit
 from .attributors.downsampling import Downsampling
 from .attributors.exact_influence import ExactInfluence
 from .attributors.further_training import FurtherTraining
@@ -148,7 +149,8 @@ def _network(make: Make, rows: Rows, probe: BaseAttributor, n_test: int) -> list
     )
     once = trial / (_EPOCHS * (len(some) + 1))  # one model, one epoch
     by_segments = of(LinearizedFurtherTraining)
-    k = min(by_segments.n_components, p)
+    each = bytes_per_component(probe.model_, n, n_outputs, SEGMENTS, 1)
+    k = components_that_fit(probe.model_, each, by_segments.memory_budget)
     krylov = SEGMENTS * _KRYLOV * (2 * k + 10 * k * k / (6 * n))  # in passes of 6 n p operations
     by_kernel = of(LinearizedFurtherTraining, n_segments=1, solver="kernel")
     n_steps = n_epochs * ceil(n / (by_kernel.batch_size or probe.model_.recipe.batch_size or n))

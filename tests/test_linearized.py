@@ -705,6 +705,20 @@ def test_float32_fits_float64(loss, n_segments):
     assert relative(found, expected) < 1e-4
 
 
+def test_components_fit_the_memory_budget():
+    X, y, X_test, y_test = data(LOSSES["softmax"][2])
+    whole = linearized(loss="softmax", n_segments=2).fit(X, y)
+    assert whole.n_components_ == whole.model_.n_parameters  # fewer than the default
+    tight = linearized(loss="softmax", n_segments=2, memory_budget=20_000).fit(X, y)
+    assert 1 < tight.n_components_ < whole.n_components_
+    given = {"n_segments": 2, "n_components": tight.n_components_}
+    same = linearized(loss="softmax", **given).fit(X, y)
+    assert relative(*(one.transform(X_test, y_test) for one in (tight, same))) == 0
+    given["n_components"] += 1
+    with pytest.raises(MemoryError, match="lower n_components"):
+        linearized(loss="softmax", **given, memory_budget=20_000).fit(X, y)
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 @pytest.mark.parametrize("loss", ["squared", "softmax"])
 def test_memory_budget_does_not_matter(loss, optimizer):

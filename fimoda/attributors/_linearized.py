@@ -27,6 +27,11 @@ class LinearizedRun(ABC):
     def n_segments(self) -> int:
         return 1
 
+    @property
+    def n_components(self) -> int:
+        """Dimensions of its Krylov spaces; none without segments."""
+        return 0
+
     @abstractmethod
     def scores(
         self,

@@ -20,6 +20,23 @@ from ..training.runner import one_thread
 from ._linearized import LinearizedRun, Workers, observe_run, require_memory
 from ._walks import Walk
 
+#: Dimensions of a Krylov space by default, where memory allows.
+COMPONENTS = 640
+
+
+def bytes_per_component(
+    model: FinalModel, n: int, n_outputs: int, n_segments: int, n_seeds: int
+) -> int:
+    """What each dimension of the Krylov spaces takes of memory, of all seeds together."""
+    p = model.n_parameters
+    numbers = n_segments * (p + 2 * n) + 3 * p + n * n_outputs
+    return n_seeds * model.theta.element_size() * numbers
+
+
+def components_that_fit(model: FinalModel, each: int, memory_budget: int) -> int:
+    """The default number of dimensions of a Krylov space."""
+    return max(1, min(COMPONENTS, model.n_parameters, memory_budget // each))
+
 
 def cut(horizons: Sequence[int], n_segments: int) -> tuple[int, ...]:
     """Ends of segments: every horizon, and points that lie further and further apart."""
@@ -40,6 +57,10 @@ class SegmentedRun(LinearizedRun):
     @property
     def n_segments(self) -> int:
         return len(self.segments)
+
+    @property
+    def n_components(self) -> int:
+        return self.segmentation.n_components
 
     def scores(
         self,
@@ -86,7 +107,7 @@ def segmented_runs(
     seeds: Sequence[int],
     horizons: Sequence[int],
     n_segments: int,
-    n_components: int,
+    n_components: int | None,
     block_size: int,
     memory_budget: int,
     workers: Workers,
@@ -94,13 +115,14 @@ def segmented_runs(
     """The runs of all seeds, with their segments."""
     model, n = walk.model, len(walk.X)
     cuts = cut(horizons, n_segments)
-    modes = min(n_components, model.n_parameters)
     n_outputs = model.outputs(walk.X[:1]).shape[1]
-    numbers = (len(cuts) - 1) * (model.n_parameters + 2 * n) + 3 * model.n_parameters
+    each = bytes_per_component(model, n, n_outputs, len(cuts) - 1, len(seeds))
+    if n_components is None:
+        modes = components_that_fit(model, each, memory_budget)
+    else:
+        modes = min(n_components, model.n_parameters)
     require_memory(
-        len(seeds) * model.theta.element_size() * modes * (numbers + n * n_outputs),
-        memory_budget,
-        "lower n_components or n_segments, or raise memory_budget",
+        each * modes, memory_budget, "lower n_components or n_segments, or raise memory_budget"
     )
     segmentation = Segmentation(
         model, walk.X, walk.y, walk.row_weights, walk.optimizer, cuts, modes, block_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -210,7 +210,7 @@ class FurtherTraining(BaseFurtherTraining):
 
     # ---- fit --------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FurtherTraining:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the final model further with and without each row to leave out.
 
         Parameters

@@ -93,8 +93,8 @@ class LinearizedFurtherTraining(BaseHorizons):
     kink_smoothing : float, "auto" or None, default="auto"
         As in `UnrolledDifferentiation`, for more than one segment; "auto" is 100 for SGD and
         None for other optimisers.
-    n_components : int, default=640
-        Dimensions of a Krylov space.
+    n_components : int or "auto", default="auto"
+        Dimensions of a Krylov space; "auto" is 640, or as many as fit `memory_budget`.
     block_size : int, default=64
         Vectors that a Krylov space begins with.
     optimizer : str or type, default=None
@@ -138,6 +138,8 @@ class LinearizedFurtherTraining(BaseHorizons):
         The horizons of `transform_horizons`.
     n_segments_ : int
         Linearisations of a run.
+    n_components_ : int
+        Dimensions of their Krylov spaces; 0 for ``n_segments=1``.
     solver_ : {"kernel", "steps", "segments"}
         How the linearised runs are followed.
     discrepancy_ : ndarray of shape (n_horizons,)
@@ -189,7 +191,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         "solver": [StrOptions({"auto", "kernel", "steps"})],
         "removal": [StrOptions({"first-order", "exact"})],
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
-        "n_components": [POSITIVE_INTEGER],
+        "n_components": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "block_size": [POSITIVE_INTEGER],
         "memory_budget": [POSITIVE_INTEGER],
         "n_jobs": [Integral, None],
@@ -206,7 +208,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         n_seeds: int | Iterable[int] = 1,
         removal: str = "first-order",
         kink_smoothing: float | str | None = "auto",
-        n_components: int = 640,
+        n_components: int | str = "auto",
         block_size: int = 64,
         optimizer: str | type[torch.optim.Optimizer] | None = None,
         lr: LearningRate | None = None,
@@ -260,7 +262,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         self.solver_ = self._choose_solver()
         self._check_removal()
         self._runs = self._linearize(walk)
-        self.n_segments_ = self._runs[0].n_segments
+        self.n_segments_, self.n_components_ = self._runs[0].n_segments, self._runs[0].n_components
         self.discrepancy_ = self._discrepancy()
         if self.discrepancy_[-1] > MISSED and self._matters():
             warnings.warn(
@@ -289,7 +291,8 @@ class LinearizedFurtherTraining(BaseHorizons):
         budget, horizons = self.memory_budget, self.horizons_
         if self.n_segments != 1:
             count = SEGMENTS if isinstance(self.n_segments, str) else int(self.n_segments)
-            size = self.n_components, self.block_size
+            some = None if isinstance(self.n_components, str) else int(self.n_components)
+            size = some, self.block_size
             return segmented_runs(walk, self.seeds_, horizons, count, *size, budget, self._parallel)
         if self.solver_ == "steps":
             return stepped_runs(walk, self.seeds_, horizons, budget, self._parallel)
