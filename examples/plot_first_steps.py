@@ -70,11 +70,14 @@ print(scores.iloc[:3, :3])
 # has them.
 
 wrong = int(np.argmax(-model.predict_log_proba(test)[np.arange(len(test)), y_test]))
-print(test.iloc[wrong], f"\nlabel {y_test[wrong]}, predicted {model.predict(test)[wrong]}\n")
-top = found.top(3)
-print(train.iloc[top.harmful[wrong]].assign(label=y_train[top.harmful[wrong]]))
+print(f"{test.index[wrong]}: label {y_test[wrong]}, predicted {model.predict(test)[wrong]}")
 found.plot(wrong, k=5)
 plt.tight_layout()
+
+# %%
+# What those rows hold, beside the test row (in brackets and as colour what differs from it).
+
+found.table(wrong, k=3)
 
 # %%
 # Which method may be trusted, on this model?

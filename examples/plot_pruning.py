@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 
-from fimoda import PrunedClassifier, flip_labels
+from fimoda import EKFACInfluence, PrunedClassifier, attribute, flip_labels
 
 X, y = load_digits(return_X_y=True)
 X = X / 16
@@ -66,3 +66,18 @@ names = ["no pruning", "at random", "by self-influence"]
 ax.bar(names, accuracy.mean(0), color=["C7", "C7", "C0"])
 ax.plot(names, accuracy.T, ".-", color="0.3", lw=0.5)
 ax.set(ylabel="accuracy on clean test labels", ylim=(accuracy.min() - 0.05, 1))
+
+# %%
+# The rows behind one error
+# -------------------------
+# A test digit that the model trained on all rows gets wrong most surely, and the training rows that
+# raise and lower its loss most, with the labels they were given.
+
+X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.4, random_state=0, stratify=y)
+noisy, flipped = flip_labels(y_train, 0.2, random_state=0)
+model.fit(X_train, noisy)
+worst = int(model.predict_log_proba(X_test)[np.arange(len(y_test)), y_test].argmin())
+found = attribute(model, X_train, noisy, X_test[[worst]], y_test[[worst]], method=EKFACInfluence())
+found.plot(k=5, image_shape=(8, 8))
+print(f"the digit is a {y_test[worst]}, the model says {model.predict(X_test)[worst]}")
+print(f"{flipped[found.top(5).harmful].mean():.0%} of its harmful rows have a wrong label")
