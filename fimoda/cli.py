@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ _READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_fe
 
 #: Extension of the results, and what writes them.
 _WRITERS = {".csv": "to_csv", ".parquet": "to_parquet"}
+
+#: Libraries one of which pandas needs for a kind of table.
+_ENGINES = {".parquet": ("pyarrow", "fastparquet"), ".feather": ("pyarrow",)}
 
 
 class _UsageError(Exception):
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--jobs", type=int, default=-1, help="processes (-1: all cores)")
         one.add_argument("--seed", type=int, default=0, help="of everything random (0)")
         one.add_argument(
-            "--out", help="where to: .csv, .parquet" + ", .npy" * (name == "attribute")
+            "--out", help="where to: .csv, .parquet" + ", .npz, .npy" * (name == "attribute")
         )
         if name == "attribute":
             one.add_argument("--method", default="auto", help='"auto", or a class of fimoda')
@@ -116,7 +120,7 @@ def _demo(given: argparse.Namespace) -> None:
 
 def _attribute(given: argparse.Namespace) -> None:
     if given.out:
-        _check_out(given.out, [*_WRITERS, ".npy"])
+        _check_out(given.out, [*_WRITERS, ".npz", ".npy"])
     model, X, y, X_test, y_test = _read(given)
     found = attribute(
         model,
@@ -134,12 +138,23 @@ def _attribute(given: argparse.Namespace) -> None:
     )
     print(found)
     _print_top(found, given.top, range(min(5, len(found.scores))))
-    if given.out and given.out.endswith(".npy"):
-        np.save(given.out, found.scores)
-    elif given.out:
-        frame = found.to_frame()
-        frame.columns = frame.columns.map(str)
-        getattr(frame, _WRITERS[Path(given.out).suffix])(given.out)
+    if given.out:
+        _write(found, given.out)
+
+
+def _write(found: Any, path: str) -> None:
+    """Scores of an attribution, with the names of rows and columns (but for .npy)."""
+    frame = found.to_frame()
+    frame.columns = frame.columns.map(str)
+    suffix = Path(path).suffix
+    if suffix == ".npy":
+        np.save(path, found.scores)
+    elif suffix == ".npz":
+        known = {} if found.errors is None else {"errors": found.errors}
+        test, train = (np.array(names, dtype=str) for names in (frame.index, frame.columns))
+        np.savez(path, scores=found.scores, test=test, train=train, **known)
+    else:
+        getattr(frame, _WRITERS[suffix])(path)
 
 
 def _compare(given: argparse.Namespace) -> None:
@@ -216,6 +231,7 @@ def _table(path: str, index: str | None) -> Any:
     suffix = Path(path).suffix
     if suffix not in _READERS:
         raise _UsageError(f"{path}: tables must be {', '.join(_READERS)}, got {suffix!r}.")
+    _check_engine(path)
     table = getattr(pd, _READERS[suffix])(path)
     if index is None:
         return table
@@ -249,6 +265,15 @@ def _check_out(path: str, known: list[str]) -> None:
         raise _UsageError(f"--out must end in {', '.join(known)}, got {path!r}.")
     if not Path(path).resolve().parent.is_dir():
         raise _UsageError(f"--out: there is no directory {Path(path).resolve().parent}.")
+    _check_engine(path)
+
+
+def _check_engine(path: str) -> None:
+    needed = _ENGINES.get(Path(path).suffix, ())
+    if needed and not any(map(find_spec, needed)):
+        raise _UsageError(
+            f"{path}: {Path(path).suffix} files need {needed[0]}: pip install {needed[0]}."
+        )
 
 
 if __name__ == "__main__":

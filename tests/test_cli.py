@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -87,16 +86,42 @@ def test_array_and_automatic_choice(folder, capsys):
     assert np.load(out).shape == (10, 70)
 
 
-def test_parquet(folder, capsys):
-    """With the library that it needs, or a message that names it."""
+def test_archive(folder, tables):
+    """Scores with names, without pickles."""
+    out = folder / "scores.npz"
+    assert main(given(folder, method="GradDot", out=out)) == 0
+    with np.load(out) as found:
+        assert found["scores"].shape == (10, 70)
+        assert list(found["train"]) == list(tables[0]["id"])
+        assert list(found["test"]) == list(tables[1]["id"])
+
+
+def test_parquet(folder, tables):
+    """Tables in and out."""
+    pytest.importorskip("pyarrow")
+    for table, name in zip(tables, ("train", "test"), strict=True):
+        table.to_parquet(folder / f"{name}.parquet")
+        table.reset_index(drop=True).to_feather(folder / f"{name}.feather")
+    expected = folder / "expected.csv"
+    assert main(given(folder, method="GradDot", out=expected)) == 0
     out = folder / "scores.parquet"
-    status = main(given(folder, method="GradDot", out=out))
-    if importlib.util.find_spec("pyarrow") or importlib.util.find_spec("fastparquet"):
-        assert status == 0
-        assert pd.read_parquet(out).shape == (10, 70)
-    else:
-        assert status == 2
-        assert "pyarrow" in capsys.readouterr().err
+    for kind in ("parquet", "feather"):
+        files = {"train": folder / f"train.{kind}", "test": folder / f"test.{kind}"}
+        assert main(given(folder, method="GradDot", out=out, **files)) == 0
+        found = pd.read_parquet(out)
+        pd.testing.assert_frame_equal(found, pd.read_csv(expected, index_col=0))
+        out.unlink()
+
+
+@pytest.mark.parametrize("changes", [{"out": "scores.parquet"}, {"train": "train.feather"}])
+def test_without_pyarrow(folder, capsys, monkeypatch, changes):
+    """What is missing is said before anything is computed."""
+    for name in ("pyarrow", "fastparquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(given(folder, method="Best", **changes)) == 2
+    (path,) = changes.values()
+    said = capsys.readouterr().err
+    assert f"{path}: .{path.split('.')[1]} files need pyarrow: pip install pyarrow." in said
 
 
 def test_compare(folder, capsys):
@@ -114,7 +139,7 @@ def test_compare(folder, capsys):
         ({"target": "size"}, r"--target must be a column of .*; got 'size'"),
         ({"index": "name"}, r"--index must be a column of .*, got 'name'"),
         ({"train": "rows.txt"}, r"rows.txt: tables must be .csv, .parquet, .feather, got '.txt'"),
-        ({"out": "scores.xls"}, r"--out must end in .csv, .parquet, .npy, got 'scores.xls'"),
+        ({"out": "scores.xls"}, r"--out must end in .csv, .parquet, .npz, .npy, got 'scores.xls'"),
         ({"out": "nowhere/scores.csv"}, r"--out: there is no directory .*nowhere"),
         ({"method": "Best"}, r"--method must be .* like GradDot, got 'Best'"),
         ({"budget": -1}, r"budget must be a positive number of seconds, got -1"),
