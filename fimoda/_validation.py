@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -37,8 +38,14 @@ __all__ = [
     "check_subsets",
     "check_targets",
     "check_weights",
+    "checks_parameters",
     "validate_data",
 ]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+#: Decorator of ``fit``: the parameters of ``__init__`` are checked before it runs.
+checks_parameters: Callable[[Method], Method] = _fit_context(prefer_skip_nested_validation=False)
 
 POSITIVE_INTEGER = Interval(numbers.Integral, 1, None, closed="left")
 NON_NEGATIVE_REAL = Interval(numbers.Real, 0, None, closed="left")

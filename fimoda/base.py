@@ -6,13 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from html import escape
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import Tags
+from sklearn.utils._set_output import _get_output_config
 from torch import Tensor, nn
 
 from . import measurements
@@ -23,6 +24,7 @@ from ._validation import (
     check_targets,
     check_top,
     check_weights,
+    checks_parameters,
     validate_data,
 )
 from .adapters import (
@@ -127,8 +129,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     # ---- fit --------------------------------------------------------------------------------
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> BaseAttributor:
+    @checks_parameters
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Compute whatever depends on the training rows only.
 
         Parameters
@@ -265,6 +267,11 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             return rows, outputs, measure
         return rows, self.model_.predicted_targets(outputs), self._measure
 
+    if TYPE_CHECKING:
+
+        def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[np.float64]:
+            """That of scikit-learn: `fit`, then `transform` of the same rows without targets."""
+
     @abstractmethod
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         """Hook of `transform`: scores (n_test, n_columns) in float64."""
@@ -339,7 +346,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         check_is_fitted(self, "model_")
         if self._row_names is None:
             return np.array([f"row{i}" for i in self.train_indices_], dtype=object)
-        return np.asarray(self._row_names, dtype=object)[self.train_indices_]
+        names = np.asarray(self._row_names, dtype=object)[self.train_indices_]
+        if _get_output_config("transform", self)["dense"] == "polars":  # takes text only
+            names = np.array([str(name) for name in names], dtype=object)
+        return names
 
     # ---- scikit-learn -----------------------------------------------------------------------
 

@@ -494,6 +494,27 @@ def test_names_from_frames(cls):
 
 
 @each_attributor
+def test_polars(cls):
+    """Frames in and out; the model's own Pipeline takes them too."""
+    pl = pytest.importorskip("polars")
+    _, X, y, X_test, y_test = problem("ridge")
+    train, test = (pl.DataFrame(rows, schema=list("abcd")) for rows in (X, X_test))
+    pipeline = make_pipeline(ColumnTransformer([("s", StandardScaler(), ["d", "a"])]), Ridge())
+    for model in (Ridge().fit(train, y), pipeline.fit(train, y)):
+        attributor = make(cls, model).set_output(transform="polars").fit(train, pl.Series(y))
+        frame = attributor.transform(test, pl.Series(y_test))
+        assert isinstance(frame, pl.DataFrame)
+        assert frame.columns == [f"row{i}" for i in range(len(X))]
+        plain = make(cls, model).fit(train, y).transform(test, y_test)
+        assert_array_equal(frame.to_numpy(), plain)
+        if model is not pipeline:
+            with pytest.raises(ValueError, match="feature names"):
+                attributor.transform(test[["b", "a", "c", "d"]], y_test)
+    framed = make(cls, Ridge()).set_output(transform="polars").fit(pd.DataFrame(X), y)
+    assert framed.transform(X_test, y_test).columns == [str(i) for i in range(len(X))]
+
+
+@each_attributor
 @pytest.mark.parametrize("container", [np.asarray, np.ndarray.tolist, torch.from_numpy])
 def test_names_without_frames(cls, container):
     estimator, X, y, X_test, y_test = problem("ridge")

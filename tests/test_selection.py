@@ -175,6 +175,32 @@ def test_frames_in_a_pipeline():
     assert (MislabelDetector(model).fit_predict(frame, y) == -1).sum() == 12
 
 
+def test_inside_an_imblearn_pipeline():
+    """Rows go before the model is fitted, and none when it predicts; searched over like any step."""
+    Pipeline = pytest.importorskip("imblearn.pipeline").Pipeline
+    X, y = load_digits(return_X_y=True)
+    noisy, _ = flip_labels(y[:300], 0.2, random_state=0)
+    steps = StandardScaler(), InfluencePruner(by="self", fraction=0.2), LogisticRegression()
+    pipeline = Pipeline(list(zip(["scale", "prune", "model"], steps, strict=True)))
+    fitted = clone(pipeline).fit(X[:300], noisy)
+    scaled = StandardScaler().fit_transform(X[:300])
+    kept, labels = clone(steps[1]).fit_resample(scaled, noisy)
+    assert len(kept) == 240
+    by_hand = LogisticRegression().fit(kept, labels)
+    np.testing.assert_array_equal(fitted[-1].coef_, by_hand.coef_)
+    assert fitted.predict(X[300:]).shape == (len(X) - 300,)
+    search = GridSearchCV(pipeline, {"prune__fraction": [0.0, 0.2]}, cv=2).fit(X[:300], noisy)
+    assert search.best_params_ == {"prune__fraction": 0.2}
+    frame = pd.DataFrame(X[:300]).assign(kind=np.where(X[:300, 20] > 8, "dark", "light"))
+    frame.columns = frame.columns.map(str)
+    model = make_pipeline(
+        make_column_transformer((OneHotEncoder(), ["kind"]), remainder=StandardScaler()),
+        LogisticRegression(),
+    )
+    whole = Pipeline([("prune", InfluencePruner(model, by="self")), ("model", model)])
+    assert whole.fit(frame, noisy).predict(frame).shape == (300,)
+
+
 def test_methods_of_the_model():
     X, y = classification()
     assert not hasattr(PrunedClassifier(DecisionTreeClassifier()), "decision_function")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import _fit_context
 
-from .._validation import Interval, check_weights
+from .._validation import Interval, check_weights, checks_parameters
 from ..base import BaseAttributor
 from ._base import BaseSelection
 
@@ -79,8 +78,8 @@ class MislabelDetector(BaseSelection):
         self.contamination = contamination
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> MislabelDetector:
+    @checks_parameters
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the model and score its rows.
 
         Parameters

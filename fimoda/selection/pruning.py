@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils.metaestimators import available_if
 
-from .._validation import Interval, StrOptions, check_is_fitted, check_weights
+from .._validation import Interval, StrOptions, check_is_fitted, check_weights, checks_parameters
 from ..base import BaseAttributor
 from ._base import BaseSelection, mean_effect, take
 
@@ -98,8 +98,8 @@ class InfluencePruner(BaseSelection):
         self.cv = cv
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> InfluencePruner:
+    @checks_parameters
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Score the rows, and choose those to keep.
 
         Parameters
