@@ -1,7 +1,9 @@
 """Settings of the documentation. It builds without a network; see `FIMODA_INTERSPHINX` below."""
 
 import os
+import re
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "fimoda"
 author = "The fimoda developers"
@@ -23,6 +25,12 @@ nitpicky = True  # every reference has a target
 # -- API pages -----------------------------------------------------------------------------------
 
 autosummary_generate = True
+_method_pages = {  # by the class that a page names first
+    re.search(r":class:`(\w+)`", page.read_text())[1]: page.stem
+    for page in Path(__file__).parent.glob("methods/*.rst")
+    if page.stem != "index"
+}
+autosummary_context = {"method_pages": _method_pages}
 autodoc_typehints = "none"  # the docstrings name the types
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False  # the class template lists them
