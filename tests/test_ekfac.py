@@ -211,6 +211,45 @@ def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
         assert_allclose(block.eigenvalues.flatten(), diagonal, rtol=1e-8, atol=1e-14)
 
 
+@pytest.mark.parametrize("fisher", ["sampled", "expected"])
+@pytest.mark.parametrize("case", CASES)
+def test_matched_scale(case, fisher):
+    """The ratio of the dense matrices' squared norms; with sampled targets both are of the draw."""
+    _, model, X, y, _ = problem(case)
+    weights = torch.linspace(0, 2, N, dtype=torch.float64)
+    plain, matched = (EKFAC(model, X, y, weights, fisher=fisher, scale=s) for s in (1.0, "matched"))
+    if fisher == "sampled":
+        whole = SampledFisher(model, X, y, weights, seed=0).dense()
+    else:
+        whole = GaussNewton(model, X, y, weights).dense()
+    expected = float(whole.square().sum() / dense(plain).square().sum())
+    assert matched.scale == pytest.approx(expected, rel=1e-8)
+    assert expected > 1.05
+    for one, other in zip(plain.blocks, matched.blocks, strict=True):
+        assert_allclose(other.eigenvalues, expected * one.eigenvalues, rtol=1e-8)
+
+
+def test_matched_scale_from_some_rows():
+    _, model, X, y, _ = problem("mlp", 1000)
+    weights = torch.linspace(0, 2, 1000, dtype=torch.float64)
+    scale = EKFAC(model, X, y, weights, scale="matched").scale
+    whole = GaussNewton(model, X, y, weights).dense().square().sum()
+    expected = float(whole / dense(EKFAC(model, X, y, weights)).square().sum())
+    assert scale == pytest.approx(expected, rel=0.1)
+    assert scale != pytest.approx(expected, rel=1e-8)
+
+
+def test_the_penalty_is_not_scaled():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 6)), rng.normal(size=40)
+    model = as_final_model(Ridge(alpha=3.0).fit(X, y), X)
+    rows = model.encode_X(X), model.encode_y(y), torch.ones(40, dtype=torch.float64)
+    fisher = GaussNewton(model, *rows).dense()
+    penalised = GaussNewton(model, *rows, penalty=True).dense()
+    expected = 2.5 * fisher + (penalised - fisher)
+    assert_allclose(dense(EKFAC(model, *rows, scale=2.5)), expected, atol=1e-10)
+
+
 def test_probabilities_and_logits_have_the_same_expected_fisher():
     _, model, X, y, _ = problem("mlp")
     weights = torch.ones(N, dtype=torch.float64)

@@ -392,16 +392,18 @@ def test_factors_and_eigenvalues_are_averaged_over_checkpoints():
         assert_allclose(block.eigenvalues, squares, rtol=1e-8, atol=1e-14)
 
 
-def test_ekfac_segments_are_products_with_the_dense_matrix():
+@pytest.mark.parametrize("scale", [1.0, 2.5, "matched"])
+def test_ekfac_segments_are_products_with_the_dense_matrix(scale):
     X, y, ensemble = network_run()
     run, model = ensemble.trajectories[0], ensemble.models[0]
-    source = SOURCE(model, trajectory=run, segments=2, chunk_size=7).fit(X, y)
+    params = {"trajectory": run, "segments": 2, "chunk_size": 7, "curvature_scale": scale}
+    source = SOURCE(model, **params).fit(X, y)
     x, target = model.encode_X(X), model.encode_y(y, 3)
     p = model.n_parameters
     expected, carried = 0, np.eye(p)
     for ks, steps in (([2, 3], 8), ([0, 1], 8)):
         models = [model_at(run, k, model) for k in ks]
-        ekfac = EKFAC(models[0], x, target, torch.ones(len(X)), others=models[1:])
+        ekfac = EKFAC(models[0], x, target, torch.ones(len(X)), others=models[1:], scale=scale)
         inverse = ekfac.solve(torch.eye(p, dtype=torch.float64), 0.1).numpy()
         H = np.linalg.inv(inverse) - 0.1 * np.eye(p)
         h = 0.1 * steps / 0.5

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
+from .._validation import MAX_SEED, POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
 from ..curvature.projection import KINDS, Projection
 from ..curvature.second_moments import batch_second_moment
 from ..curvature.segmentation import Cut, auto_cut, cut_run
@@ -85,6 +85,8 @@ class SOURCE(BaseAlongTheRun):
         of one checkpoint, the parameters (Fast-SOURCE).
     fisher : {"expected", "sampled"}, default="expected"
         How EK-FAC takes the mean over the model's own targets, see `EKFACInfluence`.
+    curvature_scale : float or "matched", default="matched"
+        Factor of EK-FAC's curvature, see Notes; 1.0 is the paper's method.
     n_components : int, default=2048
         Components of ``curvature="projected"``.
     projection : {"rademacher", "gaussian", "sparse", "product"}, default="sparse"
@@ -134,6 +136,13 @@ class SOURCE(BaseAlongTheRun):
     With EK-FAC the preconditioner enters by its inverse in the eigenbasis of H, so that all
     functions are of numbers. (The paper takes the exponentials of the diagonal curvature instead.)
 
+    EK-FAC sees each layer alone. What a prediction learns it learns in all layers at once, so that
+    residuals decay faster than the curvature of any one layer says, and ``curvature_scale=1``
+    takes training for less converged than it is. "matched" multiplies the curvature of each segment
+    by :math:`\|H\|_F^2 / \|\hat H\|_F^2`, the squared Frobenius norm of the whole Gauss-Newton
+    matrix (from the inner products of some rows' gradients) over that of EK-FAC: about the number
+    of layers. An influence function does not change with such a factor.
+
     References
     ----------
     Bae et al., "Training Data Attribution via Approximate Unrolled Differentiation", NeurIPS 2024,
@@ -166,6 +175,7 @@ class SOURCE(BaseAlongTheRun):
         "curvature": [StrOptions({"ekfac", "exact", "projected"})],
         "averaging": [StrOptions({"curvature", "parameters"})],
         "fisher": [StrOptions({"expected", "sampled"})],
+        "curvature_scale": [POSITIVE_REAL, StrOptions({"matched"})],
         "n_components": [POSITIVE_INTEGER],
         "projection": [StrOptions(set(KINDS))],
     }
@@ -180,6 +190,7 @@ class SOURCE(BaseAlongTheRun):
         curvature: str = "ekfac",
         averaging: str = "curvature",
         fisher: str = "expected",
+        curvature_scale: float | str = "matched",
         n_components: int = 2048,
         projection: str = "sparse",
         n_epochs: int | None = None,
@@ -208,6 +219,7 @@ class SOURCE(BaseAlongTheRun):
         self.curvature = curvature
         self.averaging = averaging
         self.fisher = fisher
+        self.curvature_scale = curvature_scale
         self.n_components = n_components
         self.projection = projection
 
@@ -282,7 +294,8 @@ class SOURCE(BaseAlongTheRun):
             )
             return ProjectedStationary(self.model_, segments, project=project, **budget)
         budget["memory_budget"] //= 4
-        return EKFACStationary(self.model_, segments, fisher=self.fisher, seed=seed, **budget)
+        budget |= {"fisher": self.fisher, "scale": self.curvature_scale, "seed": seed}
+        return EKFACStationary(self.model_, segments, **budget)
 
     # ---- transform --------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..losses import CLASS_KINDS
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import Measure, bilinear
+from .fisher_norm import squared_norm_of_fisher
 from .layers import Factors, LayerDifferentiator
 from .operators import sampled_targets
 
@@ -73,6 +74,10 @@ class EKFAC:
         Bytes for factors at a time.
     others : sequence of FinalModel, default=()
         The same network with other parameters: A, S and the eigenvalues are means over all of them.
+    scale : float or "matched", default=1.0
+        Multiplies the eigenvalues before the penalty is added; "matched" gives the approximation the
+        Frobenius norm of the whole matrix (`squared_norm_of_fisher`), which blocks and a diagonal
+        within each fall short of.
 
     Raises
     ------
@@ -92,6 +97,7 @@ class EKFAC:
         chunk_size: int | None = None,
         memory_budget: int = DEFAULT_BUDGET,
         others: Sequence[FinalModel] = (),
+        scale: float | str = 1.0,
     ):
         self.model = model
         self.differentiate = LayerDifferentiator(model, X[:2])
@@ -111,7 +117,7 @@ class EKFAC:
         self.skipped = list(self.differentiate.skipped)
         self.fisher = fisher
         models = [model, *others]
-        self._parts = [
+        self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, X[:2]),
                 sampled_targets(one, X, torch.Generator().manual_seed(seed))
@@ -133,10 +139,15 @@ class EKFAC:
             for pair in self._covariances(X, share)
         ]
         self.blocks = [
-            Block(q_a, q_s, self._penalty(place, q_a, q_s), place)
+            Block(
+                q_a, q_s, torch.zeros(len(q_s), len(q_a), dtype=torch.float64).to(X.device), place
+            )
             for (q_a, q_s), place in zip(bases, self.differentiate.places, strict=True)
         ]
         self._correct(X, share)
+        self.scale = self._matched(X, weights, seed) if isinstance(scale, str) else scale
+        for block in self.blocks:
+            block.eigenvalues.mul_(self.scale).add_(self._penalty(block))
 
     def _probe(self, X: Tensor) -> list[Factors]:
         return self.differentiate.pull_back(X[:1], lambda f: [torch.ones_like(f)])[0]
@@ -145,7 +156,7 @@ class EKFAC:
 
     def _pulled(self, X: Tensor, share: Tensor) -> Iterator[tuple[Tensor, list[list[Factors]]]]:
         """Weights and factors of chunks of rows at each model's own targets, for each cotangent."""
-        for differentiate, targets in self._parts:
+        for differentiate, targets in self.parts:
             rows = zip(
                 X.split(self.chunk_size),
                 targets.split(self.chunk_size),
@@ -153,9 +164,9 @@ class EKFAC:
                 strict=True,
             )
             for x, y, w in rows:
-                yield w, differentiate.pull_back(x, partial(self._cotangents, y))
+                yield w, differentiate.pull_back(x, partial(self.cotangents, y))
 
-    def _cotangents(self, y: Tensor, outputs: Tensor) -> list[Tensor]:
+    def cotangents(self, y: Tensor, outputs: Tensor) -> list[Tensor]:
         r"""Vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs."""
         loss = self.model.loss
         if self.fisher == "sampled":
@@ -200,12 +211,19 @@ class EKFAC:
                     squares = (d.mT @ a).square_().flatten(1)
                     block.eigenvalues.add_((w @ squares).double().view_as(block.eigenvalues))
 
-    def _penalty(self, place: tuple[slice, ...], q_a: Tensor, q_s: Tensor) -> Tensor:
+    def _matched(self, X: Tensor, weights: Tensor, seed: int) -> float:
+        """By how much the norm of the whole matrix is larger than that of the eigenvalues."""
+        own = sum(float(block.eigenvalues.square().sum()) for block in self.blocks)
+        whole = squared_norm_of_fisher(self.parts, self.cotangents, X, weights, seed)
+        return whole / own if own else 1.0
+
+    def _penalty(self, block: Block) -> Tensor:
         """Diagonal of the L2 penalty in the eigenbasis, (out, in)."""
+        q_a, q_s = block.input_basis.double(), block.signal_basis.double()
         if self.model.l2 is None:
-            return torch.zeros(len(q_s), len(q_a), dtype=torch.float64, device=q_a.device)
-        l2 = torch.cat([self.model.l2[s].unflatten(0, (len(q_s), -1)) for s in place], dim=1)
-        return q_s.double().mT ** 2 @ l2.double() @ q_a.double() ** 2
+            return torch.zeros_like(block.eigenvalues)
+        l2 = torch.cat([self.model.l2[s].unflatten(0, (len(q_s), -1)) for s in block.place], dim=1)
+        return q_s.mT**2 @ l2.double() @ q_a**2
 
     # ---- use --------------------------------------------------------------------------------
 

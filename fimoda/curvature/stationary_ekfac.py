@@ -39,6 +39,8 @@ class EKFACStationary(Stationary):
     segments : sequence of Segment
     fisher : {"expected", "sampled"}
         As in `EKFAC`.
+    scale : float or "matched"
+        As in `EKFAC`.
     seed : int
         Seed of sampled targets.
     chunk_size : int, default=None
@@ -53,6 +55,7 @@ class EKFACStationary(Stationary):
         segments: Sequence[Segment],
         *,
         fisher: str,
+        scale: float | str,
         seed: int,
         chunk_size: int | None,
         memory_budget: int,
@@ -72,6 +75,7 @@ class EKFACStationary(Stationary):
                     chunk_size=chunk_size,
                     memory_budget=memory_budget,
                     others=segment.models[1:],
+                    scale=scale,
                 )
                 self._bases.append(ekfac)
                 self._layers.append([LayerDifferentiator(m, segment.X[:2]) for m in segment.models])
