@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -90,6 +91,10 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
             f"{name} must have one entry per row of X: Found input variables with inconsistent "
             f"numbers of samples: [{n_rows}, {len(y)}]."
         )
+    if y.dtype.kind == "O" and any(
+        v is None or is_scalar_nan(v) or is_pandas_na(v) for v in y.ravel()
+    ):
+        raise ValueError(f"Input {name} contains NaN or None: a target is missing. Drop its row.")
     if y.dtype.kind == "O" and all(isinstance(v, numbers.Real) for v in y.ravel()):
         y = y.astype(float)
     if y.dtype.kind in "fc":

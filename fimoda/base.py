@@ -201,7 +201,15 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         if raw:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
-        return validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True)
+        try:
+            return validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True)
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(
+                f"X must hold numbers, as the model takes them: {error}. A Pipeline that encodes text "
+                "before the model may be passed as the estimator."
+            ) from error
 
     def _model_rows(self, X: Any) -> NDArray[Any]:
         """Rows as the last step of a Pipeline sees them."""

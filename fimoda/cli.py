@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import fimoda
 
 from .adapters import default_estimator
 from .attribution import attribute
+from .attribution.choice import parameters
 from .evaluation.comparison import compare_methods
 
 _READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_feather"}
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--index", help="column that names the rows")
         one.add_argument("--measurement", default="loss", help="loss, margin, log_prob, output")
         one.add_argument("--budget", type=float, default=60, help="seconds (60)")
-        one.add_argument("--n-epochs", type=int, default=10, help="epochs to look ahead (10)")
+        one.add_argument("--n-epochs", type=int, help="epochs to look ahead (10)")
         one.add_argument("--jobs", type=int, default=-1, help="processes (-1: all cores)")
         one.add_argument("--seed", type=int, default=0, help="of everything random (0)")
         one.add_argument(
@@ -121,21 +123,15 @@ def _demo(given: argparse.Namespace) -> None:
 def _attribute(given: argparse.Namespace) -> None:
     if given.out:
         _check_out(given.out, [*_WRITERS, ".npz", ".npy"])
-    model, X, y, X_test, y_test = _read(given)
-    found = attribute(
-        model,
-        X,
-        y,
-        X_test,
-        y_test,
-        method=_method(given.method),
-        budget=given.budget,
-        n_epochs=given.n_epochs,
-        measurement=given.measurement,
-        random_state=given.seed,
-        n_jobs=given.jobs,
-        verbose=1,
-    )
+    asked = {"measurement": given.measurement, "random_state": given.seed}
+    asked |= {"n_jobs": given.jobs, "verbose": 1}
+    if given.n_epochs is not None:
+        asked["n_epochs"] = given.n_epochs
+    if given.method == "auto":
+        found = attribute(*_read(given), budget=given.budget, **asked)
+    else:
+        method = _method(given.method, asked)
+        found = attribute(*_read(given), method=method)
     print(found)
     _print_top(found, given.top, range(min(5, len(found.scores))))
     if given.out:
@@ -168,7 +164,7 @@ def _compare(given: argparse.Namespace) -> None:
         X_test,
         y_test,
         budget=given.budget,
-        epochs=sorted({1, given.n_epochs}),
+        epochs=sorted({1, 10 if given.n_epochs is None else given.n_epochs}),
         measurement=given.measurement,
         random_state=given.seed,
         n_jobs=given.jobs,
@@ -195,15 +191,20 @@ def _print_top(found: Any, k: int, tests: Sequence[int]) -> None:
             print(f"  {kind}: {', '.join(shown)}")
 
 
-def _method(name: str) -> Any:
-    if name == "auto":
-        return name
-    found = getattr(fimoda, name, None)
-    if not (isinstance(found, type) and issubclass(found, fimoda.BaseAttributor)):
-        raise _UsageError(
-            f'--method must be "auto" or a class of fimoda like GradDot, got {name!r}.'
-        )
-    return found()
+def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
+    """The attributor of that name with those of the parameters that it has."""
+    classes = {
+        one.__name__: one
+        for one in map(vars(fimoda).get, fimoda.__all__)
+        if isinstance(one, type) and issubclass(one, fimoda.BaseAttributor)
+        if not inspect.isabstract(one)
+    }
+    if name not in classes:
+        raise _UsageError(f'--method must be "auto" or one of {", ".join(classes)}; got {name!r}.')
+    known = parameters(classes[name])
+    if "n_epochs" in asked and "n_epochs" not in known:
+        raise _UsageError(f"--n-epochs: {name} does not look ahead. Leave it out.")
+    return classes[name](**{k: v for k, v in asked.items() if k in known})
 
 
 def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
@@ -232,6 +233,8 @@ def _table(path: str, index: str | None) -> Any:
     if suffix not in _READERS:
         raise _UsageError(f"{path}: tables must be {', '.join(_READERS)}, got {suffix!r}.")
     _check_engine(path)
+    if not Path(path).is_file():
+        raise _UsageError(f"there is no file {path}.")
     table = getattr(pd, _READERS[suffix])(path)
     if index is None:
         return table
@@ -253,7 +256,14 @@ def _load(path: str) -> Any:
             _warn(f"{path} holds {', '.join(unknown)}")
         return io.load(path, trusted=unknown)
     _warn(f"{path} is a pickle")
-    return joblib.load(path)
+    try:
+        return joblib.load(path)
+    except Exception as error:  # an unpickler raises whatever it meets
+        raise _UsageError(
+            f"--model: {path} cannot be loaded ({type(error).__name__}: {error}). It must hold a fitted "
+            "model, saved by joblib.dump, pickle.dump or skops, and be loaded with the libraries "
+            "that it was saved with."
+        ) from error
 
 
 def _warn(what: str) -> None:

@@ -302,8 +302,8 @@ class FinalModel:
         order = np.argsort(self.classes)
         try:
             position = np.searchsorted(self.classes, labels, sorter=order)
-        except TypeError:
-            position = np.zeros(len(labels), dtype=int)
+        except TypeError:  # they have no order: None among strings
+            position = (labels[:, None] == self.classes[order]).argmax(1)
         indices = order[np.minimum(position, len(order) - 1)]
         unseen = np.asarray(self.classes[indices] != labels)
         if unseen.any():

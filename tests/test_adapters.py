@@ -966,7 +966,7 @@ def test_balanced_class_weights_need_y():
 def test_not_fitted():
     with pytest.raises(NotFittedError, match=r"Ridge is not fitted.*call fit on it first"):
         as_final_model(Ridge(), XR, YR)
-    with pytest.raises(TypeError, match=r"estimator must be a fitted skorch net.*got 'net'"):
+    with pytest.raises(TypeError, match=r"estimator must be a fitted skorch net.*got str"):
         as_final_model("net", XR, YR)
     with pytest.raises(NotFittedError, match="NeuralNetRegressor is not fitted"):
         as_final_model(net_of(), XR, YR)

@@ -74,7 +74,7 @@ def test_network(rows, net, budget, expected):
 
 def test_every_method_is_within_reach_of_some_budget(rows, net, monkeypatch):
     """From the most faithful to the fastest, as the budget gets smaller."""
-    import fimoda._choice as choice
+    from fimoda.attribution import choice
 
     times = iter([1.0, 16.0 * 10] * 3)  # a trial that warms up, and one at a second an epoch
     monkeypatch.setattr(choice, "_seconds", lambda *_: next(times))
@@ -167,13 +167,18 @@ def test_display_of_an_attributor(rows):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "best"}, r"method must be 'auto' or an attributor, got 'best'"),
+        ({"method": "best"}, r"method must be 'auto' or an attributor, for example .*, got 'best'"),
+        ({"method": GradDot}, r"method must be .*, for example GradDot\(\), got <class"),
+        (
+            {"method": GradDot(), "measurement": "margin"},
+            r"measurement is for method='auto', .* as in GradDot\(measurement=...\)",
+        ),
         ({"budget": 0}, r"budget must be a positive number of seconds, got 0"),
     ],
 )
 def test_errors(rows, net, changes, message):
     with pytest.raises(ValueError, match=message):
-        attribute(net, *rows, **GIVEN, **changes)
+        attribute(net, *rows, **changes)
 
 
 # ---- comparison -----------------------------------------------------------------------------

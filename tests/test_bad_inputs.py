@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 from torch import nn
 
 from fimoda import FurtherTraining, GradCos, GradDot, further_training_curve
@@ -234,6 +235,45 @@ def test_unfitted_pipeline(make):
         make(halfway).fit(X, Y)
     with pytest.raises(NotFittedError, match=message):
         curve(halfway)
+
+
+@each_attributor
+def test_text_among_the_numbers(make):
+    frame = pd.DataFrame(X).astype(object)
+    frame.iloc[2, 1] = "green"
+    with pytest.raises(ValueError, match=r"X must hold numbers.*'green'.*Pipeline that encodes"):
+        make(RIDGE).fit(frame, Y)
+
+
+@each_attributor
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_labels(make, missing):
+    labels = np.array(["a", "b", "c"], dtype=object)[YC]
+    model = LogisticRegression().fit(XC, labels.astype(str))
+    labels[4] = missing
+    with pytest.raises(ValueError, match="Input y contains NaN or None: a target is missing"):
+        make(model).fit(XC, labels)
+
+
+@each_attributor
+def test_labels_that_have_no_order(make):
+    labels = np.array(["a", "b", "c"])[YC].astype(object)
+    model = LogisticRegression().fit(XC, labels.astype(str))
+    labels[4] = 7
+    with pytest.raises(ValueError, match=r"not trained on: 7\. Its classes are a, b, c"):
+        make(model).fit(XC, labels)
+
+
+@each_attributor
+def test_a_class_in_place_of_a_model(make):
+    with pytest.raises(TypeError, match=r"got the class Ridge\. Pass a fitted instance"):
+        make(Ridge).fit(X, Y)
+
+
+@each_attributor
+def test_a_model_without_gradients(make):
+    with pytest.raises(TypeError, match=r"got SVR\. Methods that train again \(LeaveOneOut"):
+        make(SVR().fit(X, Y)).fit(X, Y)
 
 
 @each_attributor

@@ -18,6 +18,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import fimoda
 from fimoda import GradDot
 from fimoda.cli import main
 
@@ -86,6 +87,29 @@ def test_array_and_automatic_choice(folder, capsys):
     assert np.load(out).shape == (10, 70)
 
 
+def test_settings_of_a_named_method(folder, tables):
+    out = folder / "scores.npy"
+    for name, own in (("GradDot", {}), ("FurtherTraining", {"n-epochs": 2})):
+        assert main(given(folder, method=name, measurement="margin", out=out, **own)) == 0
+        train, test = (frame.set_index("id") for frame in tables)
+        X, y = train.drop(columns="label"), train["label"]
+        settings = {"n_epochs": 2, "random_state": 0} if own else {}
+        method = getattr(fimoda, name)(joblib.load(folder / "net.pkl"), **settings)
+        expected = method.set_params(measurement="margin").fit(X, y).transform(test[list(X)])
+        np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "data.pkl"])
+def test_what_is_no_model(folder, capsys, name):
+    joblib.dump({"weights": [1, 2]}, folder / "data.pkl")
+    assert main(given(folder, model=folder / name)) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"cannot be loaded .* saved by joblib.dump" if name == "train.csv" else "got dict", said
+    )
+    assert "Traceback" not in said
+
+
 def test_archive(folder, tables):
     """Scores with names, without pickles."""
     out = folder / "scores.npz"
@@ -118,7 +142,7 @@ def test_without_pyarrow(folder, capsys, monkeypatch, changes):
     """What is missing is said before anything is computed."""
     for name in ("pyarrow", "fastparquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(given(folder, method="Best", **changes)) == 2
+    assert main(given(folder, method="GradDot", **changes)) == 2
     (path,) = changes.values()
     said = capsys.readouterr().err
     assert f"{path}: .{path.split('.')[1]} files need pyarrow: pip install pyarrow." in said
@@ -141,7 +165,9 @@ def test_compare(folder, capsys):
         ({"train": "rows.txt"}, r"rows.txt: tables must be .csv, .parquet, .feather, got '.txt'"),
         ({"out": "scores.xls"}, r"--out must end in .csv, .parquet, .npz, .npy, got 'scores.xls'"),
         ({"out": "nowhere/scores.csv"}, r"--out: there is no directory .*nowhere"),
-        ({"method": "Best"}, r"--method must be .* like GradDot, got 'Best'"),
+        ({"method": "Best"}, r"--method must be .*, GradDot, .*; got 'Best'"),
+        ({"method": "DataInf", "n-epochs": 3}, r"--n-epochs: DataInf does not look ahead"),
+        ({"train": "none.csv"}, r"there is no file none.csv"),
         ({"budget": -1}, r"budget must be a positive number of seconds, got -1"),
     ],
 )

@@ -28,7 +28,6 @@ ORDER = [
     "evaluation",
     "selection",
     "plotting",
-    "_choice",
     "attribution",
     "__init__",
     "cli",

@@ -24,7 +24,7 @@ from .linear_models import from_least_squares, from_logistic, from_sgd
 from .mlp import from_mlp
 from .modules import from_module
 from .skorch_nets import from_skorch
-from .wrappers import SUPPORTED, check_fitted, unwrap
+from .wrappers import check_fitted, unsupported, unwrap
 
 
 def as_final_model(
@@ -93,4 +93,4 @@ def as_final_model(
         return from_least_squares(estimator, weights)
     if isinstance(estimator, SGDClassifier | SGDRegressor):
         return from_sgd(estimator, y, weights)
-    raise TypeError(f"estimator must be {SUPPORTED}; got {type(estimator).__name__}.")
+    raise TypeError(unsupported(estimator))

@@ -19,6 +19,18 @@ SUPPORTED = (
 )
 
 
+def unsupported(estimator: Any) -> str:
+    """Message for what is none of the models."""
+    if isinstance(estimator, type):
+        got = f"the class {estimator.__name__}. Pass a fitted instance of it"
+    else:
+        got = (
+            f"{type(estimator).__name__}. Methods that train again (LeaveOneOut, Downsampling, "
+            "Datamodel) take other scikit-learn estimators too"
+        )
+    return f"estimator must be {SUPPORTED}; got {got}."
+
+
 def unwrap(estimator: Any) -> Any:
     """The model inside frozen estimators and finished searches."""
     while True:
@@ -56,7 +68,7 @@ def is_fitted(estimator: Any) -> bool:
     except NotFittedError:
         return False
     except TypeError as error:
-        raise TypeError(f"estimator must be {SUPPORTED}; got {estimator!r}.") from error
+        raise TypeError(unsupported(estimator)) from error
     return True
 
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from joblib import effective_n_jobs
 
-from .attributors._kernel_run import kernel_bytes
-from .attributors._retraining import BaseRetraining
-from .attributors._segmented_run import bytes_per_component, components_that_fit
-from .attributors.downsampling import Downsampling
-from .attributors.exact_influence import ExactInfluence
-from .attributors.further_training import FurtherTraining
-from .attributors.grad_dot import GradDot
-from .attributors.leave_one_out import LeaveOneOut
-from .attributors.linearized_further_training import SEGMENTS, LinearizedFurtherTraining
-from .attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiation
-from .base import BaseAttributor
-from .losses import SquaredError
-from .training.chains import Affine, read_chain
+from ..attributors._kernel_run import kernel_bytes
+from ..attributors._retraining import BaseRetraining
+from ..attributors._segmented_run import bytes_per_component, components_that_fit
+from ..attributors.downsampling import Downsampling
+from ..attributors.exact_influence import ExactInfluence
+from ..attributors.further_training import FurtherTraining
+from ..attributors.grad_dot import GradDot
+from ..attributors.leave_one_out import LeaveOneOut
+from ..attributors.linearized_further_training import SEGMENTS, LinearizedFurtherTraining
+from ..attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiation
+from ..base import BaseAttributor
+from ..losses import SquaredError
+from ..training.chains import Affine, read_chain
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
@@ -57,6 +57,14 @@ class Candidate:
         return type(self.attributor).__name__ + " (one segment)" * once
 
 
+def parameters(cls: type[BaseAttributor]) -> set[str]:
+    """Names of the parameters that can be set without knowing the model."""
+    # a model's own fit knows how it is trained again
+    return set(cls._parameter_constraints) - (
+        _OF_NETWORKS if issubclass(cls, BaseRetraining) else set()
+    )
+
+
 def choose(
     estimator: Any, rows: Rows, n_test: int, budget: float, settings: dict[str, Any]
 ) -> tuple[BaseAttributor, str]:
@@ -76,10 +84,7 @@ def choose(
     """
 
     def make(cls: type[BaseAttributor], model: Any = estimator, **own: Any) -> BaseAttributor:
-        names = set(cls._parameter_constraints)
-        if issubclass(cls, BaseRetraining):  # whose own fit knows how it is trained
-            names -= _OF_NETWORKS
-        known = {k: v for k, v in settings.items() if k in names}
+        known = {k: v for k, v in settings.items() if k in parameters(cls)}
         return cls(model, **{**known, **own})
 
     try:

@@ -2,163 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ._choice import choose
-from .attributors._further_training import BaseFurtherTraining
-from .attributors._retraining import BaseRetraining
-from .base import BaseAttributor, TopRows
-from .measurements import Measurement
-from .plotting.top_rows import TopRowsDisplay
-from .training.optimizers import LearningRate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Scores, what they mean, and how far to trust them.
-
-    Attributes
-    ----------
-    scores : ndarray of shape (n_test, n_columns)
-        How the behaviour of the model on each test row changes when a training row is left out.
-        With the loss as behaviour a positive score says that the training row helps.
-    attributor : BaseAttributor
-        The fitted attributor.
-    reason : str
-        The method, and why it was taken.
-    seconds : float
-        What everything took.
-    behaviour, intervention, process : str
-        The three facts that define a score: what is measured, what is done to the training rows,
-        and what happens to the model then.
-    errors : ndarray of shape (n_test, n_columns) or None
-        Standard errors over seeds, for methods that have them.
-    trust : str
-        What the method knows about its own error.
-    test_names : ndarray of shape (n_test,)
-        Index of the test frame, or positions.
-    data : dict of str to object
-        ``X_train``, ``y_train``, ``X_test`` and ``y_test`` as they were given.
-    """
-
-    scores: NDArray[np.float64]
-    attributor: BaseAttributor
-    reason: str
-    seconds: float
-    behaviour: str
-    intervention: str
-    process: str
-    errors: NDArray[np.float64] | None
-    trust: str
-    test_names: NDArray[Any]
-    data: dict[str, Any] = field(repr=False)
-
-    def top(self, k: int = 5) -> TopRows:
-        """The k most helpful and most harmful training rows of each test row.
-
-        Parameters
-        ----------
-        k : int, default=5
-
-        Returns
-        -------
-        TopRows
-        """
-        return TopRows.of(self.scores, self.attributor.train_indices_, k, self.errors)
-
-    def to_frame(self) -> Any:
-        """The scores as a pandas DataFrame: test rows by training rows."""
-        import pandas as pd
-
-        columns = self.attributor.get_feature_names_out()
-        return pd.DataFrame(self.scores, index=self.test_names, columns=columns)
-
-    def plot(
-        self,
-        row: int = 0,
-        k: int = 5,
-        ax: Axes | None = None,
-        *,
-        image_shape: Sequence[int] | None = None,
-    ) -> TopRowsDisplay:
-        """Draw the most helpful and most harmful training rows of one test row.
-
-        Parameters
-        ----------
-        row : int, default=0
-            The test row, by its position.
-        k : int, default=5
-            Rows of each kind.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-        image_shape : tuple of int, default=None
-            Draw the rows themselves, as images of (height, width), with 1 or 3 channels before or
-            after; by default their scores.
-
-        Returns
-        -------
-        TopRowsDisplay
-        """
-        if image_shape is None:
-            return self._display(k).plot(row, ax)
-        return self._display(k).plot_images(row, ax, image_shape=image_shape)
-
-    def table(self, row: int = 0, k: int = 5) -> Any:
-        """The most helpful and most harmful training rows of one test row, beside it.
-
-        Parameters
-        ----------
-        row : int, default=0
-            The test row, by its position.
-        k : int, default=5
-            Rows of each kind.
-
-        Returns
-        -------
-        pandas Styler
-            Their scores, targets and values, and how these differ from the test row's.
-        """
-        return self._display(k).style(row)
-
-    def _display(self, k: int) -> TopRowsDisplay:
-        columns = self.attributor.train_indices_.tolist()
-        names = dict(zip(columns, self.attributor.get_feature_names_out(), strict=True))
-        return TopRowsDisplay(self.top(k), names, **self.data)
-
-    @property
-    def _facts(self) -> list[tuple[str, str]]:
-        shape = f"{self.scores.shape[0]} test rows x {self.scores.shape[1]} training rows"
-        return [
-            ("scores", f"{shape}, in {self.seconds:.1f} s"),
-            ("behaviour", self.behaviour),
-            ("intervention", self.intervention),
-            ("process", self.process),
-            ("method", self.reason),
-            ("trust", self.trust),
-        ]
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name + ':':14}{text}" for name, text in self._facts)
-
-    def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td style='text-align:left'>{escape(text)}</td></tr>"
-            for name, text in self._facts
-        )
-        return f"<table>{''.join(rows)}</table>"
+from ..attributors._further_training import BaseFurtherTraining
+from ..attributors._retraining import BaseRetraining
+from ..base import BaseAttributor
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
+from .choice import choose
+from .result import Attribution
 
 
 def attribute(
@@ -204,7 +63,8 @@ def attribute(
     method : "auto" or attributor, default="auto"
         An attributor is used with its own parameters; its ``estimator`` may be left out.
     budget : float, default=60
-        Seconds that the scores may take, roughly.
+        Seconds that the scores may take, roughly; for ``method="auto"``, as are all parameters
+        below but `sample_weight`: an attributor has its own.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows, if the model was trained with them.
     n_epochs : int, default=10
@@ -236,7 +96,7 @@ def attribute(
     Raises
     ------
     ValueError
-        If `method` or `budget` is none of those above.
+        If `method` or `budget` is none of those above, or a parameter is given beside an attributor.
     TypeError
         If the model is not of a kind that can be attributed to.
 
@@ -256,27 +116,29 @@ def attribute(
         raise ValueError(f"budget must be a positive number of seconds, got {budget!r}.")
     start = time.perf_counter()
     rows = (X_train, y_train, sample_weight)
+    settings = {
+        "n_epochs": n_epochs,
+        "optimizer": optimizer,
+        "lr": lr,
+        "batch_size": batch_size,
+        "optimizer_params": optimizer_params,
+        "measurement": measurement,
+        "criterion": criterion,
+        "random_state": random_state,
+    }
+    speed = {"n_jobs": n_jobs, "verbose": verbose}
     if isinstance(method, BaseAttributor):
+        _check_untouched(method, settings)
         attributor = method.__sklearn_clone__()
         if attributor.estimator is None:
             attributor.set_params(estimator=model)
         reason = f"{type(method).__name__}, as asked for."
     elif method == "auto":
-        settings = {
-            "n_epochs": n_epochs,
-            "optimizer": optimizer,
-            "lr": lr,
-            "batch_size": batch_size,
-            "optimizer_params": optimizer_params,
-            "measurement": measurement,
-            "criterion": criterion,
-            "random_state": random_state,
-            "n_jobs": n_jobs,
-            "verbose": verbose,
-        }
-        attributor, reason = choose(model, rows, len(X_test), budget, settings)
+        attributor, reason = choose(model, rows, len(X_test), budget, settings | speed)
     else:
-        raise ValueError(f"method must be 'auto' or an attributor, got {method!r}.")
+        raise ValueError(
+            f"method must be 'auto' or an attributor, for example GradDot(), got {method!r}."
+        )
     attributor.fit(*rows)
     scores = np.asarray(attributor.transform(X_test, y_test), dtype=np.float64)
     errors = attributor._standard_errors()
@@ -295,6 +157,17 @@ def attribute(
         np.asarray(X_test.index if hasattr(X_test, "iloc") else range(len(scores))),
         {"X_train": X_train, "y_train": y_train, "X_test": X_test, "y_test": y_test},
     )
+
+
+def _check_untouched(method: BaseAttributor, settings: dict[str, Any]) -> None:
+    """Raise if something is asked for that the attributor would not do."""
+    defaults = inspect.signature(attribute).parameters
+    for name, value in settings.items():
+        if value is not defaults[name].default and value != defaults[name].default:
+            raise ValueError(
+                f"{name} is for method='auto', and an attributor was given: set it there, as in "
+                f"{type(method).__name__}({name}=...)."
+            )
 
 
 def _behaviour(attributor: BaseAttributor, y_test: Any) -> str:
