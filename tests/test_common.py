@@ -298,14 +298,21 @@ def test_self_influence_is_the_diagonal(cls, model, measurement):
     )
 
 
-@pytest.mark.parametrize("cls", with_parameter("leave_out"), ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("correction", ["full", "mean", None])
-def test_self_influence_of_some_rows(cls, correction):
-    if cls not in with_parameter("correction") and correction != "full":
-        pytest.skip("the method has no correction")
+@pytest.mark.parametrize(
+    ("cls", "given"),
+    [
+        pytest.param(cls, given, id=f"{cls.__name__}-{given.get('correction', 'none')}")
+        for cls in with_parameter("leave_out")
+        for given in (
+            [{"correction": c} for c in ("full", "mean", None)]
+            if cls in with_parameter("correction")
+            else [{}]
+        )
+    ],
+)
+def test_self_influence_of_some_rows(cls, given):
     estimator, X, y, _, _ = problem("ridge")
     rows = [9, 3, 4]
-    given = {"correction": correction} if cls in with_parameter("correction") else {}
     attributor = make(cls, estimator, leave_out=rows, **given).fit(X, y)
     diagonal = np.diag(attributor.transform(X[rows], y[rows]))
     assert_allclose(attributor.self_influence(), diagonal, rtol=1e-5, atol=1e-9)

@@ -29,6 +29,8 @@ from ._further_training import BaseFurtherTraining
 class BaseEnsembleTraining(BaseFurtherTraining):
     """Base of what trains the model again, as it was trained, with other seeds (`_trained`)."""
 
+    n_epochs: int | None
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseFurtherTraining._parameter_constraints,
         "n_epochs": [POSITIVE_INTEGER, None],
@@ -93,7 +95,7 @@ class BaseEnsembleTraining(BaseFurtherTraining):
             StackTrainer(self.model_, self._X, self._y, steps.optimizer),
             self._weights,
             steps.batch_size,
-            training_epochs(self.estimator_, self.n_epochs),  # type: ignore[arg-type]
+            training_epochs(self.estimator_, self.n_epochs),
             self.checkpoints,
             None if directory is None else Path(directory),
         )

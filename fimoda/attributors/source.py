@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -185,7 +185,7 @@ class SOURCE(BaseAlongTheRun):
         estimator: Any = None,
         *,
         trajectory: Trajectory | str | None = None,
-        segments: int | str | Iterable[int] = 3,
+        segments: int | str | Sequence[int] = 3,
         stage: int | str | None = None,
         curvature: str = "ekfac",
         averaging: str = "curvature",
@@ -247,7 +247,7 @@ class SOURCE(BaseAlongTheRun):
             rows = [self._train_rows(rows) for rows in self._rows]
             X, y = zip(*rows, strict=True)
             return auto_cut(self.trajectory_, self.model_, X, y)
-        return cut_run(self.trajectory_, self.segments)  # type: ignore[arg-type]
+        return cut_run(self.trajectory_, self.segments)
 
     def _segment(self, cut: Cut) -> Segment:
         run = self.trajectory_
