@@ -169,6 +169,7 @@ def test_display_of_an_attributor(rows):
     [
         ({"method": "best"}, r"method must be 'auto' or an attributor, for example .*, got 'best'"),
         ({"method": GradDot}, r"method must be .*, for example GradDot\(\), got <class"),
+        ({"method": GradDot(Ridge())}, r"method must be an attributor of `model`, but has another"),
         (
             {"method": GradDot(), "measurement": "margin"},
             r"measurement is for method='auto', .* as in GradDot\(measurement=...\)",

@@ -129,9 +129,12 @@ def attribute(
     speed = {"n_jobs": n_jobs, "verbose": verbose}
     if isinstance(method, BaseAttributor):
         _check_untouched(method, settings)
-        attributor = method.__sklearn_clone__()
-        if attributor.estimator is None:
-            attributor.set_params(estimator=model)
+        if method.estimator is not None and method.estimator is not model:
+            raise ValueError(
+                "method must be an attributor of `model`, but has another estimator. Leave it out: "
+                f"{type(method).__name__}(...)."
+            )
+        attributor = method.__sklearn_clone__().set_params(estimator=model)
         reason = f"{type(method).__name__}, as asked for."
     elif method == "auto":
         attributor, reason = choose(model, rows, len(X_test), budget, settings | speed)
