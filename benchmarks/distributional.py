@@ -1,19 +1,15 @@
 """Distributional attribution: what it predicts, against training again.
 
-    python benchmarks/distributional.py concrete --data path/to/concrete.csv
-    python benchmarks/distributional.py growth --data path/to/concrete.csv
     python benchmarks/distributional.py noise
     python benchmarks/distributional.py variance
     python benchmarks/distributional.py pruning
     python benchmarks/distributional.py speed
 
-concrete: are predicted samples without a row closer to retrained ones than those with all rows?
-growth: correlation of the responses of unrolled training and of influence functions, by epochs.
 noise: correlation of predicted and measured leave-one-out effects, by retrainings a row.
 variance: a row of digits that changes the variance and not the mean, found and verified.
 pruning: drop a tenth of digits with wrong labels by scores of many models, of each model, at random.
 speed: seconds of each distance for 1,000 rows, 100 test rows and 100 samples.
-Each prints a table; concrete and noise draw a figure if given ``--figure``.
+Each prints a table; noise draws a figure if given ``--figure``. On Concrete: distributional_concrete.py.
 """
 
 from __future__ import annotations
@@ -37,15 +33,12 @@ from fimoda import (
     Ensemble,
     ExactInfluence,
     FurtherTraining,
-    OutcomeDensityDisplay,
     OutcomeSamples,
     UnrolledDifferentiation,
-    distributional_agreement,
     flip_labels,
     train_ensemble,
     train_on_subsets,
 )
-from fimoda.datasets import split_concrete
 from fimoda.distances import NAMED, Quantile
 
 
@@ -53,14 +46,14 @@ class Task:
     """A network, its rows, and how it is trained."""
 
     def __init__(self, rows: Any, widths: tuple[int, ...], activation: type, criterion: nn.Module,
-                 n_epochs: int, **steps: Any):  # fmt: skip
+                 n_epochs: int, init: Any = None, **steps: Any):  # fmt: skip
         self.X, self.X_test, self.y, self.y_test = rows
         torch.manual_seed(0)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), activation()]
         self.net = nn.Sequential(*layers[:-1])
-        self.criterion, self.n_epochs, self.steps = criterion, n_epochs, steps
+        self.criterion, self.n_epochs, self.init, self.steps = criterion, n_epochs, init, steps
 
     def without(self, rows: Any) -> np.ndarray:
         """Subsets: all rows first, and without each."""
@@ -68,11 +61,12 @@ class Task:
         subsets[np.arange(1, len(subsets)), rows] = False
         return subsets
 
-    def ensemble(self, seeds: Any, n_epochs: int | None = None) -> Ensemble:
-        """Models trained on all rows; their initial parameters are kept."""
+    def ensemble(self, seeds: Any, horizons: Any = ()) -> Ensemble:
+        """Models trained on all rows; their initial parameters are kept, and those after these epochs."""
+        n_batches = -(-len(self.X) // self.steps["batch_size"])
         return train_ensemble(
-            self.net, self.X, self.y, n_seeds=seeds, n_epochs=n_epochs or self.n_epochs,
-            checkpoints=[0], criterion=self.criterion, **self.steps,
+            self.net, self.X, self.y, n_seeds=seeds, n_epochs=self.n_epochs, init=self.init,
+            checkpoints=[0, *(h * n_batches for h in horizons)], criterion=self.criterion, **self.steps,
         )  # fmt: skip
 
     def pairs(self, ensemble: Ensemble, rows: Any, **params: Any) -> OutcomeSamples:
@@ -97,11 +91,11 @@ class Task:
             n_epochs=self.n_epochs, criterion=self.criterion, compile=False, **self.steps, **params,
         )  # fmt: skip
 
-    def unrolled(self, ensemble: Ensemble, leave_out: Any = None, epochs: Any = None) -> list:
+    def unrolled(self, ensemble: Ensemble, leave_out: Any = None) -> list:
         """Unrolled differentiation of each model's training, from its initial parameters."""
         return [
             UnrolledDifferentiation(
-                n_epochs=epochs or self.n_epochs, n_seeds=[seed], start=run.state(0),
+                n_epochs=self.n_epochs, n_seeds=[seed], start=run.state(0),
                 leave_out=leave_out, kink_smoothing=None, **self.steps,
             )
             for seed, run in zip(ensemble.seeds, ensemble.trajectories, strict=True)
@@ -112,79 +106,6 @@ class Task:
             self.net, method=method, models=ensemble, criterion=self.criterion, **params
         )
         return influence.fit(self.X, self.y)
-
-
-DECAY = 3e-3
-
-
-def load_concrete(options: Any, n_epochs: int) -> tuple[Task, np.ndarray]:
-    """Smooth units, weight decay and steps that become smaller, so that training settles."""
-    X, X_test, y, y_test = split_concrete(options.data)
-    task = Task(
-        (X, X_test[:20], y, y_test[:20]), (8, 16, 1), nn.Tanh, nn.MSELoss(), n_epochs,
-        optimizer="SGD", lr=lambda epoch: 0.05 / (1 + epoch / 60), batch_size=256,
-        optimizer_params={"momentum": 0.9, "weight_decay": DECAY},
-    )  # fmt: skip
-    return task, np.sort(np.random.RandomState(0).choice(len(X), options.rows, replace=False))
-
-
-def concrete(options: Any) -> None:
-    """Predicted samples against retrained ones."""
-    task, rows = load_concrete(options, 80)
-    ensemble = task.ensemble(range(options.seeds))
-    measured = task.pairs(ensemble, rows)
-    predicted: dict[str, Any] = {"unrolled differentiation": (None, task.unrolled(ensemble, rows))}
-    for factor in (1, 3, 10):
-        predicted[f"influence function, damping {factor * DECAY:g}"] = (
-            ensemble, ExactInfluence(damping=factor * DECAY))  # fmt: skip
-    print("| method | distance | before | after | closer (share) | correlation | rank corr. |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    found = {}
-    for name, (models, method) in predicted.items():
-        samples = task.predict(models, method).outcome_samples(task.X_test, task.y_test)
-        found[name] = samples
-        for distance in ("mean", "w2", "variance"):
-            one = distributional_agreement(samples, measured, distance)
-            print(
-                f"| {name} | {distance} | {one.before.mean():.6f} | {one.after.mean():.6f} | "
-                f"{one.closer:.2f} | {one.pearson.mean():.2f} | {one.spearman.mean():.2f} |"
-            )
-    spread = measured.full.std(0, ddof=1).mean()
-    print(f"\nstandard deviation over trainings on all rows, mean of the test rows: {spread:.4f}")
-    if options.figure:
-        size = measured.distance("w2") / measured.full.std(0)[:, None]
-        z, k = np.unravel_index(size.argmax(), size.shape)
-        shown = {
-            "retrained": measured,
-            "by unrolled differentiation": found["unrolled differentiation"],
-            "by influence functions": found[f"influence function, damping {3 * DECAY:g}"],
-        }
-        display = OutcomeDensityDisplay(shown, row=int(rows[k]), test_row=int(z)).plot()
-        display.figure_.savefig(options.figure)
-
-
-def growth(options: Any) -> None:
-    """Correlation of the two responses, seed by seed, over epochs of training."""
-    epochs = [5, 10, 20, 40, 80, 160]
-    task, rows = load_concrete(options, epochs[-1])
-    walks = task.unrolled(task.ensemble(range(options.seeds), 1), rows, epochs)
-    dampings = (DECAY, 3 * DECAY, 10 * DECAY)
-    found = np.zeros((len(walks), len(epochs), len(dampings)))
-    for seed, walk in enumerate(walks):
-        walk.set_params(estimator=task.net, criterion=task.criterion).fit(task.X, task.y)
-        unrolled = walk.transform_horizons(task.X_test, task.y_test)
-        for k, n_epochs in enumerate(epochs):
-            model = task.ensemble([seed], n_epochs).models[0]
-            for d, damping in enumerate(dampings):
-                influence = ExactInfluence(model, damping=damping).fit(task.X, task.y)
-                scores = influence.transform(task.X_test, task.y_test)[:, rows]
-                found[seed, k, d] = _correlation(unrolled[k], scores)
-    print("| damping | " + " | ".join(map(str, epochs)) + " |")
-    print("| --- |" + " --- |" * len(epochs))
-    for d, damping in enumerate(dampings):
-        mean, error = found[..., d].mean(0), found[..., d].std(0, ddof=1) / np.sqrt(len(walks))
-        cells = [f"{m:.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
-        print(f"| {damping:g} | " + " | ".join(cells) + " |")
 
 
 def load_small() -> Task:
@@ -358,17 +279,15 @@ def speed(options: Any) -> None:
         print(f"| {name} | {wall:.2f} | {core:.2f} |")
 
 
-PARTS = {f.__name__: f for f in (concrete, growth, noise, variance, pruning, speed)}
+PARTS = {f.__name__: f for f in (noise, variance, pruning, speed)}
 COUNTS = {  # seeds, rows, models
-    "concrete": (20, 16, 0), "growth": (5, 16, 0), "noise": (200, 20, 10),
-    "variance": (200, 100, 40), "pruning": (0, 0, 10), "speed": (0, 0, 0),
+    "noise": (200, 20, 10), "variance": (200, 100, 40), "pruning": (0, 0, 10), "speed": (0, 0, 0),
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--data", help="path of concrete.csv, or the directory that holds it")
     parser.add_argument("--seeds", type=int, help="trainings")
     parser.add_argument("--rows", type=int, help="left-out rows (variance: training rows)")
     parser.add_argument("--models", type=int, help="models that predict")
