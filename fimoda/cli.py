@@ -30,8 +30,10 @@ _READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_fe
 #: Extension of the results, and what writes them.
 _WRITERS = {".csv": "to_csv", ".parquet": "to_parquet"}
 
-#: Libraries one of which pandas needs for a kind of table.
-_ENGINES = {".parquet": ("pyarrow", "fastparquet"), ".feather": ("pyarrow",)}
+#: Libraries one of which a kind of file needs.
+_ENGINES = {
+    ".parquet": ("pyarrow", "fastparquet"), ".feather": ("pyarrow",), ".skops": ("skops",),
+}  # fmt: skip
 
 
 class _UsageError(Exception):
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--measurement", default="loss", help="loss, margin, log_prob, output")
         one.add_argument("--budget", type=float, default=60, help="seconds (60)")
         one.add_argument("--n-epochs", type=int, help="epochs to look ahead (10)")
-        one.add_argument("--jobs", type=int, default=-1, help="processes (-1: all cores)")
+        one.add_argument("--jobs", type=int, default=1, help="processes (1); -1: all cores")
         one.add_argument("--seed", type=int, default=0, help="of everything random (0)")
         one.add_argument(
             "--out", help="where to: .csv, .parquet" + ", .npz, .npy" * (name == "attribute")
@@ -246,24 +248,30 @@ def _table(path: str, index: str | None) -> Any:
 def _load(path: str) -> Any:
     if not Path(path).is_file():
         raise _UsageError(f"--model: there is no file {path}.")
-    if path.endswith(".skops"):
-        try:
-            from skops import io
-        except ImportError:
-            raise _UsageError("a .skops file needs skops: pip install skops.") from None
-        unknown = io.get_untrusted_types(file=path)
-        if unknown:
-            _warn(f"{path} holds {', '.join(unknown)}")
-        return io.load(path, trusted=unknown)
-    _warn(f"{path} is a pickle")
+    _check_engine(path)
+    load = _load_skops if path.endswith(".skops") else _load_pickle
     try:
-        return joblib.load(path)
+        return load(path)
     except Exception as error:  # an unpickler raises whatever it meets
         raise _UsageError(
             f"--model: {path} cannot be loaded ({type(error).__name__}: {error}). It must hold a fitted "
             "model, saved by joblib.dump, pickle.dump or skops, and be loaded with the libraries "
             "that it was saved with."
         ) from error
+
+
+def _load_skops(path: str) -> Any:
+    from skops import io
+
+    unknown = io.get_untrusted_types(file=path)
+    if unknown:
+        _warn(f"{path} holds {', '.join(unknown)}")
+    return io.load(path, trusted=unknown)
+
+
+def _load_pickle(path: str) -> Any:
+    _warn(f"{path} is a pickle")
+    return joblib.load(path)
 
 
 def _warn(what: str) -> None:

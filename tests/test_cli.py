@@ -99,14 +99,16 @@ def test_settings_of_a_named_method(folder, tables):
         np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["train.csv", "data.pkl"])
+@pytest.mark.parametrize("name", ["train.csv", "data.pkl", "text.skops"])
 def test_what_is_no_model(folder, capsys, name):
     joblib.dump({"weights": [1, 2]}, folder / "data.pkl")
+    (folder / "text.skops").write_text("no archive")
+    if name == "text.skops":
+        pytest.importorskip("skops")
     assert main(given(folder, model=folder / name)) == 2
     said = capsys.readouterr().err
-    assert re.search(
-        r"cannot be loaded .* saved by joblib.dump" if name == "train.csv" else "got dict", said
-    )
+    expected = "got dict" if name == "data.pkl" else r"cannot be loaded .* saved by joblib.dump"
+    assert re.search(expected, said)
     assert "Traceback" not in said
 
 
@@ -137,15 +139,35 @@ def test_parquet(folder, tables):
         out.unlink()
 
 
-@pytest.mark.parametrize("changes", [{"out": "scores.parquet"}, {"train": "train.feather"}])
-def test_without_pyarrow(folder, capsys, monkeypatch, changes):
+def test_skops(folder, capsys):
+    io = pytest.importorskip("skops.io")
+    io.dump(joblib.load(folder / "net.pkl"), folder / "net.skops")
+    scores = []
+    for name in ("net.pkl", "net.skops"):
+        out = folder / f"{name}.npy"
+        assert main(given(folder, model=folder / name, method="GradDot", out=out)) == 0
+        scores.append(np.load(out))
+    np.testing.assert_array_equal(*scores)
+    assert "net.skops holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "library"),
+    [
+        ("out", "scores.parquet", "pyarrow"),
+        ("train", "train.feather", "pyarrow"),
+        ("model", "net.skops", "skops"),
+    ],
+)
+def test_without_the_library(folder, capsys, monkeypatch, option, path, library):
     """What is missing is said before anything is computed."""
-    for name in ("pyarrow", "fastparquet"):
+    for name in ("pyarrow", "fastparquet", "skops"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(given(folder, method="GradDot", **changes)) == 2
-    (path,) = changes.values()
-    said = capsys.readouterr().err
-    assert f"{path}: .{path.split('.')[1]} files need pyarrow: pip install pyarrow." in said
+    monkeypatch.chdir(folder)
+    (folder / "net.skops").touch()
+    assert main(given(folder, method="GradDot", **{option: path})) == 2
+    kind = path.split(".")[1]
+    assert f".{kind} files need {library}: pip install {library}." in capsys.readouterr().err
 
 
 def test_compare(folder, capsys):
