@@ -178,8 +178,14 @@ class Problem:
             "EK-FAC influence 1e-8": fimoda.EKFACInfluence(damping=1e-8),
             "EK-FAC influence auto": fimoda.EKFACInfluence(),
             "SOURCE": fimoda.SOURCE(segments=4 if stage else 3, **stage),
+            "SOURCE as published": fimoda.SOURCE(
+                segments=4 if stage else 3, curvature_scale=1.0, **stage
+            ),
             "Fast-SOURCE": fimoda.SOURCE(
                 segments=4 if stage else 3, averaging="parameters", **stage
+            ),
+            "Fast-SOURCE as published": fimoda.SOURCE(
+                segments=4 if stage else 3, averaging="parameters", curvature_scale=1.0, **stage
             ),
             "SOURCE auto": fimoda.SOURCE(segments="auto", **stage),
             "SOURCE projected": fimoda.SOURCE(
