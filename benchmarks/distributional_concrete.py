@@ -67,7 +67,7 @@ def load(options: Any) -> tuple[Task, list[int]]:
         params |= {"lr": 0.03, "init": partial(copy.deepcopy, net)}
     elif options.part == "scratch":
         widths, unit, horizons = FIMODA, nn.ReLU, [20, 100]
-        params |= {"lr": 0.1}
+        params |= {"lr": options.lr}
     elif options.part == "source":
         widths, unit, horizons = (8, 128, 128, 128, 1), nn.ReLU, [5, 20]
         heavy_ball = {"momentum": options.momentum, "weight_decay": 1e-5}
@@ -208,6 +208,7 @@ SCHEDULES = {  # batch size, learning rate by epoch, weight decay
     "settles": (N_ROWS, 0.2, 0.01),
     "batches": (256, 0.05, 0.01),
     "rate": (N_ROWS, lambda epoch: smaller(epoch // 4), 0.01),
+    "both": (256, smaller, 0.01),
     "earlier": (256, smaller, DECAY),
 }
 
@@ -294,6 +295,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", help="horizons (growth: steps)")
     parser.add_argument("--dampings", type=float, nargs="+", default=[0.1, 1, 10],
                         help="multiples of the default one")  # fmt: skip
+    parser.add_argument("--lr", type=float, default=0.1, help="of the part scratch")
     parser.add_argument("--momentum", type=float, default=0.9, help="of the part source")
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), help="of growth")
     parser.add_argument("--figure", help="file of the figure")
