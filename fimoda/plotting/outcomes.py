@@ -86,14 +86,18 @@ class OutcomeDensityDisplay:
         every = np.concatenate([full, *curves.values()])
         margin = 0.15 * np.ptp(every) or 1.0
         grid = np.linspace(every.min() - margin, every.max() + margin, 400)
-        ax.fill_between(grid, _density(full, grid, bandwidth), color="0.85", label="all rows")
+        shade = _density(full, grid, bandwidth)
+        ax.fill_between(grid, shade, color="0.85", label="all rows")
+        top = shade.max()
         for name, sample in curves.items():
             label = f"without row {self.row}" + (f", {name}" if name else "")
-            ax.plot(grid, _density(sample, grid, bandwidth), label=label)
+            line = _density(sample, grid, bandwidth)
+            ax.plot(grid, line, label=label)
+            top = max(top, line.max())
         first = next(iter(self.samples.values()))
         ax.set(xlabel=first.measurement or "measurement", ylabel="density over trainings")
-        ax.set_ylim(bottom=0, auto=True)
-        ax.legend()
+        ax.set_ylim(0, top * (1.1 + 0.08 * (1 + len(curves))))  # room for the legend
+        ax.legend(frameon=False, loc="upper left", fontsize="small")
         self.ax_ = ax
         self.figure_ = ax.figure
         return self
