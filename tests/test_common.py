@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -658,3 +660,20 @@ def test_an_attributor_in_a_pipeline_without_routing(cls):
     ):
         scores = make_pipeline(StandardScaler(), make(cls, model)).fit(X, y).transform(X[:3])
         assert_allclose(scores, make(cls, model).fit(scaled, y).transform(scaled[:3]), rtol=1e-10)
+
+
+# ---- documentation --------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("cls", ATTRIBUTORS)
+def test_has_a_page_of_its_own(cls):
+    pages = (page.read_text() for page in DOCS.glob("methods/*.rst"))
+    named_first = [re.search(r":class:`(\w+)`", page) for page in pages]
+    assert cls.__name__ in [found[1] for found in named_first if found]
+
+
+def test_api_page_is_complete():
+    listed = re.findall(r"^   (\w+)$", (DOCS / "api.rst").read_text(), re.MULTILINE)
+    assert not {name for name in fimoda.__all__ if not name.startswith("_")} - set(listed)
