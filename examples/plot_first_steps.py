@@ -4,7 +4,8 @@ Ten minutes with fimoda
 
 A table with numbers, categories and missing values; a scikit-learn Pipeline; and the questions that
 come after the accuracy: which training rows drive this prediction, how sure is that, which method
-may be trusted, and which rows should not be there?
+may be trusted, and which rows should not be there? Tables and figures take
+``pip install ".[pandas,plot]"``.
 """
 
 # %%
