@@ -6,7 +6,8 @@
 Breast cancer with a tenth of the labels flipped, a logistic regression: scores of three methods, models
 retrained on 60 random subsets, and self-influence against the flipped rows. Directories that
 `benchmarks/lds.py` has written are compared as well. dattri's LDS sums the scores of the rows that are in
-a subset, so its sign is the other one. A peer that is missing is skipped.
+a subset, so its sign is the other one; where scores are constant it has no value. A peer that is missing
+is skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def largest_difference(scores: dict[str, np.ndarray], outcomes: Any) -> float:
     theirs = [
         metric.lds(torch.from_numpy(S.T.copy()), (measured, rows))[0] for S in scores.values()
     ]
-    return float(np.abs(lds.values[:, 0] + torch.stack(theirs).numpy()).max())
+    return float(np.nanmax(np.abs(lds.values[:, 0] + torch.stack(theirs).numpy())))
 
 
 def breast_cancer() -> None:
@@ -66,11 +67,16 @@ def breast_cancer() -> None:
 
 
 def directory(path: Path) -> None:
-    """A directory of `benchmarks/lds.py`."""
+    """A directory of `benchmarks/lds.py`; sparse scores apart, whose sums tie up to rounding."""
     truth = SimpleNamespace(**np.load(path / "outcomes.npz"))
     files = {file.stem.removeprefix("scores "): file for file in path.glob("scores *.npz")}
     scores = {name: np.load(file)["scores"] for name, file in files.items()}
-    print(f"| {path.name}, {len(scores)} methods | LDS | {largest_difference(scores, truth):.1e} |")
+    sparse = {name: S for name, S in scores.items() if (S == 0).mean() > 0.1}
+    dense = {name: S for name, S in scores.items() if name not in sparse}
+    for kind, some in (("dense", dense), ("sparse", sparse)):
+        if some:
+            worst = largest_difference(some, truth)
+            print(f"| {path.name}, {len(some)} methods with {kind} scores | LDS | {worst:.1e} |")
 
 
 def main() -> None:
