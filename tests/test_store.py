@@ -106,6 +106,8 @@ def start(way: str, directory: Path, *, limit: int = 0, **changes) -> subprocess
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a limit of the size of files would cut bytecode short, for everyone who imports it next
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 
