@@ -239,6 +239,20 @@ def test_matched_scale_from_some_rows():
     assert scale != pytest.approx(expected, rel=1e-8)
 
 
+def test_matched_scale_with_many_cotangents():
+    """More than are compared with one another: sums with random signs stand for them."""
+    torch.manual_seed(0)
+    X = torch.randn(400, D, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 40)).double()
+    y = torch.arange(400) % 40
+    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
+    weights = torch.ones(400, dtype=torch.float64)
+    found = EKFAC(model, X, y, weights, scale="matched", others=[model]).scale
+    whole = GaussNewton(model, X, y, weights).dense().square().sum()
+    expected = float(whole / dense(EKFAC(model, X, y, weights)).square().sum())
+    assert found == pytest.approx(expected, rel=0.15)
+
+
 def test_the_penalty_is_not_scaled():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, 6)), rng.normal(size=40)

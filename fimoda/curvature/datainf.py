@@ -116,6 +116,7 @@ class DataInfSolver:
     def _pairs_are_cheaper(self, n_test: int) -> bool:
         """Whether pairs of training rows take fewer operations than vectors of the model's size."""
         _, parts = next(self._chunks(self.X[:1], self.y[:1], self.model.loss))
+        # asked for layers with factors only, which their common type does not say
         factors = sum(g.inputs[0].numel() + g.signals[0].numel() for g in parts)  # type: ignore[attr-defined]
         pairs = len(self.X) * (factors + 2 * n_test * len(parts))
         return pairs < 2 * n_test * self.model.n_parameters

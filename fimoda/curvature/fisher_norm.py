@@ -27,8 +27,10 @@ def squared_norm_of_fisher(
 
     .. math:: \|C\|_F^2 = \sum_{i,j} \tilde w_i \tilde w_j \sum_{c,c'} (s_{ic}^\top s_{jc'})^2.
 
-    Random rows stand for all where there are more than 128; pairs of a row with itself count as
-    much as among all rows.
+    Random rows stand for all where there are more than 128 (with many cotangents or models fewer,
+    16 at least); pairs of a row with itself count as much as among all rows. Where a row has very
+    many cotangents, their sum with random signs stands for them, which leaves the expectation over
+    pairs of different rows as it is.
 
     Parameters
     ----------
@@ -44,16 +46,28 @@ def squared_norm_of_fisher(
         Seed of the choice of rows.
     """
     share = weights.double() / weights.double().sum()
+    generator = torch.Generator().manual_seed(seed)
     differentiate, targets = parts[0]
     one = differentiate.pull_back(X[:1], partial(cotangents, targets[:1]))
-    size = min(max(_VECTORS // (len(parts) * len(one)), _LEAST), _MOST)
+    combined = len(parts) * len(one) > _VECTORS // _LEAST
+    each = len(parts) * (1 if combined else len(one))
+    size = min(max(_VECTORS // each, _LEAST), _MOST)
     weighty = torch.nonzero(share.cpu()).flatten()
-    order = torch.randperm(len(weighty), generator=torch.Generator().manual_seed(seed))
-    rows = weighty[order[:size]].to(X.device)
+    rows = weighty[torch.randperm(len(weighty), generator=generator)[:size]].to(X.device)
+
+    def chosen_cotangents(targets: Tensor, outputs: Tensor) -> list[Tensor]:
+        found = torch.stack(cotangents(targets, outputs))
+        if not combined:
+            return list(found)
+        signs = torch.randint(0, 2, (*found.shape[:2], 1), generator=generator) * 2 - 1
+        return [(found * signs.to(found)).sum(0)]
+
     vectors: list[list[Factors]] = []
     for differentiate, targets in parts:
-        vectors += differentiate.pull_back(X[rows], partial(cotangents, targets[rows]))
-    gram = torch.stack([_gram(of_layer) for of_layer in zip(*vectors, strict=True)]).sum(0)
+        vectors += differentiate.pull_back(X[rows], partial(chosen_cotangents, targets[rows]))
+    gram = torch.zeros((), device=X.device)
+    for of_layer in zip(*vectors, strict=True):
+        gram = gram + _gram(of_layer)
     n, number = len(rows), len(vectors)
     chosen = share[rows]
     squares = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2

@@ -27,7 +27,8 @@ from ..training.optimizers import LearningRate
 from ..training.outcomes import Outcomes
 from .agreement import AgreementCurve, agreement_curve
 
-#: What a method may raise where it does not apply.
+#: What a method may raise where it does not apply; torch raises NotImplementedError where an
+#: operation of the model has no forward derivative.
 _NOT_APPLICABLE = (ValueError, TypeError, MemoryError, FloatingPointError, NotImplementedError)
 
 

@@ -140,7 +140,7 @@ class OutcomeSamples:
         return cls(
             measured[whole][0].T[seeds],
             measured[~whole].transpose(2, 1, 0)[seeds],
-            others.argmax(1) if single else None,  # type: ignore[arg-type]
+            others.argmax(1) if single else np.arange(len(others)),
             measurement=measurement,
         )
 
