@@ -140,7 +140,7 @@ class SOURCE(BaseAlongTheRun):
     residuals decay faster than the curvature of any one layer says, and ``curvature_scale=1``
     takes training for less converged than it is. "matched" multiplies the curvature of each segment
     by :math:`\|H\|_F^2 / \|\hat H\|_F^2`, the squared Frobenius norm of the whole Gauss-Newton
-    matrix (from the inner products of some rows' gradients) over that of EK-FAC: about the number
+    matrix (from the inner products of up to 512 rows' gradients) over that of EK-FAC: about the number
     of layers. An influence function does not change with such a factor.
 
     References

@@ -145,7 +145,7 @@ class EKFAC:
             for (q_a, q_s), place in zip(bases, self.differentiate.places, strict=True)
         ]
         self._correct(X, share)
-        self.scale = self._matched(X, weights, seed) if isinstance(scale, str) else scale
+        self.scale = self._matched(X, weights) if isinstance(scale, str) else scale
         for block in self.blocks:
             block.eigenvalues.mul_(self.scale).add_(self._penalty(block))
 
@@ -211,10 +211,10 @@ class EKFAC:
                     squares = (d.mT @ a).square_().flatten(1)
                     block.eigenvalues.add_((w @ squares).double().view_as(block.eigenvalues))
 
-    def _matched(self, X: Tensor, weights: Tensor, seed: int) -> float:
+    def _matched(self, X: Tensor, weights: Tensor) -> float:
         """By how much the norm of the whole matrix is larger than that of the eigenvalues."""
         own = sum(float(block.eigenvalues.square().sum()) for block in self.blocks)
-        whole = squared_norm_of_fisher(self.parts, self.cotangents, X, weights, seed)
+        whole = squared_norm_of_fisher(self.parts, self.cotangents, X, weights)
         return whole / own if own else 1.0
 
     def _penalty(self, block: Block) -> Tensor:

@@ -11,7 +11,10 @@ from torch import Tensor
 from .layers import Factors, LayerDifferentiator
 
 #: About as many derivatives are compared with one another, of as many rows at most and at least.
-_VECTORS, _MOST, _LEAST = 512, 128, 16
+_VECTORS, _MOST, _LEAST = 1024, 512, 16
+
+#: Numbers in a part of the gradients of a layer with positions.
+_NUMBERS = 2**24
 
 
 def squared_norm_of_fisher(
@@ -19,7 +22,6 @@ def squared_norm_of_fisher(
     cotangents: Callable[[Tensor, Tensor], list[Tensor]],
     X: Tensor,
     weights: Tensor,
-    seed: int,
 ) -> float:
     r"""Squared Frobenius norm of the Fisher matrix, a mean over models.
 
@@ -27,10 +29,9 @@ def squared_norm_of_fisher(
 
     .. math:: \|C\|_F^2 = \sum_{i,j} \tilde w_i \tilde w_j \sum_{c,c'} (s_{ic}^\top s_{jc'})^2.
 
-    Random rows stand for all where there are more than 128 (with many cotangents or models fewer,
-    16 at least); pairs of a row with itself count as much as among all rows. Where a row has very
-    many cotangents, their sum with random signs stands for them, which leaves the expectation over
-    pairs of different rows as it is.
+    Of many rows up to 512 stand for all, always the same ones; pairs of a row with itself count as
+    much as among all rows. Of many vectors a row's sum of cotangents with random signs stands for
+    them, which leaves the expectation over pairs of different rows as it is.
 
     Parameters
     ----------
@@ -42,17 +43,14 @@ def squared_norm_of_fisher(
     X : Tensor
         Encoded rows.
     weights : Tensor of shape (n,)
-    seed : int
-        Seed of the choice of rows.
     """
     share = weights.double() / weights.double().sum()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     differentiate, targets = parts[0]
     one = differentiate.pull_back(X[:1], partial(cotangents, targets[:1]))
-    combined = len(parts) * len(one) > _VECTORS // _LEAST
-    each = len(parts) * (1 if combined else len(one))
-    size = min(max(_VECTORS // each, _LEAST), _MOST)
     weighty = torch.nonzero(share.cpu()).flatten()
+    combined = len(parts) * len(one) * len(weighty) > _VECTORS
+    size = min(max(_VECTORS // len(parts), _LEAST), _MOST)
     rows = weighty[torch.randperm(len(weighty), generator=generator)[:size]].to(X.device)
 
     def chosen_cotangents(targets: Tensor, outputs: Tensor) -> list[Tensor]:
@@ -85,5 +83,8 @@ def _gram(of_layer: Sequence[Factors]) -> Tensor:
     d = torch.cat([f.signals for f in of_layer])
     if a.shape[1] == 1:
         return (a[:, 0] @ a[:, 0].mT) * (d[:, 0] @ d[:, 0].mT)
-    flat = (d.mT @ a).flatten(1)
-    return flat @ flat.mT
+    gram = a.new_zeros(len(a), len(a))
+    for some in d.split(max(1, _NUMBERS // (len(a) * a.shape[2])), dim=2):
+        flat = (some.mT @ a).flatten(1)
+        gram.addmm_(flat, flat.mT)
+    return gram
