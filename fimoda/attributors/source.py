@@ -139,9 +139,9 @@ class SOURCE(BaseAlongTheRun):
     EK-FAC sees each layer alone. What a prediction learns it learns in all layers at once, so that
     residuals decay faster than the curvature of any one layer says, and ``curvature_scale=1``
     takes training for less converged than it is. "matched" multiplies the curvature of each segment
-    by :math:`\|H\|_F^2 / \|\hat H\|_F^2`, the squared Frobenius norm of the whole Gauss-Newton
-    matrix (from the inner products of up to 512 rows' gradients) over that of EK-FAC: about the number
-    of layers. An influence function does not change with such a factor.
+    by :math:`\|H\|_F / \|\hat H\|_F`, so that it has the size of the whole Gauss-Newton matrix
+    (from the inner products of up to 512 rows' gradients): about the square root of the number of
+    layers. An influence function does not change with such a factor.
 
     References
     ----------

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..losses import CLASS_KINDS
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import Measure, bilinear
-from .fisher_norm import squared_norm_of_fisher
+from .fisher_cosine import cosine_with_fisher
 from .layers import Factors, LayerDifferentiator
 from .operators import sampled_targets
 
@@ -76,8 +76,8 @@ class EKFAC:
         The same network with other parameters: A, S and the eigenvalues are means over all of them.
     scale : float or "matched", default=1.0
         Multiplies the eigenvalues before the penalty is added; "matched" gives the approximation the
-        Frobenius norm of the whole matrix (`squared_norm_of_fisher`), which blocks and a diagonal
-        within each fall short of.
+        Frobenius norm of the whole matrix, which blocks and a diagonal within each fall short of by
+        the cosine between the two (`cosine_with_fisher`).
 
     Raises
     ------
@@ -213,9 +213,15 @@ class EKFAC:
 
     def _matched(self, X: Tensor, weights: Tensor) -> float:
         """By how much the norm of the whole matrix is larger than that of the eigenvalues."""
-        own = sum(float(block.eigenvalues.square().sum()) for block in self.blocks)
-        whole = squared_norm_of_fisher(self.parts, self.cotangents, X, weights)
-        return whole / own if own else 1.0
+        norm = sum(float(block.eigenvalues.square().sum()) for block in self.blocks) ** 0.5
+        if not norm:
+            return 1.0
+
+        def quadratic(factors: list[Factors]) -> Tensor:
+            rotated = [b.rotate(f) for b, f in zip(self.blocks, factors, strict=True)]
+            return _forms([block.eigenvalues for block in self.blocks], rotated, rotated)
+
+        return 1 / cosine_with_fisher(self.parts, self.cotangents, quadratic, norm, X, weights)
 
     def _penalty(self, block: Block) -> Tensor:
         """Diagonal of the L2 penalty in the eigenbasis, (out, in)."""
@@ -245,16 +251,7 @@ class EKFAC:
 
     def inner_rowwise(self, a: list[Factors], b: list[Factors], damping: float) -> Tensor:
         """Products of row k of a with the solution of row k of b, (n,), from rotated factors."""
-        total = torch.zeros((), dtype=torch.float64)
-        for block, f, g in zip(self.blocks, a, b, strict=True):
-            inverse = (1 / (block.eigenvalues + damping)).to(f.inputs)
-            if f.inputs.shape[1] == 1:
-                signals, inputs = (f.signals * g.signals)[:, 0], (f.inputs * g.inputs)[:, 0]
-                part = ((signals @ inverse) * inputs).sum(1)
-            else:
-                part = (f.dense() * g.dense() * inverse).flatten(1).sum(1)
-            total = total + part.double()
-        return total
+        return _forms([1 / (block.eigenvalues + damping) for block in self.blocks], a, b)
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
         """Solutions ``(C + damping) u = v`` of the rows of V (k, p), as rows; zero where skipped."""
@@ -278,6 +275,20 @@ class EKFAC:
                 f"the EK-FAC curvature is singular, and damping={damping:g} does not make it positive "
                 f"definite. Raise damping above {1e-8 * largest:.1e}."
             )
+
+
+def _forms(matrices: Sequence[Tensor], a: list[Factors], b: list[Factors]) -> Tensor:
+    """Sums of the entries of a matrix of each layer times those of rows of a and of b, (n,)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for matrix, f, g in zip(matrices, a, b, strict=True):
+        entries = matrix.to(f.inputs)
+        if f.inputs.shape[1] == 1:
+            signals, inputs = (f.signals * g.signals)[:, 0], (f.inputs * g.inputs)[:, 0]
+            part = ((signals @ entries) * inputs).sum(1)
+        else:
+            part = (f.dense() * g.dense() * entries).flatten(1).sum(1)
+        total = total + part.double()
+    return total
 
 
 def class_probabilities(outputs: Tensor, kind: str) -> Tensor:

@@ -1,0 +1,104 @@
+"""How much of the whole Fisher matrix, all layers together, an approximation holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .layers import Factors, LayerDifferentiator
+
+#: About as many derivatives are compared with one another, of as many rows at most and at least.
+_VECTORS, _MOST, _LEAST = 1024, 512, 16
+
+#: Numbers in a part of the gradients of a layer with positions.
+_NUMBERS = 2**24
+
+
+def cosine_with_fisher(
+    parts: Sequence[tuple[LayerDifferentiator, Tensor]],
+    cotangents: Callable[[Tensor, Tensor], list[Tensor]],
+    quadratic: Callable[[list[Factors]], Tensor],
+    norm: float,
+    X: Tensor,
+    weights: Tensor,
+) -> float:
+    r"""Cosine of the angle between a matrix and the Fisher matrix, a mean over models.
+
+    With :math:`s_{ic}` the derivative of row i's outputs along its cotangent c, in all layers,
+
+    .. math:: \cos = \frac{\langle \hat C, C \rangle}{\|\hat C\|_F \|C\|_F}, \quad
+        \langle \hat C, C \rangle = \sum_{i,c} \tilde w_i \, s_{ic}^\top \hat C s_{ic}, \quad
+        \|C\|_F^2 = \sum_{i,j} \tilde w_i \tilde w_j \sum_{c,c'} (s_{ic}^\top s_{jc'})^2.
+
+    Of many rows up to 512 stand for all, always the same ones; pairs of a row with itself count as
+    much as among all rows. Of many vectors two sums of a row's cotangents with random signs stand for
+    them, one on each side of a pair, which leaves the expectation as it is. Rows with large
+    gradients weigh on the product and on the norm alike, so that their quotient hardly depends on
+    which rows were drawn.
+
+    Parameters
+    ----------
+    parts : sequence of (LayerDifferentiator, Tensor)
+        Each model, with the targets (n, ...) of its rows.
+    cotangents : callable
+        Vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs, from
+        targets and outputs.
+    quadratic : callable
+        :math:`s^\top \hat C s` (n,) of the factors of n rows' gradients.
+    norm : float
+        :math:`\|\hat C\|_F`.
+    X : Tensor
+        Encoded rows.
+    weights : Tensor of shape (n,)
+    """
+    share = weights.double() / weights.double().sum()
+    generator = torch.Generator().manual_seed(0)
+    differentiate, targets = parts[0]
+    one = differentiate.pull_back(X[:1], partial(cotangents, targets[:1]))
+    weighty = torch.nonzero(share.cpu()).flatten()
+    combined = len(parts) * len(one) * len(weighty) > _VECTORS
+    size = min(max(_VECTORS // len(parts), _LEAST), _MOST)
+    rows = weighty[torch.randperm(len(weighty), generator=generator)[:size]].to(X.device)
+
+    def chosen_cotangents(targets: Tensor, outputs: Tensor) -> list[Tensor]:
+        found = torch.stack(cotangents(targets, outputs))
+        if not combined:
+            return list(found)
+        signs = torch.randint(0, 2, (2, *found.shape[:2], 1), generator=generator) * 2 - 1
+        return list((found * signs.to(found)).sum(1))
+
+    vectors, others = [], []
+    for differentiate, targets in parts:
+        pulled = differentiate.pull_back(X[rows], partial(chosen_cotangents, targets[rows]))
+        vectors += pulled[:1] if combined else pulled
+        others += pulled[1:] if combined else pulled
+    gram = torch.zeros((), device=X.device)
+    for sides in zip(zip(*vectors, strict=True), zip(*others, strict=True), strict=True):
+        gram = gram + _gram(*sides)
+    chosen = share[rows]
+    forms = sum(map(quadratic, vectors), torch.zeros_like(chosen))
+    product = float(forms @ chosen / chosen.sum()) / len(parts)
+    n, number = len(rows), len(vectors)
+    squares = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2
+    pairs = squares * torch.outer(chosen, chosen)
+    itself, mass, among_all = pairs.trace(), chosen.square().sum(), share.square().sum()
+    square = itself / mass * among_all
+    if n > 1:
+        square += (pairs.sum() - itself) / (chosen.sum() ** 2 - mass) * (1 - among_all)
+    return product / (norm * float(square.sqrt())) if square else 1.0
+
+
+def _gram(left: Sequence[Factors], right: Sequence[Factors]) -> Tensor:
+    """Inner products of the gradients of all rows and cotangents in a layer."""
+    a, b = (torch.cat([f.inputs for f in side]) for side in (left, right))
+    d, e = (torch.cat([f.signals for f in side]) for side in (left, right))
+    if a.shape[1] == 1:
+        return (a[:, 0] @ b[:, 0].mT) * (d[:, 0] @ e[:, 0].mT)
+    gram = a.new_zeros(len(a), len(b))
+    size = max(1, _NUMBERS // (len(a) * a.shape[2]))
+    for some, same in zip(d.split(size, dim=2), e.split(size, dim=2), strict=True):
+        gram.addmm_((some.mT @ a).flatten(1), (same.mT @ b).flatten(1).mT)
+    return gram
