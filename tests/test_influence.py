@@ -8,13 +8,25 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.preprocessing import scale
 from test_curvature import LOSSES, D, N, problem
 from torch import nn
 
-from fimoda import ArnoldiInfluence, CGInfluence, ExactInfluence, LiSSAInfluence
+from fimoda import (
+    ArnoldiInfluence,
+    CGInfluence,
+    EKFACInfluence,
+    ExactInfluence,
+    GradDot,
+    LiSSAInfluence,
+    as_final_model,
+)
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
+from fimoda.curvature.operators import GaussNewton
+from fimoda.curvature.trace import gauss_newton_trace
 
 N_TEST = 4
 
@@ -61,10 +73,13 @@ class Case:
         case.X = X
         return M @ np.linalg.solve(C, G.T) * self.weights / self.weights.sum()
 
-    def automatic(self) -> float:
+    def automatic(self, curvature: str = "gauss-newton") -> float:
         G = np.array([self.problem.gradient(i).numpy() for i in range(N)])
         share = self.weights / self.weights.sum()
-        return 1000 * float(share @ (G**2).mean(1))
+        by_gradients = 1000 * float(share @ (G**2).mean(1))
+        if curvature == "hessian":
+            return by_gradients
+        return min(by_gradients, 0.05 * float(self.problem.reference(curvature).trace()))
 
 
 def close(found, expected, rtol: float) -> None:
@@ -113,6 +128,76 @@ def test_automatic_damping_and_defaults(cls):
     fitted = case.fit(cls)
     assert_allclose(fitted.damping_, case.automatic(), rtol=1e-10)
     assert cosine(case.scores(fitted), case.reference(case.automatic())) >= 0.999
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "empirical-fisher"])
+def test_automatic_damping_of_other_curvatures(curvature):
+    case = Case()
+    fitted = case.fit(ExactInfluence, curvature=curvature)
+    assert_allclose(fitted.damping_, case.automatic(curvature), rtol=1e-10)
+
+
+def test_automatic_damping_by_gradients():
+    """Where residuals are small the trace does not bound it."""
+    case = Case(loss="two targets")
+    outputs = case.problem.model.outputs(case.problem.X)
+    noise = np.random.default_rng(0).normal(size=outputs.shape)
+    y = outputs.numpy() + 1e-3 * noise
+    fitted = ExactInfluence(case.problem.module, criterion=case.criterion).fit(case.X, y)
+    G = fitted._differentiate(fitted._X, fitted._y, fitted.model_.loss).dense()
+    assert_allclose(fitted.damping_, 1000 * float((G**2).mean()), rtol=1e-10)
+    assert fitted.damping_ < 0.05 * float(fitted._curvature("gauss-newton").dense().trace())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", ["chain", "conv"])
+def test_trace(network, loss):
+    case = Case(network, loss).problem
+    dense = float(case.reference("gauss-newton").trace())
+    for chunk_size in (3, N):
+        found = gauss_newton_trace(case.model, case.X, case.y, case.weights, chunk_size)
+        assert found == pytest.approx(dense, rel=1e-8)
+
+
+def test_trace_with_many_outputs():
+    """Sums of outputs with random signs: close, and the same in any order of the rows."""
+    torch.manual_seed(0)
+    net, X = nn.Linear(5, 40).double(), torch.randn(200, 5, dtype=torch.float64)
+    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
+    rows = X, torch.arange(200) % 40, torch.ones(200, dtype=torch.float64)
+    found = gauss_newton_trace(model, *rows, 64)
+    assert found == pytest.approx(float(GaussNewton(model, *rows).dense().trace()), rel=0.05)
+    turned = [part.flip(0) for part in rows]
+    assert gauss_newton_trace(model, *turned, 64) == pytest.approx(found, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "cls", [ExactInfluence, CGInfluence, LiSSAInfluence, ArnoldiInfluence, EKFACInfluence]
+)
+def test_by_default_a_fitted_linear_model_is_at_its_minimum(cls):
+    """Close to leaving rows out for real, whatever the unit of the targets."""
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X)[:200], y[:200]
+    some = [0, 50, 100]
+    model = LinearRegression().fit(X, y)
+    scores = cls(model).fit(X, y).transform(X[some], y[some])
+    left_out = np.empty((3, 200))
+    for i in range(200):
+        kept = np.arange(200) != i
+        other = LinearRegression().fit(X[kept], y[kept])
+        before, after = ((y - m.predict(X))[some] ** 2 for m in (model, other))
+        left_out[:, i] = after - before
+    assert cosine(scores, left_out) > 0.97
+    assert cosine(scores, GradDot(model).fit(X, y).transform(X[some], y[some])) < 0.9
+    other = cls(LinearRegression().fit(X, y / 100)).fit(X, y / 100)
+    close(other.transform(X[some], y[some] / 100) * 1e4, scores, 1e-6)
+
+
+def test_no_output_depends_on_the_parameters():
+    X, y = np.zeros((5, 2)), np.arange(5.0)
+    model = LinearRegression(fit_intercept=False).fit(X, y)
+    with pytest.raises(ValueError, match="damping='auto' needs a training row whose outputs"):
+        ExactInfluence(model).fit(X, y)
 
 
 def test_singular_curvature_needs_damping():

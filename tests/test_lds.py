@@ -177,9 +177,9 @@ def test_trained_subsets(regression):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         net.fit(X, y)
-    subsets = random_subsets(100, 40, 0.5, random_state=0)
+    subsets = random_subsets(100, 80, 0.5, random_state=0)
     outcomes = train_on_subsets(
-        net, X, y, subsets, X_test, y_test, n_seeds=3, random_state=0, n_epochs=30, compile=False
+        net, X, y, subsets, X_test, y_test, n_seeds=6, random_state=0, n_epochs=30, compile=False
     )
     methods = {"influence": ExactInfluence(net).fit(X, y), "none": np.zeros((20, 100))}
     result = linear_datamodeling_score(methods, outcomes, X_test, y_test, random_state=0)

@@ -372,10 +372,20 @@ def test_damping_is_auto_and_may_change_after_fit():
         return torch.log(p / (1 - p))
 
     squares = RowDifferentiator(model, X[:2])(X, y, margin).dense() ** 2
-    assert trak.damping_ == pytest.approx(1000 * float(squares.mean()), rel=1e-8)
+    assert model.n_parameters < 20_000
+    assert trak.damping_ == pytest.approx(0.05 * float(squares.sum(1).mean()), rel=1e-8)
     trak.damping_ = 0.3
     other = TRAK(net, criterion=nn.CrossEntropyLoss(), n_components=None, damping=0.3).fit(X, y)
     assert_allclose(trak.transform(X, y), other.transform(X, y), rtol=1e-10)
+
+
+def test_automatic_damping_of_a_large_network():
+    X, y = np.random.default_rng(0).normal(size=(30, 10_000)), np.arange(30) % 3
+    net = nn.Sequential(nn.Linear(10_000, 3)).double()
+    trak = TRAK(net, criterion=nn.CrossEntropyLoss(), n_components=20, random_state=0).fit(X, y)
+    features = trak._members[0].features.numpy()  # (n, 1, 20)
+    lengths = (features**2).sum((1, 2)).mean()
+    assert trak.damping_ == pytest.approx(1000 / 30_003 * lengths, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODEL)

@@ -22,7 +22,7 @@ from ..attributors.linearized_further_training import SEGMENTS, LinearizedFurthe
 from ..attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..losses import SquaredError
-from ..training.chains import Affine, read_chain
+from ..training.chains import is_solved
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
@@ -93,7 +93,7 @@ def choose(
         found = _refits(make, rows, budget)
         why = f"{type(estimator).__name__} has no gradients"
     else:
-        if _is_linear(probe):
+        if is_solved(probe.model_):
             found, why = _linear(make, rows, probe), "a linear model is quickly fitted again"
         else:
             found, why = _network(make, rows, probe, n_test), "training further is the definition"
@@ -103,12 +103,6 @@ def choose(
         return taken.attributor, f"{reason}: {why}."
     slower = ", ".join(f"{c.name} {c.seconds:.2g} s" for c in found[: found.index(taken)])
     return taken.attributor, f"{reason}; more than the budget of {budget:g} s: {slower}."
-
-
-def _is_linear(probe: BaseAttributor) -> bool:
-    """Whether the model is one linear layer that no optimiser of networks has trained."""
-    links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
-    return links is not None and len(links) == 1 and isinstance(links[0], Affine)
 
 
 def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
@@ -130,7 +124,7 @@ def _refits(make: Make, rows: Rows, budget: float) -> list[Candidate]:
 def _linear(make: Make, rows: Rows, probe: BaseAttributor) -> list[Candidate]:
     """Methods for a linear model."""
     one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2
-    step = make(ExactInfluence, probe.estimator_, newton_step=probe.n_outputs_ == 1, damping=1e-6)
+    step = make(ExactInfluence, probe.estimator_, newton_step=probe.n_outputs_ == 1)
     return [
         Candidate(make(LeaveOneOut, n_seeds=1), one * (len(rows[1]) + 1)),
         Candidate(step, 1.0),

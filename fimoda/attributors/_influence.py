@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
 from ..curvature.operators import CURVATURES, Curvature
+from ..curvature.trace import gauss_newton_trace
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure, RowDifferentiator
+from ..training.chains import is_solved
 from ._tuning import tuned_damping
 
-#: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients.
-DAMPING_FACTOR = 1000.0
+#: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
+#: this part of the trace of the curvature; the last where the model is at its minimum.
+DAMPING_FACTOR, MOST_OF_TRACE, AT_MINIMUM = 1000.0, 0.05, 1e-6
 
 
 class BaseInfluence(BaseAttributor):
@@ -87,13 +90,39 @@ class BaseInfluence(BaseAttributor):
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
         self._prepare_solver()
         if self.damping == "tuned":
-            unit = self._mean_squared_entry()
+            unit = min(self._mean_squared_entry(), self._trace() / self.model_.n_parameters)
             self.damping_, self.damping_agreement_ = tuned_damping(self, unit, self.tuning)
         elif self.damping == "auto":
-            self.damping_ = DAMPING_FACTOR * self._mean_squared_entry()
+            self.damping_ = self._auto_damping()
         else:
             self.damping_ = float(self.damping)
         self._check_damping()
+
+    def _auto_damping(self) -> float:
+        if is_solved(self.model_):
+            return AT_MINIMUM * self._trace()
+        by_gradients = DAMPING_FACTOR * self._mean_squared_entry()
+        if self._kind == "hessian":  # which needs enough damping to be positive definite
+            return by_gradients
+        return min(by_gradients, MOST_OF_TRACE * self._trace())
+
+    @property
+    def _kind(self) -> str:
+        return getattr(self, "curvature", "gauss-newton")
+
+    def _trace(self) -> float:
+        """Trace of the curvature, with the penalty; for the Hessian of the Gauss-Newton matrix."""
+        penalty = 0.0 if self.model_.l2 is None else float(self.model_.l2.double().sum())
+        if self._kind == "empirical-fisher":
+            return self.model_.n_parameters * self._mean_squared_entry() + penalty
+        rows = (self._X, self._y, self._weights)
+        trace = gauss_newton_trace(self.model_, *rows, self._chunk()) + penalty
+        if trace == 0:
+            raise ValueError(
+                f"damping={self.damping!r} needs a training row whose outputs depend on the "
+                f"parameters; there is none (n_samples={len(self._X)}). Give damping as a number."
+            )
+        return trace
 
     def _mean_squared_entry(self) -> float:
         """(Weighted) mean squared entry of the training rows' gradients, the unit of damping."""
@@ -105,7 +134,7 @@ class BaseInfluence(BaseAttributor):
         mean = total / self.model_.n_parameters
         if mean == 0:
             raise ValueError(
-                "damping='auto' needs a training row with a gradient; all are zero at this model "
+                f"damping={self.damping!r} needs a training row with a gradient; all are zero at this model "
                 f"(n_samples={len(self._X)}). Give damping as a number."
             )
         return mean

@@ -28,7 +28,7 @@ from ..losses import CLASS_KINDS
 from ..measurements import Measurement, Output
 from ..model import FinalModel
 from ..row_gradients import Measure, RowDifferentiator
-from ._influence import DAMPING_FACTOR
+from ._influence import DAMPING_FACTOR, MOST_OF_TRACE
 
 
 @dataclass
@@ -82,7 +82,7 @@ class TRAK(BaseAttributor):
         averaged. They take the rows that `estimator` (for a Pipeline: its last step) takes.
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the gradients of the output
-        function, averaged over models.
+        function, at most a twentieth of their mean squared length, averaged over models.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -201,10 +201,11 @@ class TRAK(BaseAttributor):
         if not isinstance(self.damping, str):
             self.damping_ = float(self.damping)
         else:
-            squares = [float(m.kernel.gram.trace()) / m.model.n_parameters for m in self._members]
-            self.damping_ = (
-                DAMPING_FACTOR * float(np.mean(squares)) / self._members[0].slopes.shape[1]
-            )
+            parts = [
+                min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE) * m.kernel.gram.trace()
+                for m in self._members
+            ]
+            self.damping_ = float(np.mean(parts)) / self._members[0].slopes.shape[1]
             if self.damping_ == 0:
                 raise ValueError(
                     "damping='auto' needs a training row whose output has a gradient; all are zero at "
