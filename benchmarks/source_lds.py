@@ -5,9 +5,12 @@
     python benchmarks/source_lds.py fashion-mnist --subsets 100 --seeds 5
     python benchmarks/source_lds.py fashion-mnist-noisy --subsets 100 --seeds 5
     python benchmarks/source_lds.py digits-two-stages
+    python benchmarks/source_lds.py concrete-adamw --data path/to/concrete.csv
+    python benchmarks/source_lds.py concrete-noisy-adamw --data path/to/concrete.csv
     python benchmarks/source_lds.py cost --data path/to/concrete.csv
 
-Settings of the SOURCE paper: halves of the rows, SGD with momentum 0.9, three segments, six checkpoints.
+Settings of the SOURCE paper: halves of the rows, SGD with momentum 0.9, three segments, six checkpoints;
+"adamw" is the same with AdamW, learning rate 0.003 and weight decay 0.01.
 Networks are trained on random subsets with several seeds (the truth), and again on all rows with five
 other seeds (the models that methods look at). "One model" is the mean over those models of the score of
 a method that sees one; the interval is that of a bootstrap over subsets. The directory ``--output``
@@ -46,7 +49,7 @@ class Problem:
 
     def __init__(self, name: str, data: str | None):
         self.name = name
-        noisy = name.endswith("noisy")
+        noisy = "noisy" in name
         rng = np.random.default_rng(0)
         self.measurement = "loss"
         if name.startswith("concrete"):
@@ -79,6 +82,9 @@ class Problem:
             "batch_size": self.batch_size, "optimizer_params": self.params,
             "criterion": self.criterion,
         }  # fmt: skip
+        if name.endswith("adamw"):
+            self.params = {"weight_decay": 1e-2}
+            self.steps |= {"optimizer": "AdamW", "lr": 3e-3, "optimizer_params": self.params}
 
     def _digits(self, rng: np.random.Generator) -> None:
         """Digits as they are in stage 1, others rotated by 45 degrees in stage 2."""
@@ -195,8 +201,9 @@ class Problem:
         }  # fmt: skip
         if not stage:
             alone = {k: self.steps[k] for k in ("n_epochs", "batch_size")}
+            gain = 1 - self.params.get("momentum", 0)
             found["SOURCE final model alone"] = fimoda.SOURCE(
-                trajectory="final", lr=self.lr / (1 - self.params["momentum"]), **alone
+                trajectory="final", lr=self.steps["lr"] / gain, **alone
             )
         return found
 
@@ -274,6 +281,7 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
         ways["unrolled from the start"] = lambda: problem.unrolled(recorded())
     if arguments.downsampling:
         ways["Downsampling"] = lambda: downsampling(problem, arguments)
+    found: dict[str, dict[str, Any]] = {}
     truths = {"loss": as_loss(outcomes) if problem.measurement == "margin" else outcomes}
     if problem.measurement == "margin":
         truths["margin"] = outcomes
@@ -285,11 +293,18 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
         for kind, truth in truths.items():
             sign = -1 if kind == "margin" else 1  # the margin falls as the loss rises
             label = {str(k): sign * one for k, one in enumerate(scores)}
-            line += f" {summary(linear_datamodeling_score(label, truth, random_state=0))}"
+            result = linear_datamodeling_score(label, truth, random_state=0)
+            found.setdefault(kind, {})[name] = one_and_all(result)
+            line += f" {described(found[kind][name])} |"
         print(f"{line} {seconds / number:.1f} |", flush=True)
     for kind, truth in truths.items():
         ceiling = fimoda.noise_ceiling(truth.measured, random_state=0).mean()
         print(f"\nceiling of the truth ({kind}, {len(seeds)} seeds): {ceiling:.3f}", flush=True)
+        if "SOURCE" in found[kind]:
+            print(f"\n| SOURCE ({kind}) ahead of | one model | 95% | {number} models | 95% |")
+            print("| --- " * 5 + "|")
+            for name, both in found[kind].items():
+                print(f"| {name} | {described(found[kind]['SOURCE'] - both)} |", flush=True)
 
 
 def kept_scores(file: Path, way: Callable[[], list[np.ndarray]]) -> tuple[float, np.ndarray]:
@@ -302,17 +317,18 @@ def kept_scores(file: Path, way: Callable[[], list[np.ndarray]]) -> tuple[float,
     return float(kept["seconds"]), kept["scores"].astype(float)
 
 
-def summary(found: Any) -> str:
-    """Mean and interval of single models, and of all."""
-    boot = found.bootstrap[:, 0]
-    means = found.mean()[:, 0]
-    many = len(means) > 1
-    one = means[:-1].mean() if many else np.nan
-    spread = np.quantile(boot[:-1].mean(0), [0.025, 0.975]) if many else [np.nan, np.nan]
-    last = np.quantile(boot[-1], [0.025, 0.975])
-    return (
-        f"{one:.3f} | {spread[0]:.3f} to {spread[1]:.3f} | {means[-1]:.3f} "
-        f"| {last[0]:.3f} to {last[1]:.3f} |"
+def one_and_all(found: Any) -> np.ndarray:
+    """Mean of the scores of single models, and score of all: value, then draws (2, 1 + n)."""
+    both = np.column_stack([found.mean()[:, 0], found.bootstrap[:, 0]])
+    one = both[:-1].mean(0) if len(both) > 1 else np.full_like(both[0], np.nan)
+    return np.stack([one, both[-1]])
+
+
+def described(both: np.ndarray) -> str:
+    """Values and their intervals."""
+    low, high = np.quantile(both[:, 1:], [0.025, 0.975], axis=1)
+    return " | ".join(
+        f"{mean:.3f} | {a:.3f} to {b:.3f}" for mean, a, b in zip(both[:, 0], low, high, strict=True)
     )
 
 

@@ -204,6 +204,26 @@ def test_interval_covers():
     assert 87 <= hits <= 99
 
 
+def test_difference():
+    """Methods are judged on the same subsets: two that differ little differ surely."""
+    scores = scores_of()
+    methods = {"good": scores + 0.3 * scores_of(1), "worse": scores + 0.35 * scores_of(1)}
+    outcomes, _ = additive(scores, 60, 0.5, 1)
+    result = linear_datamodeling_score(methods, outcomes, random_state=0)
+    difference, interval = result.difference("good")
+    means, draws = result.mean(), result.bootstrap
+    assert_array_equal(difference[0], 0)
+    assert_array_equal(interval[0], 0)
+    assert_allclose(difference[1], means[0] - means[1])
+    assert_allclose(interval[1, 0], np.quantile(draws[0, 0] - draws[1, 0], [0.025, 0.975]))
+    assert interval[1, 0, 0] > 0
+    (_, high), (low, _) = result.interval()[1, 0], result.interval()[0, 0]
+    assert low < high  # which the two intervals alone do not say
+    assert_allclose(result.difference("worse")[0][0], -difference[1])
+    with pytest.raises(ValueError, match=r"method must be one of \['good', 'worse'\], got 'bad'"):
+        result.difference("bad")
+
+
 def test_confidence_widens_the_interval():
     narrow, wide = (
         linear_datamodeling_score({"m": scores_of()}, noise(), confidence=c, random_state=0)

@@ -50,8 +50,7 @@ class LinearDatamodelingScore:
     values : ndarray of shape (n_methods, n_ratios, n_test)
         Spearman correlation over subsets, of each test row.
     bootstrap : ndarray of shape (n_methods, n_ratios, n_bootstrap)
-        Mean over test rows, over subsets drawn with replacement. All methods have the same draws,
-        so the difference of two methods has an interval as well.
+        Mean over test rows, over subsets drawn with replacement, the same for all methods.
     ceiling : ndarray of shape (n_ratios, n_test)
         What the exact expected measurement would reach, see `noise_ceiling`; NaN for one seed and
         for a distributional score.
@@ -78,8 +77,38 @@ class LinearDatamodelingScore:
 
         It is about which subsets were drawn; the test rows are taken as they are.
         """
+        return self._quantiles(self.bootstrap)
+
+    def _quantiles(self, draws: NDArray[np.float64]) -> NDArray[np.float64]:
         tail = (1 - self.confidence) / 2
-        return np.moveaxis(np.quantile(self.bootstrap, [tail, 1 - tail], axis=-1), 0, -1)
+        return np.moveaxis(np.quantile(draws, [tail, 1 - tail], axis=-1), 0, -1)
+
+    def difference(self, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How far one method is ahead of each.
+
+        On the same draws of subsets, where all methods are lucky together: the interval says more
+        than whether two of `interval` overlap.
+
+        Parameters
+        ----------
+        method : str
+            One of `methods`.
+
+        Returns
+        -------
+        difference : ndarray of shape (n_methods, n_ratios)
+            Its mean less that of each method.
+        interval : ndarray of shape (n_methods, n_ratios, 2)
+
+        Raises
+        ------
+        ValueError
+            If there is no such method.
+        """
+        if method not in self.methods:
+            raise ValueError(f"method must be one of {self.methods}, got {method!r}.")
+        k, mean = self.methods.index(method), self.mean()
+        return mean[k] - mean, self._quantiles(self.bootstrap[k] - self.bootstrap)
 
     def to_frame(self) -> Any:
         """Tidy pandas DataFrame: one row per method and ratio, with interval and ceiling."""
