@@ -88,7 +88,7 @@ def cosine_with_fisher(
     square = itself / mass * among_all
     if n > 1:
         square += (pairs.sum() - itself) / (chosen.sum() ** 2 - mass) * (1 - among_all)
-    return product / (norm * float(square.sqrt())) if square else 1.0
+    return product / (norm * float(square.sqrt())) if product > 0 else 1.0
 
 
 def _gram(left: Sequence[Factors], right: Sequence[Factors]) -> Tensor:
