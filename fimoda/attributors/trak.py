@@ -202,7 +202,7 @@ class TRAK(BaseAttributor):
             self.damping_ = float(self.damping)
         else:
             parts = [
-                min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE) * m.kernel.gram.trace()
+                min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE) * float(m.kernel.gram.trace())
                 for m in self._members
             ]
             self.damping_ = float(np.mean(parts)) / self._members[0].slopes.shape[1]

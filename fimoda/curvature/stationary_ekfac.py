@@ -128,7 +128,7 @@ class EKFACStationary(Stationary):
         return found / len(segment.models)
 
     def rowwise(self, k: int, response: Matrices, rows: Tensor) -> Tensor:
-        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        found = torch.zeros(len(rows), dtype=torch.float64, device=response[0].device)
         for part, factors in self._rotated(k, rows):
             for W, f in zip(response, factors, strict=True):
                 found[part] += (f.dense() * W[part]).double().flatten(1).sum(1)

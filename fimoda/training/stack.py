@@ -63,7 +63,7 @@ def seeded(model: FinalModel, start: int | Tensor) -> Iterator[None]:
     The caller's generators stay as they are.
     """
     devices = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices, device_type=model.device.type):
         if not isinstance(start, Tensor) and model.device.type == "cpu":
             torch.default_generator.manual_seed(start)
         elif not isinstance(start, Tensor):
