@@ -28,7 +28,8 @@ _FIXED_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._I
 class Recipe:
     """How a model was trained: what further training uses unless told otherwise.
 
-    ``None`` stands for "the model does not say".
+    ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
+    the (convex) objective.
     """
 
     optimizer: Any = None
@@ -36,6 +37,7 @@ class Recipe:
     batch_size: int | None = None
     params: dict[str, Any] = field(default_factory=dict)
     obstacle: str | None = None
+    solved: bool = False
 
 
 @dataclass(frozen=True, eq=False)

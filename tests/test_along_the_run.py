@@ -226,6 +226,28 @@ def test_errors_of_hydra():
 # ---- what they share --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"])
+def test_what_the_recorder_says_of_the_optimiser_is_what_it_takes(optimizer):
+    X, y = rows()
+    X = X.astype(np.float32)
+    recorder = TrajectoryRecorder()
+    net = NeuralNetClassifier(
+        module().float(),
+        criterion=nn.CrossEntropyLoss,
+        optimizer=getattr(torch.optim, optimizer),
+        optimizer__weight_decay=0.01,
+        max_epochs=2,
+        callbacks=[recorder],
+        train_split=None,
+        verbose=0,
+    ).fit(X, y)
+    settings = recorder.trajectory_.optimizer_params
+    getattr(torch.optim, optimizer)(net.module_.parameters(), lr=0.1, **settings)
+    assert settings["weight_decay"] == 0.01
+    if optimizer != "NAdam":  # has no preconditioned form
+        assert np.abs(SOURCE(net, segments=2).fit(X, y).transform(X[:3], y[:3])).max() > 0
+
+
 @pytest.mark.parametrize("cls", [TracIn, Hydra, SOURCE])
 def test_the_recorder_of_the_net_is_found(cls):
     X, y = rows()

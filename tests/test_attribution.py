@@ -9,7 +9,8 @@ import torch
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 
@@ -116,6 +117,46 @@ def test_model_without_gradients(rows, budget, expected):
     found = attribute(forest, X[:12], y[:12], X_test, y_test, budget=budget, random_state=0)
     assert type(found.attributor).__name__ == expected
     assert found.scores.shape == (N_TEST, 12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [SGDClassifier(random_state=0), LogisticRegression(solver="liblinear"), GaussianNB()],
+)
+def test_classifier_without_gradients_with_these_parameters(rows, model):
+    X, y, X_test, y_test = rows
+    found = attribute(model.fit(X, y > 0), X, y > 0, X_test, y_test > 0, budget=1e6)
+    assert isinstance(found.attributor, LeaveOneOut)
+    random = "random_state" in model.get_params()
+    assert len(found.attributor.seeds_) == (5 if random else 1)
+
+
+def test_bad_rows_are_said_to_be_bad(rows):
+    X, y, X_test, y_test = rows
+    bad = X.copy()
+    bad[3, 1] = np.nan
+    with pytest.raises(ValueError, match="X contains NaN"):
+        attribute(
+            LogisticRegression(solver="liblinear").fit(X, y > 0), bad, y > 0, X_test, y_test > 0
+        )
+
+
+def test_module_of_one_layer_is_a_network(rows):
+    X, y, X_test, y_test = rows
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 1).double()
+    found = attribute(
+        layer, X, y[:, None], X_test, y_test[:, None], n_epochs=2, criterion=nn.MSELoss(), lr=0.01
+    )
+    assert isinstance(found.attributor, FurtherTraining)
+
+
+def test_comparison_of_a_solved_model_warns(rows):
+    X, y, X_test, y_test = rows
+    ridge = Ridge().fit(X, y)
+    given = {"leave_out": 5, "n_seeds": 1, "methods": {"dots": GradDot(ridge)}, "random_state": 0}
+    with pytest.warns(UserWarning, match="fitted by a solver"):
+        compare_methods(ridge, X, y, X_test, y_test, **given)
 
 
 def test_method_of_ones_own(rows, net):

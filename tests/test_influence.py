@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
 from sklearn.preprocessing import scale
 from test_curvature import LOSSES, D, N, problem
 from torch import nn
@@ -193,10 +193,58 @@ def test_by_default_a_fitted_linear_model_is_at_its_minimum(cls):
     close(other.transform(X[some], y[some] / 100) * 1e4, scores, 1e-6)
 
 
+def test_by_default_the_unit_of_features_is_free():
+    """Columns of very different size: the damping is small beside the smallest curvature."""
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X)[:200], y[:200]
+    wide = X * np.logspace(-2, 2, X.shape[1])
+    scores = (
+        ExactInfluence(LinearRegression().fit(rows, y)).fit(rows, y).transform(rows[:3], y[:3])
+        for rows in (X, wide)
+    )
+    close(*scores, 1e-3)  # curvatures differ by 1e8
+
+
+def test_a_layer_that_no_solver_has_fitted():
+    """A plain nn.Linear, and SGDRegressor, are as far as their training went."""
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X)[:200], scale(y)[:200]
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 1).double()
+    for influence in (
+        ExactInfluence(layer, criterion=nn.MSELoss()).fit(X, y[:, None]),
+        ExactInfluence(SGDRegressor(random_state=0).fit(X, y)).fit(X, y),
+    ):
+        trace = float(influence._curvature("gauss-newton").dense().trace())
+        assert influence.damping_ == pytest.approx(0.05 * trace, rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", [ExactInfluence, EKFACInfluence, CGInfluence])
+def test_losses_of_linear_pieces(cls):
+    """No curvature but, for the regressor, the penalty: damping by gradients, of a sane size."""
+    X, y = load_diabetes(return_X_y=True)
+    X = scale(X)[:100]
+    far = SGDRegressor(loss="huber", random_state=0, max_iter=5000).fit(X, y[:100])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    for influence in (
+        cls(far).fit(X, y[:100]),
+        cls(net, criterion=nn.L1Loss()).fit(X, y[:100, None]),
+    ):
+        assert_allclose(influence.damping_, 1000 * influence._mean_squared_entry(), rtol=1e-10)
+
+
+def test_tuned_damping_of_a_solved_model_warns():
+    X, y = load_diabetes(return_X_y=True)
+    tuned = ExactInfluence(Ridge().fit(X, y), damping="tuned", tuning={"n_seeds": 1, "n_epochs": 1})
+    with pytest.warns(UserWarning, match="take damping='auto'"):
+        tuned.fit(X, y)
+
+
 def test_no_output_depends_on_the_parameters():
     X, y = np.zeros((5, 2)), np.arange(5.0)
     model = LinearRegression(fit_intercept=False).fit(X, y)
-    with pytest.raises(ValueError, match="damping='auto' needs a training row whose outputs"):
+    with pytest.raises(ValueError, match="damping='auto' needs a training row with a gradient"):
         ExactInfluence(model).fit(X, y)
 
 

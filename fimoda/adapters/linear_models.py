@@ -27,7 +27,7 @@ from ..losses import (
     SquaredError,
     row_loss,
 )
-from ..model import FinalModel
+from ..model import FinalModel, Recipe
 from .dense import dense_layer, weight_penalty
 
 
@@ -89,6 +89,7 @@ def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) 
         classes=estimator.classes_,
         class_weight=by_class,
         l2=weight_penalty(module, strength),
+        recipe=Recipe(solved=True),
     )
 
 
@@ -105,6 +106,7 @@ def from_least_squares(estimator: LinearRegression | Ridge, weights: NDArray[Any
         module.eval(),
         SquaredError(over_outputs="sum"),
         l2=weight_penalty(module, 2 * alpha / weights.sum()),
+        recipe=Recipe(solved=True),
     )
 
 

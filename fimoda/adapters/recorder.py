@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -106,8 +107,9 @@ class TrajectoryRecorder(Callback):
     def _begin(self, net: Any, rows: Any) -> None:
         """Begin a stage."""
         optimizer = net.optimizer_
-        settings = dict(optimizer.defaults)
-        settings.pop("lr")
+        # AdamW keeps an entry that it does not take
+        taken = set(inspect.signature(type(optimizer)).parameters) - {"lr"}
+        settings = {key: value for key, value in optimizer.defaults.items() if key in taken}
         if not hasattr(self, "trajectory_"):
             name = type(optimizer).__name__
             self.trajectory_ = Trajectory(name, settings, self.directory)

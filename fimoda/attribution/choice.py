@@ -10,6 +10,7 @@ from typing import Any
 
 from joblib import effective_n_jobs
 
+from ..adapters.initial import last_step
 from ..attributors._kernel_run import kernel_bytes
 from ..attributors._retraining import BaseRetraining
 from ..attributors._segmented_run import bytes_per_component, components_that_fit
@@ -22,7 +23,7 @@ from ..attributors.linearized_further_training import SEGMENTS, LinearizedFurthe
 from ..attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..losses import SquaredError
-from ..training.chains import is_solved
+from ..training.chains import Affine, read_chain
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
@@ -89,11 +90,13 @@ def choose(
 
     try:
         probe = make(GradDot).fit(*rows)
-    except TypeError:
-        found = _refits(make, rows, budget)
-        why = f"{type(estimator).__name__} has no gradients"
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not _is_refitted(estimator):
+            raise
+        found = _refits(make, estimator, rows, budget)
+        why = f"{type(estimator).__name__} has no gradients, or none with these parameters"
     else:
-        if is_solved(probe.model_):
+        if _is_linear(probe):
             found, why = _linear(make, rows, probe), "a linear model is quickly fitted again"
         else:
             found, why = _network(make, rows, probe, n_test), "training further is the definition"
@@ -105,18 +108,33 @@ def choose(
     return taken.attributor, f"{reason}; more than the budget of {budget:g} s: {slower}."
 
 
+def _is_refitted(estimator: Any) -> bool:
+    """Whether it is an estimator with a ``fit`` of its own, and no network in it."""
+    last = last_step(estimator)
+    return hasattr(last, "fit") and not hasattr(last, "module_")
+
+
+def _is_linear(probe: BaseAttributor) -> bool:
+    """Whether the model is one linear layer, trained by a ``fit`` of its own."""
+    links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
+    one = links is not None and len(links) == 1 and isinstance(links[0], Affine)
+    return one and _is_refitted(probe.estimator_)
+
+
 def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
     start = time.perf_counter()
     attributor.fit(*rows)
     return time.perf_counter() - start
 
 
-def _refits(make: Make, rows: Rows, budget: float) -> list[Candidate]:
+def _refits(make: Make, estimator: Any, rows: Rows, budget: float) -> list[Candidate]:
     """Methods that fit an estimator without gradients again."""
+    random = any(name.endswith("random_state") for name in estimator.get_params())
+    n_seeds = N_SEEDS if random else 1
     one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2  # with and without
     n_subsets = max(N_SUBSETS, int(budget / one))
     return [
-        Candidate(make(LeaveOneOut, n_seeds=N_SEEDS), one * (len(rows[1]) + 1) * N_SEEDS),
+        Candidate(make(LeaveOneOut, n_seeds=n_seeds), one * (len(rows[1]) + 1) * n_seeds),
         Candidate(make(Downsampling, n_subsets=n_subsets), one * n_subsets),
     ]
 
@@ -124,7 +142,8 @@ def _refits(make: Make, rows: Rows, budget: float) -> list[Candidate]:
 def _linear(make: Make, rows: Rows, probe: BaseAttributor) -> list[Candidate]:
     """Methods for a linear model."""
     one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2
-    step = make(ExactInfluence, probe.estimator_, newton_step=probe.n_outputs_ == 1)
+    newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
+    step = make(ExactInfluence, probe.estimator_, newton_step=newton)
     return [
         Candidate(make(LeaveOneOut, n_seeds=1), one * (len(rows[1]) + 1)),
         Candidate(step, 1.0),

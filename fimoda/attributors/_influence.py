@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -17,12 +18,11 @@ from ..curvature.trace import gauss_newton_trace
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure, RowDifferentiator
-from ..training.chains import is_solved
 from ._tuning import tuned_damping
 
 #: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
-#: this part of the trace of the curvature; the last where the model is at its minimum.
-DAMPING_FACTOR, MOST_OF_TRACE, AT_MINIMUM = 1000.0, 0.05, 1e-6
+#: this part of the trace of the curvature.
+DAMPING_FACTOR, MOST_OF_TRACE = 1000.0, 0.05
 
 
 class BaseInfluence(BaseAttributor):
@@ -33,6 +33,9 @@ class BaseInfluence(BaseAttributor):
     """
 
     process = "training to convergence near the final model"
+
+    #: The part of the trace that is ``damping="auto"`` where the model is at its minimum.
+    _AT_MINIMUM: ClassVar[float] = 1e-12
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
@@ -90,7 +93,17 @@ class BaseInfluence(BaseAttributor):
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
         self._prepare_solver()
         if self.damping == "tuned":
-            unit = min(self._mean_squared_entry(), self._trace() / self.model_.n_parameters)
+            if self.model_.recipe.solved:
+                warnings.warn(
+                    f"{type(self).__name__}: damping='tuned' agrees with further training by "
+                    "gradient steps. This model was fitted by a solver: to know what fitting it "
+                    "again would give take damping='auto'.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            unit = self._mean_squared_entry()
+            trace = self._trace()
+            unit = min(unit, trace / self.model_.n_parameters) if trace > 0 else unit
             self.damping_, self.damping_agreement_ = tuned_damping(self, unit, self.tuning)
         elif self.damping == "auto":
             self.damping_ = self._auto_damping()
@@ -99,29 +112,30 @@ class BaseInfluence(BaseAttributor):
         self._check_damping()
 
     def _auto_damping(self) -> float:
-        if is_solved(self.model_):
-            return AT_MINIMUM * self._trace()
+        trace = self._trace()
+        if self.model_.recipe.solved and trace > 0:
+            return self._AT_MINIMUM * trace
         by_gradients = DAMPING_FACTOR * self._mean_squared_entry()
-        if self._kind == "hessian":  # which needs enough damping to be positive definite
+        if self._kind == "hessian" or trace == 0:  # not definite, or a loss of linear pieces
             return by_gradients
-        return min(by_gradients, MOST_OF_TRACE * self._trace())
+        return min(by_gradients, MOST_OF_TRACE * trace)
 
     @property
     def _kind(self) -> str:
         return getattr(self, "curvature", "gauss-newton")
 
     def _trace(self) -> float:
-        """Trace of the curvature, with the penalty; for the Hessian of the Gauss-Newton matrix."""
-        penalty = 0.0 if self.model_.l2 is None else float(self.model_.l2.double().sum())
+        """Trace of the curvature, for the Hessian of the Gauss-Newton matrix.
+
+        The penalty is part of it, unless the loss has no curvature at all.
+        """
         if self._kind == "empirical-fisher":
-            return self.model_.n_parameters * self._mean_squared_entry() + penalty
-        rows = (self._X, self._y, self._weights)
-        trace = gauss_newton_trace(self.model_, *rows, self._chunk()) + penalty
-        if trace == 0:
-            raise ValueError(
-                f"damping={self.damping!r} needs a training row whose outputs depend on the "
-                f"parameters; there is none (n_samples={len(self._X)}). Give damping as a number."
-            )
+            trace = self.model_.n_parameters * self._mean_squared_entry()
+        else:
+            rows = (self._X, self._y, self._weights)
+            trace = gauss_newton_trace(self.model_, *rows, self._chunk())
+        if trace > 0 and self.model_.l2 is not None:
+            trace += float(self.model_.l2.double().sum())
         return trace
 
     def _mean_squared_entry(self) -> float:

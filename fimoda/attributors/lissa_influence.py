@@ -49,7 +49,7 @@ class LiSSAInfluence(BaseIterativeInfluence):
         The matrix C: "gauss-newton", "hessian" (LiSSA-H), "empirical-fisher", or "sampled-fisher".
     damping : float, "auto" or "tuned", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients, at most
-        0.05 of the trace of the curvature (but for the Hessian), and 1e-6 of it for a linear model
+        0.05 of the trace of the curvature (but for the Hessian), and 0.001 of it for a linear model
         that a solver has fitted; "tuned" agrees best with a small gold standard, see `tuning`.
     tuning : dict, default=None
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
@@ -126,6 +126,8 @@ class LiSSAInfluence(BaseIterativeInfluence):
     >>> influence.transform(X[:4], y[:4]).shape
     (4, 442)
     """
+
+    _AT_MINIMUM = 1e-3  # the number of terms is in proportion to its inverse
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseIterativeInfluence._parameter_constraints,

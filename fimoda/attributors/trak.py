@@ -30,6 +30,9 @@ from ..model import FinalModel
 from ..row_gradients import Measure, RowDifferentiator
 from ._influence import DAMPING_FACTOR, MOST_OF_TRACE
 
+#: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
+AT_MINIMUM = 1e-4
+
 
 @dataclass
 class _Member:
@@ -82,7 +85,8 @@ class TRAK(BaseAttributor):
         averaged. They take the rows that `estimator` (for a Pipeline: its last step) takes.
     damping : float or "auto", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the gradients of the output
-        function, at most a twentieth of their mean squared length, averaged over models.
+        function, at most a twentieth of their mean squared length, and 1e-4 of it for a linear
+        model that a solver has fitted, averaged over models.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -202,7 +206,12 @@ class TRAK(BaseAttributor):
             self.damping_ = float(self.damping)
         else:
             parts = [
-                min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE) * float(m.kernel.gram.trace())
+                float(m.kernel.gram.trace())
+                * (
+                    AT_MINIMUM
+                    if m.model.recipe.solved
+                    else min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE)
+                )
                 for m in self._members
             ]
             self.damping_ = float(np.mean(parts)) / self._members[0].slopes.shape[1]

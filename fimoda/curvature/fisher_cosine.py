@@ -33,11 +33,11 @@ def cosine_with_fisher(
         \langle \hat C, C \rangle = \sum_{i,c} \tilde w_i \, s_{ic}^\top \hat C s_{ic}, \quad
         \|C\|_F^2 = \sum_{i,j} \tilde w_i \tilde w_j \sum_{c,c'} (s_{ic}^\top s_{jc'})^2.
 
-    Of many rows up to 512 stand for all, always the same ones; pairs of a row with itself count as
-    much as among all rows. Of many vectors two sums of a row's cotangents with random signs stand for
-    them, one on each side of a pair, which leaves the expectation as it is. Rows with large
+    Where that is many pairs of vectors, up to 512 draws of rows in proportion to their weights stand
+    for all rows, always the same ones, and two sums of cotangents with random signs for those of a
+    row, one on each side of a pair; pairs of two draws have the right expectation. Rows with large
     gradients weigh on the product and on the norm alike, so that their quotient hardly depends on
-    which rows were drawn.
+    the draw.
 
     Parameters
     ----------
@@ -54,18 +54,23 @@ def cosine_with_fisher(
         Encoded rows.
     weights : Tensor of shape (n,)
     """
-    share = weights.double() / weights.double().sum()
+    share = (weights.double() / weights.double().sum()).cpu()
     generator = torch.Generator().manual_seed(0)
     differentiate, targets = parts[0]
     one = differentiate.pull_back(X[:1], partial(cotangents, targets[:1]))
-    weighty = torch.nonzero(share.cpu()).flatten()
-    combined = len(parts) * len(one) * len(weighty) > _VECTORS
-    size = min(max(_VECTORS // len(parts), _LEAST), _MOST)
-    rows = weighty[torch.randperm(len(weighty), generator=generator)[:size]].to(X.device)
+    rows = torch.nonzero(share).flatten()
+    drawn = len(parts) * len(one) * len(rows) > _VECTORS
+    if drawn:  # in proportion to their weights, and with replacement
+        size = min(max(_VECTORS // len(parts), _LEAST), _MOST)
+        rows = torch.multinomial(share, size, replacement=True, generator=generator)
+        share = torch.full((size,), 1 / size, dtype=torch.float64)
+    else:
+        share = share[rows]
+    rows, share = rows.to(X.device), share.to(X.device)
 
     def chosen_cotangents(targets: Tensor, outputs: Tensor) -> list[Tensor]:
         found = torch.stack(cotangents(targets, outputs))
-        if not combined:
+        if not drawn:
             return list(found)
         signs = torch.randint(0, 2, (2, *found.shape[:2], 1), generator=generator) * 2 - 1
         return list((found * signs.to(found)).sum(1))
@@ -73,22 +78,19 @@ def cosine_with_fisher(
     vectors, others = [], []
     for differentiate, targets in parts:
         pulled = differentiate.pull_back(X[rows], partial(chosen_cotangents, targets[rows]))
-        vectors += pulled[:1] if combined else pulled
-        others += pulled[1:] if combined else pulled
+        vectors += pulled[:1] if drawn else pulled
+        others += pulled[1:] if drawn else pulled
     gram = torch.zeros((), device=X.device)
     for sides in zip(zip(*vectors, strict=True), zip(*others, strict=True), strict=True):
         gram = gram + _gram(*sides)
-    chosen = share[rows]
-    forms = sum(map(quadratic, vectors), torch.zeros_like(chosen))
-    product = float(forms @ chosen / chosen.sum()) / len(parts)
+    forms = sum(map(quadratic, vectors), torch.zeros_like(share))
+    product = float(forms @ share) / len(parts)
     n, number = len(rows), len(vectors)
-    squares = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2
-    pairs = squares * torch.outer(chosen, chosen)
-    itself, mass, among_all = pairs.trace(), chosen.square().sum(), share.square().sum()
-    square = itself / mass * among_all
-    if n > 1:
-        square += (pairs.sum() - itself) / (chosen.sum() ** 2 - mass) * (1 - among_all)
-    return product / (norm * float(square.sqrt())) if product > 0 else 1.0
+    pairs = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2
+    square = float(share @ pairs @ share)
+    if drawn:  # pairs of two draws alone have the right expectation
+        square = (square - float(share**2 @ pairs.diagonal())) * n / (n - 1)
+    return product / (norm * square**0.5) if product > 0 and square > 0 else 1.0
 
 
 def _gram(left: Sequence[Factors], right: Sequence[Factors]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -163,6 +164,11 @@ def compare_methods(
     ValueError
         If no method ran.
 
+    Warns
+    -----
+    UserWarning
+        If a solver has fitted the model: further training is another question than fitting it again.
+
     Examples
     --------
     >>> from sklearn.datasets import load_diabetes
@@ -230,6 +236,14 @@ def compare_methods(
         seconds[name] = time.perf_counter() - start
     if not scores:
         raise ValueError(f"methods: none of them ran; {skipped}.")
+    if any(methods[name].model_.recipe.solved for name in scores if name in methods):
+        warnings.warn(
+            "compare_methods: this model was fitted by a solver, and is compared with further training "
+            "by gradient steps all the same. For what fitting it again without a row would give take "
+            "LeaveOneOut, or ExactInfluence, whatever its agreement here.",
+            UserWarning,
+            stacklevel=2,
+        )
     agreement = agreement_curve(scores, curve)
     return MethodComparison(
         agreement,

@@ -105,15 +105,6 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     return tuple(links) if used and sorted(used) == sorted(model.shapes) else None
 
 
-def is_solved(model: FinalModel) -> bool:
-    """Whether the model is one linear layer that no optimiser of networks has trained.
-
-    Such a model is taken to be at the minimum of its (convex) objective.
-    """
-    links = None if model.recipe.optimizer else read_chain(model)
-    return links is not None and len(links) == 1 and isinstance(links[0], Affine)
-
-
 def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the node makes a vector of each row."""
     if node.op == "call_module":
