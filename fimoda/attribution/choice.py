@@ -129,8 +129,8 @@ def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
 
 def _refits(make: Make, estimator: Any, rows: Rows, budget: float) -> list[Candidate]:
     """Methods that fit an estimator without gradients again."""
-    random = any(name.endswith("random_state") for name in estimator.get_params())
-    n_seeds = N_SEEDS if random else 1
+    names: dict[str, Any] = getattr(estimator, "get_params", dict)()
+    n_seeds = N_SEEDS if any(name.endswith("random_state") for name in names) else 1
     one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2  # with and without
     n_subsets = max(N_SUBSETS, int(budget / one))
     return [

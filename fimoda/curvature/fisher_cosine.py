@@ -87,7 +87,7 @@ def cosine_with_fisher(
     product = float(forms @ share) / len(parts)
     n, number = len(rows), len(vectors)
     pairs = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2
-    square = float(share @ pairs @ share)
+    square = float(share @ (pairs @ share))
     if drawn:  # pairs of two draws alone have the right expectation
         square = (square - float(share**2 @ pairs.diagonal())) * n / (n - 1)
     return product / (norm * square**0.5) if product > 0 and square > 0 else 1.0
