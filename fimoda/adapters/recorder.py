@@ -107,9 +107,12 @@ class TrajectoryRecorder(Callback):
     def _begin(self, net: Any, rows: Any) -> None:
         """Begin a stage."""
         optimizer = net.optimizer_
-        # AdamW keeps an entry that it does not take
-        taken = set(inspect.signature(type(optimizer)).parameters) - {"lr"}
-        settings = {key: value for key, value in optimizer.defaults.items() if key in taken}
+        settings = dict(optimizer.defaults)
+        settings.pop("lr")
+        taken = inspect.signature(type(optimizer)).parameters
+        if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+            # AdamW keeps an entry that it does not take
+            settings = {key: value for key, value in settings.items() if key in taken}
         if not hasattr(self, "trajectory_"):
             name = type(optimizer).__name__
             self.trajectory_ = Trajectory(name, settings, self.directory)

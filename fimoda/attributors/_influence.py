@@ -112,13 +112,14 @@ class BaseInfluence(BaseAttributor):
         self._check_damping()
 
     def _auto_damping(self) -> float:
+        solved = self.model_.recipe.solved
+        if self._kind == "hessian" and not solved:  # may not be definite
+            return DAMPING_FACTOR * self._mean_squared_entry()
         trace = self._trace()
-        if self.model_.recipe.solved and trace > 0:
+        if solved and trace > 0:
             return self._AT_MINIMUM * trace
         by_gradients = DAMPING_FACTOR * self._mean_squared_entry()
-        if self._kind == "hessian" or trace == 0:  # not definite, or a loss of linear pieces
-            return by_gradients
-        return min(by_gradients, MOST_OF_TRACE * trace)
+        return min(by_gradients, MOST_OF_TRACE * trace) if trace > 0 else by_gradients
 
     @property
     def _kind(self) -> str:

@@ -205,15 +205,7 @@ class TRAK(BaseAttributor):
         if not isinstance(self.damping, str):
             self.damping_ = float(self.damping)
         else:
-            parts = [
-                float(m.kernel.gram.trace())
-                * (
-                    AT_MINIMUM
-                    if m.model.recipe.solved
-                    else min(DAMPING_FACTOR / m.model.n_parameters, MOST_OF_TRACE)
-                )
-                for m in self._members
-            ]
+            parts = [float(m.kernel.gram.trace()) * _damping_part(m.model) for m in self._members]
             self.damping_ = float(np.mean(parts)) / self._members[0].slopes.shape[1]
             if self.damping_ == 0:
                 raise ValueError(
@@ -306,6 +298,13 @@ class TRAK(BaseAttributor):
             product += torch.einsum("nk,nfk->nf", solved, member.features).double()
         scores = (product / len(self._members) * slopes).sum(1) * self._share
         return scores.cpu().numpy()
+
+
+def _damping_part(model: FinalModel) -> float:
+    """The part of the gradients' mean squared length that is ``damping="auto"``."""
+    if model.recipe.solved:
+        return AT_MINIMUM
+    return min(DAMPING_FACTOR / model.n_parameters, MOST_OF_TRACE)
 
 
 def _same_targets(a: FinalModel, b: FinalModel) -> bool:

@@ -236,7 +236,8 @@ def compare_methods(
         seconds[name] = time.perf_counter() - start
     if not scores:
         raise ValueError(f"methods: none of them ran; {skipped}.")
-    if any(methods[name].model_.recipe.solved for name in scores if name in methods):
+    models = (getattr(methods[name], "model_", None) for name in scores)
+    if any(model is not None and model.recipe.solved for model in models):
         warnings.warn(
             "compare_methods: this model was fitted by a solver, and is compared with further training "
             "by gradient steps all the same. For what fitting it again without a row would give take "
