@@ -3,6 +3,7 @@
 from .dispatch import as_final_model
 from .initial import initial_parameters, is_network, last_step, training_epochs
 from .mlp import default_estimator, default_linear_model, is_class_target
+from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import as_refittable, refit, refit_outputs
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
@@ -19,6 +20,7 @@ __all__ = [
     "is_class_target",
     "is_fitted",
     "is_network",
+    "is_random",
     "last_step",
     "recorded_trajectory",
     "refit",

@@ -1,0 +1,88 @@
+"""Estimators whose fit depends on a seed, found by fitting them twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone, is_classifier
+from sklearn.utils import _safe_indexing
+
+#: Rows of each class that are always kept, and one of how many later ones is set aside.
+_KEPT, _ONE_OF = 10, 4
+
+#: Predictions that are closer than this, by their largest, differ by rounding.
+_ROUNDING = 1e-10
+
+
+def seed_parameters(estimator: Any) -> list[str]:
+    """Return the names of all ``random_state`` parameters, those of inner estimators included."""
+    return [name for name in estimator.get_params() if name.split("__")[-1] == "random_state"]
+
+
+def is_random(
+    estimator: Any, X: Any, y: ArrayLike, sample_weight: NDArray[np.float64] | None = None
+) -> bool:
+    """Return whether the fit of an estimator depends on its seeds.
+
+    Clones of it are fitted with two seeds, and their predictions compared. A part of the rows is set
+    aside when they are fitted: a model may predict its own training rows alike whatever its seed is,
+    as a fully grown tree does.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With ``fit`` and ``predict``, fitted or not; it is not changed.
+    X : array-like of shape (n_samples, ...)
+        Training rows, as the estimator takes them.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    sample_weight : ndarray of shape (n_samples,), default=None
+        Weights of the rows.
+
+    Returns
+    -------
+    bool
+        False at once where no parameter is a ``random_state``.
+    """
+    names = seed_parameters(estimator)
+    if not names:
+        return False
+    y = np.asarray(y)
+    kept = np.flatnonzero(~_aside(y, is_classifier(estimator)))
+    given = {} if sample_weight is None else {"sample_weight": np.asarray(sample_weight)[kept]}
+    rows = _safe_indexing(X, kept)
+    first, second = (
+        _predictions(
+            clone(estimator)
+            .set_params(**dict.fromkeys(names, seed))
+            .fit(rows, _safe_indexing(y, kept), **given),
+            X,
+        )
+        for seed in (0, 1)
+    )
+    if first.shape != second.shape or first.dtype.kind not in "fiub":
+        return not np.array_equal(first, second)
+    return bool(np.abs(first - second).max() > _ROUNDING * np.abs(first).max())
+
+
+def _aside(y: NDArray[Any], is_class: bool) -> NDArray[np.bool_]:
+    """Mask of the rows that are not fitted, never many of a small class."""
+    groups = np.unique(y, return_inverse=True)[1] if is_class and y.ndim == 1 else np.zeros(len(y))
+    place = np.zeros(len(y), dtype=int)
+    for group in np.unique(groups):
+        members = groups == group
+        place[members] = np.arange(members.sum())
+    return (place >= _KEPT) & (place % _ONE_OF == 0)
+
+
+def _predictions(fitted: Any, X: Any) -> NDArray[Any]:
+    """Return all that it predicts, as finely as it does."""
+    for name in ("predict_proba", "decision_function", "predict"):
+        if hasattr(fitted, name):
+            found = getattr(fitted, name)(X)
+            parts = found if isinstance(found, list) else [found]
+            flat = np.concatenate([np.ravel(np.asarray(part)) for part in parts])
+            return flat.astype(float) if flat.dtype.kind in "fiub" else flat
+    raise TypeError(f"estimator {type(fitted).__name__} must predict, but has no method predict.")
