@@ -26,7 +26,7 @@ from .attributors.train_ensemble import train_ensemble
 from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
-from .base import BaseAttributor, TopRows
+from .base import BaseAttributor
 from .evaluation.agreement import AgreementCurve, agreement_curve
 from .evaluation.ceiling import noise_ceiling
 from .evaluation.class_detection import class_detection
@@ -56,6 +56,7 @@ from .plotting import (
     TopRowsDisplay,
 )
 from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
+from .top_rows import TopRows
 from .training.ensemble import Ensemble
 from .training.outcome_samples import OutcomeSamples, joint_distance
 from .training.subset_outcomes import SubsetOutcomes, random_subsets

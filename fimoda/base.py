@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -37,50 +36,7 @@ from .adapters import (
 from .measurements import Measurement
 from .model import FinalModel
 from .row_gradients import Measure
-
-
-@dataclass(frozen=True)
-class TopRows:
-    """The training rows that matter most for each test row.
-
-    Attributes
-    ----------
-    helpful, harmful : ndarray of shape (n_test, k)
-        Indices of training rows; removing a helpful row raises the measurement most, removing a
-        harmful one lowers it most. (For ``measurement="loss"``: helpful rows hold the loss down.)
-    helpful_scores, harmful_scores : ndarray of shape (n_test, k)
-        Their scores, in the unit of the measurement.
-    helpful_sem, harmful_sem : ndarray of shape (n_test, k) or None
-        Standard errors of the scores, for methods that have them.
-    """
-
-    helpful: NDArray[np.int64]
-    helpful_scores: NDArray[np.float64]
-    harmful: NDArray[np.int64]
-    harmful_scores: NDArray[np.float64]
-    helpful_sem: NDArray[np.float64] | None = None
-    harmful_sem: NDArray[np.float64] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        scores: NDArray[np.float64],
-        train_indices: NDArray[np.int64],
-        k: int,
-        errors: NDArray[np.float64] | None = None,
-    ) -> TopRows:
-        """The k largest and smallest of scores (n_test, n_columns), with their standard errors."""
-        check_top(k, scores.shape[1])
-        order = np.argsort(scores, axis=1, kind="stable")
-        helpful, harmful = order[:, ::-1][:, :k], order[:, :k]
-        return cls(
-            train_indices[helpful],
-            np.take_along_axis(scores, helpful, 1),
-            train_indices[harmful],
-            np.take_along_axis(scores, harmful, 1),
-            None if errors is None else np.take_along_axis(errors, helpful, 1),
-            None if errors is None else np.take_along_axis(errors, harmful, 1),
-        )
+from .top_rows import TopRows, distinct
 
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
@@ -342,22 +298,42 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         check_is_fitted(self, "model_")
         check_top(k, len(self.train_indices_))
         rows, targets, measure = self._test_tensors(X, y)
-        scores = self._scores(rows, targets, measure)
-        return TopRows.of(scores, self.train_indices_, k, self._standard_errors())
+        scores = self._finite(self._scores(rows, targets, measure))
+        names = X.index if hasattr(X, "iloc") else None
+        return TopRows.of(
+            scores, self.train_indices_, k, self._standard_errors(), self._row_labels(), names
+        )
 
     def _standard_errors(self) -> NDArray[np.float64] | None:
         """Hook of `top`: standard errors of the scores last computed, if the method has any."""
         return None
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the columns: the index of the training frame, or ``row0``, ``row1``, ..."""
+        """Return the names of the columns.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored; scikit-learn's convention.
+
+        Returns
+        -------
+        names : ndarray of str objects of shape (n_columns,)
+            The index of the training frame as text, or ``row0``, ``row1``, ... without a frame. An
+            index with duplicates gives duplicates, but for ``set_output(transform="polars")``, whose
+            columns must differ: there a repeated name is followed by its position, as in ``a (row 7)``.
+        """
         check_is_fitted(self, "model_")
+        names = [str(label) for label in self._row_labels()]
+        if _get_output_config("transform", self)["dense"] == "polars":
+            names = distinct(names, self.train_indices_)
+        return np.array(names, dtype=object)
+
+    def _row_labels(self) -> Any:
+        """Return the labels of the columns: a pandas index, or ``row0``, ``row1``, ..."""
         if self._row_names is None:
-            return np.array([f"row{i}" for i in self.train_indices_], dtype=object)
-        names = np.asarray(self._row_names, dtype=object)[self.train_indices_]
-        if _get_output_config("transform", self)["dense"] == "polars":  # takes text only
-            names = np.array([str(name) for name in names], dtype=object)
-        return names
+            return [f"row{i}" for i in self.train_indices_]
+        return self._row_names[self.train_indices_]
 
     # ---- scikit-learn -----------------------------------------------------------------------
 

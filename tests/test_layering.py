@@ -21,6 +21,7 @@ ORDER = [
     "trajectory",
     "adapters",
     "row_gradients",
+    "top_rows",
     "base",
     "training",
     "curvature",

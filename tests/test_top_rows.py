@@ -126,7 +126,7 @@ def test_images(digits, shape):
     assert_allclose(shown, [X_test[2].reshape(8, 8), *X[rows].reshape(-1, 8, 8)])
     titles = [one.get_title() for one in ax.child_axes]
     assert titles[0] == f"test 2: {y_test[2]}"
-    assert titles[1] == f"{rows[0]}: {y[rows[0]]}\n{top.helpful_scores[2, 0]:+.2g}"
+    assert titles[1] == f"row{rows[0]}: {y[rows[0]]}\n{top.helpful_scores[2, 0]:+.2g}"
     places = np.array([one.get_position().bounds for one in ax.child_axes])
     assert (places[1:4, 1] > places[4:, 1]).all()
     assert_allclose(places[1:4, 0], places[4:, 0])

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import BaseAttributor, TopRows
+from ..base import BaseAttributor
 from ..plotting.top_rows import TopRowsDisplay
+from ..top_rows import TopRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ class Attribution:
     data: dict[str, Any] = field(repr=False)
 
     def top(self, k: int = 5) -> TopRows:
-        """The k most helpful and most harmful training rows of each test row.
+        """Return the k most helpful and most harmful training rows of each test row.
 
         Parameters
         ----------
@@ -67,19 +68,35 @@ class Attribution:
         Returns
         -------
         TopRows
+            With the names of both kinds of rows; printed, it is a table.
         """
-        return TopRows.of(self.scores, self.attributor.train_indices_, k, self.errors)
+        labels, names = self.attributor._row_labels(), self._test_labels
+        columns = self.attributor.train_indices_
+        return TopRows.of(self.scores, columns, k, self.errors, labels, names)
 
     def to_frame(self) -> Any:
-        """The scores as a pandas DataFrame: test rows by training rows."""
+        """Return the scores as a pandas DataFrame: test rows by training rows.
+
+        Returns
+        -------
+        DataFrame of shape (n_test, n_columns)
+            Its index is that of the test frame, its columns are the index of the training frame, with
+            labels and level names as they are; without frames, positions and ``row0``, ``row1``, ...
+        """
         import pandas as pd
 
-        columns = self.attributor.get_feature_names_out()
-        return pd.DataFrame(self.scores, index=self.test_names, columns=columns)
+        columns = self.attributor._row_labels()
+        return pd.DataFrame(self.scores, index=self._test_labels, columns=columns)
+
+    @property
+    def _test_labels(self) -> Any:
+        """The index of the test frame, with all it knows, or the names."""
+        given = self.data["X_test"]
+        return given.index if hasattr(given, "iloc") else self.test_names
 
     def plot(
         self,
-        row: int = 0,
+        row: Any = 0,
         k: int = 5,
         ax: Axes | None = None,
         *,
@@ -89,8 +106,8 @@ class Attribution:
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
         k : int, default=5
             Rows of each kind.
         ax : matplotlib Axes, default=None
@@ -107,13 +124,13 @@ class Attribution:
             return self._display(k).plot(row, ax)
         return self._display(k).plot_images(row, ax, image_shape=image_shape)
 
-    def table(self, row: int = 0, k: int = 5) -> Any:
-        """The most helpful and most harmful training rows of one test row, beside it.
+    def table(self, row: Any = 0, k: int = 5) -> Any:
+        """Return the most helpful and most harmful training rows of one test row, beside it.
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
         k : int, default=5
             Rows of each kind.
 
@@ -125,9 +142,7 @@ class Attribution:
         return self._display(k).style(row)
 
     def _display(self, k: int) -> TopRowsDisplay:
-        columns = self.attributor.train_indices_.tolist()
-        names = dict(zip(columns, self.attributor.get_feature_names_out(), strict=True))
-        return TopRowsDisplay(self.top(k), names, **self.data)
+        return TopRowsDisplay(self.top(k), **self.data)
 
     @property
     def _facts(self) -> list[tuple[str, str]]:

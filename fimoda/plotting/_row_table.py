@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,21 @@ def as_frame(X: Any) -> Any:
     import pandas as pd
 
     if hasattr(X, "iloc"):
-        return X
+        return X.set_axis(_single(list(X.columns)), axis=1)
     if hasattr(X, "columns"):  # another kind of frame
         return pd.DataFrame({name: np.asarray(X[name]) for name in X.columns})
+    if hasattr(X, "toarray"):
+        X = X.toarray()
     flat = np.asarray(X).reshape(len(X), -1)
     return pd.DataFrame(flat, columns=[f"x{j}" for j in range(flat.shape[1])])
+
+
+def _single(names: list[Any]) -> list[Any]:
+    """Names of columns that differ, each a single one: levels are joined, repeated ones numbered."""
+    found = [" ".join(map(str, one)) if isinstance(one, tuple) else one for one in names]
+    if len(set(found)) == len(found):
+        return found
+    return [f"{name} ({j})" for j, name in enumerate(found)]
 
 
 def with_values(facts: dict[str, Any], test: Any, train: Any, indices: NDArray[np.int64]) -> Any:
@@ -69,10 +80,17 @@ def styled(frame: Any, train: Any, caption: str) -> Any:
     scores = [cell for cell in shown if cell[0] in ("score", "error")]
     return (
         shown.style.apply(lambda _: colours, axis=None)
-        .format(na_rep="missing")
+        .format(_cell, na_rep="missing")
         .format("{:+.3g}", subset=scores, na_rep="")
-        .set_caption(caption)
+        .format_index(_cell, axis=0)
+        .format_index(_cell, axis=1)
+        .set_caption(escape(caption))
     )
+
+
+def _cell(value: Any) -> str:
+    """Whatever a cell or a header holds, as text that is no HTML."""
+    return f"{value:.10g}" if isinstance(value, float) else escape(str(value))
 
 
 def _text(value: float, change: float) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._text import LITERAL
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -47,6 +49,6 @@ def draw(images: NDArray[np.float64], titles: Sequence[str], ax: Axes) -> None:
         one.imshow(image, cmap="gray", vmin=0, vmax=1)
         one.set_xticks([])
         one.set_yticks([])
-        one.set_title(title, fontsize="small")
+        one.set_title(title, fontsize="small", **LITERAL)
         for spine in one.spines.values():
             spine.set(color=colour, linewidth=2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.agreement import AgreementCurve
+from ._text import legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,15 +95,17 @@ class AgreementCurveDisplay:
             _, ax = plt.subplots()
         epochs = self.agreement.epochs
         means, sems = self.agreement.mean(metric), self.agreement.sem(metric)
+        lines = []
         for name, mean, sem in zip(self.agreement.methods, means, sems, strict=True):
             (line,) = ax.plot(epochs, mean, marker="o", label=name)
+            lines.append(line)
             ax.fill_between(epochs, mean - sem, mean + sem, color=line.get_color(), alpha=0.2, lw=0)
         ax.set(xscale="log", xlabel="epochs of further training", ylabel=_LABELS[metric])
         ax.set_ylim(min(0.0, float((means - np.nan_to_num(sems)).min())), 1.0)
         ax.set_xticks(epochs, labels=[str(int(e)) for e in epochs])
         ax.minorticks_off()
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-        ax.legend()
+        legend(ax, lines, self.agreement.methods)
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
+from ._text import legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,6 +102,7 @@ class LinearDatamodelingScoreDisplay:
         places = np.arange(len(self.lds.ratios))
         width = 0.8 / len(means)
         shown: list[Any] = []
+        names = list(self.lds.methods)
         for m, name in enumerate(self.lds.methods):
             x = places + (m - (len(means) - 1) / 2) * width
             shown.append(ax.bar(x, means[m], width, label=name))
@@ -110,10 +112,11 @@ class LinearDatamodelingScoreDisplay:
         if np.isfinite(ceiling).any():
             left, right = places - 0.45, places + 0.45
             shown.append(ax.hlines(ceiling, left, right, "0.2", "dashed", label="noise ceiling"))
+            names.append("noise ceiling")
         ax.set_xticks(places, labels=[f"{ratio:.3g}" for ratio in self.lds.ratios])
         ax.set(xlabel="share of rows kept", ylabel="linear datamodeling score")
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-        ax.legend(handles=shown)
+        legend(ax, shown, names)
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

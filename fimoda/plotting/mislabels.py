@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.mislabels import MislabelDetection, mislabel_detection
+from ._text import legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,13 +82,15 @@ class MislabelDetectionDisplay:
 
         if ax is None:
             _, ax = plt.subplots()
+        lines = []
         for name, one in self.detections.items():
-            ax.plot(one.inspected, one.found, label=f"{name} (AUC {one.roc_auc:.2f})")
+            label = f"{name} (AUC {one.roc_auc:.2f})"
+            lines += ax.plot(one.inspected, one.found, label=label)
         for share in {one.share for one in self.detections.values()}:
             ax.plot([0, share, 1], [0, 1, 1], color="0.8", lw=0.8, zorder=0)
-        ax.plot([0, 1], [0, 1], color="0.5", ls="--", lw=0.8, zorder=0, label="chance")
+        lines += ax.plot([0, 1], [0, 1], color="0.5", ls="--", lw=0.8, zorder=0, label="chance")
         ax.set(xlabel="share of training rows inspected", ylabel="share of mislabelled rows found")
-        ax.legend()
+        legend(ax, lines, [str(line.get_label()) for line in lines])
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

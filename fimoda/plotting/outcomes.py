@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from ..training.outcome_samples import OutcomeSamples
+from ._text import LITERAL, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,17 +88,19 @@ class OutcomeDensityDisplay:
         margin = 0.15 * np.ptp(every) or 1.0
         grid = np.linspace(every.min() - margin, every.max() + margin, 400)
         shade = _density(full, grid, bandwidth)
-        ax.fill_between(grid, shade, color="0.85", label="all rows")
+        drawn: list[Any] = [ax.fill_between(grid, shade, color="0.85", label="all rows")]
         top = shade.max()
         for name, sample in curves.items():
             label = f"without row {self.row}" + (f", {name}" if name else "")
             line = _density(sample, grid, bandwidth)
-            ax.plot(grid, line, label=label)
+            drawn += ax.plot(grid, line, label=label)
             top = max(top, line.max())
         first = next(iter(self.samples.values()))
-        ax.set(xlabel=first.measurement or "measurement", ylabel="density over trainings")
+        ax.set_xlabel(first.measurement or "measurement", **LITERAL)
+        ax.set_ylabel("density over trainings")
         ax.set_ylim(0, top * (1.1 + 0.08 * (1 + len(curves))))  # room for the legend
-        ax.legend(frameon=False, loc="upper left", fontsize="small")
+        names = [one.get_label() for one in drawn]
+        legend(ax, drawn, names, frameon=False, loc="upper left", fontsize="small")
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

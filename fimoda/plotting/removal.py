@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.removal import RANDOM, SubsetRemovalCurve, subset_removal_curve
+from ._text import legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,16 +103,18 @@ class SubsetRemovalCurveDisplay:
         if ax is None:
             _, ax = plt.subplots()
         k = self.curve.k
+        lines = []
         for name, mean, sem in zip(
             self.curve.methods, self.curve.mean(), self.curve.sem(), strict=True
         ):
             style: dict[str, Any] = {"color": "0.5", "ls": "--"} if name == RANDOM else {}
             (line,) = ax.plot(k, mean, marker="o", label=name, **style)
+            lines.append(line)
             ax.fill_between(k, mean - sem, mean + sem, color=line.get_color(), alpha=0.2, lw=0)
         ax.set(xlabel="training rows removed", ylabel=_LABELS[self.curve.task])
         ax.set_xticks(k, labels=[str(int(size)) for size in k])
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-        ax.legend()
+        legend(ax, lines, self.curve.methods)
         self.ax_ = ax
         self.figure_ = ax.figure
         return self

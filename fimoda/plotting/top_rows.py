@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..base import BaseAttributor, TopRows
+from ..base import BaseAttributor
+from ..top_rows import TopRows, shortened
 from ._row_table import as_frame, styled, with_values
+from ._text import LITERAL
 from ._thumbnails import draw, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+
+#: Characters of a name above a thumbnail.
+_TITLE = 20
 
 
 class TopRowsDisplay:
@@ -25,7 +31,7 @@ class TopRowsDisplay:
     top : TopRows
         Of one or more test rows.
     names : dict of int to str, default=None
-        Name of each training row, by its index; the index by default.
+        Name of each training row, by its position; those that `top` knows by default.
     X_train, y_train : array-like of shape (n_train, ...), default=None
         All training rows and their targets, for `to_frame`, `style` and `plot_images`.
     X_test, y_test : array-like of shape (n_test, ...), default=None
@@ -58,8 +64,11 @@ class TopRowsDisplay:
         X_test: Any = None,
         y_test: Any = None,
     ):
-        self.top = top
-        self.names = names
+        named = top.names if names is None else dict(names)
+        tests = top.test_names
+        if tests is None and hasattr(X_test, "iloc"):
+            tests = X_test.index
+        self.top = replace(top, names=named, test_names=tests)
         self.X_train = X_train
         self.y_train = y_train
         self.X_test = X_test
@@ -126,7 +135,7 @@ class TopRowsDisplay:
         errors : array-like of shape (n_test, n_columns), default=None
             Standard errors.
         names : dict of int to str, default=None
-            Name of each training row, by its index; the index by default.
+            Name of each training row, by its position; the position by default.
         X_train, y_train : array-like of shape (n_train, ...), default=None
             All training rows and their targets, for `to_frame`, `style` and `plot_images`.
         X_test, y_test : array-like of shape (n_test, ...), default=None
@@ -144,13 +153,13 @@ class TopRowsDisplay:
 
     # ---- bars -------------------------------------------------------------------------------
 
-    def plot(self, row: int = 0, ax: Axes | None = None) -> TopRowsDisplay:
+    def plot(self, row: Any = 0, ax: Axes | None = None) -> TopRowsDisplay:
         """Draw the scores for one test row, helpful ones above, with two standard errors.
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
 
@@ -160,7 +169,8 @@ class TopRowsDisplay:
         """
         import matplotlib.pyplot as plt
 
-        rows, sizes, sems = self._chosen(row)
+        place = self.top.position(row)
+        rows, sizes, sems = self.top.of_row(place)
         if ax is None:
             _, ax = plt.subplots()
         k = len(rows) // 2
@@ -172,36 +182,16 @@ class TopRowsDisplay:
             color=["C0"] * k + ["C3"] * k,
             ecolor="0.3",
         )
-        ax.set_yticks(np.arange(2 * k), labels=[str(name) for name in self._named(rows[order])])
+        names = [shortened(name) for name in self.top.named(rows[order])]
+        ax.set_yticks(np.arange(2 * k), labels=names, **LITERAL)
         ax.invert_yaxis()
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
-        ax.set(
-            xlabel="change of the measurement without the row",
-            ylabel="training row",
-            title=f"test row {row}: helpful (blue), harmful (red)",
-        )
+        ax.set(xlabel="change of the measurement without the row", ylabel="training row")
+        name = shortened(self.top.name(place))
+        ax.set_title(f"test row {name}: helpful (blue), harmful (red)", **LITERAL)
         self.ax_ = ax
         self.figure_ = ax.figure
         return self
-
-    def _chosen(
-        self, row: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64] | None]:
-        """Training rows of a test row, k helpful and k harmful ones; their scores and errors."""
-        top = self.top
-        n_test = len(top.helpful)
-        if not 0 <= row < n_test:
-            raise ValueError(
-                f"row must be the position of a test row, 0 to {n_test - 1}, got {row}."
-            )
-        rows = np.r_[top.helpful[row], top.harmful[row]]
-        scores = np.r_[top.helpful_scores[row], top.harmful_scores[row]]
-        if top.helpful_sem is None or top.harmful_sem is None:
-            return rows, scores, None
-        return rows, scores, np.r_[top.helpful_sem[row], top.harmful_sem[row]]
-
-    def _named(self, rows: NDArray[np.int64]) -> list[Any]:
-        return [int(i) if self.names is None else self.names[int(i)] for i in rows]
 
     def _labels(self, row: int, rows: NDArray[np.int64]) -> list[Any]:
         """Target of the test row and of its training rows; None where they are not known."""
@@ -218,13 +208,13 @@ class TopRowsDisplay:
 
     # ---- a table ----------------------------------------------------------------------------
 
-    def to_frame(self, row: int = 0) -> Any:
+    def to_frame(self, row: Any = 0) -> Any:
         """The rows of one test row as a pandas DataFrame, with their differences from it.
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
 
         Returns
         -------
@@ -236,27 +226,28 @@ class TopRowsDisplay:
         import pandas as pd
 
         self._check_given()
-        rows, scores, errors = self._chosen(row)
+        place = self.top.position(row)
+        rows, scores, errors = self.top.of_row(place)
         k = len(rows) // 2
         test, train = as_frame(self.X_test), as_frame(self.X_train)
-        facts = {"row": [test.index[row], *self._named(rows)], "score": [np.nan, *scores]}
+        facts = {"row": [self.top.name(place), *self.top.named(rows)], "score": [np.nan, *scores]}
         if errors is not None:
             facts["error"] = [np.nan, *errors]
         if self.y_train is not None or self.y_test is not None:
-            facts["target"] = self._labels(row, rows)
+            facts["target"] = self._labels(place, rows)
         kinds = ["test"] + ["helpful"] * k + ["harmful"] * k
-        frame = with_values(facts, test.iloc[[row]], train, rows)
+        frame = with_values(facts, test.iloc[[place]], train, rows)
         ranks = [0, *range(1, k + 1), *range(1, k + 1)]
         frame.index = pd.MultiIndex.from_arrays([kinds, ranks], names=["kind", "rank"])
         return frame
 
-    def style(self, row: int = 0) -> Any:
+    def style(self, row: Any = 0) -> Any:
         """The rows of one test row as a styled table, for notebooks and ``to_html()``.
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
 
         Returns
         -------
@@ -270,14 +261,14 @@ class TopRowsDisplay:
     # ---- images -----------------------------------------------------------------------------
 
     def plot_images(
-        self, row: int = 0, ax: Axes | None = None, *, image_shape: Sequence[int] | None = None
+        self, row: Any = 0, ax: Axes | None = None, *, image_shape: Sequence[int] | None = None
     ) -> TopRowsDisplay:
         """Draw one test row and its training rows as thumbnails, helpful ones above.
 
         Parameters
         ----------
-        row : int, default=0
-            The test row, by its position.
+        row : int or object, default=0
+            The test row: an integer is its position, anything else its name.
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
         image_shape : tuple of int, default=None
@@ -290,15 +281,16 @@ class TopRowsDisplay:
         import matplotlib.pyplot as plt
 
         self._check_given()
-        rows, scores, _ = self._chosen(row)
-        images = pictures(self.X_test, row, self.X_train, rows, image_shape)
+        place = self.top.position(row)
+        rows, scores, _ = self.top.of_row(place)
+        images = pictures(self.X_test, place, self.X_train, rows, image_shape)
         if ax is None:
             k = len(rows) // 2
             _, ax = plt.subplots(figsize=(1.3 * (k + 1), 3.6))
-        labels = ["" if one is None else f": {one}" for one in self._labels(row, rows)]
-        titles = [f"test {row}{labels[0]}"]
-        for name, label, score in zip(self._named(rows), labels[1:], scores, strict=True):
-            titles.append(f"{name}{label}\n{score:+.2g}")
+        labels = ["" if one is None else f": {one}" for one in self._labels(place, rows)]
+        titles = [shortened(f"test {self.top.name(place)}{labels[0]}", _TITLE)]
+        for name, label, score in zip(self.top.named(rows), labels[1:], scores, strict=True):
+            titles.append(f"{shortened(f'{name}{label}', _TITLE)}\n{score:+.2g}")
         draw(images, titles, ax)
         ax.set_title("helpful above, harmful below; change without the row", fontsize="medium")
         self.ax_ = ax
