@@ -36,7 +36,7 @@ from .adapters import (
 from .measurements import Measurement
 from .model import FinalModel
 from .row_gradients import Measure
-from .top_rows import TopRows, distinct
+from .top_rows import TopRows, as_text, distinct
 
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
@@ -324,7 +324,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             columns must differ: there a repeated name is followed by its position, as in ``a (row 7)``.
         """
         check_is_fitted(self, "model_")
-        names = [str(label) for label in self._row_labels()]
+        names = [as_text(label) for label in self._row_labels()]
         if _get_output_config("transform", self)["dense"] == "polars":
             names = distinct(names, self.train_indices_)
         return np.array(names, dtype=object)

@@ -43,12 +43,15 @@ class TopRows:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.linear_model import Ridge
-    >>> from fimoda import ExactInfluence
-    >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
-    >>> influence = ExactInfluence(Ridge().fit(X[:400], y[:400])).fit(X[:400], y[:400])
-    >>> influence.top(X[400:403], y[400:403], k=2)
+    >>> import numpy as np
+    >>> from fimoda import TopRows
+    >>> scores = np.array([[0.3, -0.1, 0.02, 0.2], [-0.5, 0.4, 0.1, 0.6]])
+    >>> TopRows.of(scores, np.arange(4), 2, names=["Ada", "Bo", "Cy", "Di"])
+    test row  helpful  score  harmful  score
+    0         Ada       +0.3  Bo        -0.1
+              Di        +0.2  Cy       +0.02
+    1         Di        +0.6  Ada       -0.5
+              Bo        +0.4  Cy        +0.1
     """
 
     helpful: NDArray[np.int64]
@@ -134,8 +137,8 @@ class TopRows:
             raise ValueError(
                 f"row must be the position of a test row, 0 to {n_test - 1}, got {row}."
             )
-        known = [] if self.test_names is None else [str(name) for name in self.test_names]
-        places = [z for z, name in enumerate(known) if name == str(row)]
+        known = [] if self.test_names is None else [as_text(name) for name in self.test_names]
+        places = [z for z, name in enumerate(known) if name == as_text(row)]
         if len(places) == 1:
             return places[0]
         if places:
@@ -248,9 +251,14 @@ class TopRows:
         return table + (f"<p>{more}</p>" if more else "")
 
 
+def as_text(name: Any) -> str:
+    """Return a label as text; the levels of a MultiIndex are joined by commas."""
+    return ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+
+
 def shortened(name: Any, length: int = _LENGTH) -> str:
     """Return a name as text of one line, its middle left out where it is longer than `length`."""
-    text = " ".join(str(name).split())
+    text = " ".join(as_text(name).split())
     if len(text) <= length:
         return text
     half = (length - 1) // 2

@@ -503,6 +503,15 @@ def test_names_from_frames(cls):
 
 
 @each_attributor
+def test_html_after_a_fit_on_a_frame_with_the_default_index(cls):
+    _, X, y, *_ = problem("ridge")
+    attributor = make(cls, Ridge().fit(X, y)).fit(pd.DataFrame(X), y)
+    assert list(attributor.get_feature_names_out()) == [str(i) for i in range(len(X))]
+    for html in (attributor._repr_html_(), attributor._repr_mimebundle_()["text/html"]):
+        assert cls.__name__ in html
+
+
+@each_attributor
 def test_polars(cls):
     """Frames in and out; the model's own Pipeline takes them too."""
     pl = pytest.importorskip("polars")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..top_rows import as_text
+
 #: Colours of values above and below the test row's, and of another category.
 _ABOVE, _BELOW, _OTHER = "214,39,40", "31,119,180", "255,193,7"
 
@@ -31,7 +33,7 @@ def as_frame(X: Any) -> Any:
 
 def _single(names: list[Any]) -> list[Any]:
     """Names of columns that differ, each a single one: levels are joined, repeated ones numbered."""
-    found = [" ".join(map(str, one)) if isinstance(one, tuple) else one for one in names]
+    found = [as_text(one) if isinstance(one, tuple) else one for one in names]
     if len(set(found)) == len(found):
         return found
     return [f"{name} ({j})" for j, name in enumerate(found)]
@@ -90,7 +92,7 @@ def styled(frame: Any, train: Any, caption: str) -> Any:
 
 def _cell(value: Any) -> str:
     """Whatever a cell or a header holds, as text that is no HTML."""
-    return f"{value:.10g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.10g}" if isinstance(value, float) else escape(as_text(value))
 
 
 def _text(value: float, change: float) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from ..top_rows import shortened
 from ..training.outcome_samples import OutcomeSamples
 from ._text import LITERAL, legend
 
@@ -96,7 +97,7 @@ class OutcomeDensityDisplay:
             drawn += ax.plot(grid, line, label=label)
             top = max(top, line.max())
         first = next(iter(self.samples.values()))
-        ax.set_xlabel(first.measurement or "measurement", **LITERAL)
+        ax.set_xlabel(shortened(first.measurement or "measurement"), **LITERAL)
         ax.set_ylabel("density over trainings")
         ax.set_ylim(0, top * (1.1 + 0.08 * (1 + len(curves))))  # room for the legend
         names = [one.get_label() for one in drawn]
