@@ -95,6 +95,9 @@ class FurtherTraining(BaseFurtherTraining):
         Target of ``n_seeds="auto"``.
     max_seeds : int, default=100
         Most seeds that ``n_seeds="auto"`` runs.
+    max_seconds : float, default=None
+        Seconds of training in `fit`: no seed but the first begins that would not end in time, as
+        long as the others took. Which seeds are run then depends on the machine.
     random_state : int, RandomState or None, default=None
         Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
     n_jobs : int, default=None
@@ -111,7 +114,7 @@ class FurtherTraining(BaseFurtherTraining):
     train_indices_ : ndarray of shape (n_left_out,)
         Left-out row of each column.
     seeds_ : list of int
-        Seeds of the runs.
+        Seeds of the runs; fewer than asked for if `max_seconds` were over.
     scores_sem_ : ndarray of shape (n_test, n_left_out)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
 
@@ -155,6 +158,7 @@ class FurtherTraining(BaseFurtherTraining):
         "checkpoint_dir": [str, os.PathLike, None],
         "sem_tol": [POSITIVE_REAL],
         "max_seeds": [POSITIVE_INTEGER],
+        "max_seconds": [POSITIVE_REAL, None],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
@@ -180,6 +184,7 @@ class FurtherTraining(BaseFurtherTraining):
         memory_budget: int = 2 * 2**30,
         sem_tol: float = 0.2,
         max_seeds: int = 100,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -205,6 +210,7 @@ class FurtherTraining(BaseFurtherTraining):
         self.memory_budget = memory_budget
         self.sem_tol = sem_tol
         self.max_seeds = max_seeds
+        self.max_seconds = max_seconds
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -268,6 +274,7 @@ class FurtherTraining(BaseFurtherTraining):
             memory_budget=self.memory_budget,
             n_jobs=self.n_jobs,
             verbose=self.verbose,
+            max_seconds=self.max_seconds,
         )
 
     def _outcomes(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .outcomes import relative_error
 from .runner import (
+    Deadline,
     Reader,
     Result,
     Training,
@@ -45,6 +46,8 @@ class FurtherRun:
         times that of the scores; None runs all at once.
     compile, chunk_size, checkpoint_dir, memory_budget, n_jobs, verbose : object
         As in `FurtherTraining`.
+    max_seconds : float or None
+        No seed but the first begins that would end later, if it took as long as the longest yet.
     """
 
     training: Training
@@ -57,6 +60,7 @@ class FurtherRun:
     memory_budget: int
     n_jobs: int | None
     verbose: int
+    max_seconds: float | None = None
 
     def train(
         self,
@@ -77,35 +81,38 @@ class FurtherRun:
         else:
             store = UnitStore(self.checkpoint_dir, {**self.training.identity(), **(identity or {})})
         size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
+        compiled = decide_compile(self.training, self._units(self.seeds[:size]), self.compile)
+        work = partial(train_unit, replace(self.training, compile=compiled), read)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
-        while len(seeds) < len(self.seeds):
-            fresh = self.seeds[len(seeds) :][:size]
-            results.update(self._train_seeds(fresh, read, bytes_per_model, store))
+        deadline, longest = Deadline(self.max_seconds), 0.0
+        while len(seeds) < len(self.seeds) and (not seeds or deadline.is_within(longest)):
+            begun = deadline.spent
+            fresh = self.seeds[len(seeds) :][: size if self.max_seconds is None else 1]
+            results.update(self._train_seeds(fresh, work, bytes_per_model, store))
             seeds += fresh
+            longest = max(longest, deadline.spent - begun)
             if self.sem_tol is not None and relative_error(scores(results, seeds)) <= self.sem_tol:
                 break
         # the order in which workers finish must not show
         return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
 
+    def _units(self, seeds: list[int]) -> list[Unit]:
+        return leave_out_units(self.training, seeds, self.leave_out, self.chunk_size)
+
     def _train_seeds(
-        self, seeds: list[int], read: Reader, bytes_per_model: int, store: UnitStore | None
+        self,
+        seeds: list[int],
+        work: Callable[[Unit], NDArray[Any]],
+        bytes_per_model: int,
+        store: UnitStore | None,
     ) -> dict[Unit, Result]:
-        units = leave_out_units(self.training, seeds, self.leave_out, self.chunk_size)
+        units = self._units(seeds)
         if store is not None:
             missing = [unit for unit in units if not store.has(unit.key)]
             store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
-        training = replace(
-            self.training, compile=decide_compile(self.training, units, self.compile)
-        )
         return dict(
-            run_units(
-                partial(train_unit, training, read),
-                units,
-                store=store,
-                n_jobs=self.n_jobs,
-                verbose=self.verbose,
-            )
+            run_units(work, units, store=store, n_jobs=self.n_jobs, verbose=self.verbose)
         )
 
     def _require_memory(self, bytes_per_model: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,34 @@ def decide_compile(training: Training, units: Sequence[HasModels], compile: bool
     return should_compile(training.model, steps * models)
 
 
+class Deadline:
+    """An end of the time there is.
+
+    Parameters
+    ----------
+    seconds : float or None
+        From now on; None never ends.
+    """
+
+    def __init__(self, seconds: float | None):
+        self._seconds = seconds
+        self._begin = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begin
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return self._seconds is not None and self.spent >= self._seconds
+
+    def is_within(self, seconds: float) -> bool:
+        """Return whether what takes so many seconds would end in time."""
+        return self._seconds is None or self.spent + seconds <= self._seconds
+
+
 _TURN = threading.Lock()
 
 
@@ -178,12 +207,17 @@ def run_units(
     n_jobs: int | None = None,
     verbose: int = 0,
     description: str = "further training",
+    max_seconds: float | None = None,
+    n_required: int = 0,
 ) -> Iterator[tuple[AnyUnit, Result]]:
     """Yield every unit with its result, in no fixed order; finished ones come from `store`.
 
     Runs `work` under joblib's current backend with `n_jobs` workers of one thread each. What a unit
-    computes does not depend on the worker, so results are the same for every `n_jobs`.
+    computes does not depend on the worker, so results are the same for every `n_jobs`. With
+    `max_seconds` no unit but the first `n_required` begins after so many seconds: those that are
+    left are not yielded, and which these are depends on the machine.
     """
+    deadline = Deadline(max_seconds)
     pending: list[AnyUnit] = []
     with tqdm(total=len(units), desc=description, unit="stack", disable=not verbose) as progress:
         for unit in units:
@@ -193,7 +227,13 @@ def run_units(
             else:
                 progress.update()
                 yield unit, done
-        for number, result in _parallel(work, pending, n_jobs):
+        needed = {unit.key for unit in units[:n_required]}
+        begun = (
+            (number, unit)
+            for number, unit in enumerate(pending)
+            if unit.key in needed or not deadline.passed
+        )
+        for number, result in _parallel(work, begun, len(pending), n_jobs):
             unit = pending[number]
             kept: Result = result if store is None else store.put(unit.key, result)
             progress.update()
@@ -201,15 +241,18 @@ def run_units(
 
 
 def _parallel(
-    work: Callable[[AnyUnit], NDArray[Any]], units: Sequence[AnyUnit], n_jobs: int | None
+    work: Callable[[AnyUnit], NDArray[Any]],
+    units: Iterator[tuple[int, AnyUnit]],
+    n_units: int,
+    n_jobs: int | None,
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    if effective_n_jobs(n_jobs) == 1 or len(units) <= 1:
-        for number, unit in enumerate(units):
+    if effective_n_jobs(n_jobs) == 1 or n_units <= 1:
+        for number, unit in units:
             yield number, work(unit)
         return
-    jobs = (delayed(_numbered)(work, number, unit) for number, unit in enumerate(units))
+    jobs = (delayed(_numbered)(work, number, unit) for number, unit in units)
     try:
-        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
         results = parallel(jobs)
     except ValueError:  # a backend that returns everything at the end
         results = Parallel(n_jobs=n_jobs)(jobs)
