@@ -212,7 +212,11 @@ def test_methods_of_the_model():
 @pytest.mark.parametrize(
     ("estimator", "error", "message"),
     [
-        (PrunedClassifier(DecisionTreeClassifier()), TypeError, r"got DecisionTreeClassifier"),
+        (
+            PrunedClassifier(DecisionTreeClassifier(), attributor=ExactInfluence()),
+            TypeError,
+            r"got DecisionTreeClassifier",
+        ),
         (InfluencePruner(fraction=1.0), ValueError, r"'fraction' .* must be a float in .* \[0.0, 1.0\)"),
         (MislabelDetector(contamination=0.6), ValueError, r"'contamination' .* \(0.0, 0.5\]"),
         (InfluencePruner(attributor=GradDot), ValueError, r"'attributor' .* must be an instance"),

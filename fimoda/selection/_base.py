@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.utils import Tags, _safe_indexing, column_or_1d, get_tags
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _num_samples
 
 from .._validation import check_consistent_length, check_targets, validate_data
-from ..adapters import default_linear_model, has_earlier_steps, is_class_target
+from ..adapters import default_linear_model, is_class_target
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
+from .held_out import held_out_losses
 
 
 class BaseSelection(MetaEstimatorMixin, BaseEstimator):
@@ -30,10 +32,10 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     random_state: Any
 
     def _checked(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
-        """Validated rows and targets; rows for earlier steps of a Pipeline are left as they are."""
+        """Validated rows and targets; rows for an `estimator` are left for it to check."""
         rows = self._checked_rows(X, reset=True)
         check_consistent_length(rows, y)
-        targets = check_targets(y, len(rows))
+        targets = check_targets(y, _num_samples(rows))
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         if self._is_classification(targets):
@@ -41,7 +43,7 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         return rows, targets
 
     def _checked_rows(self, X: Any, reset: bool) -> Any:
-        if self.estimator is not None and has_earlier_steps(self.estimator):
+        if self.estimator is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         return validate_data(self, X, reset=reset, dtype="numeric")
@@ -59,18 +61,38 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         if self.estimator is None:
             model = default_linear_model(self._is_classification(y))
         else:
-            model = clone(self.estimator)
+            # a finished search stands for the model that it found
+            model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
         given = {} if weights is None else {"sample_weight": weights}
         return model.fit(X, y, **given), given
 
-    def _scored(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> BaseAttributor:
-        """The attributor, fitted on rows and on a new model of them."""
+    def _scored(
+        self, model: Any, X: Any, y: NDArray[Any], given: dict[str, Any]
+    ) -> BaseAttributor | None:
+        """The attributor, fitted on a model of the rows; None if none is given and it has no gradients."""
+        if self.attributor is not None:
+            return self._of(self.attributor, model).fit(X, y, **given)
+        try:
+            return self._of(EKFACInfluence(), model).fit(X, y, **given)
+        except (TypeError, ValueError):  # not for the rows: the model has taken them
+            if type(model).__name__ == "FrozenEstimator":  # is never fitted again
+                raise
+        return None
+
+    def _of(self, attributor: BaseAttributor, model: Any) -> BaseAttributor:
+        """A clone of an attributor, for a model."""
+        new = clone(attributor).set_params(estimator=model)
+        return new.set_params(random_state=self.random_state) if new.random_state is None else new
+
+    def _own_losses(
+        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
+    ) -> tuple[Any, NDArray[np.float64]]:
+        """A new model of rows, and each row's self-influence, or held-out loss without gradients."""
         model, given = self._fitted(X, y, weights)
-        attributor = EKFACInfluence() if self.attributor is None else clone(self.attributor)
-        attributor.set_params(estimator=model)
-        if attributor.random_state is None:
-            attributor.set_params(random_state=self.random_state)
-        return attributor.fit(X, y, **given)
+        attributor = self._scored(model, X, y, given)
+        if attributor is None:
+            return model, held_out_losses(model, X, y, weights, self.random_state)
+        return model, attributor.self_influence()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -12,8 +12,12 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.metaestimators import available_if
 
 from .._validation import Interval, StrOptions, check_is_fitted, check_weights, checks_parameters
+from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
 from ._base import BaseSelection, mean_effect, take
+
+#: What scores rows for held-out ones where the model has no gradients.
+WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
 
 
 class InfluencePruner(BaseSelection):
@@ -26,15 +30,18 @@ class InfluencePruner(BaseSelection):
     of a class.
 
     Held-out rows with wrong labels reward whatever keeps the model unsure, wrong labels among the
-    training rows included. Where labels are noisy, ``by="self"`` is the better rule: it leaves out
-    the rows that the model fits only by their own presence.
+    training rows included. Where labels or targets are noisy, ``by="self"`` is the better rule: it
+    leaves out the rows that the model fits only by their own presence, as `MislabelDetector` does.
 
     Parameters
     ----------
     estimator : object, default=None
-        Unfitted model of a kind that `attributor` takes. None is `LogisticRegression` or `Ridge`.
+        Unfitted model; it checks the rows itself, missing values and categories included. A finished
+        search stands for its best model, fitted again. None is `LogisticRegression` or `Ridge`.
     attributor : BaseAttributor, default=None
-        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`, and for
+        models without gradients `Downsampling` with 50 subsets and one seed, or with ``by="self"``
+        the loss under models that were fitted without the row (see `MislabelDetector`).
     fraction : float, default=0.1
         Largest share of the rows to leave out, in [0, 1).
     by : {"held-out", "self"}, default="held-out"
@@ -49,7 +56,8 @@ class InfluencePruner(BaseSelection):
     ----------
     scores_ : ndarray of shape (n_samples,)
         Mean change of the held-out loss when the row is left out; negative: the row hurts. NaN for
-        rows that no split trains with. With ``by="self"`` minus the change of the row's own loss.
+        rows that no split trains with. With ``by="self"`` minus the change of the row's own loss, or
+        minus the loss itself under models without the row.
     support_ : ndarray of bool of shape (n_samples,)
         Rows that are kept.
 
@@ -123,7 +131,7 @@ class InfluencePruner(BaseSelection):
     def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
         classes = self._is_classification(y)
         if self.by == "self":
-            self.scores_ = -self._scored(X, y, weights).self_influence()
+            self.scores_ = -self._own_losses(X, y, weights)[1]
         else:
             self.scores_ = self._held_out(X, y, weights, classes)
         self.support_ = self._support(y, classes)
@@ -136,7 +144,11 @@ class InfluencePruner(BaseSelection):
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
             kept = None if weights is None else weights[train]
-            attributor = self._scored(take(X, train), y[train], kept)
+            rows = take(X, train), y[train]
+            model, given = self._fitted(*rows, kept)
+            attributor = self._scored(model, *rows, given)
+            if attributor is None:
+                attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows, **given)
             columns = train[attributor.train_indices_]
             total[columns] += mean_effect(attributor, take(X, seen), y[seen])
             times[columns] += 1
@@ -211,9 +223,9 @@ class PrunedRegressor(RegressorMixin, BasePruned):
     Parameters
     ----------
     estimator : object, default=None
-        Unfitted regressor of a kind that `attributor` takes. None is `Ridge`.
+        Unfitted regressor, as for `InfluencePruner`. None is `Ridge`.
     attributor : BaseAttributor, default=None
-        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+        How rows are scored, as for `InfluencePruner`; its own ``estimator`` is replaced.
     fraction : float, default=0.1
         Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
     by : {"held-out", "self"}, default="held-out"
@@ -267,9 +279,9 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
     Parameters
     ----------
     estimator : object, default=None
-        Unfitted classifier of a kind that `attributor` takes. None is `LogisticRegression`.
+        Unfitted classifier, as for `InfluencePruner`. None is `LogisticRegression`.
     attributor : BaseAttributor, default=None
-        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`.
+        How rows are scored, as for `InfluencePruner`; its own ``estimator`` is replaced.
     fraction : float, default=0.1
         Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
     by : {"held-out", "self"}, default="held-out"

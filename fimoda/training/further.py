@@ -111,9 +111,7 @@ class FurtherRun:
         if store is not None:
             missing = [unit for unit in units if not store.has(unit.key)]
             store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
-        return dict(
-            run_units(work, units, store=store, n_jobs=self.n_jobs, verbose=self.verbose)
-        )
+        return dict(run_units(work, units, store=store, n_jobs=self.n_jobs, verbose=self.verbose))
 
     def _require_memory(self, bytes_per_model: int) -> None:
         """Raise MemoryError if what is kept of all seeds would not fit."""
