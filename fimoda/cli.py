@@ -7,11 +7,8 @@ import inspect
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
@@ -20,29 +17,28 @@ from sklearn.preprocessing import StandardScaler
 
 import fimoda
 
+from ._files import (
+    WRITERS,
+    UsageError,
+    check_dtypes,
+    check_out,
+    check_target,
+    load_model,
+    read_tables,
+    separated,
+    suffix,
+    without_formulas,
+    write_whole,
+)
 from .adapters import default_estimator
 from .attribution import attribute
 from .attribution.choice import parameters
 from .evaluation.comparison import compare_methods
+from .top_rows import distinct
 
-_READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_feather"}
-
-#: Extension of the results, and what writes them.
-_WRITERS = {".csv": "to_csv", ".parquet": "to_parquet"}
-
-#: Libraries one of which a kind of file needs.
-_ENGINES = {
-    ".parquet": ("pyarrow", "fastparquet"), ".feather": ("pyarrow",), ".skops": ("skops",),
-}  # fmt: skip
-
-
-class _UsageError(Exception):
-    """Something the user can mend; printed without a traceback."""
-
-
-#: So are these; ImportError is a library missing for a kind of table.
+#: What the user can mend; ImportError is a library missing for a kind of table.
 _MENDABLE = (
-    _UsageError, ValueError, TypeError, MemoryError, OSError, FloatingPointError, ImportError,
+    UsageError, ValueError, TypeError, MemoryError, OSError, FloatingPointError, ImportError,
 )  # fmt: skip
 
 
@@ -67,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
             "--model", required=True, help="fitted model: .skops, or a pickle (.pkl, .joblib)"
         )
         one.add_argument(
+            "--trust",
+            nargs="?",
+            const="",
+            metavar="TYPE,...",
+            help="load the model although that may run code; of a .skops file, only these types",
+        )
+        one.add_argument(
             "--train", required=True, help="its training rows: .csv, .parquet, .feather"
         )
         one.add_argument("--test", required=True, help="rows to explain, with the same columns")
@@ -74,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
             "--target", required=True, help="column to predict; the test table may lack it"
         )
         one.add_argument("--index", help="column that names the rows")
+        one.add_argument(
+            "--dtype",
+            action="append",
+            default=[],
+            metavar="COLUMN=TYPE",
+            help="type of a column of .csv tables, such as zip=str; may be repeated",
+        )
         one.add_argument("--measurement", default="loss", help="loss, margin, log_prob, output")
         one.add_argument("--budget", type=float, default=60, help="seconds (60)")
         one.add_argument("--n-epochs", type=int, help="epochs to look ahead (10)")
@@ -81,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--seed", type=int, default=0, help="of everything random (0)")
         one.add_argument(
             "--out", help="where to: .csv, .parquet" + ", .npz, .npy" * (name == "attribute")
+        )
+        one.add_argument("--overwrite", action="store_true", help="replace an older file of --out")
+        one.add_argument(
+            "--safe-csv",
+            action="store_true",
+            help="put ' before names that a spreadsheet would take for formulas",
         )
         if name == "attribute":
             one.add_argument("--method", default="auto", help='"auto", or a class of fimoda')
@@ -106,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _MENDABLE as error:
         print(f"fimoda {given.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"fimoda {given.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -119,12 +138,13 @@ def _demo(given: argparse.Namespace) -> None:
     print(f"an MLP on the breast cancer data, accuracy {model.score(X_test, y_test):.3f}\n")
     found = attribute(model, X, y, X_test, y_test, budget=given.budget, random_state=0)
     print(found)
-    _print_top(found, 3, range(3))
+    print(f"\n{found.top(3)}")
 
 
 def _attribute(given: argparse.Namespace) -> None:
-    if given.out:
-        _check_out(given.out, [*_WRITERS, ".npz", ".npy"])
+    _check_out(given, [*WRITERS, ".npz", ".npy"])
+    if given.top < 1:
+        raise UsageError(f"--top must be 1 or more, got {given.top}.")
     asked = {"measurement": given.measurement, "random_state": given.seed}
     asked |= {"n_jobs": given.jobs, "verbose": 1}
     if given.n_epochs is not None:
@@ -134,30 +154,48 @@ def _attribute(given: argparse.Namespace) -> None:
     else:
         method = _method(given.method, asked)
         found = attribute(*_read(given), method=method)
-    print(found)
-    _print_top(found, given.top, range(min(5, len(found.scores))))
+    try:
+        _write(found, given)
+    finally:  # what was computed is not lost with a full disk, nor with a closed pipe
+        print(found)
+        print(f"\n{found.top(min(given.top, found.scores.shape[1]))}")
+
+
+def _check_out(given: argparse.Namespace, kinds: list[str]) -> None:
     if given.out:
-        _write(found, given.out)
+        read = {f"--{name}": getattr(given, name) for name in ("model", "train", "test")}
+        check_out(given.out, kinds, read, given.overwrite)
+    if given.safe_csv and suffix(given.out or "") != ".csv":
+        raise UsageError(f"--safe-csv is for a --out that ends in .csv, got {given.out!r}.")
 
 
-def _write(found: Any, path: str) -> None:
+def _write(found: Any, given: argparse.Namespace) -> None:
     """Scores of an attribution, with the names of rows and columns (but for .npy)."""
+    if not given.out:
+        return
     frame = found.to_frame()
-    frame.columns = frame.columns.map(str)
-    suffix = Path(path).suffix
-    if suffix == ".npy":
-        np.save(path, found.scores)
-    elif suffix == ".npz":
+    names = found.attributor.get_feature_names_out()
+    if suffix(given.out) == ".npy":
+        write_whole(given.out, lambda part: np.save(part, found.scores))
+    elif suffix(given.out) == ".npz":
         known = {} if found.errors is None else {"errors": found.errors}
-        test, train = (np.array(names, dtype=str) for names in (frame.index, frame.columns))
-        np.savez(path, scores=found.scores, test=test, train=train, **known)
+        known |= {"test": np.array(frame.index, dtype=str), "train": np.array(names, dtype=str)}
+        write_whole(given.out, lambda part: np.savez(part, scores=found.scores, **known))
     else:
-        getattr(frame, _WRITERS[suffix])(path)
+        frame.columns = distinct(names, found.attributor.train_indices_)
+        frame.index = frame.index.map(str).rename(frame.index.name or "test row")
+        _write_table(frame, given)
+
+
+def _write_table(frame: Any, given: argparse.Namespace) -> None:
+    if given.safe_csv:
+        frame = frame.rename(index=without_formulas, columns=without_formulas)
+        frame = frame.rename_axis(index=without_formulas(frame.index.name))
+    write_whole(given.out, getattr(frame, WRITERS[suffix(given.out)]))
 
 
 def _compare(given: argparse.Namespace) -> None:
-    if given.out:
-        _check_out(given.out, list(_WRITERS))
+    _check_out(given, list(WRITERS))
     model, X, y, X_test, y_test = _read(given)
     found = compare_methods(
         model,
@@ -172,25 +210,11 @@ def _compare(given: argparse.Namespace) -> None:
         n_jobs=given.jobs,
         verbose=1,
     )
-    print(found)
-    if given.out:
-        getattr(found.to_frame(), _WRITERS[Path(given.out).suffix])(given.out)
-
-
-def _print_top(found: Any, k: int, tests: Sequence[int]) -> None:
-    top = found.top(min(k, found.scores.shape[1]))
-    names = found.attributor.get_feature_names_out()
-    place = {int(row): j for j, row in enumerate(found.attributor.train_indices_)}
-    for z in tests:
-        print(f"\ntest row {found.test_names[z]}")
-        for kind, rows, scores in (
-            ("helpful", top.helpful[z], top.helpful_scores[z]),
-            ("harmful", top.harmful[z], top.harmful_scores[z]),
-        ):
-            shown = (
-                f"{names[place[int(i)]]} ({s:+.3g})" for i, s in zip(rows, scores, strict=True)
-            )
-            print(f"  {kind}: {', '.join(shown)}")
+    try:
+        if given.out:
+            _write_table(found.to_frame(), given)
+    finally:
+        print(found)
 
 
 def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
@@ -202,96 +226,29 @@ def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
         if not inspect.isabstract(one)
     }
     if name not in classes:
-        raise _UsageError(f'--method must be "auto" or one of {", ".join(classes)}; got {name!r}.')
+        raise UsageError(f'--method must be "auto" or one of {", ".join(classes)}; got {name!r}.')
     known = parameters(classes[name])
     if "n_epochs" in asked and "n_epochs" not in known:
-        raise _UsageError(f"--n-epochs: {name} does not look ahead. Leave it out.")
+        raise UsageError(f"--n-epochs: {name} does not look ahead. Leave it out.")
     return classes[name](**{k: v for k, v in asked.items() if k in known})
 
 
 def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
     """The model, and rows and targets of both tables."""
-    model = _load(given.model)
-    train, test = (_table(path, given.index) for path in (given.train, given.test))
-    if given.target not in train:
-        raise _UsageError(
-            f"--target must be a column of {given.train}, one of {', '.join(map(str, train))}; got "
-            f"{given.target!r}."
-        )
+    dtypes = check_dtypes(given.dtype)
+    model = load_model(given.model, given.trust)
+    train, test = read_tables(given.train, given.test, given.index, dtypes)
+    check_target(train, given.target, given.train)
     X, y = train.drop(columns=given.target), train[given.target]
     missing = [column for column in X if column not in test]
     if missing:
-        raise _UsageError(f"--test: {given.test} lacks the columns {', '.join(map(str, missing))}.")
-    y_test = test[given.target] if given.target in test else None
-    return model, X, y, test[list(X)], y_test
-
-
-def _table(path: str, index: str | None) -> Any:
-    try:
-        import pandas as pd
-    except ImportError:
-        raise _UsageError('reading tables needs pandas: pip install "fimoda[pandas]".') from None
-    suffix = Path(path).suffix
-    if suffix not in _READERS:
-        raise _UsageError(f"{path}: tables must be {', '.join(_READERS)}, got {suffix!r}.")
-    _check_engine(path)
-    if not Path(path).is_file():
-        raise _UsageError(f"there is no file {path}.")
-    table = getattr(pd, _READERS[suffix])(path)
-    if index is None:
-        return table
-    if index not in table:
-        raise _UsageError(f"--index must be a column of {path}, got {index!r}.")
-    return table.set_index(index)
-
-
-def _load(path: str) -> Any:
-    if not Path(path).is_file():
-        raise _UsageError(f"--model: there is no file {path}.")
-    _check_engine(path)
-    load = _load_skops if path.endswith(".skops") else _load_pickle
-    try:
-        return load(path)
-    except Exception as error:  # an unpickler raises whatever it meets
-        raise _UsageError(
-            f"--model: {path} cannot be loaded ({type(error).__name__}: {error}). It must hold a fitted "
-            "model, saved by joblib.dump, pickle.dump or skops, and be loaded with the libraries "
-            "that it was saved with."
-        ) from error
-
-
-def _load_skops(path: str) -> Any:
-    from skops import io
-
-    unknown = io.get_untrusted_types(file=path)
-    if unknown:
-        _warn(f"{path} holds {', '.join(unknown)}")
-    return io.load(path, trusted=unknown)
-
-
-def _load_pickle(path: str) -> Any:
-    _warn(f"{path} is a pickle")
-    return joblib.load(path)
-
-
-def _warn(what: str) -> None:
-    print(f"{what}: loading it runs code. Load only what you trust.", file=sys.stderr)
-
-
-def _check_out(path: str, known: list[str]) -> None:
-    if Path(path).suffix not in known:
-        raise _UsageError(f"--out must end in {', '.join(known)}, got {path!r}.")
-    if not Path(path).resolve().parent.is_dir():
-        raise _UsageError(f"--out: there is no directory {Path(path).resolve().parent}.")
-    _check_engine(path)
-
-
-def _check_engine(path: str) -> None:
-    needed = _ENGINES.get(Path(path).suffix, ())
-    if needed and not any(map(find_spec, needed)):
-        raise _UsageError(
-            f"{path}: {Path(path).suffix} files need {needed[0]}: pip install {needed[0]}."
+        raise UsageError(
+            f"--test: {given.test} lacks the columns {', '.join(map(str, missing))}.{separated(test)}"
         )
+    if given.target not in test:
+        return model, X, y, test[list(X)], None
+    check_target(test, given.target, given.test)
+    return model, X, y, test[list(X)], test[given.target]
 
 
 if __name__ == "__main__":

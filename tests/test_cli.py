@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -58,18 +60,24 @@ def folder(tmp_path_factory, tables):
 def given(folder, command="attribute", **changes):
     options = {
         "model": folder / "net.pkl", "train": folder / "train.csv", "test": folder / "test.csv",
-        "target": "label", "index": "id", "jobs": 1, **changes,
+        "target": "label", "index": "id", "jobs": 1, "trust": True, **changes,
     }  # fmt: skip
-    return [command, *(str(part) for k, v in options.items() for part in (f"--{k}", v))]
+    parts = (
+        [f"--{k}"] if v is True else [f"--{k}", str(v)]
+        for k, v in options.items()
+        if v is not False
+    )
+    return [command, *(part for one in parts for part in one)]
 
 
 def test_attribute(folder, tables, capsys):
     out = folder / "scores.csv"
     assert main(given(folder, method="GradDot", out=out)) == 0
     said = capsys.readouterr()
-    assert "is a pickle: loading it runs code" in said.err
     assert "behaviour:    loss of each test row at its predicted class" in said.out
-    assert "test row patient 70\n  helpful: patient " in said.out
+    assert re.search(
+        r"\ntest row +helpful +score +harmful +score\npatient 70 +patient \d+ +\+", said.out
+    )
     train, test = (frame.set_index("id") for frame in tables)
     X, y = train.drop(columns="label"), train["label"]
     model = joblib.load(folder / "net.pkl")
@@ -81,15 +89,15 @@ def test_attribute(folder, tables, capsys):
 
 
 def test_array_and_automatic_choice(folder, capsys):
-    out = folder / "scores.npy"
+    out = folder / "automatic.npy"
     assert main(given(folder, budget=1e-9, out=out)) == 0
     assert "method:       GradDot" in capsys.readouterr().out
     assert np.load(out).shape == (10, 70)
 
 
 def test_settings_of_a_named_method(folder, tables):
-    out = folder / "scores.npy"
     for name, own in (("GradDot", {}), ("FurtherTraining", {"n-epochs": 2})):
+        out = folder / f"{name}.npy"
         assert main(given(folder, method=name, measurement="margin", out=out, **own)) == 0
         train, test = (frame.set_index("id") for frame in tables)
         X, y = train.drop(columns="label"), train["label"]
@@ -148,7 +156,7 @@ def test_skops(folder, capsys):
         assert main(given(folder, model=folder / name, method="GradDot", out=out)) == 0
         scores.append(np.load(out))
     np.testing.assert_array_equal(*scores)
-    assert "net.skops holds" in capsys.readouterr().err
+    assert "net.skops: trusted as you said: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,7 @@ def test_demo_as_a_command():
     """In a process of its own."""
     command = [sys.executable, "-m", "fimoda.cli", "demo", "--budget", "0.01"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "test row 0\n  helpful: row" in done.stdout
+    assert re.search(r"\n0 +row\d+ +\+", done.stdout)
 
 
 @pytest.mark.parametrize("command", [[], ["attribute"], ["compare"]])
@@ -235,3 +243,288 @@ def test_linear_model(folder, tables, capsys):
     place = arguments.index("--index")
     assert main(arguments[:place] + arguments[place + 2 :]) == 0
     assert "training anew" in capsys.readouterr().out
+
+
+# ---- files that are not overwritten ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["model", "train", "test"])
+@pytest.mark.parametrize("way", ["name", "symlink", "hardlink"])
+def test_inputs_are_never_overwritten(folder, tmp_path, capsys, option, way):
+    path = tmp_path / "rows.csv"
+    path.write_bytes((folder / "train.csv").read_bytes())
+    before = path.read_bytes()
+    out = path if way == "name" else tmp_path / "scores.csv"
+    if way == "symlink":
+        out.symlink_to(path)
+    elif way == "hardlink":
+        out.hardlink_to(path)
+    assert main(given(folder, method="GradDot", out=out, overwrite=True, **{option: path})) == 2
+    assert f"is the file of --{option}, which is never overwritten" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_other_files_are_replaced_when_asked(folder, tmp_path, capsys):
+    out = tmp_path / "scores.npy"
+    (tmp_path / "elsewhere.npy").write_text("old")
+    out.symlink_to(tmp_path / "elsewhere.npy")
+    (tmp_path / "elsewhere.npy").chmod(0o640)
+    assert main(given(folder, method="GradDot", out=out)) == 2
+    assert "scores.npy exists. Choose another name, or add --overwrite." in capsys.readouterr().err
+    assert out.read_text() == "old"
+    assert main(given(folder, method="GradDot", out=out, overwrite=True)) == 0
+    assert np.load(tmp_path / "elsewhere.npy").shape == (10, 70)
+    assert out.is_symlink()
+    assert out.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere.npy", "scores.npy"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_full_disk_leaves_the_old_file(folder, tmp_path, kind):
+    """A limit on the size of files stands for the disk; what was computed is printed all the same."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / f"scores.{kind}"
+    out.write_text("old")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fimoda.cli",
+            *given(folder, method="GradDot", out=out, overwrite=True),
+        ],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        check=False,
+    )
+    assert done.returncode == 2
+    said = rf"scores.{kind} cannot be written \(.+\). What was there is as it was."
+    assert re.search(said, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "behaviour:" in done.stdout
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": "."}, r"--out must end in"),
+        ({"out": "folder.csv"}, r"folder.csv is a directory"),
+        ({"top": 0}, r"--top must be 1 or more, got 0"),
+        ({"safe-csv": True}, r"--safe-csv is for a --out that ends in .csv, got None"),
+        ({"dtype": "zip"}, r"--dtype must be a column and a type of pandas, .* got 'zip'"),
+        ({"dtype": "a=number"}, r"--dtype must be .* got 'a=number'"),
+        (
+            {"dtype": "z=str"},
+            r"--dtype: .*train.csv has no column 'z', only id, a, b, c, d, kind, l",
+        ),
+        ({"dtype": "kind=int"}, r"train.csv cannot be read \(ValueError: .*(high|low)"),
+        ({"target": "a"}, r"--target: 1 rows of .*train.csv have no value in column 'a'"),
+    ],
+)
+def test_errors_before_anything_is_computed(
+    folder, capsys, monkeypatch, tmp_path, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.csv").mkdir()
+    monkeypatch.setattr("fimoda.cli.attribute", None)
+    assert main(given(folder, **changes)) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+# ---- models that are not trusted ------------------------------------------------------------
+
+
+class Planted:
+    """Makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_refused(folder, tmp_path, capsys):
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    for trust in (False, "sklearn.linear_model.Ridge"):
+        assert main(given(folder, model=path, trust=trust)) == 2
+        assert not (tmp_path / "ran").exists()
+    said = capsys.readouterr().err
+    assert "net.pkl is a pickle: loading it runs whatever code it holds." in said
+    assert "trusted as a whole or not at all" in said
+    assert main(given(folder, model=path)) == 2
+    assert (tmp_path / "ran").exists()
+
+
+def test_types_of_skops_are_listed_and_refused(folder, tmp_path, capsys):
+    io = pytest.importorskip("skops.io")
+    path = tmp_path / "net.skops"
+    io.dump(joblib.load(folder / "net.pkl"), path)
+    unknown = io.get_untrusted_types(file=path)
+    assert unknown
+    for trust in (False, "builtins.print", ",".join(unknown[1:])):
+        assert main(given(folder, model=path, trust=trust, method="GradDot")) == 2
+        said = capsys.readouterr().err
+        assert f"--trust {','.join(unknown)}." in said
+        assert re.search(rf"does not know to be safe: {re.escape(unknown[0])}", said)
+    assert main(given(folder, model=path, trust=",".join(unknown), method="GradDot")) == 0
+    safe = tmp_path / "safe.skops"
+    X, y = load_breast_cancer(return_X_y=True)
+    io.dump(LogisticRegression(max_iter=1000).fit(X[:70, :3] / X[:70, :3].std(0), y[:70]), safe)
+    assert main(given(folder, model=safe, trust=False, target="none")) == 2
+    assert "--target must be" in capsys.readouterr().err
+
+
+# ---- types of columns -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def zips(tmp_path):
+    """Codes with leading zeros, in a model of codes; the test rows hold digits alone."""
+    rng = np.random.default_rng(0)
+    train = pd.DataFrame(
+        {"zip": rng.choice(["01234", "04321", "98765"], 30), "x": rng.normal(size=30)}
+    )
+    train["y"] = train["x"] + (train["zip"] == "01234") + 0.1 * rng.normal(size=30)
+    test = train[:6].drop(columns="y")
+    encoder = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["zip"]), remainder="passthrough"
+    )
+    model = make_pipeline(encoder, Ridge()).fit(train[["zip", "x"]], train["y"])
+    joblib.dump(model, tmp_path / "model.pkl")
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    return tmp_path, GradDot(model).fit(train[["zip", "x"]], train["y"]).transform(test)
+
+
+def arguments(path, **changes):
+    files = {"model": path / "model.pkl", "train": path / "train.csv", "test": path / "test.csv"}
+    found = given(path, **{**files, "target": "y", "method": "GradDot", **changes})
+    place = found.index("--index")
+    return found[:place] + found[place + 2 :]
+
+
+def test_leading_zeros(zips, capsys):
+    path, expected = zips
+    out = path / "scores.npy"
+    assert main(arguments(path, out=out)) == 2  # scikit-learn cannot compare numbers with codes
+    said = capsys.readouterr().err
+    assert re.search(r"train.csv: numbers in column 'zip' begin with zeros.*--dtype zip=str", said)
+    assert main(arguments(path, out=out, dtype="zip=str")) == 0
+    assert "zeros" not in capsys.readouterr().err
+    np.testing.assert_allclose(np.load(out), expected, rtol=1e-12)
+
+
+def test_test_rows_have_the_types_of_training_rows(zips, capsys):
+    """A training column that is text makes text of the test column."""
+    path, expected = zips
+    train = pd.read_csv(path / "train.csv", dtype={"zip": str})
+    train.loc[29, "zip"] = "A123"
+    train.to_csv(path / "train.csv", index=False)
+    model = joblib.load(path / "model.pkl").fit(train[["zip", "x"]], train["y"])
+    joblib.dump(model, path / "model.pkl")
+    test = train[:6][["zip", "x"]]
+    expected = GradDot(model).fit(train[["zip", "x"]], train["y"]).transform(test)
+    assert main(arguments(path, out=path / "scores.npy")) == 0
+    np.testing.assert_allclose(np.load(path / "scores.npy"), expected, rtol=1e-12)
+    assert not capsys.readouterr().err
+    train.assign(zip=range(30), x=range(30)).to_csv(path / "train.csv", index=False)
+    test.assign(zip=["1.5", "2", "3", "4", "5", "6"], x=list("abcdef")).to_csv(
+        path / "test.csv", index=False
+    )
+    main(arguments(path))
+    said = capsys.readouterr().err
+    assert re.search(
+        r"--test: column 'zip' is int64 in .*train.csv and float64 in .*test.csv", said
+    )
+    assert re.search(r"--test: column 'x' is int64 in .* and (str|object) in", said)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"",
+            r"train.csv cannot be read \(EmptyDataError: .*\)\. It must begin with a line of col",
+        ),
+        (
+            b"a,b\n1,2\n1,2,3\n",
+            r"train.csv cannot be read \(ParserError: .*\)\. Every line must have",
+        ),
+        (
+            "a,b\n1,\xe9\n".encode("latin-1"),
+            r"train.csv cannot be read \(UnicodeDecodeError: .*UTF-8",
+        ),
+        (b"a,y\n", r"train.csv has no rows\."),
+        (
+            b"a;y\n1;2\n",
+            r"--target must be a column of .*train.csv.* separated by ';'; they must be",
+        ),
+    ],
+)
+@pytest.mark.parametrize("table", ["train", "test"])
+def test_tables_that_cannot_be_read(zips, capsys, content, message, table):
+    path, _ = zips
+    (path / f"{table}.csv").write_bytes(content)
+    assert main(arguments(path)) == 2
+    said = capsys.readouterr().err
+    if b";" in content and table == "test":
+        message = r"--test: .*test.csv lacks the columns zip, x\. .*separated by ';'"
+    assert re.search(message.replace("train.csv", f"{table}.csv"), said)
+
+
+# ---- results to send ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_results_are_complete(zips, kind):
+    """Twice the same names, names that are numbers: all scores come back, under text."""
+    path, expected = zips
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    train = pd.read_csv(path / "train.csv", dtype={"zip": str})
+    train.assign(id=[5, 5, *range(28)]).to_csv(path / "train.csv", index=False)
+    test = pd.read_csv(path / "test.csv", dtype={"zip": str}).assign(id=[7, 7, 8, 9, 10, 11])
+    test.to_csv(path / "test.csv", index=False)
+    out = path / f"scores.{kind}"
+    assert main([*arguments(path, out=out, dtype="zip=str"), "--index", "id"]) == 0
+    if kind == "npz":
+        with np.load(out, allow_pickle=False) as found:
+            np.testing.assert_allclose(found["scores"], expected)
+            assert list(found["train"][:3]) == ["5", "5", "0"]
+            assert list(found["test"][:3]) == ["7", "7", "8"]
+        return
+    found = pd.read_csv(out, index_col=0) if kind == "csv" else pd.read_parquet(out)
+    np.testing.assert_allclose(found, expected)
+    assert list(found.columns[:3]) == ["5", "5 (row 1)", "0"]
+    assert list(found.index.astype(str)[:3]) == ["7", "7", "8"]
+    assert found.index.name == "id"
+
+
+def test_cells_that_are_no_formulas(folder, tables, tmp_path):
+    names = ["=1+1", "+1 day", "-x", "@a", "\tq", "-5", "+2.5e3", "plain", "1=1"]
+    train, test = tables
+    train = train.assign(id=[*names, *train["id"][len(names) :]])
+    test = test.assign(id=[*names, "last"])
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    files = {"train": tmp_path / "train.csv", "test": tmp_path / "test.csv", "method": "GradDot"}
+    plain, safe = tmp_path / "plain.csv", tmp_path / "safe.csv"
+    assert main(given(folder, out=plain, **files)) == 0
+    assert main(given(folder, out=safe, **{**files, "safe-csv": True})) == 0
+    plain, safe = (pd.read_csv(path, index_col=0) for path in (plain, safe))
+    assert list(plain.columns[:9]) == list(plain.index[:9]) == names
+    defused = ["'=1+1", "'+1 day", "'-x", "'@a", "'\tq", *names[5:]]
+    assert list(safe.columns[:9]) == list(safe.index[:9]) == defused
+    np.testing.assert_array_equal(safe, plain)
+
+
+def test_interrupted(folder, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fimoda.cli.attribute", stop)
+    assert main(given(folder)) == 130
+    assert "fimoda attribute: interrupted" in capsys.readouterr().err

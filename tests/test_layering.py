@@ -31,6 +31,7 @@ ORDER = [
     "plotting",
     "attribution",
     "__init__",
+    "_files",
     "cli",
     "utils",
 ]

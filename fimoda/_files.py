@@ -1,0 +1,386 @@
+"""Models, tables and results on disk, for the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+#: Kinds of tables, and what reads and writes them.
+READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_feather"}
+WRITERS = {".csv": "to_csv", ".parquet": "to_parquet"}
+
+#: Libraries one of which a kind of file needs.
+_ENGINES = {
+    ".parquet": ("pyarrow", "fastparquet"), ".feather": ("pyarrow",), ".skops": ("skops",),
+}  # fmt: skip
+
+#: What to do about a table that cannot be read.
+_ADVICE = {
+    "ParserError": "Every line must have as many cells as the first, and every quote its partner.",
+    "EmptyDataError": "It must begin with a line of column names.",
+    "UnicodeDecodeError": "Save it as UTF-8.",
+}
+
+#: Lines of a .csv that are searched for numbers that begin with zeros.
+_SEARCHED = 10_000
+
+#: Beginnings of cells that spreadsheets take for formulas.
+_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+
+
+class UsageError(Exception):
+    """Something the user can mend; printed without a traceback."""
+
+
+def suffix(path: str) -> str:
+    """Return the kind of a file, ``.csv`` for ``rows.CSV``."""
+    return Path(path).suffix.lower()
+
+
+def note(what: str) -> None:
+    """Tell the user something that is no result."""
+    print(what, file=sys.stderr)
+
+
+def _check_engine(path: str) -> None:
+    needed = _ENGINES.get(suffix(path), ())
+    if needed and not any(map(find_spec, needed)):
+        raise UsageError(f"{path}: {suffix(path)} files need {needed[0]}: pip install {needed[0]}.")
+
+
+# ---- models -------------------------------------------------------------------------------------
+
+
+def load_model(path: str, trust: str | None) -> Any:
+    """Load a model.
+
+    Parameters
+    ----------
+    path : str
+    trust : str or None
+        None: nothing that could run code. Empty: everything. Otherwise types of a .skops file that
+        may be loaded, separated by commas.
+
+    Returns
+    -------
+    model : object
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"--model: there is no file {path}.")
+    _check_engine(path)
+    try:
+        return _load_skops(path, trust) if suffix(path) == ".skops" else _load_pickle(path, trust)
+    except UsageError:
+        raise
+    except Exception as error:  # an unpickler raises whatever it meets
+        raise UsageError(
+            f"--model: {path} cannot be loaded ({type(error).__name__}: {error}). It must hold a fitted "
+            "model, saved by joblib.dump, pickle.dump or skops, and be loaded with the libraries "
+            "that it was saved with."
+        ) from error
+
+
+def _load_skops(path: str, trust: str | None) -> Any:
+    from skops import io
+
+    unknown = io.get_untrusted_types(file=path)
+    trusted = unknown if trust == "" else (trust or "").split(",")
+    refused = [one for one in unknown if one not in trusted]
+    if refused:
+        raise UsageError(
+            f"--model: {path} holds types that skops does not know to be safe: {', '.join(refused)}. "
+            "Loading them may run code. If you trust whoever made the file, add --trust, or "
+            f"--trust {','.join(unknown)}."
+        )
+    if unknown:
+        note(f"{path}: trusted as you said: {', '.join(unknown)}.")
+    return io.load(path, trusted=unknown)
+
+
+def _load_pickle(path: str, trust: str | None) -> Any:
+    if trust is None:
+        raise UsageError(
+            f"--model: {path} is a pickle: loading it runs whatever code it holds. If you trust whoever "
+            "made the file, add --trust. Files of skops (.skops) can be looked at before they run."
+        )
+    if trust:
+        raise UsageError(
+            f"--trust: {path} is a pickle, which is trusted as a whole or not at all: give --trust "
+            f"without types, got {trust!r}."
+        )
+    return joblib.load(path)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def check_dtypes(asked: Collection[str]) -> dict[str, Any]:
+    """Return the types of columns from texts such as ``zip=str``."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise UsageError('reading tables needs pandas: pip install "fimoda[pandas]".') from None
+    found = {}
+    for one in asked:
+        column, _, name = one.rpartition("=")
+        try:
+            found[column] = pd.api.types.pandas_dtype(name)
+        except TypeError:
+            found.pop(column, None)
+        if not column or column not in found:
+            raise UsageError(
+                f"--dtype must be a column and a type of pandas, such as zip=str, got {one!r}."
+            )
+    return found
+
+
+def read_table(path: str, index: str | None, dtypes: Mapping[str, Any]) -> Any:
+    """Read a table.
+
+    Parameters
+    ----------
+    path : str
+        A .csv, .parquet or .feather file.
+    index : str or None
+        Column that names the rows.
+    dtypes : mapping of str to dtype
+        Types of columns of a .csv file; of others pandas finds them.
+
+    Returns
+    -------
+    table : DataFrame
+    """
+    import pandas as pd
+
+    if suffix(path) not in READERS:
+        raise UsageError(f"{path}: tables must be {', '.join(READERS)}, got {Path(path).suffix!r}.")
+    _check_engine(path)
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file {path}.")
+    # columns are not read in parts, whose types could differ
+    options = {"dtype": dict(dtypes), "low_memory": False} if suffix(path) == ".csv" else {}
+    try:
+        table = getattr(pd, READERS[suffix(path)])(path, **options)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, OverflowError) as error:
+        kind, said = type(error).__name__, " ".join(str(error).split())
+        advice = f" {_ADVICE[kind]}" if kind in _ADVICE else ""
+        raise UsageError(f"{path} cannot be read ({kind}: {said}).{advice}") from error
+    if not len(table):
+        raise UsageError(f"{path} has no rows.")
+    if index is None:
+        return table
+    if index not in table:
+        raise UsageError(f"--index must be a column of {path}, got {index!r}.{separated(table)}")
+    return table.set_index(index)
+
+
+def read_tables(
+    train_path: str, test_path: str, index: str | None, dtypes: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Read training and test rows; a column has one type in both, where its values allow it.
+
+    Parameters
+    ----------
+    train_path, test_path : str
+    index : str or None
+        Column that names the rows.
+    dtypes : mapping of str to dtype
+        Types of columns of .csv files.
+
+    Returns
+    -------
+    train, test : DataFrame
+    """
+    import pandas as pd
+
+    train = read_table(train_path, index, dtypes)
+    columns = train.reset_index() if index else train
+    if dtypes:
+        if suffix(train_path) != ".csv":
+            raise UsageError(
+                f"--dtype is for .csv files; {train_path} holds the types of its columns."
+            )
+        unknown = [column for column in dtypes if column not in columns]
+        if unknown:
+            raise UsageError(
+                f"--dtype: {train_path} has no column {unknown[0]!r}, only {_listed(columns)}."
+            )
+    if suffix(train_path) == ".csv":
+        _tell_of_zeros(train_path, columns)
+    text = {
+        column: columns[column].dtype
+        for column in columns
+        if pd.api.types.infer_dtype(columns[column], skipna=True) == "string"
+    }
+    test = read_table(test_path, index, {**text, **dtypes})
+    for column in test.columns.intersection(train.columns):
+        test[column] = _as_in(train[column], test[column], train_path, test_path)
+    return train, test
+
+
+def _as_in(train: Any, test: Any, train_path: str, test_path: str) -> Any:
+    """A column of the test table with the type of the training table, if that keeps its values."""
+    if train.dtype == test.dtype:
+        return test
+    try:
+        same = test.astype(train.dtype)
+        known = test.notna()
+        if same.notna().equals(known) and (same[known].astype(object) == test[known]).all():
+            return same
+    except (ValueError, TypeError):
+        pass
+    note(
+        f"--test: column {test.name!r} is {train.dtype} in {train_path} and {test.dtype} in {test_path}, "
+        "with values that do not allow a change of type."
+    )
+    return test
+
+
+def _tell_of_zeros(path: str, table: Any) -> None:
+    """Say which numbers of a .csv begin with zeros, as zip codes do."""
+    import pandas as pd
+
+    numbers = [one for one in table if pd.api.types.is_numeric_dtype(table[one])]
+    as_text = pd.read_csv(path, dtype=str, nrows=_SEARCHED)
+    for column in as_text.columns.intersection(numbers):
+        if as_text[column].str.fullmatch(r"0\d+").any():
+            note(
+                f"{path}: numbers in column {column!r} begin with zeros, which are lost. If they are "
+                f"codes, add --dtype {column}=str."
+            )
+
+
+def check_target(table: Any, target: str, path: str) -> None:
+    """Raise unless a table has the target, with a value in each row.
+
+    Parameters
+    ----------
+    table : DataFrame
+    target : str
+    path : str
+        Where the table was read from.
+    """
+    if target not in table:
+        raise UsageError(
+            f"--target must be a column of {path}, one of {_listed(table)}; got {target!r}."
+            f"{separated(table)}"
+        )
+    missing = int(table[target].isna().sum())
+    if missing:
+        raise UsageError(f"--target: {missing} rows of {path} have no value in column {target!r}.")
+
+
+def _listed(table: Any) -> str:
+    return ", ".join(map(str, table))
+
+
+def separated(table: Any) -> str:
+    """Return a hint for a table of one column that seems to be separated by another sign.
+
+    Parameters
+    ----------
+    table : DataFrame
+
+    Returns
+    -------
+    hint : str
+        Empty where there is nothing to say.
+    """
+    found = [sign for sign in (";", "\t", "|") if all(sign in str(column) for column in table)]
+    return (
+        f" Its cells seem to be separated by {found[0]!r}; they must be by commas." if found else ""
+    )
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def check_out(
+    path: str, kinds: Collection[str], inputs: Mapping[str, str], overwrite: bool
+) -> None:
+    """Raise unless results may be written to a path; nothing is written.
+
+    Parameters
+    ----------
+    path : str
+    kinds : collection of str
+        Endings that are known.
+    inputs : mapping of str to str
+        Files that are read, by their options: never overwritten.
+    overwrite : bool
+        Whether another file that exists may be.
+    """
+    if suffix(path) not in kinds:
+        raise UsageError(f"--out must end in {', '.join(kinds)}, got {path!r}.")
+    out = Path(path).resolve()
+    if not out.parent.is_dir():
+        raise UsageError(f"--out: there is no directory {out.parent}.")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out: files cannot be made in the directory {out.parent}.")
+    _check_engine(path)
+    if not out.exists():
+        return
+    for option, other in inputs.items():
+        if Path(other).exists() and out.samefile(other):
+            raise UsageError(
+                f"--out: {path} is the file of {option}, which is never overwritten. Choose another name."
+            )
+    if out.is_dir():
+        raise UsageError(f"--out: {path} is a directory. Give the name of a file.")
+    if not overwrite:
+        raise UsageError(f"--out: {path} exists. Choose another name, or add --overwrite.")
+
+
+def write_whole(path: str, save: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: until it is written, an older one stays.
+
+    Parameters
+    ----------
+    path : str
+    save : callable
+        Writes to the path that it is given.
+    """
+    out = Path(path).resolve()
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as beside:
+            part = Path(beside) / out.name
+            save(part)
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            if out.exists():
+                shutil.copymode(out, part)
+            part.replace(out)
+    except OSError as error:
+        raise UsageError(
+            f"--out: {path} cannot be written ({error.strerror or error}). What was there is as it was."
+        ) from error
+
+
+def without_formulas(label: Any) -> Any:
+    """Return a label that no spreadsheet takes for a formula: a quote stands before its beginning.
+
+    Parameters
+    ----------
+    label : object
+
+    Returns
+    -------
+    label : object
+        The same, if it is no text or a number.
+    """
+    if not isinstance(label, str) or not _FORMULA.match(label):
+        return label
+    try:
+        float(label)
+    except ValueError:
+        return f"'{label}"
+    return label
