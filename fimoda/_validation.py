@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import _safe_indexing, check_array, check_random_state
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
+    _num_samples,
     assert_all_finite,
     check_consistent_length,
     check_is_fitted,
@@ -40,6 +41,8 @@ __all__ = [
     "check_targets",
     "check_weights",
     "checks_parameters",
+    "n_rows",
+    "take_rows",
     "validate_data",
 ]
 
@@ -54,6 +57,16 @@ POSITIVE_REAL = Interval(numbers.Real, 0, None, closed="neither")
 
 #: Largest seed drawn from a random state.
 MAX_SEED = 2**31 - 1
+
+
+def n_rows(X: Any) -> int:
+    """Return the number of rows of an array, a frame, a sparse matrix or a list."""
+    return int(_num_samples(X))
+
+
+def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
+    """Return some rows of an array, a frame, a sparse matrix or a list, of its own type."""
+    return _safe_indexing(X, indices)
 
 
 def check_rows(X: Any, name: str = "X") -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import Tags
+from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
 from torch import Tensor, nn
 
@@ -24,11 +24,13 @@ from ._validation import (
     check_top,
     check_weights,
     checks_parameters,
+    n_rows,
     validate_data,
 )
 from .adapters import (
     as_final_model,
     default_estimator,
+    fit_with,
     has_earlier_steps,
     is_fitted,
     transform_rows,
@@ -111,18 +113,17 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Freeze the model and encode the training rows."""
         estimator = self.estimator
         fitted = estimator is not None and is_fitted(estimator)
-        raw = estimator is not None and has_earlier_steps(estimator)
+        raw = estimator is not None and self._leaves_rows(estimator)
         rows = self._checked_rows(X, reset=True, raw=raw)
-        y = check_targets(y, len(rows))
-        weights = check_weights(sample_weight, np.zeros((len(rows), 1)))
+        y = check_targets(y, n_rows(rows))
+        weights = check_weights(sample_weight, np.zeros((n_rows(rows), 1)))
         if fitted:
             self.estimator_ = estimator
         else:
             model = (
                 default_estimator(y, self.random_state) if estimator is None else clone(estimator)
             )
-            given = {} if weights is None else {"sample_weight": weights}
-            self.estimator_ = model.fit(X, y, **given)
+            self.estimator_ = fit_with(model, X, y, weights)
         seen = self._model_rows(rows)
         self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
@@ -137,8 +138,16 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
             measurements.values(measure, outputs, self._y[:2])
 
+    def _leaves_rows(self, estimator: Any) -> bool:
+        """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
+        return has_earlier_steps(estimator)
+
+    def _hands_on_rows(self, estimator: Any) -> bool:
+        """Hook of the tags: whether the rows may be whatever the estimator takes."""
+        return False
+
     def _freeze(
-        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
         """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
         return as_final_model(
@@ -167,8 +176,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
                 "before the model may be passed as the estimator."
             ) from error
 
-    def _model_rows(self, X: Any) -> NDArray[Any]:
-        """Rows as the last step of a Pipeline sees them."""
+    def _model_rows(self, X: Any) -> Any:
+        """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them."""
         if not has_earlier_steps(self.estimator_):
             return X
         return check_rows(
@@ -210,9 +219,9 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             )
         return scores
 
-    def _test_tensors(self, X: Any, y: Any) -> tuple[Tensor, Tensor, Measure]:
+    def _test_tensors(self, X: Any, y: Any) -> tuple[Any, Tensor, Measure]:
         """Encoded test rows and targets, and the measurement to take on them."""
-        checked = self._checked_rows(X, reset=False, raw=has_earlier_steps(self.estimator_))
+        checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
         rows = self.model_.encode_X(self._model_rows(checked))
         if y is not None:
             targets = check_targets(y, len(rows))
@@ -369,6 +378,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
+        if self.estimator is not None and self._hands_on_rows(self.estimator):
+            tags.input_tags = get_tags(self.estimator).input_tags
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags

@@ -5,16 +5,26 @@ from .initial import initial_parameters, is_network, last_step, training_epochs
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
-from .refits import as_refittable, refit, refit_outputs
+from .refits import (
+    RefittableModel,
+    as_refittable,
+    fit_with,
+    part_to_refit,
+    refit,
+    refit_outputs,
+    trained_in_stacks,
+)
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
 
 __all__ = [
+    "RefittableModel",
     "TrajectoryRecorder",
     "as_final_model",
     "as_refittable",
     "check_fitted",
     "default_estimator",
     "default_linear_model",
+    "fit_with",
     "has_earlier_steps",
     "initial_parameters",
     "is_class_target",
@@ -22,9 +32,11 @@ __all__ = [
     "is_network",
     "is_random",
     "last_step",
+    "part_to_refit",
     "recorded_trajectory",
     "refit",
     "refit_outputs",
+    "trained_in_stacks",
     "training_epochs",
     "transform_rows",
     "unwrap",

@@ -2,66 +2,263 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
 from torch import Tensor, nn
 
+from .._validation import check_rows
 from ..losses import FlatRowLoss, OutputKind, ProbabilityNLL, SquaredError
 from ..model import FinalModel
+from ..rows import RawRows
 from .dispatch import as_final_model
-from .initial import last_step
-from .wrappers import unwrap
+from .initial import is_network, last_step
+from .randomness import seed_parameters
+from .wrappers import transform_rows
+
+#: Name of rows as a model at the end of a Pipeline sees them.
+_SEEN = "X after the Pipeline's earlier steps"
+
+#: Entries of a sparse matrix that are made dense at a time.
+_ENTRIES = 2**22
+
+# ---- what is fitted again -------------------------------------------------------------------
+
+
+def trained_in_stacks(estimator: Any, refit: str) -> bool:
+    """Return whether what is trained again is a network alone, as stacks of models can be.
+
+    Parameters
+    ----------
+    estimator : object
+        The fitted model.
+    refit : {"all", "last", "search"}
+        See `part_to_refit`.
+    """
+    if refit != "all":
+        return refit == "last" and is_network(estimator)
+    estimator = _chosen(estimator)
+    while isinstance(estimator, Pipeline):
+        if any(_learns(step) for _, step in estimator.steps[:-1]):
+            return False
+        estimator = estimator[-1]
+    return is_network(estimator) and last_step(estimator) is estimator
+
+
+def part_to_refit(estimator: Any, refit: str) -> Any:
+    """Return what is fitted again: a fitted estimator, which is cloned for it.
+
+    Parameters
+    ----------
+    estimator : object
+        The fitted model.
+    refit : {"all", "last", "search"}
+        All of it, with the parameters that a search has chosen; its last step; or all of it and the
+        search again.
+
+    Raises
+    ------
+    ValueError
+        If a search is to be done again and there is none.
+    """
+    if refit == "last":
+        return last_step(estimator)
+    if refit == "all":
+        return _chosen(estimator)
+    part = _thawed(estimator)
+    last = _thawed(part.steps[-1][1]) if isinstance(part, Pipeline) else part
+    if not is_search(last):
+        raise ValueError(
+            f"refit='search' is for a search such as GridSearchCV, got {type(part).__name__}. Leave "
+            "refit='all' to fit all of it again."
+        )
+    return part
+
+
+def is_search(estimator: Any) -> bool:
+    """Return whether it is a search for parameters, fitted or not."""
+    return isinstance(estimator, BaseSearchCV) or hasattr(estimator, "best_estimator_")
+
+
+def _thawed(estimator: Any) -> Any:
+    """Return the model inside a `FrozenEstimator`."""
+    while type(estimator).__name__ == "FrozenEstimator":
+        estimator = estimator.estimator
+    return estimator
+
+
+def _chosen(estimator: Any) -> Any:
+    """Return the fitted estimator with the parameters that its search, or that of its last step, chose."""
+    estimator = _thawed(estimator)
+    while hasattr(estimator, "best_estimator_"):
+        estimator = _thawed(estimator.best_estimator_)
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        if _chosen(last) is not last:
+            return copy.copy(estimator).set_params(**{name: _chosen(last)})
+    return estimator
+
+
+def _learns(step: Any) -> bool:
+    """Return whether a step of a Pipeline depends on the rows it is fitted to."""
+    if step in (None, "passthrough") or type(step).__name__ == "FrozenEstimator":
+        return False
+    return bool(get_tags(step).requires_fit)
+
+
+# ---- fitting --------------------------------------------------------------------------------
+
+
+def fit_with(estimator: Any, X: Any, y: Any, sample_weight: NDArray[Any] | None) -> Any:
+    """Return the estimator, fitted in place; weights of a Pipeline go to its last step.
+
+    Raises
+    ------
+    ValueError
+        If there are weights and its ``fit`` takes none.
+    """
+    if sample_weight is None:
+        return estimator.fit(X, y)
+    return estimator.fit(X, y, **{_weights_name(estimator): sample_weight})
+
+
+def _weights_name(estimator: Any) -> str:
+    """Return the name under which ``fit`` takes the weights of the rows."""
+    if not sklearn.get_config()["enable_metadata_routing"]:  # which asks for the plain name
+        if isinstance(estimator, Pipeline):
+            name, last = estimator.steps[-1]
+            return f"{name}__{_weights_name(last)}"
+        if isinstance(estimator, BaseSearchCV):
+            return _weights_name(estimator.estimator)
+        if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:
+            return _weights_name(estimator.regressor)
+    known = inspect.signature(estimator.fit).parameters
+    if "sample_weight" not in known and not any(p.kind == p.VAR_KEYWORD for p in known.values()):
+        raise ValueError(
+            f"sample_weight was given, but {type(estimator).__name__}.fit takes none. Leave it out, or "
+            "use an estimator that takes weights."
+        )
+    return "sample_weight"
 
 
 def refit(
-    estimator: Any,
-    X: NDArray[Any],
-    y: NDArray[Any],
-    sample_weight: NDArray[Any] | None,
-    seed: int,
+    estimator: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None, seed: int
 ) -> Any:
-    """A clone of the model, fitted; `seed` is every ``random_state`` that it has."""
-    fresh = clone(last_step(estimator))
-    names = [n for n in fresh.get_params() if n.split("__")[-1] == "random_state"]
-    given = {} if sample_weight is None else {"sample_weight": sample_weight}
-    return fresh.set_params(**dict.fromkeys(names, seed)).fit(X, y, **given)
+    """Return a clone of the estimator, fitted.
+
+    `seed` is every ``random_state`` that it has, and that of the global generators of numpy and torch
+    for what has none; these are put back afterwards. Nothing is cached on disk.
+    """
+    fresh = clone(estimator)
+    fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
+    caches = [n for n in fresh.get_params() if n.split("__")[-1] == "memory"]
+    fresh.set_params(**dict.fromkeys(caches))
+    with _global_generators(seed):
+        return fit_with(fresh, X, y, sample_weight)
 
 
-def as_refittable(
-    estimator: Any, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[Any] | None
-) -> FinalModel:
-    """The `FinalModel` of an estimator, or one of its predictions if it has no gradients.
+@contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of numpy and torch inside, and put them back."""
+    state = np.random.get_state()  # noqa: NPY002 (the user's own)
+    with torch.random.fork_rng([]):
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
-    The outputs of the latter are class probabilities (the loss is the log-loss), predicted classes
-    where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared
-    error). It has no parameters.
+
+# ---- outputs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RefittableModel(FinalModel):
+    """The outputs and the loss of an estimator that is fitted again; it has no parameters.
+
+    Rows stay as they are, until the estimator gets them.
+    """
+
+    def encode_X(self, X: Any) -> Any:
+        """Return the rows, as the estimator takes them."""
+        return X if isinstance(X, RawRows) else RawRows(X)
+
+    def require_predictable(self, X: RawRows) -> None:
+        """Raise whatever the estimator raises where it cannot predict rows."""
+        module: Any = self.module
+        module.estimator.predict(X.values)
+
+    def outputs(
+        self, X: Tensor | RawRows, theta: Tensor | None = None, chunk_size: int = 8192
+    ) -> Tensor:
+        """Outputs (n, C) in float64, a chunk of rows at a time."""
+        with torch.no_grad():
+            return torch.cat([self.module(rows) for rows in self.encode_X(X).split(chunk_size)])
+
+
+def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableModel:
+    """Return the outputs of an estimator and their loss.
+
+    They are those of its `FinalModel`, of rows that have passed the estimator's own earlier steps. If
+    it has none, the outputs are class probabilities (the loss is the log-loss), predicted classes
+    where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared error,
+    summed over the outputs).
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted.
+    X : RawRows
+        Rows that it can predict, one at least.
+    y : ndarray of shape (n_train, ...)
+        Targets of its training rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no regressor, and no classifier of one label a row.
     """
     try:
-        return as_final_model(estimator, X, y, sample_weight=sample_weight)
+        known = _final_model(estimator, X, y)
     except (TypeError, ValueError):
-        model = last_step(estimator)
-        if not (is_classifier(model) or is_regressor(model)):
+        if not (is_classifier(estimator) or is_regressor(estimator)):
             raise
-    if is_regressor(model):
-        return FinalModel(_Predictions(model).eval(), SquaredError())
-    classes = getattr(model, "classes_", None)
+    else:
+        return RefittableModel(
+            _OfFinalModel(estimator, known).eval(),
+            known.loss,
+            classes=known.classes,
+            class_weight=known.class_weight,
+            threshold=known.threshold,
+        )
+    if is_regressor(estimator):
+        return RefittableModel(_Predictions(estimator).eval(), SquaredError(over_outputs="sum"))
+    classes = getattr(estimator, "classes_", None)
     if not isinstance(classes, np.ndarray) or classes.ndim != 1:
         raise ValueError(
-            f"estimator {type(model).__name__} must be a classifier of one label a row; fit one for "
-            "each label."
+            f"estimator {type(estimator).__name__} must be a classifier of one label a row; fit one "
+            "for each label."
         )
-    has_probabilities = hasattr(model, "predict_proba")
+    has_probabilities = hasattr(estimator, "predict_proba")
     loss = ProbabilityNLL(float(np.finfo(float).eps)) if has_probabilities else ZeroOneLoss()
-    return FinalModel(_Predictions(model, classes).eval(), loss, classes=classes)
+    return RefittableModel(_Predictions(estimator, classes).eval(), loss, classes=classes)
 
 
-def refit_outputs(
-    model: FinalModel, refitted: Any, X: Tensor, y: NDArray[Any], X_train: NDArray[Any]
-) -> Tensor:
+def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:
     """Outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`.
 
     Raises
@@ -70,13 +267,24 @@ def refit_outputs(
         If they are others, since a class has no row among those of the refit.
     """
     if isinstance(model.module, _Predictions):
-        return FinalModel(_Predictions(refitted, model.classes).eval(), model.loss).outputs(X)
-    if model.classes is not None:
-        missing = np.setdiff1d(model.classes, refitted.classes_)
-        if missing.size:
-            raise ValueError(f"its rows have none of class {missing[0]}")
-    own = as_final_model(refitted, X_train, y).double
-    return own.outputs(X.to(own.dtype))
+        module: _Outputs = _Predictions(refitted, model.classes)
+    else:
+        if model.classes is not None:
+            missing = np.setdiff1d(model.classes, refitted.classes_)
+            if missing.size:
+                raise ValueError(f"its rows have none of class {missing[0]}")
+        module = _OfFinalModel(refitted, _final_model(refitted, model.encode_X(X), y))
+    return RefittableModel(module.eval(), model.loss).outputs(X)
+
+
+def _final_model(estimator: Any, X: RawRows, y: NDArray[Any]) -> FinalModel:
+    """Return the frozen view of an estimator, in float64, for its outputs only."""
+    steps = estimator if isinstance(estimator, Pipeline) else ()
+    if len(steps) > 1 and not hasattr(steps[:-1], "transform"):
+        raise TypeError("a step of the Pipeline does not transform rows, but draws others")
+    one = check_rows(RawRows(transform_rows(estimator, X[:1].values)).dense(), _SEEN)
+    # penalties, which depend on all rows, play no role in outputs
+    return as_final_model(estimator, np.broadcast_to(one, (len(y), *one.shape[1:])), y).double
 
 
 class ZeroOneLoss(FlatRowLoss):
@@ -88,24 +296,47 @@ class ZeroOneLoss(FlatRowLoss):
         return 1 - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-class _Predictions(nn.Module):
-    """Predictions of a fitted estimator (n, C); it has one empty parameter, to have a dtype."""
+class _Outputs(nn.Module):
+    """Outputs of a fitted estimator (n, C); it has one empty parameter, to have a dtype."""
 
-    def __init__(self, estimator: Any, classes: NDArray[Any] | None = None):
+    def __init__(self, estimator: Any):
         super().__init__()
         self.nothing = nn.Parameter(torch.empty(0, dtype=torch.float64))
-        self.estimator = unwrap(estimator)
+        self.estimator = estimator
+
+
+class _OfFinalModel(_Outputs):
+    """Those of its `FinalModel`."""
+
+    def __init__(self, estimator: Any, final_model: FinalModel):
+        super().__init__(estimator)
+        self.final_model = final_model
+
+    def forward(self, rows: RawRows) -> Tensor:
+        seen = RawRows(transform_rows(self.estimator, rows.values))
+        width = np.prod(getattr(seen.values, "shape", (1,))[1:])
+        parts = seen.split(max(1, int(_ENTRIES // max(width, 1))))
+        return torch.cat([self._of_part(check_rows(part.dense(), _SEEN)) for part in parts])
+
+    def _of_part(self, seen: NDArray[Any]) -> Tensor:
+        return self.final_model.outputs(self.final_model.encode_X(seen)).double().cpu()
+
+
+class _Predictions(_Outputs):
+    """Probabilities, predicted classes or predictions."""
+
+    def __init__(self, estimator: Any, classes: NDArray[Any] | None = None):
+        super().__init__(estimator)
         self.classes = classes
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.detach().cpu().numpy()
+    def forward(self, rows: RawRows) -> Tensor:
         if self.classes is None:
-            predicted = np.asarray(self.estimator.predict(rows), dtype=float)
+            predicted = np.asarray(self.estimator.predict(rows.values), dtype=float)
             return torch.from_numpy(predicted.reshape(len(rows), -1))
         if not hasattr(self.estimator, "predict_proba"):
-            hits = self.estimator.predict(rows)[:, None] == self.classes
-            return torch.from_numpy(hits.astype(float))
+            predicted = np.asarray(self.estimator.predict(rows.values)).reshape(-1, 1)
+            return torch.from_numpy((predicted == self.classes).astype(float))
         found = np.zeros((len(rows), len(self.classes)))
         place = np.searchsorted(self.classes, self.estimator.classes_)
-        found[:, place] = self.estimator.predict_proba(rows)
+        found[:, place] = self.estimator.predict_proba(rows.values)
         return torch.from_numpy(found)

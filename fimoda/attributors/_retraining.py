@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from joblib import hash as joblib_hash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,10 +22,21 @@ from .._validation import (
     check_random_state,
     check_seeds,
 )
-from ..adapters import as_refittable, initial_parameters, is_network, last_step, training_epochs
+from ..adapters import (
+    RefittableModel,
+    as_refittable,
+    has_earlier_steps,
+    initial_parameters,
+    is_network,
+    part_to_refit,
+    trained_in_stacks,
+    training_epochs,
+    transform_rows,
+)
 from ..measurements import Measurement
 from ..model import FinalModel
 from ..row_gradients import Measure
+from ..rows import RawRows
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer
 from ..training.refits import Refits
@@ -44,13 +56,17 @@ class BaseRetraining(BaseFurtherTraining):
     (`_scores_of`).
     """
 
-    process = "training anew"
+    @property
+    def process(self) -> str:  # type: ignore[override]
+        """What happens after a row is left out, and to which part of the model."""
+        return training_anew(getattr(self, "estimator_", self.estimator), self.refit)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseFurtherTraining._parameter_constraints,
         **BaseFurtherTraining._BUDGET_CONSTRAINTS,
         "n_epochs": [POSITIVE_INTEGER, None],
         "init": [callable, None],
+        "refit": [StrOptions({"all", "last", "search"})],
         "compile": ["boolean", StrOptions({"auto"})],
         "checkpoint_dir": [str, os.PathLike, None],
         "n_jobs": [Integral, None],
@@ -70,6 +86,7 @@ class BaseRetraining(BaseFurtherTraining):
         batch_size: int | None = None,
         optimizer_params: dict[str, Any] | None = None,
         init: Callable[[], nn.Module] | None = None,
+        refit: str = "all",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         compile: bool | str = "auto",
@@ -93,6 +110,7 @@ class BaseRetraining(BaseFurtherTraining):
             random_state=random_state,
         )
         self.init = init
+        self.refit = refit
         self.compile = compile
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
@@ -102,19 +120,46 @@ class BaseRetraining(BaseFurtherTraining):
 
     # ---- fit --------------------------------------------------------------------------------
 
+    def _leaves_rows(self, estimator: Any) -> bool:
+        return has_earlier_steps(estimator) or not trained_in_stacks(estimator, self.refit)
+
+    def _hands_on_rows(self, estimator: Any) -> bool:
+        return self._leaves_rows(estimator)
+
+    @property
+    def _in_stacks(self) -> bool:
+        """Whether a network alone is trained again, and no estimator by its own ``fit``."""
+        return trained_in_stacks(self.estimator_, self.refit)
+
+    def _model_rows(self, X: Any) -> Any:
+        if self._in_stacks:
+            return super()._model_rows(X)
+        return RawRows(transform_rows(self.estimator_, X) if self.refit == "last" else X)
+
     def _freeze(
-        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
         self._seen_rows = (X, y, sample_weight)
-        if is_network(self.estimator_) or self.criterion is not None:
+        if self._in_stacks:
             return super()._freeze(X, y, sample_weight)
-        return as_refittable(self.estimator_, X, y, sample_weight)
+        self._refuse_settings_of_networks()
+        model = as_refittable(part_to_refit(self.estimator_, self.refit), X, y)
+        model.require_predictable(X)
+        return model
+
+    def _test_tensors(self, X: Any, y: Any) -> tuple[Any, Tensor, Measure]:
+        if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
+            self.model_.require_predictable(self._model_rows(X))
+        return super()._test_tensors(X, y)
 
     def _fit(self) -> None:
         rng = check_random_state(self.random_state)
         self.subsets_ = self._subsets(rng)
         self.seeds_ = check_seeds(self.n_seeds, rng)
-        self._kept = self._train(self.subsets_, self.seeds_)
+        self._way = self._retraining(self.seeds_)
+        # fitted estimators are pickles, which a directory must not hold
+        at_once = isinstance(self._way, Refits) and self.checkpoint_dir is not None
+        self._kept = None if at_once else self._train(self.subsets_, self.seeds_)
 
     @abstractmethod
     def _subsets(self, random_state: np.random.RandomState) -> NDArray[np.bool_]:
@@ -122,10 +167,10 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _retraining(self, seeds: list[int]) -> Retraining:
         """How this model is trained on a subset."""
-        if not is_network(self.estimator_):
-            self._refuse_settings_of_networks()
+        if isinstance(self.model_, RefittableModel):
             X, y, weights = self._seen_rows
-            return Refits(last_step(self.estimator_), self.model_, X, y, weights, self.chunk_size)
+            part = part_to_refit(self.estimator_, self.refit)
+            return Refits(part, self.model_, X, y, weights, self.chunk_size)
         steps = self._steps(seeds, None)
 
         def start(seed: int) -> Tensor:
@@ -146,34 +191,49 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _refuse_settings_of_networks(self) -> None:
         """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
-        names = ["n_epochs", "optimizer", "lr", "batch_size", "optimizer_params", "init"]
+        names = [
+            "n_epochs",
+            "optimizer",
+            "lr",
+            "batch_size",
+            "optimizer_params",
+            "init",
+            "criterion",
+        ]
         given = [name for name in names if getattr(self, name) is not None]
         if self.compile is True:
             given.append("compile")
-        if given:
-            model = type(last_step(self.estimator_)).__name__
-            raise ValueError(
-                f"{', '.join(given)} must be left alone for {model}, which is trained again by its own "
-                "fit and not by steps of an optimiser. Set it up as an estimator instead."
+        if not given:
+            return
+        model = type(part_to_refit(self.estimator_, self.refit)).__name__
+        instead = "Set it up as an estimator instead."
+        if is_network(self.estimator_):
+            instead = (
+                "Set refit='last' to train its network alone, behind its earlier steps as they are."
             )
+        raise ValueError(
+            f"{', '.join(given)} must be left alone for {model}, which is trained again by its own "
+            f"fit and not by steps of an optimiser. {instead}"
+        )
 
     def _train(
         self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None
     ) -> dict[SubsetUnit, Result]:
         """Train on all subsets; keep the models or, with a measurer, its readings of them."""
-        way = self._retraining(seeds)
+        way = self._way
         units = way.units(subsets, seeds)
         if isinstance(way, StackedRetraining):
             compiled = decide_compile(way.training, units, self.compile)
-            way = replace(way, training=replace(way.training, compile=compiled))
-        self._way = way
+            self._way = way = replace(way, training=replace(way.training, compile=compiled))
         size = way.bytes_per_model if measurer is None else 8 * len(measurer.X)
         store = None
         if self.checkpoint_dir is None:
             self._require_memory(size, len(subsets), len(seeds))
         else:
-            measured = {} if measurer is None else measurer.identity(self.n_outputs_)
-            store = UnitStore(self.checkpoint_dir, {**way.identity(), **measured})
+            if measurer is not None:  # one directory holds what is measured on any test rows
+                kept = joblib_hash(measurer.identity(self.n_outputs_))
+                units = [replace(unit, measured=kept[:16]) for unit in units]
+            store = UnitStore(self.checkpoint_dir, way.identity())
             store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))
         work = way.train if measurer is None else partial(_train_and_measure, way, measurer)
         found = dict(
@@ -202,9 +262,13 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
         """What the trained models measure."""
-        readings = {
-            unit: self._way.measure(np.asarray(kept), measurer) for unit, kept in self._kept.items()
-        }
+        if self._kept is None:
+            readings = self._train(self.subsets_, self.seeds_, measurer)
+        else:
+            readings = {
+                unit: self._way.measure(np.asarray(kept), measurer)
+                for unit, kept in self._kept.items()
+            }
         return assemble_subsets(self.subsets_, self.seeds_, readings)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
@@ -234,3 +298,15 @@ class BaseRetraining(BaseFurtherTraining):
 
 def _train_and_measure(way: Retraining, measurer: Measurer, unit: SubsetUnit) -> NDArray[Any]:
     return way.measure(way.train(unit), measurer)
+
+
+def training_anew(estimator: Any, refit: str) -> str:
+    """Return which part of an estimator is trained again, in words."""
+    whole = "training anew"
+    if estimator is None or not has_earlier_steps(estimator):
+        return f"{whole}, and searching again" if refit == "search" else whole
+    if refit == "last":
+        return f"{whole}: the last step of the Pipeline"
+    if trained_in_stacks(estimator, refit):
+        return whole
+    return f"{whole}: the whole Pipeline" + ", and searching again" * (refit == "search")

@@ -33,6 +33,7 @@ class SubsetTrainer:
         method._prepare(X, y, sample_weight)
         self._method = method
         self.seeds = check_seeds(method.n_seeds, check_random_state(method.random_state))
+        method._way = method._retraining(self.seeds)
         self.measurer = Measurer(*method._test_tensors(X_test, y_test))
 
     @property

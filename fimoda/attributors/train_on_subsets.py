@@ -31,6 +31,7 @@ def train_on_subsets(
     batch_size: int | None = None,
     optimizer_params: dict[str, Any] | None = None,
     init: Callable[[], nn.Module] | None = None,
+    refit: str = "all",
     measurement: Measurement = "loss",
     criterion: nn.Module | None = None,
     sample_weight: Any = None,
@@ -53,10 +54,11 @@ def train_on_subsets(
 
     Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
     trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
-    Any other scikit-learn estimator, differentiable or not, is cloned and fitted; where fimoda does
-    not know its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong
-    ``predict`` of a classifier without, or the squared error. Earlier steps of a Pipeline stay as
-    they are.
+    Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
+    whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
+    its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
+    of a classifier without, or the squared error, summed over the outputs. Of a Pipeline all steps
+    are fitted again, unless `refit` says otherwise.
 
     Parameters
     ----------
@@ -91,6 +93,11 @@ def train_on_subsets(
     init : callable, default=None
         Makes a new module of the network's architecture, with random initial parameters. By default
         a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
+    refit : {"all", "last", "search"}, default="all"
+        What is trained again: the whole estimator, with the parameters that a search has chosen; the
+        last step of a Pipeline, behind its earlier steps as they are; or the whole estimator and its
+        search. A network behind steps that learn is fitted by the Pipeline's own ``fit``, one at a
+        time, unless the last step alone is trained.
     measurement : str or callable, default="loss"
         What is measured: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -152,6 +159,7 @@ def train_on_subsets(
         batch_size=batch_size,
         optimizer_params=optimizer_params,
         init=init,
+        refit=refit,
         measurement=measurement,
         criterion=criterion,
         compile=compile,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ class Measurer:
 
     Parameters
     ----------
-    X, y : Tensor
-        Encoded test rows and targets.
+    X : Tensor or RawRows
+        Encoded test rows; as they were given for estimators that are fitted again.
+    y : Tensor
+        Encoded targets.
     measure : callable
     """
 
-    X: Tensor
+    X: Any
     y: Tensor
     measure: Measure
 

@@ -12,37 +12,46 @@ from joblib import hash as joblib_hash
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ..adapters import refit, refit_outputs
+from ..adapters import RefittableModel, refit, refit_outputs
 from ..measurements import values
-from ..model import FinalModel
+from ..rows import RawRows
 from .outcomes import Measurer
+from .runner import one_thread
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
 
 #: Refits in a work unit.
 UNIT_SIZE = 16
 
+#: What estimators raise when rows do not suit them (LinAlgError is a ValueError, an overflow an
+#: ArithmeticError); all else, a TimeoutError or a wrong call of ``fit`` among it, ends the run.
+FIT_ERRORS = (ValueError, ArithmeticError, LookupError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class Refits:
     """Retraining of a scikit-learn estimator by its own ``fit``.
 
+    What `train` gives are pickles, and stays in memory: on disk there are measurements only.
+
     Parameters
     ----------
     estimator : object
         The fitted estimator; clones of it are fitted.
-    model : FinalModel
-        Its frozen view.
-    X, y : ndarray
-        Training rows, as the estimator sees them, and targets.
+    model : RefittableModel
+        Its outputs and loss.
+    X : RawRows
+        Training rows, as the estimator takes them.
+    y : ndarray of shape (n, ...)
+        Their targets.
     sample_weight : ndarray of shape (n,) or None
     chunk_size : int or None
         Refits in a work unit.
     """
 
     estimator: Any
-    model: FinalModel
-    X: NDArray[Any]
+    model: RefittableModel
+    X: RawRows
     y: NDArray[Any]
     sample_weight: NDArray[np.float64] | None
     chunk_size: int | None = None
@@ -55,10 +64,8 @@ class Refits:
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
         weights = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
-        hashes = {"X": self.X, "y": self.y, "sample_weight": weights}
-        return {"estimator": repr(self.estimator)} | {
-            name: joblib_hash(array) for name, array in hashes.items()
-        }
+        hashes = {"y": joblib_hash(self.y), "sample_weight": joblib_hash(weights)}
+        return {"estimator": repr(self.estimator), "X": self.X.digest(), **hashes}
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
         """Cut seeds x subsets into units of work."""
@@ -67,39 +74,32 @@ class Refits:
 
     def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
         """The fitted estimators, or the reason why there is none, pickled."""
-        with threadpool_limits(1):
-            fitted = [
-                self._fitted(mask, unit.seed, k)
-                for mask, k in zip(unit.masks, unit.members, strict=True)
-            ]
+        with one_thread(), threadpool_limits(1):
+            fitted = [self._fitted(mask, unit.seed) for mask in unit.masks]
         return np.frombuffer(pickle.dumps(fitted), np.uint8)
 
-    def _fitted(self, mask: NDArray[np.bool_], seed: int, number: int) -> Any:
+    def _fitted(self, mask: NDArray[np.bool_], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
         try:
-            return refit(self.estimator, self.X[mask], self.y[mask], weights, seed)
-        except Exception as error:  # estimators' errors have no class in common
+            return refit(self.estimator, self.X[mask].values, self.y[mask], weights, seed)
+        except FIT_ERRORS as error:
             if self.model.classes is not None and len(np.unique(self.y[mask])) == 1:
-                raise ValueError(
-                    f"subsets must hold rows of two classes at least for "
-                    f"{type(self.estimator).__name__}; subset {number} holds class "
-                    f"{self.y[mask][0]!r} only. Draw larger subsets."
-                ) from error
+                return f"its rows are all of class {self.y[mask][0]}"
             return f"{type(error).__name__}: {error}"
 
     def measure(self, kept: NDArray[np.uint8], measurer: Measurer) -> NDArray[Any]:
         """Records of measurement and failure of each model that `train` kept."""
-        fitted = pickle.loads(np.asarray(kept).tobytes())
+        fitted = pickle.loads(kept.tobytes())
         measured = np.full((len(fitted), len(measurer.X)), np.nan)
         reasons = [""] * len(fitted)
-        with threadpool_limits(1):
+        with one_thread(), threadpool_limits(1):
             for k, estimator in enumerate(fitted):
                 if isinstance(estimator, str):
                     reasons[k] = estimator
                     continue
                 try:
-                    outputs = refit_outputs(self.model, estimator, measurer.X, self.y, self.X)
-                except ValueError as error:
+                    outputs = refit_outputs(self.model, estimator, measurer.X, self.y)
+                except FIT_ERRORS as error:
                     reasons[k] = str(error)
                     continue
                 measured[k] = values(measurer.measure, outputs, measurer.y).cpu().numpy()

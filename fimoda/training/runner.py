@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..model import FinalModel
+from ..rows import RawRows
 from .batches import FULL_DATA, LeaveOutMode, LeaveOutPlan
 from .optimizers import OptimizerSpec
 from .stack import StackTrainer, should_compile, stack_size
@@ -161,7 +162,7 @@ class Deadline:
         return self._seconds is None or self.spent + seconds <= self._seconds
 
 
-_TURN = threading.Lock()
+_TURN = threading.RLock()  # again, where an estimator that is fitted trains networks itself
 
 
 @contextmanager
@@ -265,7 +266,9 @@ def _numbered(
     return number, work(unit)
 
 
-def digest(tensor: Tensor) -> str:
-    """Identifies the content of a tensor."""
+def digest(tensor: Tensor | RawRows) -> str:
+    """Identifies the content of a tensor, or of rows."""
+    if isinstance(tensor, RawRows):
+        return tensor.digest()
     data = tensor.detach().cpu().contiguous().numpy()
     return hashlib.sha256(repr((data.shape, data.dtype)).encode() + data.tobytes()).hexdigest()

@@ -80,11 +80,14 @@ class SubsetUnit:
         Numbers of the subsets.
     masks : ndarray of bool of shape (L, n)
         The subsets.
+    measured : str
+        What is measured, where that is kept and not the models.
     """
 
     seed: int
     members: NDArray[np.int64]
     masks: NDArray[np.bool_]
+    measured: str = ""
 
     @property
     def n_models(self) -> int:
@@ -95,7 +98,8 @@ class SubsetUnit:
     def key(self) -> str:
         """Name of the unit's file."""
         rows = hashlib.sha256(repr(self.masks.shape).encode() + np.packbits(self.masks).tobytes())
-        return f"seed-{self.seed}-subsets-{rows.hexdigest()[:16]}"
+        kept = f"-measured-{self.measured}" if self.measured else ""
+        return f"seed-{self.seed}-subsets-{rows.hexdigest()[:16]}{kept}"
 
 
 def cut_units(
