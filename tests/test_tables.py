@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from matplotlib import pyplot as plt
 from numpy.testing import assert_array_equal
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -21,6 +22,8 @@ from fimoda import (
     MislabelDetectionDisplay,
     OutcomeDensityDisplay,
     OutcomeSamples,
+    ScoreMapDisplay,
+    SelfInfluenceDisplay,
     SubsetRemovalCurveDisplay,
     TopRows,
     TopRowsDisplay,
@@ -256,6 +259,64 @@ def test_names_that_are_numbers():
 def test_rows_that_are_not_there(kind, row, message):
     with pytest.raises(ValueError, match=message):
         explained(*rows(INDICES[kind])).plot(row)
+
+
+# ---- what a cell may hold -------------------------------------------------------------------
+
+
+def differences(values):
+    X = pd.DataFrame({"v": values})
+    scores = -np.arange(len(X), dtype=float)[None]
+    display = TopRowsDisplay.from_predictions(scores, k=len(X), X_train=X, X_test=X[:1])
+    frame = display.to_frame()
+    assert display.style().to_html().count("<tr>") == len(frame) + 3  # and the header
+    return list(frame["difference", "v"][1 : len(X) + 1])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([5, 3, 200], dtype=np.uint8), [0, -2, 195]),  # and not 254
+        (pd.array([5, 3, None], dtype="Int64"), [0, -2, np.nan]),
+        (pd.array([None, 3], dtype="Float64"), [np.nan, np.nan]),
+        (pd.arrays.SparseArray([0.0, 0.0, 2.0]), [0, 0, 2]),
+        (pd.array([True, None, False], dtype="boolean"), [False, True, True]),
+        (pd.array([None, None, "b"], dtype="string"), [False, False, True]),
+        (pd.Categorical(["a", None, "a"]), [False, True, False]),
+        ([[1, 2], [1, 2], [3]], [False, False, True]),
+        (np.array([1j, 2j]), [False, True]),
+        (pd.to_datetime(["2020-01-01", "2020-01-01", None]), [False, False, True]),
+    ],
+)
+def test_differences_of_whatever_a_column_holds(values, expected):
+    assert_array_equal(differences(values), expected)
+
+
+def test_rows_of_several_parts():
+    rng = np.random.default_rng(0)
+    parts = {"x": rng.normal(size=(4, 2)), "codes": rng.integers(0, 9, (4, 1))}
+    tests = {name: part[:1] for name, part in parts.items()}
+    for train, test in ((parts, tests), (tuple(parts.values()), tuple(tests.values()))):
+        display = TopRowsDisplay.from_predictions(np.eye(1, 4), k=1, X_train=train, X_test=test)
+        first, second = train if train is parts else (0, 1)
+        columns = [f"{first} x0", f"{first} x1", f"{second} x0"]
+        assert list(display.to_frame()["value"]) == columns
+    sparse = scipy.sparse.csr_array(np.eye(4))
+    display = TopRowsDisplay.from_predictions(np.eye(1, 4), k=1, X_train=sparse, X_test=sparse[:1])
+    assert_array_equal(display.to_frame()["difference"].iloc[1], np.zeros(4))
+
+
+def test_maps_and_histograms_with_columns_that_failed():
+    scores = np.random.default_rng(0).normal(size=(5, 6))
+    scores[:, 2] = np.nan
+    drawn = ScoreMapDisplay.from_predictions(scores).plot().ax_.images[0]
+    assert_array_equal(np.ma.getmaskarray(drawn.get_array()), np.isnan(scores))
+    assert drawn.get_clim()[1] == np.nanquantile(abs(scores), 0.99)
+    drawn = SelfInfluenceDisplay.from_predictions(scores[0]).plot(bins=3).ax_
+    assert sum(bar.get_height() for bar in drawn.patches) == 5
+    scores[0, 0] = np.inf
+    with pytest.raises(ValueError, match=r"got shape \(5, 6\) and infinite scores"):
+        ScoreMapDisplay.from_predictions(scores)
 
 
 # ---- HTML -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attribution:
     """Scores, what they mean, and how far to trust them.
 
@@ -156,7 +156,7 @@ class Attribution:
             ("trust", self.trust),
         ]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{name + ':':14}{text}" for name, text in self._facts)
 
     def _repr_html_(self) -> str:

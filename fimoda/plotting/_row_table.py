@@ -21,6 +21,11 @@ def as_frame(X: Any) -> Any:
     """Rows as a pandas DataFrame; columns without a name are x0, x1, ..."""
     import pandas as pd
 
+    if isinstance(X, dict | tuple):  # parts of rows
+        parts = X.items() if isinstance(X, dict) else enumerate(X)
+        return pd.concat([as_frame(part).add_prefix(f"{name} ") for name, part in parts], axis=1)
+    if isinstance(X, pd.Series):
+        X = X.to_frame("x0" if X.name is None else X.name)
     if hasattr(X, "iloc"):
         return X.set_axis(_single(list(X.columns)), axis=1)
     if hasattr(X, "columns"):  # another kind of frame
@@ -53,15 +58,19 @@ def with_values(facts: dict[str, Any], test: Any, train: Any, indices: NDArray[n
 def _difference(values: Any) -> Any:
     """From the first value: a number, or whether it is another category."""
     if is_number(values):
-        return values - values.iloc[0]
-    return (values != values.iloc[0]) & ~(values.isna() & values.isna().iloc[0])
+        sizes = values.astype(np.float64)  # small integers would wrap around
+        return sizes - sizes.iloc[0]
+    missing = values.isna().to_numpy()
+    texts = values.astype(object).map(str).to_numpy()  # whatever a cell holds can be compared so
+    return np.where(missing | missing[0], missing != missing[0], texts != texts[0])
 
 
 def is_number(values: Any) -> bool:
     """Whether differences of a column are numbers."""
-    import pandas as pd
+    from pandas.api import types
 
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    other = types.is_bool_dtype(values) or types.is_complex_dtype(values)
+    return types.is_numeric_dtype(values) and not other
 
 
 def styled(frame: Any, train: Any, caption: str) -> Any:
@@ -73,10 +82,11 @@ def styled(frame: Any, train: Any, caption: str) -> Any:
     for name in train.columns:
         cell, differences = ("value", name), frame["difference", name]
         if is_number(train[name]):
-            unit = float(train[name].std())
+            unit = float(train[name].astype(np.float64).std())
             sizes = differences.fillna(0) / (unit if unit > 0 else np.inf)
-            shown[cell] = [_text(*pair) for pair in zip(frame[cell], differences, strict=True)]
-            colours[cell] = [_colour(size) for size in sizes.astype(float)]
+            pairs = zip(frame[cell].astype(np.float64), differences, strict=True)
+            shown[cell] = [_text(*pair) for pair in pairs]
+            colours[cell] = [_colour(size) for size in sizes]
         else:
             colours[cell] = [_background(_OTHER, 0.5) if other else "" for other in differences]
     scores = [cell for cell in shown if cell[0] in ("score", "error")]

@@ -68,15 +68,17 @@ class ScoreMapDisplay:
         Parameters
         ----------
         scores : array-like of shape (n_test, n_columns)
+            NaN, of rows that could not be left out, is drawn grey.
 
         Returns
         -------
         ScoreMapDisplay
         """
         found = np.asarray(scores, dtype=np.float64)
-        if found.ndim != 2 or not np.isfinite(found).all():
+        if found.ndim != 2 or np.isinf(found).any():
             raise ValueError(
-                f"scores must be a finite matrix (n_test, n_columns), got shape {found.shape}."
+                f"scores must be a finite matrix (n_test, n_columns), got shape {found.shape}"
+                f"{' and infinite scores' * bool(np.isinf(found).any())}."
             )
         return cls(found)
 
@@ -109,10 +111,12 @@ class ScoreMapDisplay:
             shown = shown[np.asarray(test_order)]
         if train_order is not None:
             shown = shown[:, np.asarray(train_order)]
-        limit = float(np.quantile(np.abs(shown), 0.99)) or 1.0
+        known = np.abs(shown[~np.isnan(shown)])
+        limit = (float(np.quantile(known, 0.99)) if known.size else 0.0) or 1.0
         image = ax.imshow(
             shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
         )
+        ax.set_facecolor("0.7")  # behind NaN
         ax.figure.colorbar(image, ax=ax, label="change without the row", extend="both")
         ax.set(xlabel="training row", ylabel="test row")
         self.ax_ = ax
@@ -178,6 +182,7 @@ class SelfInfluenceDisplay:
         Parameters
         ----------
         scores : array-like of shape (n_columns,)
+            NaN, of rows that could not be left out, is not drawn.
         marked : array-like of bool of shape (n_columns,), default=None
             Rows to show apart.
 
@@ -214,7 +219,7 @@ class SelfInfluenceDisplay:
         if self.marked is not None:
             parts = [self.scores[~self.marked], self.scores[self.marked]]
             labels = ["other rows", "marked rows"]
-        edges = np.histogram_bin_edges(self.scores, bins)
+        edges = np.histogram_bin_edges(self.scores[~np.isnan(self.scores)], bins)
         ax.hist(parts, edges.tolist(), stacked=True, label=labels, log=True)
         ax.set(xlabel="self-influence", ylabel="training rows")
         if self.marked is not None:
