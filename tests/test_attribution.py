@@ -189,7 +189,7 @@ def test_result(rows, net):
     sizes = [bar.get_width() for bar in display.ax_.patches]
     np.testing.assert_allclose(sizes[:3], top.helpful_scores[2])
     plt.close("all")
-    for text in (str(found), found._repr_html_()):
+    for text in (str(found), repr(found), found._repr_html_()):
         for fact in ("loss of each test row", "left out", "a step of gradient descent", "GradDot"):
             assert fact in text
 
@@ -241,6 +241,7 @@ def test_comparison(rows, net):
     assert found.one_seed.shape == (2,)
     # full batches: seeds differ in the order of summation only
     np.testing.assert_allclose(found.one_seed, 1, atol=1e-6)
+    assert repr(found) == str(found)
     assert "recommended" in str(found)
     assert list(found.to_frame().columns) == ["1 epochs", "3 epochs", "seconds"]
 

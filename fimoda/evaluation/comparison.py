@@ -33,7 +33,7 @@ from .agreement import AgreementCurve, agreement_curve
 _NOT_APPLICABLE = (ValueError, TypeError, MemoryError, FloatingPointError, NotImplementedError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MethodComparison:
     """Agreement of methods with further training, and what they cost.
 
@@ -76,7 +76,7 @@ class MethodComparison:
         )
         return frame.assign(seconds=[self.seconds[name] for name in self.agreement.methods])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         names = [*self.agreement.methods, "one seed of further training"]
         width = max(map(len, names))
         head = "".join(f"{int(e):>8}" for e in self.agreement.epochs)
