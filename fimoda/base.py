@@ -33,7 +33,9 @@ from .adapters import (
     fit_with,
     has_earlier_steps,
     is_fitted,
+    last_step,
     transform_rows,
+    warn_of_rows,
 )
 from .measurements import Measurement
 from .model import FinalModel
@@ -150,6 +152,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
         """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
+        warn_of_rows(last_step(self.estimator_), len(X), sample_weight is not None)
         return as_final_model(
             self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
         )

@@ -103,6 +103,36 @@ class CrossEntropy(FlatRowLoss):
         return outputs.softmax(-1) - _hits(outputs, targets)
 
 
+class WeightedSmoothing(RowLoss):
+    r"""Cross-entropy with class weights and label smoothing, divided by the weight of the row.
+
+    torch's loss of a row is :math:`(1 - \epsilon) w_y (-\log p_y) + \frac{\epsilon}{C} \sum_c w_c
+    (-\log p_c)`, and its mean divides by the sum of the rows' :math:`w_y`. Rows of weight zero keep
+    the first term only.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (C,)
+        Weight of each class.
+    smoothing : float
+        The :math:`\epsilon` of the formula.
+    """
+
+    kind: OutputKind = "logits"
+
+    def __init__(self, weight: Tensor, smoothing: float):
+        self.weight = weight
+        self.smoothing = smoothing
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        surprise = -outputs.log_softmax(-1)
+        own = surprise.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        weight = self.weight.to(outputs)
+        of_row = weight[targets]
+        spread = (weight * surprise).mean(-1) / torch.where(of_row > 0, of_row, torch.inf)
+        return (1 - self.smoothing) * own + self.smoothing * spread
+
+
 class BinaryCrossEntropy(RowLoss):
     """Logistic loss on one logit, that of the second class."""
 
@@ -203,11 +233,13 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
     if isinstance(criterion, nn.MSELoss):
         return SquaredError()
     if isinstance(criterion, nn.CrossEntropyLoss):
-        if criterion.label_smoothing == 0 and criterion.ignore_index < 0:
+        if criterion.label_smoothing > 0 and criterion.weight is not None:
+            return WeightedSmoothing(criterion.weight.detach().clone(), criterion.label_smoothing)
+        if criterion.label_smoothing == 0:
             return CrossEntropy()
-        return TorchCriterion(_without_class_weight(criterion), "logits")
+        return TorchCriterion(_copy(criterion, weight=None, ignore_index=-100), "logits")
     if isinstance(criterion, nn.NLLLoss):
-        return TorchCriterion(_without_class_weight(criterion), "log_probabilities")
+        return TorchCriterion(_copy(criterion, weight=None, ignore_index=-100), "log_probabilities")
     if isinstance(criterion, nn.BCEWithLogitsLoss | nn.BCELoss):
         if criterion.weight is not None:
             raise ValueError(
@@ -226,16 +258,18 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
     return TorchCriterion(criterion, "custom", output_ndim)
 
 
-def class_weight_of(criterion: nn.Module) -> Tensor | None:
-    """Class weights that the criterion averages with, or None."""
-    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        return criterion.weight
-    return None
+def class_weight_of(criterion: nn.Module, n_outputs: int) -> Tensor | None:
+    """Return the class weights that the criterion averages with (n_outputs,), or None.
 
-
-def _without_class_weight(criterion: nn.Module) -> nn.Module:
-    """Class weights are weights of rows in the mean: they are kept apart from the loss."""
-    return _copy(criterion, weight=None)
+    The rows of an ignored class have no part in torch's mean: their weight is zero.
+    """
+    if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        return None
+    weight = None if criterion.weight is None else criterion.weight.detach().clone()
+    if 0 <= criterion.ignore_index < n_outputs:
+        weight = torch.ones(n_outputs) if weight is None else weight
+        weight[criterion.ignore_index] = 0
+    return weight
 
 
 def _copy(criterion: nn.Module, **changes: Any) -> nn.Module:

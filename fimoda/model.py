@@ -65,6 +65,8 @@ class FinalModel:
         Axes of the module's own outputs: 1 if it returns shape ``(n,)``.
     threshold : float
         A model with one output predicts the second class above this probability.
+    takes_integers : bool
+        Whether rows of integers reach the module as integers, as embeddings need them.
 
     Examples
     --------
@@ -86,6 +88,7 @@ class FinalModel:
     recipe: Recipe = field(default_factory=Recipe)
     output_ndim: int = 2
     threshold: float = 0.5
+    takes_integers: bool = False
 
     # ---- parameters -------------------------------------------------------------------------
 
@@ -255,16 +258,10 @@ class FinalModel:
 
     # ---- rows -------------------------------------------------------------------------------
 
-    @cached_property
-    def _takes_integers(self) -> bool:
-        return any(
-            isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in self.module.modules()
-        )
-
     def encode_X(self, X: ArrayLike | Tensor) -> Tensor:
-        """Rows as a tensor on the model's device, in its dtype (integers stay for embeddings)."""
+        """Rows as a tensor on the model's device, in its dtype, or integers where it takes them."""
         tensor = X if isinstance(X, Tensor) else torch.as_tensor(np.array(X, copy=True))
-        keep = self._takes_integers and not tensor.is_floating_point()
+        keep = self.takes_integers and not tensor.is_floating_point()
         return tensor.to(self.device, torch.long if keep else self.dtype)
 
     def encode_y(self, y: ArrayLike | Tensor, n_outputs: int) -> Tensor:

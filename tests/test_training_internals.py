@@ -775,7 +775,7 @@ def test_weights_of_a_criterion_stay_on_its_device(device):
     criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device=device))
     module = nn.Linear(D, 2, device=device)
     model = FinalModel(
-        module, row_loss(criterion, 2, 2), class_weight=losses.class_weight_of(criterion)
+        module, row_loss(criterion, 2, 2), class_weight=losses.class_weight_of(criterion, 2)
     )
     y = torch.zeros(6, dtype=torch.long, device=device)
     assert model.row_weights(y, torch.ones(6)).device == device

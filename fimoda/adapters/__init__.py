@@ -14,6 +14,7 @@ from .refits import (
     refit_outputs,
     trained_in_stacks,
 )
+from .rows_of_training import warn_of_rows
 from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "training_epochs",
     "transform_rows",
     "unwrap",
+    "warn_of_rows",
 ]

@@ -18,6 +18,15 @@ from ..losses import (
     row_loss,
 )
 from ..model import FinalModel, Recipe
+from .private_copy import (
+    N_TRIED,
+    check_rows_apart,
+    first_output,
+    has_hooks,
+    keep_inputs,
+    private_copy,
+    without_hooks,
+)
 
 
 def from_module(module: nn.Module, X: Any, criterion: nn.Module | None) -> FinalModel:
@@ -61,16 +70,7 @@ def freeze(
         raise ValueError("estimator must have all its parameters on one device and in one dtype.")
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
-    frozen = copy.deepcopy(module).eval()
-    probe = FinalModel(frozen, SquaredError())
-    try:
-        with torch.no_grad():
-            raw = frozen(probe.encode_X(X[:1]))
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {error}"
-        ) from error
-    raw = raw[0] if isinstance(raw, tuple) else raw
+    frozen, integers, raw = _tried(module, X)
     if not isinstance(raw, Tensor) or raw.dim() not in (1, 2) or len(raw) != 1:
         got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise ValueError(
@@ -88,9 +88,59 @@ def freeze(
         if binary and n_outputs != 1:
             raise ValueError("a NeuralNetBinaryClassifier must have one output.")
         classes = np.arange(2 if loss.kind.startswith("binary") else n_outputs)
-    weight = class_weight_of(criterion)
+    weight = class_weight_of(criterion, n_outputs)
     if weight is not None:
-        weight = weight.detach().clone()
+        weight = weight.to(raw)
     return FinalModel(
-        frozen, loss, classes=classes, class_weight=weight, recipe=recipe, output_ndim=raw.dim()
+        frozen,
+        loss,
+        classes=classes,
+        class_weight=weight,
+        recipe=recipe,
+        output_ndim=raw.dim(),
+        takes_integers=integers,
     )
+
+
+def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, bool, Any]:
+    """The private copy, whether it takes integers as they are, and its outputs for one row."""
+    frozen = private_copy(module)
+    hooked = copy.deepcopy(frozen) if has_hooks(frozen) else None
+    frozen = without_hooks(frozen)
+    raw, integers = _outputs(frozen, X[:1])
+    rows = FinalModel(frozen, SquaredError(), takes_integers=integers).encode_X(X[:N_TRIED])
+    with torch.no_grad():
+        if hooked is not None and not _same(first_output(hooked(rows[:1].clone())), raw):
+            frozen = hooked  # they are part of the model
+            raw = first_output(frozen(rows[:1].clone()))
+        given = rows.clone()
+        outputs = first_output(frozen(given))
+        if not torch.equal(given, rows):
+            frozen.register_forward_pre_hook(keep_inputs)
+        if isinstance(outputs, Tensor) and outputs.dim() in (1, 2) and len(outputs) == len(rows):
+            check_rows_apart(frozen, rows, outputs)
+    return frozen, integers, raw
+
+
+def _same(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return tensors and a.shape == b.shape and bool(torch.equal(a, b))
+
+
+def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, bool]:
+    """Outputs for a row, and whether integers had to stay integers for it.
+
+    Embeddings need them; any other network is given floating point numbers first.
+    """
+    embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in frozen.modules())
+    failed: Exception | None = None
+    for integers in (True,) if embeds else (False, True):
+        row = FinalModel(frozen, SquaredError(), takes_integers=integers).encode_X(X)
+        try:
+            with torch.no_grad():
+                return first_output(frozen(row.clone())), integers
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            failed = failed or error
+    raise ValueError(
+        f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {failed}"
+    ) from failed

@@ -1,0 +1,132 @@
+"""A module's private copy in evaluation mode, and what it must not do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Rows on which the copy is tried.
+N_TRIED = 4
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode that shares nothing with the user's module.
+
+    Hooks that compute a parameter (those of ``torch.nn.utils.weight_norm``) stay. Embeddings give
+    dense gradients, with the same values.
+
+    Raises
+    ------
+    ValueError
+        If the module cannot be copied or differentiated row by row, with what to do.
+    """
+    for name, part in module.named_modules():
+        where = name or "itself"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"estimator has a module compiled by torch.jit ({where}), whose gradients cannot be "
+                "taken row by row. Pass the module that it was compiled from."
+            )
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
+            raise ValueError(
+                f"estimator has an embedding with max_norm ({where}), which changes its weights "
+                "whenever it is used. Load its weights into a module without max_norm."
+            )
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"estimator has a BatchNorm layer ({where}) without running statistics, so that the "
+                "outputs of a row depend on the other rows of the batch. Use track_running_stats=True."
+            )
+    try:
+        copied = copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ValueError(
+            f"estimator cannot be copied: {error}. Where torch.nn.utils.weight_norm or spectral_norm "
+            "is the reason, use that of torch.nn.utils.parametrizations."
+        ) from error
+    for part in copied.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.sparse = False
+    return copied.eval()
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """Take the user's hooks off the module, in place, and return it."""
+    for part in module.modules():
+        for kind in _HOOKS:
+            hooks: dict[int, Any] = getattr(part, kind, None) or {}
+            for key in [k for k, hook in hooks.items() if not _computes_parameter(hook)]:
+                del hooks[key]
+    return module
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether the user has registered a hook on any part."""
+    return any(
+        not _computes_parameter(hook)
+        for part in module.modules()
+        for kind in _HOOKS
+        for hook in (getattr(part, kind, None) or {}).values()
+    )
+
+
+def _computes_parameter(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+def first_output(outputs: Any) -> Any:
+    """Return the outputs of a module that may return a tuple."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def keep_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give a module that works in place a copy of its rows: a forward pre-hook."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
+    """Raise ValueError unless the outputs of a row are always the same, whatever rows are beside it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode.
+    x : Tensor of shape (n, ...)
+        A few rows.
+    outputs : Tensor of shape (n, ...)
+        The module's outputs for them.
+    """
+    tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().max().clamp_min(1e-30))
+
+    def differ(other: Any) -> bool:
+        if not isinstance(other, Tensor) or other.shape != outputs.shape:
+            return True
+        return bool(((other - outputs).abs() > tolerance).any())
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)  # with the same numbers, noise would not show
+        again = first_output(module(x.clone()))
+    if differ(again):
+        raise ValueError(
+            "estimator gives random outputs in evaluation mode: two passes over the same rows differ. "
+            "Use nn.Dropout, or F.dropout with training=self.training, so that eval() switches it off."
+        )
+    alone = torch.cat([first_output(module(one.clone())) for one in x.split(1)])
+    if differ(alone):
+        raise ValueError(
+            "estimator's outputs for a row depend on the other rows of the batch (it takes a mean over "
+            "rows, for example), so that the loss of one row cannot be told from the others."
+        )
