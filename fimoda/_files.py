@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import joblib
+from torch import nn
 
 #: Kinds of tables, and what reads and writes them.
 READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_feather"}
@@ -78,7 +80,7 @@ def load_model(path: str, trust: str | None) -> Any:
         raise UsageError(f"--model: there is no file {path}.")
     _check_engine(path)
     try:
-        return _load_skops(path, trust) if suffix(path) == ".skops" else _load_pickle(path, trust)
+        model = _load_skops(path, trust) if suffix(path) == ".skops" else _load_pickle(path, trust)
     except UsageError:
         raise
     except Exception as error:  # an unpickler raises whatever it meets
@@ -87,6 +89,12 @@ def load_model(path: str, trust: str | None) -> Any:
             "model, saved by joblib.dump, pickle.dump or skops, and be loaded with the libraries "
             "that it was saved with."
         ) from error
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"--model: {path} holds a torch.nn.Module, which does not know what it was trained with. "
+            "Save a fitted skorch net of it, or call fimoda.attribute(..., criterion=...)."
+        )
+    return model
 
 
 def _load_skops(path: str, trust: str | None) -> Any:
@@ -281,6 +289,61 @@ def check_target(table: Any, target: str, path: str) -> None:
 
 def _listed(table: Any) -> str:
     return ", ".join(map(str, table))
+
+
+def as_fitted(model: Any, X: Any, path: str) -> Any:
+    """Return the columns that a model was fitted on, in its order, where it knows their names.
+
+    Parameters
+    ----------
+    model : object
+    X : DataFrame
+    path : str
+        Where it was read from.
+
+    Returns
+    -------
+    X : DataFrame
+    """
+    known = getattr(model, "feature_names_in_", None)
+    if known is None:
+        return X
+    lacking = [column for column in known if column not in X]
+    if lacking:
+        raise UsageError(
+            f"--train: {path} lacks columns that the model was fitted on: {', '.join(lacking)}. It has "
+            f"{_listed(X)}.{separated(X)}"
+        )
+    besides = [column for column in X if column not in known]
+    if besides:
+        note(
+            f"{path}: left out are columns that the model was not fitted on: {', '.join(besides)}."
+        )
+    return X[list(known)]
+
+
+@contextmanager
+def naming_text(X: Any, path: str) -> Iterator[None]:
+    """Add the columns that hold text to an error about text where numbers are needed.
+
+    Parameters
+    ----------
+    X : DataFrame
+    path : str
+        Where it was read from.
+    """
+    from pandas.api import types
+
+    try:
+        yield
+    except ValueError as error:
+        text = [one for one in X if not types.is_numeric_dtype(X[one])]
+        if "could not convert string" not in str(error) or not text:
+            raise
+        raise UsageError(
+            f"{error}. Columns of {path} that are no numbers: {', '.join(map(str, text))}. Numbers must "
+            "be written as 1234.5 is, and a model must encode text itself, in a Pipeline."
+        ) from error
 
 
 def separated(table: Any) -> str:

@@ -20,10 +20,12 @@ import fimoda
 from ._files import (
     WRITERS,
     UsageError,
+    as_fitted,
     check_dtypes,
     check_out,
     check_target,
     load_model,
+    naming_text,
     read_tables,
     separated,
     suffix,
@@ -142,7 +144,7 @@ def _demo(given: argparse.Namespace) -> None:
 
 
 def _attribute(given: argparse.Namespace) -> None:
-    _check_out(given, [*WRITERS, ".npz", ".npy"])
+    _check(given, [*WRITERS, ".npz", ".npy"])
     if given.top < 1:
         raise UsageError(f"--top must be 1 or more, got {given.top}.")
     asked = {"measurement": given.measurement, "random_state": given.seed}
@@ -150,10 +152,12 @@ def _attribute(given: argparse.Namespace) -> None:
     if given.n_epochs is not None:
         asked["n_epochs"] = given.n_epochs
     if given.method == "auto":
-        found = attribute(*_read(given), budget=given.budget, **asked)
+        asked["budget"] = given.budget
     else:
-        method = _method(given.method, asked)
-        found = attribute(*_read(given), method=method)
+        asked = {"method": _method(given.method, asked)}
+    model, *rows = _read(given)
+    with naming_text(rows[0], given.train):
+        found = attribute(model, *rows, **asked)
     try:
         _write(found, given)
     finally:  # what was computed is not lost with a full disk, nor with a closed pipe
@@ -161,8 +165,13 @@ def _attribute(given: argparse.Namespace) -> None:
         print(f"\n{found.top(min(given.top, found.scores.shape[1]))}")
 
 
-def _check_out(given: argparse.Namespace, kinds: list[str]) -> None:
-    if given.out:
+def _check(given: argparse.Namespace, kinds: list[str]) -> None:
+    """Raise for options that cannot be meant, and for results that could not be written."""
+    if given.jobs == 0:
+        raise UsageError("--jobs must be a number of processes, or -1 for all cores; got 0.")
+    if given.index == given.target:
+        raise UsageError(f"--index and --target must be two columns, got {given.index!r} for both.")
+    if given.out is not None:
         read = {f"--{name}": getattr(given, name) for name in ("model", "train", "test")}
         check_out(given.out, kinds, read, given.overwrite)
     if given.safe_csv and suffix(given.out or "") != ".csv":
@@ -171,7 +180,7 @@ def _check_out(given: argparse.Namespace, kinds: list[str]) -> None:
 
 def _write(found: Any, given: argparse.Namespace) -> None:
     """Scores of an attribution, with the names of rows and columns (but for .npy)."""
-    if not given.out:
+    if given.out is None:
         return
     frame = found.to_frame()
     names = found.attributor.get_feature_names_out()
@@ -195,23 +204,21 @@ def _write_table(frame: Any, given: argparse.Namespace) -> None:
 
 
 def _compare(given: argparse.Namespace) -> None:
-    _check_out(given, list(WRITERS))
-    model, X, y, X_test, y_test = _read(given)
-    found = compare_methods(
-        model,
-        X,
-        y,
-        X_test,
-        y_test,
-        budget=given.budget,
-        epochs=sorted({1, 10 if given.n_epochs is None else given.n_epochs}),
-        measurement=given.measurement,
-        random_state=given.seed,
-        n_jobs=given.jobs,
-        verbose=1,
-    )
+    _check(given, list(WRITERS))
+    model, *rows = _read(given)
+    with naming_text(rows[0], given.train):
+        found = compare_methods(
+            model,
+            *rows,
+            budget=given.budget,
+            epochs=sorted({1, 10 if given.n_epochs is None else given.n_epochs}),
+            measurement=given.measurement,
+            random_state=given.seed,
+            n_jobs=given.jobs,
+            verbose=1,
+        )
     try:
-        if given.out:
+        if given.out is not None:
             _write_table(found.to_frame(), given)
     finally:
         print(found)
@@ -239,7 +246,7 @@ def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
     model = load_model(given.model, given.trust)
     train, test = read_tables(given.train, given.test, given.index, dtypes)
     check_target(train, given.target, given.train)
-    X, y = train.drop(columns=given.target), train[given.target]
+    X, y = as_fitted(model, train.drop(columns=given.target), given.train), train[given.target]
     missing = [column for column in X if column not in test]
     if missing:
         raise UsageError(

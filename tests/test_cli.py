@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.impute import SimpleImputer
@@ -319,6 +320,9 @@ def test_full_disk_leaves_the_old_file(folder, tmp_path, kind):
             r"--dtype: .*train.csv has no column 'z', only id, a, b, c, d, kind, l",
         ),
         ({"dtype": "kind=int"}, r"train.csv cannot be read \(ValueError: .*(high|low)"),
+        ({"out": ""}, r"--out must end in .*, got ''"),
+        ({"jobs": 0}, r"--jobs must be a number of processes, or -1 for all cores; got 0"),
+        ({"index": "label"}, r"--index and --target must be two columns, got 'label' for both"),
         ({"target": "a"}, r"--target: 1 rows of .*train.csv have no value in column 'a'"),
     ],
 )
@@ -473,6 +477,44 @@ def test_tables_that_cannot_be_read(zips, capsys, content, message, table):
     if b";" in content and table == "test":
         message = r"--test: .*test.csv lacks the columns zip, x\. .*separated by ';'"
     assert re.search(message.replace("train.csv", f"{table}.csv"), said)
+
+
+def test_columns_that_the_model_knows(zips, capsys):
+    """Taken by their names: in the model's order, others left out."""
+    path, expected = zips
+    train = pd.read_csv(path / "train.csv", dtype=str)
+    train[["y", "x", "zip"]].assign(who="me").to_csv(path / "train.csv", index=False)
+    pd.read_csv(path / "test.csv", dtype=str).assign(who="me").to_csv(
+        path / "test.csv", index=False
+    )
+    assert main(arguments(path, out=path / "scores.npy", dtype="zip=str")) == 0
+    np.testing.assert_allclose(np.load(path / "scores.npy"), expected, rtol=1e-12)
+    assert "columns that the model was not fitted on: who." in capsys.readouterr().err
+    train[["zip", "y"]].to_csv(path / "train.csv", index=False)
+    assert main(arguments(path, dtype="zip=str")) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"train.csv lacks columns that the model was fitted on: x\. It has zip\.", said
+    )
+
+
+def test_text_for_a_model_of_numbers(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    train = pd.DataFrame(rng.normal(size=(20, 3)), columns=["a", "b", "y"])
+    joblib.dump(Ridge().fit(train[["a", "b"]], train["y"]), tmp_path / "model.pkl")
+    train.to_csv(tmp_path / "train.csv", index=False, decimal=",")
+    train[:3].to_csv(tmp_path / "test.csv", index=False, decimal=",")
+    assert main(arguments(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"could not convert string to float.*train.csv that are no numbers: a, b\.", said
+    )
+
+
+def test_a_bare_module(folder, tmp_path, capsys):
+    joblib.dump(torch.nn.Linear(5, 1), tmp_path / "net.pkl")
+    assert main(given(folder, model=tmp_path / "net.pkl")) == 2
+    assert "Save a fitted skorch net of it" in capsys.readouterr().err
 
 
 # ---- results to send ------------------------------------------------------------------------
