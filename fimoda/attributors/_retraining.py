@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._validation import (
     POSITIVE_INTEGER,
+    POSITIVE_REAL,
     StrOptions,
     check_random_state,
     check_seeds,
@@ -39,7 +40,7 @@ from ..row_gradients import Measure
 from ..rows import RawRows
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer
-from ..training.refits import Refits
+from ..training.refits import UNIT_SIZE, Refits
 from ..training.runner import Result, Training, decide_compile, run_units
 from ..training.store import UnitStore
 from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
@@ -69,6 +70,7 @@ class BaseRetraining(BaseFurtherTraining):
         "refit": [StrOptions({"all", "last", "search"})],
         "compile": ["boolean", StrOptions({"auto"})],
         "checkpoint_dir": [str, os.PathLike, None],
+        "max_seconds": [POSITIVE_REAL, None],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
@@ -93,6 +95,7 @@ class BaseRetraining(BaseFurtherTraining):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -115,6 +118,7 @@ class BaseRetraining(BaseFurtherTraining):
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -159,18 +163,36 @@ class BaseRetraining(BaseFurtherTraining):
         self._way = self._retraining(self.seeds_)
         # fitted estimators are pickles, which a directory must not hold
         at_once = isinstance(self._way, Refits) and self.checkpoint_dir is not None
+        self._n_planned = self._n_trained = len(self.subsets_) * len(self.seeds_)
         self._kept = None if at_once else self._train(self.subsets_, self.seeds_)
+        if self._kept is not None:
+            self._n_trained = sum(unit.n_models for unit in self._kept)
+            trained = np.unique(np.concatenate([unit.members for unit in self._kept]))
+            self._kept = {
+                replace(unit, members=np.searchsorted(trained, unit.members)): kept
+                for unit, kept in self._kept.items()
+            }
+            self._keep(trained)
 
     @abstractmethod
     def _subsets(self, random_state: np.random.RandomState) -> NDArray[np.bool_]:
         """Hook of `fit`: the subsets to train on, (M, n_train)."""
+
+    def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+        """Hook of `fit`: the order in which to train on subsets, and how many there have to be."""
+        return np.arange(len(subsets)), len(subsets)
+
+    def _keep(self, trained: NDArray[np.int64]) -> None:
+        """Hook of `fit`: forget the subsets that there was no time for."""
+        self.subsets_ = self.subsets_[trained]
 
     def _retraining(self, seeds: list[int]) -> Retraining:
         """How this model is trained on a subset."""
         if isinstance(self.model_, RefittableModel):
             X, y, weights = self._seen_rows
             part = part_to_refit(self.estimator_, self.refit)
-            return Refits(part, self.model_, X, y, weights, self.chunk_size)
+            size = self.chunk_size or (UNIT_SIZE if self.max_seconds is None else 1)
+            return Refits(part, self.model_, X, y, weights, size)
         steps = self._steps(seeds, None)
 
         def start(seed: int) -> Tensor:
@@ -236,6 +258,9 @@ class BaseRetraining(BaseFurtherTraining):
             store = UnitStore(self.checkpoint_dir, way.identity())
             store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))
         work = way.train if measurer is None else partial(_train_and_measure, way, measurer)
+        n_required = 0
+        if self.max_seconds is not None:
+            units, n_required = self._in_order(units, subsets, seeds)
         found = dict(
             run_units(
                 work,
@@ -244,9 +269,23 @@ class BaseRetraining(BaseFurtherTraining):
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
                 description="retraining",
+                max_seconds=self.max_seconds,
+                n_required=n_required,
             )
         )
-        return {unit: found[unit] for unit in units}  # the order of workers must not show
+        # the order of workers must not show
+        return {unit: found[unit] for unit in units if unit in found}
+
+    def _in_order(
+        self, units: list[SubsetUnit], subsets: NDArray[np.bool_], seeds: list[int]
+    ) -> tuple[list[SubsetUnit], int]:
+        """The units as they are to be trained, and how many of them whatever the time."""
+        order, n_needed = self._order(subsets)
+        rank = np.argsort(order)
+        place = {seed: k for k, seed in enumerate(seeds)}
+        first = [(place[unit.seed], int(rank[unit.members].min())) for unit in units]
+        sequence = sorted(range(len(units)), key=first.__getitem__)
+        return [units[k] for k in sequence], sum(f[0] == 0 and f[1] < n_needed for f in first)
 
     def _require_memory(self, bytes_per_model: int, n_subsets: int, n_seeds: int) -> None:
         """Raise MemoryError if what is kept of all models would not fit."""
@@ -281,6 +320,11 @@ class BaseRetraining(BaseFurtherTraining):
                 f"{len(outcomes.failed)} of {outcomes.measured.shape[0] * len(self.seeds_)} models "
                 f"failed, too many for scores of all rows. The first is that of subset {subset} "
                 f"with seed {seed}: {reason}."
+            )
+        if self.max_seconds is not None and not np.isfinite(scores).all():
+            raise FloatingPointError(
+                f"max_seconds={self.max_seconds} were over before every row had a score. Call transform "
+                "again to go on from what checkpoint_dir holds, or raise max_seconds."
             )
         return scores
 

@@ -14,8 +14,11 @@ from torch import nn
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_subsets
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
-from ..training.subset_outcomes import SubsetOutcomes, random_subsets
+from ..training.subset_outcomes import SubsetOutcomes, covering_subsets, random_subsets
 from ._retraining import BaseRetraining
+
+#: How often each row is in a subset, and how often out of one, whatever the time: errors need two.
+TIMES = 2
 
 
 class BaseSubsetRetraining(BaseRetraining):
@@ -49,6 +52,7 @@ class BaseSubsetRetraining(BaseRetraining):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -69,6 +73,7 @@ class BaseSubsetRetraining(BaseRetraining):
             chunk_size=chunk_size,
             checkpoint_dir=checkpoint_dir,
             memory_budget=memory_budget,
+            max_seconds=max_seconds,
             random_state=random_state,
             n_jobs=n_jobs,
             verbose=verbose,
@@ -83,10 +88,20 @@ class BaseSubsetRetraining(BaseRetraining):
             if n < 2:
                 raise ValueError("X must have at least 2 rows for a subset, got n_samples = 1.")
             subsets = random_subsets(n, self.n_subsets, self.ratio, random_state)
+            if self.max_seconds is not None:
+                pairs = [covering_subsets(n, self.ratio, random_state) for _ in range(TIMES)]
+                first = np.concatenate(pairs)
+                subsets[: len(first)] = first[: len(subsets)]
         else:
             subsets = check_subsets(self.subsets, n)
         _require_both(subsets)
         return subsets
+
+    def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+        inside, number = subsets.cumsum(0), np.arange(1, len(subsets) + 1)[:, None]
+        covered = (np.minimum(inside, number - inside) >= TIMES).all(1)
+        n_needed = int(covered.argmax()) + 1 if covered.any() else len(subsets)
+        return np.arange(len(subsets)), n_needed
 
     def score_outcomes(self, outcomes: SubsetOutcomes) -> NDArray[np.float64]:
         """Scores from models that were trained elsewhere; needs no `fit`.

@@ -103,6 +103,9 @@ class Datamodel(BaseSubsetRetraining):
         and so does another method with the same subsets and seeds: nothing is trained twice.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    max_seconds : float, default=None
+        Seconds of training in `fit`, after which none begins, once each row was twice in a subset and
+        twice out of one (and five are trained). Which are done in time depends on the machine.
     random_state : int, RandomState or None, default=None
         Draws subsets, seeds and bootstrap samples; fits an unfitted `estimator`.
     n_jobs : int, default=None
@@ -117,7 +120,7 @@ class Datamodel(BaseSubsetRetraining):
     model_ : FinalModel
         Its frozen view.
     subsets_ : ndarray of bool of shape (M, n_train)
-        Rows of each training.
+        Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int
         Seeds of each subset's trainings.
     train_indices_ : ndarray of shape (n_columns,)
@@ -186,6 +189,7 @@ class Datamodel(BaseSubsetRetraining):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -209,6 +213,7 @@ class Datamodel(BaseSubsetRetraining):
             chunk_size=chunk_size,
             checkpoint_dir=checkpoint_dir,
             memory_budget=memory_budget,
+            max_seconds=max_seconds,
             random_state=random_state,
             n_jobs=n_jobs,
             verbose=verbose,
@@ -220,6 +225,10 @@ class Datamodel(BaseSubsetRetraining):
     def stability_(self) -> NDArray[np.float64]:
         """Mean correlation of the scores last returned with bootstrap samples', (n_test,)."""
         return self._of_last_call("stability_")
+
+    def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+        order, n_needed = super()._order(subsets)
+        return order, max(n_needed, FOLDS)
 
     def _scores_of(
         self, outcomes: SubsetOutcomes

@@ -77,6 +77,10 @@ class Downsampling(BaseSubsetRetraining):
         and so does another method with the same subsets and seeds: nothing is trained twice.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    max_seconds : float, default=None
+        Seconds of training in `fit`, after which none begins, once each row was twice in a subset and
+        twice out of one (four trainings for a `ratio` of one half). Which are done in time depends on
+        the machine.
     random_state : int, RandomState or None, default=None
         Draws the subsets and seeds; fits an unfitted `estimator`.
     n_jobs : int, default=None
@@ -91,7 +95,7 @@ class Downsampling(BaseSubsetRetraining):
     model_ : FinalModel
         Its frozen view.
     subsets_ : ndarray of bool of shape (M, n_train)
-        Rows of each training.
+        Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int
         Seeds of each subset's trainings.
     train_indices_ : ndarray of shape (n_columns,)

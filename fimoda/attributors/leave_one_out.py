@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .._validation import POSITIVE_INTEGER, check_leave_out
+from .._validation import POSITIVE_INTEGER, check_leave_out, check_random_state
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
@@ -83,6 +83,10 @@ class LeaveOneOut(BaseRetraining):
         and so does another method with the same subsets and seeds: nothing is trained twice.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
+    max_seconds : float, default=None
+        Seconds of training in `fit`, after which none begins: rows are taken in a random order, all
+        of them with the first seed before the second. Rows without a training have no column. Which
+        trainings are done in time depends on the machine.
     random_state : int, RandomState or None, default=None
         Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
     n_jobs : int, default=None
@@ -97,7 +101,7 @@ class LeaveOneOut(BaseRetraining):
     model_ : FinalModel
         Its frozen view.
     subsets_ : ndarray of bool of shape (M, n_train)
-        Rows of each training.
+        Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int
         Seeds of each subset's trainings.
     train_indices_ : ndarray of shape (n_columns,)
@@ -156,6 +160,7 @@ class LeaveOneOut(BaseRetraining):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -176,6 +181,7 @@ class LeaveOneOut(BaseRetraining):
             chunk_size=chunk_size,
             checkpoint_dir=checkpoint_dir,
             memory_budget=memory_budget,
+            max_seconds=max_seconds,
             random_state=random_state,
             n_jobs=n_jobs,
             verbose=verbose,
@@ -190,6 +196,14 @@ class LeaveOneOut(BaseRetraining):
         subsets = np.ones((len(self.train_indices_) + 1, n), dtype=bool)  # the first is all rows
         subsets[np.arange(1, len(subsets)), self.train_indices_] = False
         return subsets
+
+    def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+        rows = check_random_state(0).permutation(np.arange(1, len(subsets)))
+        return np.append(0, rows), 2
+
+    def _keep(self, trained: NDArray[np.int64]) -> None:
+        super()._keep(trained)
+        self.train_indices_ = self.train_indices_[trained[1:] - 1]
 
     def _coupled(
         self, X: Tensor, y: Tensor, measure: Measure

@@ -60,6 +60,36 @@ def random_subsets(
     return subsets
 
 
+def covering_subsets(
+    n: int, ratio: float, random_state: np.random.RandomState
+) -> NDArray[np.bool_]:
+    """Return as few subsets as can be with every row in some and out of others.
+
+    They are windows of one random order of the rows, moved on until they have covered all; two
+    halves for an even number of rows and a ratio of one half.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    ratio : float
+        Part of the rows that is in a subset.
+    random_state : RandomState
+        Draws the order.
+
+    Returns
+    -------
+    subsets : ndarray of bool of shape (n_subsets, n)
+    """
+    size = round(ratio * n)
+    step = min(size, n - size)
+    starts = np.arange(-(-n // step)) * step
+    subsets = np.zeros((len(starts), n), dtype=bool)
+    windows = (starts[:, None] + np.arange(size)) % n
+    np.put_along_axis(subsets, random_state.permutation(n)[windows], True, axis=1)
+    return subsets
+
+
 @dataclass(frozen=True)
 class SubsetOutcomes:
     """Measurements of models trained from scratch on subsets of the training rows.
