@@ -98,7 +98,10 @@ def test_networks_end_between_stacks(ticks):
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_time_that_is_not_over_changes_no_bit(n_jobs):
     X, y, *test = data()
-    for method in (LeaveOneOut(Ridge(), n_seeds=2, random_state=0), Datamodel(Ridge(), n_seeds=1)):
+    for method in (
+        LeaveOneOut(Ridge(), n_seeds=2, random_state=0),
+        Datamodel(Ridge(), regression="ridge", n_seeds=1),
+    ):
         plain = method.set_params(random_state=0).fit(X, y)
         method = method.__sklearn_clone__().set_params(max_seconds=LATE, n_jobs=n_jobs)
         if isinstance(method, Datamodel):
