@@ -1,0 +1,323 @@
+"""What tells one object from another, in every process: values, settings and code."""
+
+from __future__ import annotations
+
+import copyreg
+import dis
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+import types
+import weakref
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: Settings that change how an estimator works and not what it gives.
+_NO_MATTER = ("n_jobs", "verbose")
+
+#: Folders of the standard library and of installed packages, whose code is known by its version.
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+
+def identity_of(thing: Any) -> str:
+    """Return a digest that tells this object from any other that acts in another way.
+
+    The same object has the same digest in every process, also after pickling. Arrays, tensors and
+    scalars are known by type and value; estimators by class and parameters, whether they are
+    fitted or not (``n_jobs`` and ``verbose`` apart); functions and classes by their code, defaults,
+    closures, and the global names that they read, installed ones by name and version; all else by
+    class and state, as pickle would keep it.
+
+    Parameters
+    ----------
+    thing : object
+
+    Returns
+    -------
+    digest : str
+
+    Raises
+    ------
+    ValueError
+        If some part has no value that could be compared: an open file, a lock, ...
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> identity_of({"power": partial(pow, 2)}) == identity_of({"power": partial(pow, 2)})
+    True
+    >>> identity_of(lambda x: x + 0.1) == identity_of(lambda x: x + 0.2)
+    False
+    """
+    try:
+        return _Walk().digest(thing).hex()
+    except RecursionError:
+        raise _unknown(thing, "it is nested too deeply") from None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes: bits may change with each of them."""
+    return {name: _version(name) for name in ("fimoda", "torch", "numpy")}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """The version of a package, without its build; empty if it has none."""
+    known = getattr(sys.modules.get(package), "__version__", None)
+    if not isinstance(known, str):
+        try:
+            known = version(package)
+        except PackageNotFoundError:
+            return ""
+    return known.split("+")[0]
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    """Whether code is fimoda's, another package's or the language's, and not the user's."""
+    top = module.split(".")[0]
+    if top == "__main__":
+        return False
+    if top in sys.stdlib_module_names or top == "fimoda":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and str(Path(file).resolve()).startswith(_INSTALLED)
+
+
+def _unknown(thing: Any, reason: object) -> ValueError:
+    kind = type(thing)
+    return ValueError(
+        f"an object of {kind.__module__}.{kind.__qualname__} has no value that would tell this run "
+        f"from another ({reason}). Give it a `__reduce__` or leave checkpoint_dir out."
+    )
+
+
+def _hash(*parts: bytes) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.digest()
+
+
+class _Walk:
+    """A walk over an object and its parts; each is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[
+            int, tuple[Any, bytes]
+        ] = {}  # keeps the object, so that its id stays its own
+        self._above: dict[int, int] = {}
+
+    def digest(self, thing: Any) -> bytes:
+        """Digest of an object."""
+        kind = type(thing)
+        if thing is None or thing is Ellipsis or thing is NotImplemented:
+            return _hash(repr(thing).encode())
+        if kind in (bool, int, complex, str, bytes, float):
+            plain = thing.hex() if kind is float else repr(thing)
+            return _hash(kind.__name__.encode(), plain.encode())
+        if id(thing) in self._known:
+            return self._known[id(thing)][1]
+        if id(thing) in self._above:  # a circle
+            return _hash(b"circle", str(self._above[id(thing)]).encode())
+        self._above[id(thing)] = len(self._above)
+        try:
+            found = self._compound(thing)
+        finally:
+            del self._above[id(thing)]
+        self._known[id(thing)] = thing, found
+        return found
+
+    def _all(self, name: str, *parts: Any) -> bytes:
+        return _hash(name.encode(), *(self.digest(part) for part in parts))
+
+    def _unordered(self, name: str, pairs: Iterable[tuple[Any, Any]]) -> bytes:
+        return _hash(
+            name.encode(), *sorted(_hash(self.digest(k), self.digest(v)) for k, v in pairs)
+        )
+
+    def _compound(self, thing: Any) -> bytes:
+        kind = type(thing)
+        if kind in (list, tuple):
+            return self._all(kind.__name__, *thing)
+        if kind in (set, frozenset):
+            return _hash(kind.__name__.encode(), *sorted(map(self.digest, thing)))
+        if kind is dict:
+            return self._unordered("dict", thing.items())
+        if isinstance(thing, np.ndarray):
+            return self._array(thing)
+        if isinstance(thing, Tensor):
+            return self._tensor(thing)
+        if isinstance(thing, torch.Generator):
+            return self._all("generator", thing.get_state())
+        if isinstance(thing, types.ModuleType):
+            return self._module(thing)
+        if isinstance(thing, type):
+            return self._class(thing)
+        if isinstance(thing, types.FunctionType):
+            return self._function(thing)
+        if isinstance(thing, types.CodeType):
+            return self._code(thing)
+        if isinstance(thing, types.CellType):
+            try:
+                return self._all("cell", thing.cell_contents)
+            except ValueError as error:
+                if str(error) != "Cell is empty":
+                    raise
+                return _hash(b"empty cell")
+        if isinstance(thing, staticmethod | classmethod):
+            return self._all(kind.__name__, thing.__func__)
+        if isinstance(thing, property):
+            return self._all("property", thing.fget, thing.fset, thing.fdel)
+        if isinstance(thing, types.MappingProxyType):
+            return self._unordered("mapping", thing.items())
+        if isinstance(thing, weakref.ref):  # belongs to somebody else
+            return _hash(b"weak reference")
+        if isinstance(thing, nn.Module):
+            return self._network(thing)
+        if self._is_estimator(thing):
+            given = thing.get_params(deep=False)
+            some = {name: v for name, v in given.items() if name.split("__")[-1] not in _NO_MATTER}
+            return self._all("estimator", kind, some)
+        original = getattr(thing, "__wrapped__", None)
+        if callable(original):  # functools.cache and the like
+            return self._all("wrapper", kind, original)
+        return self._state(thing)
+
+    def _array(self, array: np.ndarray[Any, Any]) -> bytes:
+        if array.dtype.hasobject:
+            if array.dtype.names:
+                return self._all("records", *(array[name] for name in array.dtype.names))
+            return self._all("objects", array.shape, array.ravel().tolist())
+        mask = array.mask if isinstance(array, np.ma.MaskedArray) else None
+        data = np.ascontiguousarray(np.asarray(array))
+        about = repr((array.shape, array.dtype.descr)).encode()
+        return _hash(b"array", about, self.digest(mask), data.tobytes())
+
+    def _tensor(self, tensor: Tensor) -> bytes:
+        dense = tensor.detach()
+        if dense.layout is not torch.strided:
+            dense = dense.to_dense()
+        dense = dense.cpu().resolve_conj().resolve_neg().contiguous()
+        about = repr((tuple(tensor.shape), tensor.dtype, tensor.layout, tensor.requires_grad))
+        return _hash(
+            b"tensor", about.encode(), dense.reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+
+    def _module(self, module: types.ModuleType) -> bytes:
+        name = module.__name__
+        if not _is_installed(name):
+            file = getattr(module, "__file__", None)
+            if file is not None and Path(file).is_file():
+                return _hash(b"module", Path(file).read_bytes())
+        return _hash(b"module", name.encode(), _version(name.split(".")[0]).encode())
+
+    def _named(self, thing: Any, name: str) -> bytes:
+        """Digest of what is known by its name and the version of its package."""
+        module = getattr(thing, "__module__", None) or ""
+        return _hash(
+            b"named", module.encode(), name.encode(), _version(module.split(".")[0]).encode()
+        )
+
+    def _class(self, cls: type) -> bytes:
+        if _is_installed(cls.__module__):
+            return self._named(cls, cls.__qualname__)
+        own = {
+            name: value
+            for name, value in vars(cls).items()
+            if not isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType)
+            and not name.startswith("_abc_")
+            and (not name.startswith("__") or callable(value) or hasattr(value, "__get__"))
+        }
+        return self._all("class", cls.__qualname__, cls.__bases__, own)
+
+    def _function(self, function: types.FunctionType) -> bytes:
+        compiled = getattr(function, "_torchdynamo_orig_callable", None)
+        if compiled is not None:
+            return self.digest(compiled)
+        around, closure = function.__globals__, function.__closure__
+        installed = _is_installed(around.get("__name__", ""))
+        if installed and not closure and "<" not in function.__qualname__:
+            return self._named(function, function.__qualname__)
+        names = () if installed else _globals_of(function.__code__)
+        read = {name: self._if_known(around[name]) for name in names if name in around}
+        settings = (function.__defaults__, function.__kwdefaults__)
+        return self._all("function", function.__code__, settings, closure, read)
+
+    def _if_known(self, value: Any) -> Any:
+        """The value of a global name, or its type if it cannot be compared."""
+        try:
+            self.digest(value)
+        except (ValueError, RecursionError):
+            return type(value)
+        return value
+
+    def _code(self, code: types.CodeType) -> bytes:
+        arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount)
+        names = (code.co_names, code.co_freevars, arguments, code.co_flags)
+        return self._all("code", code.co_code, code.co_consts, names, code.co_exceptiontable)
+
+    def _network(self, module: nn.Module) -> bytes:
+        """Class, state and settings of a module; its parts in their order, its hooks by what they do."""
+        code = getattr(module, "code", None)  # of torch.fx, whose graphs have no end
+        if isinstance(code, str):
+            return self._all("graph", code, *module.state_dict().items())
+        state = dict(vars(module))
+        state.pop("_compiled_call_impl", None)
+        ordered = [
+            list(state.pop(name).items()) for name in ("_parameters", "_buffers", "_modules")
+        ]
+        hooks = {
+            name: list(state.pop(name).values()) for name in [*state] if _is_hooks(name, state)
+        }
+        return self._all("network", type(module), ordered, hooks, state)
+
+    def _is_estimator(self, thing: Any) -> bool:
+        """Whether an object is what its parameters make it; a frozen estimator is more."""
+        if not (callable(getattr(thing, "get_params", None)) and hasattr(thing, "set_params")):
+            return False
+        cloned = getattr(type(thing), "__sklearn_clone__", None)
+        return cloned is None or cloned.__qualname__ == "BaseEstimator.__sklearn_clone__"
+
+    def _state(self, thing: Any) -> bytes:
+        """Digest of what pickle would keep, without pickling."""
+        try:
+            if type(thing) in copyreg.dispatch_table:
+                reduced = copyreg.dispatch_table[type(thing)](thing)
+            else:
+                reduced = thing.__reduce_ex__(4)
+        except Exception as error:  # what objects raise has no class in common
+            raise _unknown(thing, error) from error
+        if isinstance(reduced, str):
+            return self._named(thing, reduced)
+        make, arguments, state, items, pairs = (*reduced, *(None,) * (5 - len(reduced)))[:5]
+        listed = None if items is None else list(items)
+        ordered = None if pairs is None else list(pairs)
+        return self._all("object", type(thing), make, arguments, state, listed, ordered)
+
+
+def _is_hooks(name: str, state: dict[str, Any]) -> bool:
+    """Whether an entry of a module is a dict of hooks, whose keys count all hooks of the process."""
+    return "_hooks" in name and isinstance(state[name], dict)
+
+
+@functools.cache
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Global names that a code reads, also in the functions that it makes."""
+    found = {
+        str(step.argval)
+        for step in dis.get_instructions(code)
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            found.update(_globals_of(constant))
+    return tuple(sorted(found))
