@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev, vmap
 
+from ._identity import identity_of
 from .losses import CLASS_KINDS, RowLoss
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
@@ -168,8 +168,9 @@ class FinalModel:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies parameters, buffers, architecture and loss, the same in every process."""
-        known = [self.module, self.loss, self.l2, self.class_weight]
-        return hashlib.sha256(repr([_identity(part) for part in known]).encode()).hexdigest()
+        return identity_of(
+            {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        )
 
     # ---- outputs ----------------------------------------------------------------------------
 
@@ -327,27 +328,3 @@ class FinalModel:
         if self.class_weight is not None:
             weights = weights * self.class_weight[y]
         return weights if sample_weight is None else weights * sample_weight.to(weights)
-
-
-def _identity(part: Any) -> Any:
-    """What tells a part of a model from another: values of tensors, code of modules, settings."""
-    if isinstance(part, Tensor):
-        data = part.detach().cpu().contiguous()
-        return tuple(data.shape), hashlib.sha256(data.numpy().tobytes()).hexdigest()
-    if isinstance(part, nn.Module):
-        tensors = {name: _identity(value) for name, value in part.state_dict().items()}
-        codes = [_code(type(each).forward) for each in part.modules()]
-        settings = {name: repr(v) for name, v in vars(part).items() if not name.startswith("_")}
-        return type(part).__qualname__, repr(part), tensors, codes, settings
-    if isinstance(part, RowLoss):
-        return type(part).__qualname__, {name: _identity(v) for name, v in vars(part).items()}
-    return repr(part)
-
-
-def _code(function: Any) -> Any:
-    """Bytecode, names and constants of a function."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return repr(getattr(function, "__qualname__", None))
-    constants = [repr(c) for c in code.co_consts if not hasattr(c, "co_code")]
-    return code.co_code, code.co_names, constants

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import hash as joblib_hash
 from scipy.sparse import issparse
 from torch import Tensor
 
@@ -72,7 +71,3 @@ class RawRows:
     def dense(self) -> Any:
         """Return the rows, an array in place of a sparse matrix."""
         return self.values.toarray() if issparse(self.values) else self.values
-
-    def digest(self) -> str:
-        """Return what identifies the content, the same in every process."""
-        return str(joblib_hash(self.values))

@@ -14,6 +14,7 @@ PACKAGE = Path(fimoda.__file__).parent
 # From the top to the bottom; a name stands for a file, or for all files of a directory.
 ORDER = [
     "_validation",
+    "_identity",
     "rows",
     "distances",
     "losses",

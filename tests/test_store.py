@@ -207,7 +207,10 @@ def test_resuming_computes_nothing_again(tmp_path):
         ({"batch_size": 8}, "batch_size: there 16, now 8"),
         ({"leave_out_mode": "drop"}, "leave_out_mode: there 'mask', now 'drop'"),
         ({"optimizer": "Adam"}, "optimizer: there 'SGD', now 'Adam'"),
-        ({"optimizer_params": {"momentum": 0.9}}, "momentum: there None, now '0.9'"),
+        (
+            {"optimizer_params": {"momentum": 0.9}},
+            r"optimizer_params: there {}, now {'momentum': 0.9}",
+        ),
         ({"criterion": nn.L1Loss()}, "model: there"),
     ],
 )

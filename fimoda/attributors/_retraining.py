@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from joblib import hash as joblib_hash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .._identity import identity_of
 from .._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
@@ -253,7 +253,7 @@ class BaseRetraining(BaseFurtherTraining):
             self._require_memory(size, len(subsets), len(seeds))
         else:
             if measurer is not None:  # one directory holds what is measured on any test rows
-                kept = joblib_hash(measurer.identity(self.n_outputs_))
+                kept = identity_of(measurer.identity(self.n_outputs_))
                 units = [replace(unit, measured=kept[:16]) for unit in units]
             store = UnitStore(self.checkpoint_dir, way.identity())
             store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))

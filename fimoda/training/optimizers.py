@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._identity import identity_of
 from ..model import Recipe
 
 LearningRate = float | Callable[[int], float]
@@ -56,12 +58,19 @@ class OptimizerSpec:
 
     def describe(self, n_epochs: int) -> dict[str, Any]:
         """What identifies the optimiser of a run of `n_epochs`."""
-        lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr
+        lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr_at(0)
+        name = getattr(self.cls, "__name__", type(self.cls).__name__)
+        own = getattr(torch.optim, name, None) is not self.cls
         return {
-            "optimizer": getattr(self.cls, "__qualname__", repr(self.cls)),
+            "optimizer": f"{name} {identity_of(self.cls)}" if own else name,
             "lr": lr,
-            **{k: repr(v) for k, v in sorted(self.params.items())},
+            "optimizer_params": {k: _plain(v) for k, v in sorted(self.params.items())},
         }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it is if JSON keeps it, else its digest."""
+    return value if isinstance(value, bool | int | float | str | NoneType) else identity_of(value)
 
 
 def resolve_optimizer(

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._identity import identity_of
 from ..measurements import stacked_values, values
 from ..model import FinalModel
 from ..row_gradients import Measure
 from .batches import FULL_DATA
-from .runner import Result, Unit, digest
+from .runner import Result, Unit
 
 #: Test rows whose outputs are computed at a time for a whole stack.
 ROWS = 1024
@@ -57,18 +58,26 @@ class Measurer:
     def identity(self, n_outputs: int) -> dict[str, str]:
         """What is measured, for the directory that keeps it.
 
-        The measurement is known by its values on made-up outputs, to six digits: a callable has
-        no name that would tell it from another one and be the same in the next process.
+        The measurement is known by its code and settings and, for what these do not show, by its
+        values on made-up outputs: probabilities, numbers of either sign, and large ones.
         """
         generator = torch.Generator().manual_seed(0)
         shape = (len(self.y), n_outputs)
-        outputs = torch.rand(shape, generator=generator, dtype=torch.float64).to(self.X.device)
-        measured = values(self.measure, outputs, self.y).tolist()
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+        probes = [probe.to(self.X.device) for probe in (uniform, normal, 1e3 * normal)]
         return {
-            "X_test": digest(self.X),
-            "y_test": digest(self.y),
-            "measurement": digest(torch.tensor([float(f"{value:.6g}") for value in measured])),
+            "X_test": identity_of(self.X),
+            "y_test": identity_of(self.y),
+            "measurement": identity_of([self.measure, [self._value(probe) for probe in probes]]),
         }
+
+    def _value(self, outputs: Tensor) -> Tensor | str:
+        """The measurement of outputs, or the name of its error where it has no value there."""
+        try:
+            return values(self.measure, outputs, self.y).detach()
+        except Exception as error:  # what callables raise has no class in common
+            return type(error).__name__
 
 
 def _double(x: Tensor) -> Tensor:

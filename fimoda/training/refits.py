@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from joblib import hash as joblib_hash
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from .._identity import identity_of
 from ..adapters import RefittableModel, refit, refit_outputs
 from ..measurements import values
 from ..rows import RawRows
@@ -64,8 +64,12 @@ class Refits:
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
         weights = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
-        hashes = {"y": joblib_hash(self.y), "sample_weight": joblib_hash(weights)}
-        return {"estimator": repr(self.estimator), "X": self.X.digest(), **hashes}
+        return {
+            "estimator": f"{type(self.estimator).__name__} {identity_of(self.estimator)}",
+            "X": identity_of(self.X.values),
+            "y": identity_of(self.y),
+            "sample_weight": identity_of(weights),
+        }
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
         """Cut seeds x subsets into units of work."""

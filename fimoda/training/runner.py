@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .._identity import identity_of
 from ..model import FinalModel
-from ..rows import RawRows
 from .batches import FULL_DATA, LeaveOutMode, LeaveOutPlan
 from .optimizers import OptimizerSpec
 from .stack import StackTrainer, should_compile, stack_size
@@ -77,13 +77,14 @@ class Training:
         """What the run is, for the directory that keeps it."""
         return {
             "model": self.model.fingerprint,
-            "X": digest(self.X),
-            "y": digest(self.y),
-            "sample_weight": digest(self.row_weights),
+            "X": identity_of(self.X),
+            "y": identity_of(self.y),
+            "sample_weight": identity_of(self.row_weights),
             "batch_size": self.batch_size,
             "epochs": list(self.marks),
             "leave_out_mode": self.mode,
             "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
             **self.optimizer.describe(self.marks[-1]),
         }
 
@@ -264,11 +265,3 @@ def _numbered(
     work: Callable[[AnyUnit], NDArray[Any]], number: int, unit: AnyUnit
 ) -> tuple[int, NDArray[Any]]:
     return number, work(unit)
-
-
-def digest(tensor: Tensor | RawRows) -> str:
-    """Identifies the content of a tensor, or of rows."""
-    if isinstance(tensor, RawRows):
-        return tensor.digest()
-    data = tensor.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(repr((data.shape, data.dtype)).encode() + data.tobytes()).hexdigest()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._identity import versions
+
 MANIFEST = "run.json"
 
 #: Begins the names of files that are being written. A killed process leaves one behind.
@@ -50,7 +52,7 @@ class UnitStore:
 
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
         self.directory = Path(directory).absolute()
-        self.identity = json.loads(json.dumps(identity, default=str))
+        self.identity = json.loads(json.dumps({**versions(), **identity}))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._identity import identity_of
 from .batches import Batch, batch_means, epoch_order
 from .outcomes import Measurer
-from .runner import Training, digest, one_thread
+from .runner import Training, one_thread
 from .stack import StackTrainer, stack_size
 from .subset_outcomes import as_reading
 
@@ -143,7 +144,7 @@ class StackedRetraining:
         return {
             **self.training.identity(),
             "model": untrained,
-            "initial parameters": digest(self.probe),
+            "initial parameters": identity_of(self.probe),
         }
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
