@@ -17,6 +17,8 @@ LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 def legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str], **options: Any) -> None:
     """Draw a legend with these names, those that begin with an underscore included."""
-    drawn = ax.legend(handles, [shortened(name) for name in names], **options)
-    for text in drawn.get_texts():
-        text.set(**LITERAL)
+    names = [shortened(name) for name in names]
+    # matplotlib before 3.10 leaves out names that it is given with an underscore
+    drawn = ax.legend(handles, ["name"] * len(names), **options)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set(text=name, **LITERAL)
