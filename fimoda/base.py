@@ -29,12 +29,15 @@ from ._validation import (
 )
 from .adapters import (
     as_final_model,
+    caveats,
+    check_columns,
     default_estimator,
     fit_with,
     has_earlier_steps,
     is_fitted,
     last_step,
     transform_rows,
+    transform_targets,
     warn_of_rows,
 )
 from .measurements import Measurement
@@ -126,14 +129,15 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
                 default_estimator(y, self.random_state) if estimator is None else clone(estimator)
             )
             self.estimator_ = fit_with(model, X, y, weights)
-        seen = self._model_rows(rows)
+        seen, y = self._model_rows(rows), self._model_targets(y)
+        check_columns(self.estimator_, X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
         outputs = self.model_.outputs(self._X[:2])
         self.n_outputs_ = outputs.shape[1]
         self._y = self.model_.encode_y(y, self.n_outputs_)
         self._weights = self.model_.row_weights(
-            self._y, None if weights is None else torch.from_numpy(weights)
+            self._y, None if weights is None else torch.tensor(weights)
         )
         self._row_names = X.index if hasattr(X, "iloc") else None
         self._measure = measurements.resolve(self.measurement, self.model_)
@@ -187,6 +191,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             transform_rows(self.estimator_, X), "X after the Pipeline's earlier steps"
         )
 
+    def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Hook of `fit` and `transform`: targets as the model itself is fitted on them."""
+        return transform_targets(self.estimator_, y)
+
     @abstractmethod
     def _fit(self) -> None:
         """Hook of `fit`."""
@@ -226,8 +234,9 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Encoded test rows and targets, and the measurement to take on them."""
         checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
         rows = self.model_.encode_X(self._model_rows(checked))
+        check_columns(self.estimator_, X if hasattr(X, "columns") else checked)
         if y is not None:
-            targets = check_targets(y, len(rows))
+            targets = self._model_targets(check_targets(y, len(rows)))
             return rows, self.model_.encode_y(targets, self.n_outputs_), self._measure
         kind = self.model_.loss.kind
         if kind == "custom":
@@ -263,6 +272,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         scores = self._scores(X, y, measure)
         measured = measurements.values(measure, self.model_.outputs(X), y)
         return measured.cpu().numpy()[None], scores[None]
+
+    def _caveats(self) -> list[str]:
+        """Hook of `attribute`: what the scores do not say about the estimator as a whole."""
+        return caveats(self.estimator_)
 
     # ---- views of the scores ----------------------------------------------------------------
 

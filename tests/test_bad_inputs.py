@@ -94,9 +94,7 @@ def test_wrong_number_of_features(make):
         attributor.transform(X[:, :3], Y)
     with pytest.raises(ValueError, match=r"X has 3 features, but \w+ is expecting 4 features"):
         attributor.top(X[:, :3], Y)
-    with pytest.raises(
-        ValueError, match=r"must have the 4 features that Ridge was fitted on, got .*\(3,\)"
-    ):
+    with pytest.raises(ValueError, match=r"X has 3 features, but Ridge is expecting 4 features"):
         make(RIDGE).fit(X[:, :3], Y)
 
 

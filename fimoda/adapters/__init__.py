@@ -1,7 +1,7 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
 from .dispatch import as_final_model
-from .initial import initial_parameters, is_network, last_step, training_epochs
+from .initial import initial_parameters, is_network, training_epochs
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
@@ -15,13 +15,25 @@ from .refits import (
     trained_in_stacks,
 )
 from .rows_of_training import warn_of_rows
-from .wrappers import check_fitted, has_earlier_steps, is_fitted, transform_rows, unwrap
+from .wrappers import (
+    caveats,
+    check_columns,
+    check_fitted,
+    has_earlier_steps,
+    is_fitted,
+    last_step,
+    transform_rows,
+    transform_targets,
+    unwrap,
+)
 
 __all__ = [
     "RefittableModel",
     "TrajectoryRecorder",
     "as_final_model",
     "as_refittable",
+    "caveats",
+    "check_columns",
     "check_fitted",
     "default_estimator",
     "default_linear_model",
@@ -40,6 +52,7 @@ __all__ = [
     "trained_in_stacks",
     "training_epochs",
     "transform_rows",
+    "transform_targets",
     "unwrap",
     "warn_of_rows",
 ]

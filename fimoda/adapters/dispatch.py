@@ -16,7 +16,6 @@ from sklearn.linear_model import (
     SGDRegressor,
 )
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from ..model import FinalModel
@@ -24,7 +23,7 @@ from .linear_models import from_least_squares, from_logistic, from_sgd
 from .mlp import from_mlp
 from .modules import from_module
 from .skorch_nets import from_skorch
-from .wrappers import check_fitted, unsupported, unwrap
+from .wrappers import check_fitted, last_step, obstacle, unsupported
 
 
 def as_final_model(
@@ -42,10 +41,10 @@ def as_final_model(
     estimator : object
         The fitted model, see the user guide for what is supported; a `FinalModel` is itself.
     X : array-like of shape (n_samples, ...)
-        Its training rows, after the earlier steps of a Pipeline (`transform_rows`). The model is
-        run on one of them, and their number scales penalties given per data set.
+        Its training rows as the model itself sees them, after the earlier steps of a Pipeline. The
+        model is run on some of them, and their number scales penalties given per data set.
     y : array-like of shape (n_samples,), default=None
-        Their targets; needed for balanced class weights only.
+        Their targets, as the model itself sees them; needed for balanced class weights only.
     sample_weight : ndarray of shape (n_samples,), default=None
         Weights of the rows in the training objective.
     criterion : nn.Module, default=None
@@ -61,10 +60,10 @@ def as_final_model(
     TypeError, ValueError
         If the model, its criterion or one of its options cannot be attributed.
     """
-    estimator = unwrap(estimator)
-    if isinstance(estimator, Pipeline):
-        return as_final_model(estimator[-1], X, y, sample_weight=sample_weight, criterion=criterion)
     check_fitted(estimator)
+    if reason := obstacle(estimator):
+        raise TypeError(reason)
+    estimator = last_step(estimator)
     if isinstance(estimator, FinalModel):
         return estimator
     if isinstance(estimator, nn.Module):

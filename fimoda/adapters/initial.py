@@ -11,25 +11,20 @@ import skorch
 import torch
 from sklearn.base import clone
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from ..model import FinalModel
 from .mlp import from_mlp
-from .wrappers import unwrap
+from .wrappers import last_step, obstacle
 
 #: Steps of this size change no parameter.
 _NO_STEP = 1e-300
 
 
-def last_step(estimator: Any) -> Any:
-    """The model itself, without wrappers and without the earlier steps of a Pipeline."""
-    estimator = unwrap(estimator)
-    return last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
-
-
 def is_network(estimator: Any) -> bool:
     """Whether the model is trained by gradient steps in batches, as a stack can be."""
+    if obstacle(estimator):  # other rows than those given
+        return False
     model = last_step(estimator)
     if isinstance(model, MLPClassifier | MLPRegressor):
         return model.solver != "lbfgs"

@@ -13,7 +13,7 @@ from skorch.callbacks import Callback
 from torch.utils.data import Subset
 
 from ..trajectory import Trajectory
-from .initial import last_step
+from .wrappers import last_step
 
 
 class TrajectoryRecorder(Callback):

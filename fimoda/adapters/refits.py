@@ -25,9 +25,9 @@ from ..losses import FlatRowLoss, OutputKind, ProbabilityNLL, SquaredError
 from ..model import FinalModel
 from ..rows import RawRows
 from .dispatch import as_final_model
-from .initial import is_network, last_step
+from .initial import is_network
 from .randomness import seed_parameters
-from .wrappers import transform_rows
+from .wrappers import caveats, last_step, transform_rows
 
 #: Name of rows as a model at the end of a Pipeline sees them.
 _SEEN = "X after the Pipeline's earlier steps"
@@ -279,9 +279,8 @@ def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]
 
 def _final_model(estimator: Any, X: RawRows, y: NDArray[Any]) -> FinalModel:
     """Return the frozen view of an estimator, in float64, for its outputs only."""
-    steps = estimator if isinstance(estimator, Pipeline) else ()
-    if len(steps) > 1 and not hasattr(steps[:-1], "transform"):
-        raise TypeError("a step of the Pipeline does not transform rows, but draws others")
+    if found := caveats(estimator):
+        raise TypeError(f"the model inside is not all of the estimator: {found[0]}")
     one = check_rows(RawRows(transform_rows(estimator, X[:1].values)).dense(), _SEEN)
     # penalties, which depend on all rows, play no role in outputs
     return as_final_model(estimator, np.broadcast_to(one, (len(y), *one.shape[1:])), y).double

@@ -1,12 +1,22 @@
-"""What stands around a model: Pipelines, frozen estimators, finished searches; fitted or not."""
+"""What stands around a model: Pipelines, target transforms, finished searches; fitted or not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import skorch
+from numpy.typing import NDArray
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from ..model import FinalModel
@@ -15,7 +25,8 @@ from ..model import FinalModel
 SUPPORTED = (
     "a fitted skorch net, a torch.nn.Module with criterion=..., MLPClassifier, MLPRegressor, "
     "LogisticRegression, LinearRegression, Ridge, SGDClassifier or SGDRegressor with a smooth "
-    "loss, a FrozenEstimator around one of them, or a Pipeline that ends in one of them"
+    "loss, alone or in a Pipeline, a search, a FrozenEstimator, a TransformedTargetRegressor, a "
+    "classifier with another threshold, or a CalibratedClassifierCV of a FrozenEstimator"
 )
 
 
@@ -31,15 +42,191 @@ def unsupported(estimator: Any) -> str:
     return f"estimator must be {SUPPORTED}; got {got}."
 
 
+# ---- one wrapper after another --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """One estimator around another, and what it does beside calling it.
+
+    Parameters
+    ----------
+    inner : object
+        The estimator inside.
+    rows, targets : callable or None
+        What rows and targets pass before they reach `inner`; None if they pass unchanged.
+    caveat : str or None
+        What scores of `inner` do not say about the whole.
+    obstacle : str or None
+        Why scores of `inner` would say too little about the whole to be given.
+    """
+
+    inner: Any
+    rows: Callable[[Any], Any] | None = None
+    targets: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    caveat: str | None = None
+    obstacle: str | None = None
+
+
+def _wrapper(estimator: Any) -> Wrapper | None:
+    """The wrapper that a (fitted) estimator is, or None if it is a model itself."""
+    if isinstance(estimator, FrozenEstimator):
+        return Wrapper(estimator.estimator)
+    if hasattr(estimator, "best_estimator_"):
+        return Wrapper(estimator.best_estimator_)
+    if hasattr(estimator, "cv_results_") and getattr(estimator, "refit", None) is False:
+        raise NotFittedError(
+            f"estimator is a {type(estimator).__name__} with refit=False, which kept no fitted model. "
+            "Fit it with refit=True, or pass a model fitted with its best parameters."
+        )
+    if isinstance(estimator, Pipeline):
+        return _of_pipeline(estimator)
+    if isinstance(estimator, TransformedTargetRegressor) and hasattr(estimator, "regressor_"):
+        return Wrapper(
+            estimator.regressor_,
+            targets=lambda y: _through_target_transform(estimator, y),
+            caveat=(
+                "scores are in the unit of the transformed target, and the transformation is held "
+                "fixed"
+            ),
+        )
+    if isinstance(estimator, CalibratedClassifierCV) and hasattr(
+        estimator, "calibrated_classifiers_"
+    ):
+        if isinstance(estimator.estimator, FrozenEstimator) or estimator.cv == "prefit":
+            return Wrapper(
+                estimator.estimator, caveat="scores are of the classifier before its calibration"
+            )
+        return None
+    if isinstance(estimator, FixedThresholdClassifier) or (
+        isinstance(estimator, TunedThresholdClassifierCV) and hasattr(estimator, "estimator_")
+    ):
+        return Wrapper(
+            getattr(estimator, "estimator_", estimator.estimator),  # it takes a fitted one as it is
+            caveat=(
+                "the threshold is not attributed to; without y_test, the predicted class is the one "
+                "at the classifier's own threshold"
+            ),
+        )
+    return None
+
+
+def _of_pipeline(pipeline: Pipeline) -> Wrapper:
+    steps = [
+        (name, step) for name, step in pipeline.steps[:-1] if step not in (None, "passthrough")
+    ]
+    samplers = [name for name, step in steps if not hasattr(step, "transform")]
+    if samplers:  # imbalanced-learn's
+        return Wrapper(
+            pipeline[-1],
+            obstacle=(
+                f"estimator is a Pipeline whose step {samplers[0]!r} resamples the training rows, so "
+                "the rows that its last step was trained on are not those given. Methods that fit the "
+                "whole Pipeline again (LeaveOneOut, Downsampling, Datamodel) take it."
+            ),
+        )
+    return Wrapper(pipeline[-1], rows=pipeline[:-1].transform if steps else None)
+
+
+def _through_target_transform(estimator: TransformedTargetRegressor, y: Any) -> NDArray[Any]:
+    """Targets as the regressor inside is fitted on them."""
+    y = check_array(y, input_name="y", ensure_2d=False, dtype="numeric", allow_nd=True)
+    found = np.asarray(estimator.transformer_.transform(y.reshape(-1, 1) if y.ndim == 1 else y))
+    return found[:, 0] if y.ndim == 1 and found.ndim == 2 and found.shape[1] == 1 else found
+
+
+def wrappers(estimator: Any) -> Iterator[Wrapper]:
+    """All that stands around a model, from the outside to the inside.
+
+    Raises
+    ------
+    NotFittedError
+        If one is a finished search that kept no model.
+    """
+    while (found := _wrapper(estimator)) is not None:
+        yield found
+        estimator = found.inner
+
+
+def last_step(estimator: Any) -> Any:
+    """The model itself, without wrappers and without the earlier steps of a Pipeline."""
+    for wrapper in wrappers(estimator):
+        estimator = wrapper.inner
+    return estimator
+
+
 def unwrap(estimator: Any) -> Any:
-    """The model inside frozen estimators and finished searches."""
-    while True:
-        if type(estimator).__name__ == "FrozenEstimator":
-            estimator = estimator.estimator
-        elif hasattr(estimator, "best_estimator_"):
-            estimator = estimator.best_estimator_
-        else:
-            return estimator
+    """The estimator inside frozen estimators and finished searches, which predicts the same."""
+    for wrapper in wrappers(estimator):
+        if wrapper.rows or wrapper.targets or wrapper.caveat or isinstance(estimator, Pipeline):
+            break
+        estimator = wrapper.inner
+    return estimator
+
+
+def caveats(estimator: Any) -> list[str]:
+    """What scores of the model inside do not say about a fitted estimator as a whole."""
+    return [wrapper.caveat for wrapper in wrappers(estimator) if wrapper.caveat]
+
+
+def obstacle(estimator: Any) -> str | None:
+    """Why the model inside cannot stand for a fitted estimator as a whole, if it cannot."""
+    return next((wrapper.obstacle for wrapper in wrappers(estimator) if wrapper.obstacle), None)
+
+
+# ---- rows and targets -----------------------------------------------------------------------
+
+
+def has_earlier_steps(estimator: Any) -> bool:
+    """Whether there is a Pipeline in it, whose earlier steps rows have to pass."""
+    if isinstance(estimator, Pipeline):
+        return True
+    if isinstance(estimator, FrozenEstimator):  # keeps the parameters of what is inside to itself
+        return has_earlier_steps(estimator.estimator)
+    if isinstance(estimator, type | skorch.NeuralNet) or not hasattr(estimator, "get_params"):
+        return False
+    parts = estimator.get_params().values()
+    return any(has_earlier_steps(p) for p in parts if isinstance(p, Pipeline | FrozenEstimator))
+
+
+def transform_rows(estimator: Any, X: Any) -> Any:
+    """Rows as the model itself sees them: after the earlier steps of a Pipeline.
+
+    Raises
+    ------
+    TypeError
+        If a Pipeline resamples the rows that its last step is trained on.
+    """
+    for wrapper in wrappers(estimator):
+        if wrapper.obstacle:
+            raise TypeError(wrapper.obstacle)
+        if wrapper.rows:
+            X = wrapper.rows(X)
+    return X
+
+
+def transform_targets(estimator: Any, y: NDArray[Any]) -> NDArray[Any]:
+    """Targets as the model itself is fitted on them."""
+    for wrapper in wrappers(estimator):
+        if wrapper.targets:
+            y = wrapper.targets(y)
+    return y
+
+
+def check_columns(estimator: Any, X: Any) -> None:
+    """Let a fitted scikit-learn estimator look at a row: it knows its columns by name and number.
+
+    Raises
+    ------
+    ValueError
+        That of scikit-learn, if the columns are not those that it was fitted on, in their order.
+    """
+    known = not isinstance(last_step(estimator), nn.Module | skorch.NeuralNet | FinalModel)
+    if known and hasattr(estimator, "predict"):
+        estimator.predict(_safe_indexing(X, [0]))
+
+
+# ---- fitted or not --------------------------------------------------------------------------
 
 
 def is_fitted(estimator: Any) -> bool:
@@ -48,9 +235,9 @@ def is_fitted(estimator: Any) -> bool:
     Raises
     ------
     NotFittedError
-        If the last step of a Pipeline is fitted and an earlier step is not.
+        If the last step of a Pipeline is fitted and an earlier step is not, or if the estimator is
+        a search that kept no model.
     """
-    estimator = unwrap(estimator)
     if isinstance(estimator, nn.Module | FinalModel):
         return True
     if isinstance(estimator, Pipeline):
@@ -63,6 +250,9 @@ def is_fitted(estimator: Any) -> bool:
                     "not. Fit the whole Pipeline, or pass the last step alone with transformed X."
                 )
         return True
+    wrapper = _wrapper(estimator)
+    if wrapper is not None:
+        return is_fitted(wrapper.inner)
     try:
         check_is_fitted(estimator)
     except NotFittedError:
@@ -79,20 +269,3 @@ def check_fitted(estimator: Any) -> None:
             f"estimator {type(unwrap(estimator)).__name__} is not fitted. Attribution starts from "
             "a final model: call fit on it first."
         )
-
-
-def has_earlier_steps(estimator: Any) -> bool:
-    """Whether rows pass through other steps of a Pipeline before they reach the model."""
-    estimator = unwrap(estimator)
-    estimator = getattr(estimator, "estimator", estimator)  # what an unfitted search will fit
-    return isinstance(estimator, Pipeline)
-
-
-def transform_rows(estimator: Any, X: Any) -> Any:
-    """Rows as the model itself sees them: after the earlier steps of a Pipeline."""
-    estimator = unwrap(estimator)
-    if not isinstance(estimator, Pipeline):
-        return X
-    if len(estimator) > 1:
-        X = estimator[:-1].transform(X)
-    return transform_rows(estimator[-1], X)

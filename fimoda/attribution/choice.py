@@ -10,7 +10,7 @@ from typing import Any
 
 from joblib import effective_n_jobs
 
-from ..adapters.initial import last_step
+from ..adapters import last_step
 from ..attributors._kernel_run import kernel_bytes
 from ..attributors._retraining import BaseRetraining
 from ..attributors._segmented_run import bytes_per_component, components_that_fit

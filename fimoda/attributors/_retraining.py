@@ -140,6 +140,12 @@ class BaseRetraining(BaseFurtherTraining):
             return super()._model_rows(X)
         return RawRows(transform_rows(self.estimator_, X) if self.refit == "last" else X)
 
+    def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
+        return super()._model_targets(y) if self._in_stacks or self.refit == "last" else y
+
+    def _caveats(self) -> list[str]:
+        return super()._caveats() if self._in_stacks or self.refit == "last" else []
+
     def _freeze(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
