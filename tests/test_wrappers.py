@@ -219,7 +219,7 @@ def test_calibration_of_a_frozen_model(ensemble):
 
 def test_calibration_that_fits_models_is_not_one_model():
     model = CalibratedClassifierCV(LogisticRegression(), cv=3).fit(X, LABELS)
-    with pytest.raises(TypeError, match="estimator must be .*; got CalibratedClassifierCV"):
+    with pytest.raises(TypeError, match=r"estimator must be .*; got CalibratedClassifierCV"):
         GradDot(model).fit(X, LABELS)
     assert not is_fitted(
         CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(X, LABELS)))
@@ -298,7 +298,7 @@ def test_models_without_gradients_are_named():
     model = TransformedTargetRegressor(
         by_name(RandomForestRegressor(2, random_state=0)), transformer=StandardScaler()
     ).fit(FRAME, Y)
-    with pytest.raises(TypeError, match="got RandomForestRegressor. Methods that train again"):
+    with pytest.raises(TypeError, match=r"got RandomForestRegressor\. Methods that train again"):
         GradDot(model).fit(FRAME, Y)
 
 
