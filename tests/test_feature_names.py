@@ -177,5 +177,5 @@ def test_command_line(tmp_path, capsys):
     TEST.assign(y=Y[:4]).to_csv(tmp_path / "test.csv", index=False)
     files = {"model": "model.pkl", "train": "train.csv", "test": "test.csv"}
     options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
-    assert main(["attribute", *options, "--target=y"]) == 2
+    assert main(["attribute", *options, "--target=y", "--trust"]) == 2
     assert "must be in the same order" in capsys.readouterr().err
