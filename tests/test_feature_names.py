@@ -172,10 +172,16 @@ def test_the_index_of_targets_is_ignored():
 
 
 def test_command_line(tmp_path, capsys):
+    """Columns of a file go by their names; those that the model does not know are refused."""
     joblib.dump(fitted("ridge"), tmp_path / "model.pkl")
-    REORDERED.assign(y=Y).to_csv(tmp_path / "train.csv", index=False)
     TEST.assign(y=Y[:4]).to_csv(tmp_path / "test.csv", index=False)
-    files = {"model": "model.pkl", "train": "train.csv", "test": "test.csv"}
-    options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
-    assert main(["attribute", *options, "--target=y", "--trust"]) == 2
-    assert "must be in the same order" in capsys.readouterr().err
+    call = ["attribute", f"--model={tmp_path}/model.pkl", "--target=y", "--trust"]
+    call += [f"--train={tmp_path}/train.csv", f"--test={tmp_path}/test.csv"]
+    REORDERED.assign(y=Y).to_csv(tmp_path / "train.csv", index=False)
+    assert main([*call, f"--out={tmp_path}/out.npy"]) == 0
+    expected = attribute(fitted("ridge"), FRAME, Y, TEST, Y[:4], random_state=0).scores
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-6)
+    REORDERED.rename(columns={"a": "z"}).assign(y=Y).to_csv(tmp_path / "train.csv", index=False)
+    capsys.readouterr()
+    assert main(call) == 2
+    assert "a" in capsys.readouterr().err
