@@ -40,6 +40,7 @@ from .adapters import (
     transform_targets,
     warn_of_rows,
 )
+from .gradient_mode import with_gradients
 from .measurements import Measurement
 from .model import FinalModel
 from .row_gradients import Measure
@@ -92,6 +93,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     # ---- fit --------------------------------------------------------------------------------
 
+    @with_gradients
     @checks_parameters
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Compute whatever depends on the training rows only.
@@ -201,6 +203,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     # ---- transform --------------------------------------------------------------------------
 
+    @with_gradients
     def transform(self, X: Any, y: Any = None) -> NDArray[np.float64]:
         """Score every training row for each test row.
 
@@ -279,6 +282,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     # ---- views of the scores ----------------------------------------------------------------
 
+    @with_gradients
     def self_influence(self) -> NDArray[np.float64]:
         """Score of each training row on itself, without building the matrix.
 
@@ -305,6 +309,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             ]
         )
 
+    @with_gradients
     def top(self, X: Any, y: Any = None, k: int = 5) -> TopRows:
         """The k most helpful and most harmful training rows of each test row.
 

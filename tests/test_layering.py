@@ -17,6 +17,7 @@ ORDER = [
     "_identity",
     "rows",
     "distances",
+    "gradient_mode",
     "losses",
     "measurements",
     "model",

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .._validation import POSITIVE_INTEGER, check_horizons, check_is_fitted
+from ..gradient_mode import with_gradients
 from ..row_gradients import Measure
 from ..training.outcomes import Measurer, standard_error
 from ._further_training import BaseFurtherTraining
@@ -51,6 +52,7 @@ class BaseHorizons(BaseFurtherTraining):
     def _check_horizons(self) -> list[int]:
         return check_horizons(self.n_epochs, "n_epochs")
 
+    @with_gradients
     def transform_horizons(self, X: Any, y: Any = None) -> NDArray[np.float64]:
         """Scores at every horizon of `n_epochs`.
 
@@ -84,6 +86,7 @@ class BaseHorizons(BaseFurtherTraining):
 
     # ---- other questions than the removal of one row ----------------------------------------
 
+    @with_gradients
     def reweight(self, X: Any, y: Any = None, *, weights: ArrayLike) -> NDArray[np.float64]:
         r"""Effect of multiplying the weights of training rows, for example of removing a set.
 

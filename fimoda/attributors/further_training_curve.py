@@ -14,6 +14,7 @@ from torch import nn
 
 from .._validation import check_horizons
 from ..adapters import check_fitted
+from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
@@ -71,6 +72,7 @@ class FurtherTrainingCurve:
         return replace(self, correction=correction)
 
 
+@with_gradients
 def further_training_curve(
     estimator: Any,
     X: Any,

@@ -24,6 +24,7 @@ from .._validation import (
     check_random_state,
     check_targets,
 )
+from ..gradient_mode import with_gradients
 from ..losses import SquaredError
 from ..measurements import Measurement
 from ..row_gradients import Measure
@@ -365,6 +366,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         ]
         return torch.stack(effects).mean(0).cpu().numpy()
 
+    @with_gradients
     def relabel(
         self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike
     ) -> NDArray[np.float64]:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..gradient_mode import with_gradients
 from ..training.ensemble import Ensemble
 from ..training.optimizers import LearningRate
 from ..training.recording import Checkpoints
 from .ensemble import EnsembleAttributor
 
 
+@with_gradients
 def train_ensemble(
     estimator: Any,
     X: Any,

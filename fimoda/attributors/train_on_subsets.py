@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.subset_outcomes import SubsetOutcomes
@@ -16,6 +17,7 @@ from ._subset_trainer import SubsetTrainer
 from .leave_one_out import LeaveOneOut
 
 
+@with_gradients
 def train_on_subsets(
     estimator: Any,
     X: Any,
