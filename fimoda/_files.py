@@ -16,6 +16,8 @@ from typing import Any
 import joblib
 from torch import nn
 
+from .top_rows import printable
+
 #: Kinds of tables, and what reads and writes them.
 READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".feather": "read_feather"}
 WRITERS = {".csv": "to_csv", ".parquet": "to_parquet"}
@@ -50,7 +52,7 @@ def suffix(path: str) -> str:
 
 def note(what: str) -> None:
     """Tell the user something that is no result."""
-    print(what, file=sys.stderr)
+    print(printable(what), file=sys.stderr)
 
 
 def _check_engine(path: str) -> None:

@@ -7,6 +7,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ._files import (
     check_target,
     load_model,
     naming_text,
+    note,
     read_tables,
     separated,
     suffix,
@@ -119,13 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status : int
     """
     given = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that it cannot print must not end it
+            stream.reconfigure(errors="backslashreplace")
     try:
         {"demo": _demo, "attribute": _attribute, "compare": _compare}[given.command](given)
     except _MENDABLE as error:
-        print(f"fimoda {given.command}: {error}", file=sys.stderr)
+        note(f"fimoda {given.command}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"fimoda {given.command}: interrupted", file=sys.stderr)
+        note(f"fimoda {given.command}: interrupted")
         return 130
     return 0
 

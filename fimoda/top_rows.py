@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,9 +257,17 @@ def as_text(name: Any) -> str:
     return ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
 
 
+def printable(text: str) -> str:
+    """Return text without signs that control a terminal; lines stay lines."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if sign != "\n" and category(sign) == "Cc" else sign
+        for sign in text
+    )
+
+
 def shortened(name: Any, length: int = _LENGTH) -> str:
     """Return a name as text of one line, its middle left out where it is longer than `length`."""
-    text = " ".join(as_text(name).split())
+    text = printable(" ".join(as_text(name).split()))
     if len(text) <= length:
         return text
     half = (length - 1) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import subprocess
@@ -149,8 +150,8 @@ def test_parquet(folder, tables):
 
 
 def test_skops(folder, capsys):
-    io = pytest.importorskip("skops.io")
-    io.dump(joblib.load(folder / "net.pkl"), folder / "net.skops")
+    skops = pytest.importorskip("skops.io")
+    skops.dump(joblib.load(folder / "net.pkl"), folder / "net.skops")
     scores = []
     for name in ("net.pkl", "net.skops"):
         out = folder / f"{name}.npy"
@@ -363,10 +364,10 @@ def test_pickles_are_refused(folder, tmp_path, capsys):
 
 
 def test_types_of_skops_are_listed_and_refused(folder, tmp_path, capsys):
-    io = pytest.importorskip("skops.io")
+    skops = pytest.importorskip("skops.io")
     path = tmp_path / "net.skops"
-    io.dump(joblib.load(folder / "net.pkl"), path)
-    unknown = io.get_untrusted_types(file=path)
+    skops.dump(joblib.load(folder / "net.pkl"), path)
+    unknown = skops.get_untrusted_types(file=path)
     assert unknown
     for trust in (False, "builtins.print", ",".join(unknown[1:])):
         assert main(given(folder, model=path, trust=trust, method="GradDot")) == 2
@@ -376,7 +377,7 @@ def test_types_of_skops_are_listed_and_refused(folder, tmp_path, capsys):
     assert main(given(folder, model=path, trust=",".join(unknown), method="GradDot")) == 0
     safe = tmp_path / "safe.skops"
     X, y = load_breast_cancer(return_X_y=True)
-    io.dump(LogisticRegression(max_iter=1000).fit(X[:70, :3] / X[:70, :3].std(0), y[:70]), safe)
+    skops.dump(LogisticRegression(max_iter=1000).fit(X[:70, :3] / X[:70, :3].std(0), y[:70]), safe)
     assert main(given(folder, model=safe, trust=False, target="none")) == 2
     assert "--target must be" in capsys.readouterr().err
 
@@ -570,3 +571,19 @@ def test_interrupted(folder, capsys, monkeypatch):
     monkeypatch.setattr("fimoda.cli.attribute", stop)
     assert main(given(folder)) == 130
     assert "fimoda attribute: interrupted" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_does_not_print(folder, tables, tmp_path, monkeypatch):
+    """Neither signs that control it nor those that it lacks."""
+    train, test = tables
+    for name, table in (("train", train), ("test", test)):
+        ids = [f"\x1b[2J\u540d{i}" for i in range(len(table))]
+        table.assign(id=ids).to_csv(tmp_path / f"{name}.csv", index=False)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    files = {"train": tmp_path / "train.csv", "test": tmp_path / "test.csv"}
+    assert main(given(folder, method="GradDot", **files)) == 0
+    shown.flush()
+    said = shown.buffer.getvalue()
+    assert b"\x1b" not in said
+    assert b"\\ufffd[2J\\u540d0" in said
