@@ -61,6 +61,9 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
     process: ClassVar[str] = "as the method says"
 
+    #: Whether a recorded run tells which rows were trained on, and how often.
+    _knows_rows: ClassVar[bool] = False
+
     #: Parameters that hold fitted models: a clone shares them, as it does a fitted estimator.
     _shared: ClassVar[tuple[str, ...]] = ()
 
@@ -158,7 +161,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
         """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
-        warn_of_rows(last_step(self.estimator_), len(X), sample_weight is not None)
+        if not self._knows_rows:
+            warn_of_rows(last_step(self.estimator_), len(X), sample_weight is not None)
         return as_final_model(
             self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
         )

@@ -8,6 +8,7 @@ have the same leading axes. A stack of L models on B rows is therefore just outp
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -217,6 +218,16 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
         raise TypeError(
             f"criterion must be an instance of torch.nn.Module, got {criterion!r}. "
             "Pass for example criterion=torch.nn.CrossEntropyLoss()."
+        )
+    given = [
+        p.name
+        for p in inspect.signature(criterion.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(given) > 2:
+        raise TypeError(
+            f"criterion {name} takes {', '.join(given)}: it must be a function of outputs and targets. "
+            "Write a module whose forward(outputs, targets) splits them and calls it."
         )
     reduction = getattr(criterion, "reduction", None)
     if reduction is None:

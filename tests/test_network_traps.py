@@ -13,10 +13,11 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
+from skorch.callbacks import Checkpoint
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from fimoda import FurtherTraining, GradDot, as_final_model
+from fimoda import FurtherTraining, GradDot, TracIn, TrajectoryRecorder, as_final_model
 
 N, D, C = 12, 4, 3
 
@@ -303,3 +304,37 @@ def test_a_sampler_weighs_the_rows():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GradDot(net).fit(X, y, sample_weight=weights)
+
+
+# ---- runs, criteria and targets that do not fit -------------------------------------------------
+
+
+def test_a_run_that_does_not_end_at_the_model(tmp_path):
+    X, y = many_rows()
+    best = Checkpoint(monitor="valid_loss_best", load_best=True, dirname=str(tmp_path))
+    recorder = TrajectoryRecorder(checkpoints=[2, 4, 6, 8, 10, 12])
+    net = skorch_net(callbacks=[recorder, best], lr=100.0, batch_size=40)
+    net.set_params(max_epochs=6).fit(X, y)
+    changed = not torch.equal(recorder_of(net).state(5)["weight"], net.module_.weight.detach())
+    assert changed  # a learning rate of 100: the first epochs are the best
+    with pytest.raises(ValueError, match=r"does not end at the model.*load_best"):
+        TracIn(net).fit(X, y)
+
+
+def recorder_of(net):
+    return next(c.trajectory_ for _, c in net.callbacks_ if isinstance(c, TrajectoryRecorder))
+
+
+@pytest.mark.parametrize(
+    "criterion", [nn.GaussianNLLLoss(), nn.TripletMarginLoss(), nn.CTCLoss()], ids=str
+)
+def test_criteria_of_more_than_outputs_and_targets(criterion):
+    with pytest.raises(TypeError, match="must be a function of outputs and targets"):
+        as_final_model(net(), *rows(), criterion=criterion)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[D]", "timedelta64[s]", "complex128"])
+def test_targets_that_are_neither_labels_nor_numbers(dtype):
+    X, y = rows()
+    with pytest.raises(ValueError, match=f"y must hold class labels or real numbers.*{dtype[:8]}"):
+        GradDot(nn.Linear(D, 1).double(), criterion=nn.MSELoss()).fit(X, y.astype(dtype))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import skorch
+import torch
 from skorch.callbacks import Callback
 from torch.utils.data import Subset
 
@@ -230,10 +231,38 @@ class _Listener:
 
 
 def recorded_trajectory(estimator: Any) -> Trajectory | None:
-    """The record that a fitted skorch net's `TrajectoryRecorder` has made, if it has one."""
+    """Return the record that a fitted skorch net's `TrajectoryRecorder` has made, if it has one.
+
+    Raises
+    ------
+    ValueError
+        If the net's parameters are not those at the end of the record.
+    """
     model = last_step(estimator)
     if isinstance(model, skorch.NeuralNet):
         for _, callback in getattr(model, "callbacks_", []):
             if isinstance(callback, TrajectoryRecorder) and hasattr(callback, "trajectory_"):
+                _check_ends_at(callback.trajectory_, model)
                 return callback.trajectory_
     return None
+
+
+def _check_ends_at(run: Trajectory, net: skorch.NeuralNet) -> None:
+    """Raise ValueError unless the run ends at the parameters of the net."""
+
+    def is_net(k: int) -> bool:
+        kept = run.state(k)
+        parameters = dict(getattr(net.module_, "_orig_mod", net.module_).named_parameters())
+        return all(torch.equal(kept[name], p.detach().cpu()) for name, p in parameters.items())
+
+    if not len(run) or is_net(len(run) - 1):
+        return
+    same = [run.steps[k] for k in range(len(run)) if is_net(k)]
+    where = (
+        f"they are those after step {same[-1]}" if same else "they are at none of its checkpoints"
+    )
+    raise ValueError(
+        f"the run that was recorded does not end at the model: it has {run.n_steps} steps, and the net's "
+        f"parameters have changed since ({where}). Train without load_best=True, or pass as trajectory "
+        "the part of the run that leads to the model (Trajectory.from_checkpoints)."
+    )

@@ -33,6 +33,7 @@ class BaseAlongTheRun(BaseAttributor):
     """
 
     process = "the recorded training"
+    _knows_rows = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
