@@ -239,8 +239,19 @@ def read_tables(
 
 def _as_in(train: Any, test: Any, train_path: str, test_path: str) -> Any:
     """A column of the test table with the type of the training table, if that keeps its values."""
+    import pandas as pd
+
     if train.dtype == test.dtype:
         return test
+    if isinstance(train.dtype, pd.CategoricalDtype):  # codes must mean the same in both
+        known = train.cat.categories
+        new = [one for one in pd.unique(test.dropna()) if one not in known]
+        if new:
+            note(
+                f"--test: column {test.name!r} of {test_path} holds categories that {train_path} lacks: "
+                f"{', '.join(map(str, new))}."
+            )
+        return test.astype(pd.CategoricalDtype([*known, *new], train.cat.ordered))
     try:
         same = test.astype(train.dtype)
         known = test.notna()

@@ -24,6 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import fimoda
 from fimoda import GradDot
+from fimoda._files import read_tables
 from fimoda.cli import main
 
 
@@ -445,6 +446,17 @@ def test_test_rows_have_the_types_of_training_rows(zips, capsys):
         r"--test: column 'zip' is int64 in .*train.csv and float64 in .*test.csv", said
     )
     assert re.search(r"--test: column 'x' is int64 in .* and (str|object) in", said)
+
+
+@pytest.mark.parametrize("values", ["AB", "CDA"])
+def test_categories_have_the_same_codes(tmp_path, capsys, values):
+    pd.DataFrame({"site": list("ABC")}).to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame({"site": list(values)}).to_csv(tmp_path / "test.csv", index=False)
+    paths = (str(tmp_path / name) for name in ("train.csv", "test.csv"))
+    _, test = read_tables(*paths, None, {"site": "category"})
+    assert list(test["site"]) == list(values)
+    assert list(test["site"].cat.codes) == ["ABCD".index(one) for one in values]
+    assert ("holds categories that" in capsys.readouterr().err) == ("D" in values)
 
 
 @pytest.mark.parametrize(
