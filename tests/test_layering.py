@@ -15,6 +15,7 @@ PACKAGE = Path(fimoda.__file__).parent
 ORDER = [
     "_validation",
     "_identity",
+    "_run_directory",
     "rows",
     "distances",
     "gradient_mode",

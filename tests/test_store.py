@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from fimoda import FurtherTraining, further_training_curve
-from fimoda.training.store import MANIFEST, PART, UnitStore
+from fimoda._run_directory import MANIFEST, PART
+from fimoda.training.store import UnitStore
 
 N, D = 60, 4
 
@@ -310,7 +311,7 @@ def test_disk_that_takes_no_more(tmp_path):
     last = messages.strip().splitlines()[-1]
     assert last.startswith("OSError: [Errno 27]"), messages
     assert f"checkpoint_dir '{directory}' cannot be written: File too large" in last
-    assert "Finished units are kept" in last
+    assert "Finished files are kept" in last
     finished = units(directory)
     assert len(finished) == 1
     assert sorted(p.name for p in directory.iterdir()) == sorted([*finished, MANIFEST])

@@ -42,7 +42,7 @@ from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer
 from ..training.refits import UNIT_SIZE, Refits
 from ..training.runner import Result, Training, decide_compile, run_units
-from ..training.store import UnitStore
+from ..training.store import UnitStore, one_warning
 from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
 from ..training.subsets import StackedRetraining, SubsetUnit
 from ._further_training import BaseFurtherTraining
@@ -244,6 +244,7 @@ class BaseRetraining(BaseFurtherTraining):
             f"fit and not by steps of an optimiser. {instead}"
         )
 
+    @one_warning()
     def _train(
         self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None
     ) -> dict[SubsetUnit, Result]:
@@ -305,6 +306,7 @@ class BaseRetraining(BaseFurtherTraining):
 
     # ---- transform --------------------------------------------------------------------------
 
+    @one_warning()
     def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
         """What the trained models measure."""
         if self._kept is None:

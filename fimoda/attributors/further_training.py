@@ -27,6 +27,7 @@ from ..training.further import FurtherRun
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer, Outcomes, assemble, keep_parameters, standard_error
 from ..training.runner import Result, Training, Unit
+from ..training.store import one_warning
 from ._further_training import BaseFurtherTraining
 
 
@@ -277,6 +278,7 @@ class FurtherTraining(BaseFurtherTraining):
             max_seconds=self.max_seconds,
         )
 
+    @one_warning()
     def _outcomes(
         self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measurer
     ) -> Outcomes:
@@ -306,6 +308,7 @@ class FurtherTraining(BaseFurtherTraining):
         outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
         return outcomes.full[0].T, np.moveaxis(outcomes.scores("full")[0], -1, 0)
 
+    @one_warning()
     def _self_influence(self) -> NDArray[np.float64]:
         rows = torch.from_numpy(self.train_indices_)
         own = Measurer(self._X[rows], self._y[rows], self._measure)

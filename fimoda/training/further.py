@@ -23,7 +23,7 @@ from .runner import (
     run_units,
     train_unit,
 )
-from .store import UnitStore
+from .store import UnitStore, one_warning
 
 #: Seeds whose number is to be found are trained this many at a time.
 SEED_ROUND = 5
@@ -62,6 +62,7 @@ class FurtherRun:
     verbose: int
     max_seconds: float | None = None
 
+    @one_warning()
     def train(
         self,
         read: Reader,

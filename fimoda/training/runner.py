@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -223,7 +224,7 @@ def run_units(
     pending: list[AnyUnit] = []
     with tqdm(total=len(units), desc=description, unit="stack", disable=not verbose) as progress:
         for unit in units:
-            done = None if store is None else store.get(unit.key)
+            done = None if store is None else store.get(unit.key, partial(work, unit))
             if done is None:
                 pending.append(unit)
             else:
@@ -237,7 +238,9 @@ def run_units(
         )
         for number, result in _parallel(work, begun, len(pending), n_jobs):
             unit = pending[number]
-            kept: Result = result if store is None else store.put(unit.key, result)
+            kept: Result = (
+                result if store is None else store.put(unit.key, result, partial(work, unit))
+            )
             progress.update()
             yield unit, kept
 

@@ -1,11 +1,14 @@
-"""Finished work units on disk: written whole or not at all, and found again by the next call."""
+"""Finished work units on disk, found again by the next call and computed again if damaged."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._identity import versions
+from .._run_directory import MANIFEST, DamagedFileError, RunDirectory
 
-MANIFEST = "run.json"
-
-#: Begins the names of files that are being written. A killed process leaves one behind.
-PART = ".part-"
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array on disk, read when ``np.asarray`` asks for it: holds no memory and no open file."""
-
-    path: Path
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(np.load(self.path), dtype=dtype)
+#: Files that were found damaged since `one_warning` began.
+_FOUND: ContextVar[list[Path] | None] = ContextVar("_FOUND", default=None)
 
 
 class UnitStore:
@@ -39,111 +31,164 @@ class UnitStore:
     directory : path
         Made if it does not exist.
     identity : dict
-        What the run is: plain numbers, strings and lists. A directory that holds another run is
-        refused.
+        What the run is: plain numbers, strings, lists and dicts. A directory that holds another run
+        is refused; so is one of other versions of what computes.
 
     Raises
     ------
     ValueError
         If the directory belongs to another run; the message names what differs.
     OSError
-        If the directory cannot be written.
+        If the directory cannot be written, or others can write it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
-        self.directory = Path(directory).absolute()
-        self.identity = json.loads(json.dumps({**versions(), **identity}))
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"checkpoint_dir {str(self.directory)!r} cannot be made: {error.strerror}",
-            ) from error
-        manifest = self.directory / MANIFEST
-        if manifest.exists():
-            self._check_same_run(manifest)
-        else:
-            names = [p.name for p in self.directory.iterdir()]
-            others = [name for name in names if not name.startswith(PART)]
-            if others:
-                raise ValueError(
-                    f"checkpoint_dir {str(self.directory)!r} holds other files ({others[0]!r}, ...) "
-                    "and no run of fimoda. Choose an empty or new directory."
-                )
-            self._write(manifest, json.dumps(self.identity, indent=1).encode())
-
-    def _check_same_run(self, manifest: Path) -> None:
-        try:
-            found = json.loads(manifest.read_text())
-        except (OSError, ValueError) as error:
+        self._files = RunDirectory(directory, "checkpoint_dir")
+        self._files.make()
+        self.directory = self._files.path
+        others = self._files.names()
+        # another process may have begun, and finished units, since the files were listed
+        if others and not (self.directory / MANIFEST).exists():
             raise ValueError(
-                f"checkpoint_dir {str(self.directory)!r} has an unreadable {MANIFEST}: {error}. "
-                "Choose another directory."
-            ) from error
-        keys = sorted(set(found) | set(self.identity))
-        different = [k for k in keys if found.get(k) != self.identity.get(k)]
+                f"{self._files} holds other files ({others[0]!r}, ...) and no run of fimoda. Choose an "
+                "empty or new directory."
+            )
+        self.identity = json.loads(json.dumps({**versions(), **identity}))
+        self._check_same_run(self._files.claim(self.identity))
+
+    def _check_same_run(self, found: dict[str, Any]) -> None:
+        own = self.identity
+        # as text, in which NaN equals itself
+        different = [
+            key
+            for key in sorted({*found, *own})
+            if json.dumps(found.get(key)) != json.dumps(own.get(key))
+        ]
         if different:
             shown = "; ".join(
-                f"{k}: there {_short(found.get(k))}, now {_short(self.identity.get(k))}"
+                f"{k}: there {_short(found.get(k))}, now {_short(own.get(k))}"
                 for k in different[:4]
             )
             raise ValueError(
-                f"checkpoint_dir {str(self.directory)!r} belongs to another run ({shown}). Choose "
-                "another directory, or call with the arguments of that run to resume it."
+                f"{self._files} belongs to another run ({shown}). Choose another directory, or call "
+                "with the arguments of that run to resume it."
             )
 
-    def _path(self, key: str) -> Path:
-        return self.directory / f"{key}.npy"
-
     def has(self, key: str) -> bool:
-        """Whether the unit is finished."""
-        return self.get(key) is not None
+        """Return whether there is a file of the unit, sound or not."""
+        return (self.directory / _name(key)).is_file()
 
-    def get(self, key: str) -> StoredArray | None:
-        """The array of a finished unit, or None. A file that was cut off is as good as none."""
+    def read(self, key: str) -> NDArray[Any]:
+        """Return the array of a finished unit.
+
+        Raises
+        ------
+        OSError
+            If there is none, it is damaged, or others can write it.
+        """
+        return self._files.read(_name(key), lambda file: np.load(file, allow_pickle=False))
+
+    def get(self, key: str, again: Callable[[], NDArray[Any]] | None = None) -> StoredArray | None:
+        """Return the array of a finished unit, or None if there is none or it is damaged.
+
+        `again` computes it, should it be damaged later.
+        """
         try:
-            np.load(self._path(key), mmap_mode="r")  # its header, and whether its length agrees
-        except (FileNotFoundError, ValueError, EOFError):
+            self._files.read(_name(key), lambda _: None)
+        except FileNotFoundError:
             return None
-        return StoredArray(self._path(key))
+        except DamagedFileError as error:
+            _note(error.path)
+            return None
+        return StoredArray(self, key, again)
 
-    def put(self, key: str, array: NDArray[Any]) -> StoredArray:
+    def put(
+        self, key: str, array: NDArray[Any], again: Callable[[], NDArray[Any]] | None = None
+    ) -> StoredArray:
         """Keep a finished unit."""
-        self._write(self._path(key), array)
-        return StoredArray(self._path(key))
+        dense = np.ascontiguousarray(array)
+        self._files.write(
+            _name(key), lambda file: np.lib.format.write_array(file, dense, allow_pickle=False)
+        )
+        return StoredArray(self, key, again)
 
     def require_space(self, n_bytes: int) -> None:
         """Raise OSError unless the file system has room for `n_bytes` more."""
         free = shutil.disk_usage(self.directory).free
         if n_bytes > free:
             raise OSError(
-                f"checkpoint_dir {str(self.directory)!r} needs {n_bytes / 2**20:.0f} MiB and has "
-                f"{free / 2**20:.0f} MiB free. Free some space, or leave out fewer rows or seeds."
+                f"{self._files} needs {n_bytes / 2**20:.0f} MiB and has {free / 2**20:.0f} MiB free. "
+                "Free some space, or leave out fewer rows or seeds."
             )
 
-    def _write(self, path: Path, content: bytes | NDArray[Any]) -> None:
-        """Write a temporary file, flush it to the disk, and give it its name in one step."""
-        part = None
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk, read when ``np.asarray`` asks for it: holds no memory and no open file.
+
+    Parameters
+    ----------
+    store : UnitStore
+    key : str
+        Of the unit.
+    again : callable or None
+        Computes the array where its file has vanished or is damaged.
+    """
+
+    store: UnitStore
+    key: str
+    again: Callable[[], NDArray[Any]] | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         try:
-            with tempfile.NamedTemporaryFile(dir=self.directory, prefix=PART, delete=False) as f:
-                part = Path(f.name)
-                if isinstance(content, bytes):
-                    f.write(content)
-                else:
-                    np.lib.format.write_array(f, np.ascontiguousarray(content), allow_pickle=False)
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(path)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"checkpoint_dir {str(self.directory)!r} cannot be written: {error.strerror or error}. "
-                "Finished units are kept; make room or permissions and call again to resume.",
-            ) from error
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
+            found = self.store.read(self.key)
+        except (FileNotFoundError, DamagedFileError):
+            if self.again is None:
+                raise
+            _note(self.store.directory / _name(self.key))
+            found = self.again()
+            with contextlib.suppress(OSError):  # is needed now, kept or not
+                self.store.put(self.key, found)
+        return np.asarray(found, dtype=dtype)
+
+
+@contextlib.contextmanager
+def one_warning() -> Iterator[None]:
+    """Say once, at the end, which files were found damaged inside."""
+    if _FOUND.get() is not None:  # the outer one says it
+        yield
+        return
+    found: list[Path] = []
+    token = _FOUND.set(found)
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
+        if found:
+            _warn(found)
+
+
+def _note(path: Path) -> None:
+    """Remember a damaged file, or say it now if nobody gathers them."""
+    found = _FOUND.get()
+    if found is None:
+        _warn([path])
+    else:
+        found.append(path)
+
+
+def _warn(paths: list[Path]) -> None:
+    more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+    warnings.warn(
+        f"{str(paths[0])!r}{more} in checkpoint_dir vanished or were damaged (their content is not "
+        "what was written) and are computed again. Look after the disk if you have not touched them.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _name(key: str) -> str:
+    return f"{key}.npy"
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from .._run_directory import DamagedFileError
+from .records import Progress, decoded, encoded
 from .saved import buffers_by_name, check_steps, rates_of_steps
 from .stages import Stage, check_stages
 from .store import CheckpointStore, OptimizerState, cloned
@@ -68,15 +71,9 @@ class Trajectory:
         self.batches: list[NDArray[np.int64]] | None = None
         self._rates: list[float] = []
         self._stages: list[Stage] = []
+        self._recorded = Progress()
         self._store = CheckpointStore(directory)
-        folder = self._store.directory
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.glob("*.pt")):
-                raise FileExistsError(
-                    f"directory {str(directory)!r} holds a recorded run. Choose an empty one, or read "
-                    "that run with Trajectory.load."
-                )
+        self._store.begin()
 
     @classmethod
     def from_checkpoints(
@@ -229,7 +226,23 @@ class Trajectory:
         buffers : dict, default=None
             What the optimiser keeps of each.
         """
-        self._store.put(self.n_steps, state_dict, buffers or {})
+        self._keep(self.n_steps, state_dict, buffers or {})
+
+    def _keep(self, step: int, state: Mapping[str, Tensor], buffers: OptimizerState) -> None:
+        """Keep a checkpoint, and what was recorded since the last."""
+        self._store.put(step, state, buffers, self._record(self._recorded, step))
+        self._recorded = Progress(step, len(self._stages))
+
+    def _record(self, since: Progress, stop: int | None = None) -> dict[str, Any]:
+        """What was recorded since a moment, up to a step."""
+        batches = None if self.batches is None else self.batches[since.steps : stop]
+        return encoded(
+            since,
+            (self.optimizer, self.optimizer_params),
+            self._rates[since.steps : stop],
+            batches,
+            self.stages[since.stages :],
+        )
 
     def extended(self, directory: str | os.PathLike[str] | None = None) -> Trajectory:
         """A copy of this run, which can be recorded further.
@@ -247,7 +260,7 @@ class Trajectory:
         run._rates, run._stages = list(self._rates), self.stages
         run.batches = None if self.batches is None else list(self.batches)
         for k, step in enumerate(self.steps):
-            run._store.put(step, self.state(k), self.optimizer_state(k))
+            run._keep(step, self.state(k), self.optimizer_state(k))
         return run
 
     def __sklearn_clone__(self) -> Trajectory:
@@ -352,21 +365,14 @@ class Trajectory:
             The run's own by default.
         """
         run = self if directory is None else self.extended(directory)
-        known = {
-            "optimizer": (run.optimizer, run.optimizer_params),
-            "steps": run.steps,
-            "rates": run._rates,
-            "batches": None if run.batches is None else [b.tolist() for b in run.batches],
-            "stages": [
-                (s.name, s.start, s.stop, s.n_rows, None if s.rows is None else s.rows.tolist())
-                for s in run.stages
-            ],
-        }
-        torch.save(known, run._store.path(_RUN))
+        run._store.write(_RUN, {"steps": run.steps, "record": run._record(Progress())})
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Trajectory:
         """A run that was recorded in, or saved to, a directory.
+
+        Of a run that was cut off before it was saved, there is what was recorded up to its last
+        checkpoint.
 
         Parameters
         ----------
@@ -380,23 +386,42 @@ class Trajectory:
         ------
         FileNotFoundError
             If there is none, or a checkpoint is missing.
+        OSError
+            If a checkpoint is damaged, or the directory belongs to another user.
+        ValueError
+            If the directory holds another kind of run, or one of an earlier version.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the run was cut off before it was saved.
         """
         store = CheckpointStore(directory)
-        if not store.path(_RUN).exists():
+        steps = store.resume()
+        try:
+            known = store.read(_RUN)
+        except (FileNotFoundError, DamagedFileError):
+            known = {"steps": [], "record": None}
+        late = steps if not known["steps"] else [k for k in steps if k > known["steps"][-1]]
+        if known["record"] is None and not late:
             raise FileNotFoundError(
-                f"directory {str(directory)!r} holds no recorded run (no {_RUN}.pt). Name the directory "
-                "that a TrajectoryRecorder or Trajectory.save has written."
+                f"directory {str(directory)!r} holds the beginning of a run, and no checkpoint of it. "
+                "Delete it and record the run again."
             )
-        known = torch.load(store.path(_RUN), weights_only=True)
-        run = cls(*known["optimizer"])
-        store.find(known["steps"])
-        run._store, run._rates = store, known["rates"]
-        if known["batches"] is not None:
-            run.batches = [np.array(b, dtype=np.int64) for b in known["batches"]]
-        run._stages = [
-            Stage(
-                name, start, stop, n_rows, None if rows is None else np.array(rows, dtype=np.int64)
+        store.find(sorted({*known["steps"], *late}))
+        records = [store.get(step)["record"] for step in late]
+        if known["record"] is not None:
+            records.insert(0, known["record"])
+        found = decoded(records, str(directory))
+        if late:
+            warnings.warn(
+                f"the run in directory {str(directory)!r} was cut off before it was saved, or its "
+                f"{_RUN}.pt is damaged: it ends at its last checkpoint, after step {late[-1]}.",
+                RuntimeWarning,
+                stacklevel=2,
             )
-            for name, start, stop, n_rows, rows in known["stages"]
-        ]
+        run = cls(*found.optimizer)
+        run._store, run._rates = store, found.rates
+        run.batches, run._stages = found.batches, found.stages
+        run._recorded = Progress(steps[-1] if steps else 0, 0)
         return run
