@@ -279,7 +279,7 @@ def many_rows():
 def test_rows_that_were_held_out(model, n_seen):
     X, y = many_rows()
     model.fit(X, y)
-    with pytest.warns(UserWarning, match=f"was trained on {n_seen} of these 100 rows"):
+    with pytest.warns(UserWarning, match=f"was trained on {n_seen} rows and is given 100"):
         GradDot(model).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -33,13 +33,13 @@ def private_copy(module: nn.Module) -> nn.Module:
     ValueError
         If the module cannot be copied or differentiated row by row, with what to do.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            "estimator is a module compiled by torch.jit, whose gradients cannot be taken row by row. "
+            "Pass the module that it was compiled from."
+        )
     for name, part in module.named_modules():
         where = name or "itself"
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(
-                f"estimator has a module compiled by torch.jit ({where}), whose gradients cannot be "
-                "taken row by row. Pass the module that it was compiled from."
-            )
         if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
             raise ValueError(
                 f"estimator has an embedding with max_norm ({where}), which changes its weights "

@@ -27,8 +27,8 @@ def warn_of_rows(estimator: Any, n_rows: int, weighted: bool) -> None:
     seen = _rows_seen(estimator)
     if seen is not None and seen < n_rows:
         warnings.warn(
-            f"{name} was trained on {seen} of these {n_rows} rows: the others were held out "
-            "(train_split, early_stopping), yet they are scored and counted like rows of the training. "
+            f"{name} was trained on {seen} rows and is given {n_rows}: those that were held out "
+            "(train_split, early_stopping), or were not there, are scored and counted like the others. "
             "Pass the rows that it was trained on, or train without holding rows out.",
             UserWarning,
             stacklevel=2,
