@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from .._identity import identity_of
 from ..adapters import RefittableModel, refit, refit_outputs
 from ..measurements import values
 from ..rows import RawRows
 from .outcomes import Measurer
-from .runner import one_thread
+from .runner import one_thread, one_thread_in_libraries
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
 
@@ -78,7 +77,7 @@ class Refits:
 
     def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
         """The fitted estimators, or the reason why there is none, pickled."""
-        with one_thread(), threadpool_limits(1):
+        with one_thread(), one_thread_in_libraries():
             fitted = [self._fitted(mask, unit.seed) for mask in unit.masks]
         return np.frombuffer(pickle.dumps(fitted), np.uint8)
 
@@ -96,7 +95,7 @@ class Refits:
         fitted = pickle.loads(kept.tobytes())
         measured = np.full((len(fitted), len(measurer.X)), np.nan)
         reasons = [""] * len(fitted)
-        with one_thread(), threadpool_limits(1):
+        with one_thread(), one_thread_in_libraries():
             for k, estimator in enumerate(fitted):
                 if isinstance(estimator, str):
                     reasons[k] = estimator

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -182,6 +184,17 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(n_modules: int) -> ThreadpoolController:
+    """The thread pools of the libraries that are loaded, looked for again after an import."""
+    return ThreadpoolController()
+
+
+def one_thread_in_libraries() -> AbstractContextManager[Any]:
+    """Let the thread pools of BLAS and OpenMP have one thread inside."""
+    return _thread_pools(len(sys.modules)).limit(limits=1)
 
 
 def train_unit(training: Training, read: Reader, unit: Unit) -> NDArray[Any]:
