@@ -342,6 +342,20 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Hook of `top`: standard errors of the scores last computed, if the method has any."""
         return None
 
+    def _process(self) -> str:
+        """Hook of `attribute`: `process`, with what was set or found."""
+        return self.process
+
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        """Hook of `attribute`: what is known of the error of the scores last computed."""
+        errors = self._standard_errors()
+        if errors is None or not np.isfinite(errors).any():
+            return []
+        known = np.isfinite(errors) & np.isfinite(scores)
+        size = max(float((scores[known] ** 2).mean()), 1e-300)
+        ratio = np.sqrt((errors[known] ** 2).mean() / size)
+        return [f"standard errors are {ratio:.0%} of the scores (root mean squares)"]
+
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns.
 

@@ -77,14 +77,15 @@ def test_every_method_is_within_reach_of_some_budget(rows, net, monkeypatch):
     """From the most faithful to the fastest, as the budget gets smaller."""
     from fimoda.attribution import choice
 
-    times = iter([1.0, 16.0 * 10] * 3)  # a trial that warms up, and one at a second an epoch
+    # a trial that warms up, and one at a second an epoch and model; the third would take too long
+    times = iter([5.0, 2.0] * 3)
     monkeypatch.setattr(choice, "_seconds", lambda *_: next(times))
-    # seconds: further training 3 x 41 x 5 = 615, unrolled 3 x 7 x 6 = 126, one kernel about 30
-    for budget, expected in ((616, "FurtherTraining"), (127, "Unrolled"), (31, "Linearized")):
-        made, reason = choice.choose(net, (*rows[:2], None), N_TEST, budget, GIVEN)
-        assert type(made).__name__.startswith(expected)
-        assert reason.startswith(expected)
-    assert made.n_segments == 1
+    # seconds: further training 3.05 x 41 x 5 = 625, unrolled 3 x 7 x 6 = 126, one kernel about 30
+    for budget, expected in ((640, "FurtherTraining"), (140, "Unrolled"), (40, "Linearized")):
+        made = choice.choose(net, (*rows[:2], None), rows[2:], budget, GIVEN)
+        assert type(made.attributor).__name__.startswith(expected)
+        assert made.reason.startswith(expected)
+    assert made.attributor.n_segments == 1
 
 
 @pytest.mark.parametrize("model", [Ridge(), LinearRegression()])
@@ -127,7 +128,7 @@ def test_classifier_without_gradients_with_these_parameters(rows, model):
     X, y, X_test, y_test = rows
     found = attribute(model.fit(X, y > 0), X, y > 0, X_test, y_test > 0, budget=1e6)
     assert isinstance(found.attributor, LeaveOneOut)
-    random = "random_state" in model.get_params()
+    random = isinstance(model, SGDClassifier)
     assert len(found.attributor.seeds_) == (5 if random else 1)
 
 

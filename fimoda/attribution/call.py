@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from ..attributors._further_training import BaseFurtherTraining
-from ..attributors._retraining import BaseRetraining
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -135,9 +132,10 @@ def attribute(
                 f"{type(method).__name__}(...)."
             )
         attributor = method.__sklearn_clone__().set_params(estimator=model)
-        reason = f"{type(method).__name__}, as asked for."
+        reason, known = f"{type(method).__name__}, as asked for.", []
     elif method == "auto":
-        attributor, reason = choose(model, rows, len(X_test), budget, settings | speed)
+        choice = choose(model, rows, (X_test, y_test), budget, settings | speed)
+        attributor, reason, known = choice.attributor, choice.reason, choice.known
     else:
         raise ValueError(
             f"method must be 'auto' or an attributor, for example GradDot(), got {method!r}."
@@ -145,8 +143,13 @@ def attribute(
     attributor.fit(*rows)
     scores = np.asarray(attributor.transform(X_test, y_test), dtype=np.float64)
     errors = attributor._standard_errors()
-    if errors is not None and not np.isfinite(errors).all():
+    if errors is not None and not np.isfinite(errors).any():
         errors = None
+    trust = (
+        known
+        or attributor._known_error(scores)
+        or ["the method does not know its error: compare_methods measures it"]
+    )
     return Attribution(
         scores,
         attributor,
@@ -154,9 +157,9 @@ def attribute(
         time.perf_counter() - start,
         _behaviour(attributor, y_test),
         "each training row left out, alone",
-        _process(attributor),
+        attributor._process(),
         errors,
-        _trust(attributor, scores, errors),
+        "; ".join([*trust, *attributor._caveats()]),
         np.asarray(X_test.index if hasattr(X_test, "iloc") else range(len(scores))),
         {"X_train": X_train, "y_train": y_train, "X_test": X_test, "y_test": y_test},
     )
@@ -183,32 +186,3 @@ def _behaviour(attributor: BaseAttributor, y_test: Any) -> str:
     if attributor.model_.loss.kind == "regression":
         return f"{'prediction' if name == 'loss' else name} of each test row"
     return f"{name} of each test row at its predicted class"
-
-
-def _process(attributor: BaseAttributor) -> str:
-    if not isinstance(attributor, BaseFurtherTraining) or isinstance(attributor, BaseRetraining):
-        return attributor.process
-    steps = attributor._steps(1, 0)
-    spec = steps.optimizer
-    return (
-        f"{attributor.process}: {attributor.n_epochs} epochs of {spec.cls.__name__}, learning rate "
-        f"{spec.lr_at(0):g}, batches of {steps.batch_size}"
-    )
-
-
-def _trust(
-    attributor: BaseAttributor, scores: NDArray[np.float64], errors: NDArray[np.float64] | None
-) -> str:
-    known = []
-    if errors is not None:
-        ratio = np.sqrt((errors**2).mean() / max((scores**2).mean(), 1e-300))
-        known.append(f"standard errors are {ratio:.0%} of the scores (root mean squares)")
-    if hasattr(attributor, "discrepancy_"):
-        known.append(
-            f"the linearised run misses {attributor.discrepancy_[-1]:.0%} of the outputs' change"
-        )
-    if hasattr(attributor, "growth_"):
-        known.append(f"small changes grow {attributor.growth_:.2g}-fold at most")
-    if errors is None and isinstance(attributor, BaseRetraining):
-        known.append("exact if training is deterministic; if not, more seeds tell how random it is")
-    return "; ".join(known) or "the method does not know its error: compare_methods measures it"

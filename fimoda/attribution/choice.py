@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from joblib import effective_n_jobs
+import numpy as np
+from joblib import cpu_count, effective_n_jobs
 
-from ..adapters import last_step
+from .._validation import n_rows
+from ..adapters import is_random, last_step, part_to_refit
 from ..attributors._kernel_run import kernel_bytes
 from ..attributors._retraining import BaseRetraining
 from ..attributors._segmented_run import bytes_per_component, components_that_fit
+from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.downsampling import Downsampling
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training import FurtherTraining
@@ -24,9 +27,12 @@ from ..attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiatio
 from ..base import BaseAttributor
 from ..losses import SquaredError
 from ..training.chains import Affine, read_chain
+from ..training.refits import UNIT_SIZE
+from ..training.runner import Deadline
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
+TestRows = tuple[Any, Any]
 
 #: Parameters of training that an estimator with a ``fit`` of its own does not take.
 _OF_NETWORKS = {"n_epochs", "optimizer", "lr", "batch_size", "optimizer_params", "criterion"}
@@ -34,11 +40,18 @@ _OF_NETWORKS = {"n_epochs", "optimizer", "lr", "batch_size", "optimizer_params",
 #: Seeds where training is random.
 N_SEEDS = 5
 
-#: Fewest subsets that Downsampling trains.
-N_SUBSETS = 50
+#: Fewest subsets that Downsampling is asked for, and most.
+N_SUBSETS, MAX_SUBSETS = 50, 2000
 
-#: Rows left out in the trial that is timed, and its epochs.
-_TRIAL, _EPOCHS = 15, 10
+#: Rows left out and epochs of the trials of further training, and the part of the time left that the
+#: last of them may take.
+_TRIALS, _SHARE = ((1, 1), (1, 1), (15, 10)), 0.2
+
+#: Seconds of a fit that is timed again after it has warmed up, and of a portion of short fits.
+_WARM = 0.1
+
+#: Seconds where no time is left.
+_AT_ONCE = 1e-9
 
 #: Training passes over the rows that one test row takes to walk back an epoch, and by how much the
 #: Krylov spaces of segments take longer than their operations: both for 8-128-128-1 and 927 rows.
@@ -66,23 +79,46 @@ def parameters(cls: type[BaseAttributor]) -> set[str]:
     )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The method that was taken.
+
+    Parameters
+    ----------
+    attributor : BaseAttributor
+        Not yet fitted.
+    reason : str
+        Its name, and why it was taken.
+    known : list of str
+        What the trial has shown about its scores.
+    """
+
+    attributor: BaseAttributor
+    reason: str
+    known: list[str] = field(default_factory=list)
+
+
 def choose(
-    estimator: Any, rows: Rows, n_test: int, budget: float, settings: dict[str, Any]
-) -> tuple[BaseAttributor, str]:
-    """The method, and why it was taken.
+    estimator: Any, rows: Rows, test_rows: TestRows, budget: float, settings: dict[str, Any]
+) -> Choice:
+    """Take the first method that is thought to end within the budget, else the fastest.
+
+    Methods that can end before they are done are told how much of the budget is left for training.
 
     Parameters
     ----------
     estimator : object
+        Fitted, or to be fitted.
     rows : tuple
         Training rows, targets and sample weights.
-    n_test : int
-        Number of test rows.
+    test_rows : tuple
+        Test rows, and their targets or None.
     budget : float
-        Seconds.
+        Seconds, the trial that measures the methods among them.
     settings : dict
         Parameters of attributors; each takes those that it has.
     """
+    clock = Deadline(budget)
 
     def make(cls: type[BaseAttributor], model: Any = estimator, **own: Any) -> BaseAttributor:
         known = {k: v for k, v in settings.items() if k in parameters(cls)}
@@ -93,19 +129,29 @@ def choose(
     except (TypeError, ValueError) as error:
         if isinstance(error, ValueError) and not _is_refitted(estimator):
             raise
-        found = _refits(make, estimator, rows, budget)
-        why = f"{type(estimator).__name__} has no gradients, or none with these parameters"
+        refits = _Refits(
+            make, estimator, rows, test_rows, clock
+        )  # raises what is wrong with the rows
+        found, known = [*refits.leave_one_out(), refits.downsampling()], refits.known
+        why = f"{type(estimator).__name__} has no gradients, or none for these parameters or rows"
+        if len(found) == 1:
+            why += ", and models without each row would take more than memory_budget"
     else:
         if _is_linear(probe):
-            found, why = _linear(make, rows, probe), "a linear model is quickly fitted again"
+            refits = _Refits(make, probe.estimator_, rows, test_rows, clock)
+            found, known = [*refits.leave_one_out(), _influence(make, probe)], refits.known
+            why = "a linear model is quickly fitted again"
         else:
-            found, why = _network(make, rows, probe, n_test), "training further is the definition"
-    taken = next((c for c in found if c.seconds <= budget), found[-1])
+            found, known = _network(make, rows, probe, n_rows(test_rows[0]), clock), []
+            why = "training further is the definition"
+    left = max(budget - clock.spent, 0.0)
+    taken = next((c for c in found if c.seconds <= left), found[-1])
     reason = f"{taken.name}, about {taken.seconds:.2g} s"
     if taken is found[0]:
-        return taken.attributor, f"{reason}: {why}."
+        return Choice(taken.attributor, f"{reason}: {why}.", known)
     slower = ", ".join(f"{c.name} {c.seconds:.2g} s" for c in found[: found.index(taken)])
-    return taken.attributor, f"{reason}; more than the budget of {budget:g} s: {slower}."
+    reason = f"{reason}; more than the budget of {budget:g} s: {slower}."
+    return Choice(taken.attributor, reason, [])
 
 
 def _is_refitted(estimator: Any) -> bool:
@@ -127,30 +173,75 @@ def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
     return time.perf_counter() - start
 
 
-def _refits(make: Make, estimator: Any, rows: Rows, budget: float) -> list[Candidate]:
-    """Methods that fit an estimator without gradients again."""
-    names: dict[str, Any] = getattr(estimator, "get_params", dict)()
-    n_seeds = N_SEEDS if any(name.endswith("random_state") for name in names) else 1
-    one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2  # with and without
-    n_subsets = max(N_SUBSETS, int(budget / one))
-    return [
-        Candidate(make(LeaveOneOut, n_seeds=n_seeds), one * (len(rows[1]) + 1) * n_seeds),
-        Candidate(make(Downsampling, n_subsets=n_subsets), one * n_subsets),
-    ]
+class _Refits:
+    """Methods that fit an estimator again, timed by doing so once."""
+
+    def __init__(
+        self, make: Make, estimator: Any, rows: Rows, test_rows: TestRows, clock: Deadline
+    ):
+        self._make, self._rows, self._clock = make, rows, clock
+        self._method = make(LeaveOneOut, estimator, n_seeds=1)
+        X, y, weights = rows
+        trial = SubsetTrainer(self._method, X, y, *test_rows, weights)
+        one = trial.timed()
+        if one.training < _WARM:  # the first has warmed up
+            one = trial.timed()
+        workers = effective_n_jobs(self._method.n_jobs)
+        # workers do not run beside each other where one keeps several cores busy
+        beside = min(workers, max(1.0, cpu_count() / max(one.cores, 1.0))) if workers > 1 else 1.0
+        self._training = one.training / beside
+        self._each = self._training + one.measuring  # which is done one after another
+        self._chunk = int(np.clip(_WARM / one.training, 1, UNIT_SIZE))
+        self._n_models = self._method.memory_budget // one.n_bytes
+        self.known: list[str] = []
+
+    def _settings(self) -> dict[str, Any]:
+        """How long to train, and in which portions."""
+        left = max(self._clock.left * self._training / self._each, _AT_ONCE)
+        return {"max_seconds": left, "chunk_size": self._chunk}
+
+    def leave_one_out(self) -> list[Candidate]:
+        """Leave-one-out with as many seeds as the model needs, if memory can hold the models."""
+        n_models = n_rows(self._rows[0]) + 1
+        seconds = self._each * n_models
+        if n_models > self._n_models:
+            return []
+        if seconds > self._clock.left:
+            return [Candidate(self._make(LeaveOneOut, self._method.estimator_, n_seeds=1), seconds)]
+        X, y, weights = self._method._seen_rows
+        n_seeds = 1
+        if is_random(part_to_refit(self._method.estimator_, "all"), X.values, y, weights):
+            n_seeds = int(min(N_SEEDS, self._n_models // n_models))
+        else:
+            self.known.append("exact: training is deterministic")
+        method = self._make(
+            LeaveOneOut, self._method.estimator_, n_seeds=n_seeds, **self._settings()
+        )
+        return [Candidate(method, seconds * n_seeds)]
+
+    def downsampling(self) -> Candidate:
+        """As many subsets as there is time for, each with a seed of its own."""
+        affordable = self._clock.left / self._each
+        n_subsets = int(np.clip(affordable, N_SUBSETS, min(MAX_SUBSETS, self._n_models)))
+        method = self._make(
+            Downsampling,
+            self._method.estimator_,
+            n_subsets=n_subsets,
+            n_seeds=1,
+            **self._settings(),
+        )
+        return Candidate(method, self._each * min(n_subsets, max(affordable, 4)))
 
 
-def _linear(make: Make, rows: Rows, probe: BaseAttributor) -> list[Candidate]:
-    """Methods for a linear model."""
-    one = _seconds(make(LeaveOneOut, leave_out=[0], n_seeds=1), rows) / 2
+def _influence(make: Make, probe: BaseAttributor) -> Candidate:
+    """One step of Newton's method without each row."""
     newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
-    step = make(ExactInfluence, probe.estimator_, newton_step=newton)
-    return [
-        Candidate(make(LeaveOneOut, n_seeds=1), one * (len(rows[1]) + 1)),
-        Candidate(step, 1.0),
-    ]
+    return Candidate(make(ExactInfluence, probe.estimator_, newton_step=newton), 1.0)
 
 
-def _network(make: Make, rows: Rows, probe: BaseAttributor, n_test: int) -> list[Candidate]:
+def _network(
+    make: Make, rows: Rows, probe: BaseAttributor, n_test: int, clock: Deadline
+) -> list[Candidate]:
     """Further training and what approximates it, by falling agreement."""
     net = probe.estimator_
 
@@ -158,14 +249,18 @@ def _network(make: Make, rows: Rows, probe: BaseAttributor, n_test: int) -> list
         return make(cls, net, **own)
 
     gold = of(FurtherTraining, n_seeds=N_SEEDS)
-    n_epochs, n_jobs = gold.n_epochs, effective_n_jobs(gold.n_jobs)
+    n_epochs, n_jobs = gold.n_epochs, min(effective_n_jobs(gold.n_jobs), cpu_count())
     n, p, n_outputs = len(probe._X), probe.model_.n_parameters, probe.n_outputs_
-    some = range(min(_TRIAL, n - 1))
-    _, trial = (
-        _seconds(of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0), rows)
-        for e in (1, _EPOCHS)  # the first warms up
-    )
-    once = trial / (_EPOCHS * (len(some) + 1))  # one model, one epoch
+    once = np.inf  # seconds of one model and epoch
+    for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
+        some = range(min(n_left_out, n - 1))
+        work = e * (len(some) + 1)
+        if number > 1 and once * work > _SHARE * clock.left:
+            break
+        trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
+        once = _seconds(trial, rows) / work
+    measuring = n_test / (3 * n)  # in epochs
+    gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
     by_segments = of(LinearizedFurtherTraining)
     each = bytes_per_component(probe.model_, n, n_outputs, SEGMENTS, 1)
     k = components_that_fit(probe.model_, each, by_segments.memory_budget)
@@ -176,7 +271,7 @@ def _network(make: Make, rows: Rows, probe: BaseAttributor, n_test: int) -> list
     squared = isinstance(probe.model_.loss, SquaredError)
     recursion = (10 * modes if squared else 2 * n_test * n_steps) * modes**2 / (6 * n * p)
     found = [
-        Candidate(gold, once * (n + 1) * N_SEEDS * n_epochs / n_jobs),
+        Candidate(gold, once * (n + 1) * N_SEEDS * (n_epochs / n_jobs + measuring)),
         Candidate(
             of(UnrolledDifferentiation),
             once * _WALK * n_test * n_epochs / min(n_jobs, ceil(n_test / BLOCK)),

@@ -93,6 +93,14 @@ class BaseFurtherTraining(BaseAttributor):
             check_seeds(n_seeds, random_state),
         )
 
+    def _process(self) -> str:
+        steps = self._steps(1, 0)
+        spec = steps.optimizer
+        return (
+            f"{self.process}: {self.n_epochs} epochs of {spec.cls.__name__}, learning rate "
+            f"{spec.lr_at(0):g}, batches of {steps.batch_size}"
+        )
+
     # ---- what the last transform has seen --------------------------------------------------
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:

@@ -341,6 +341,21 @@ class BaseRetraining(BaseFurtherTraining):
         """Subset, seed and reason of each training that failed, as of the last transform."""
         return self._of_last_call("failed_")
 
+    # ---- what `attribute` says --------------------------------------------------------------
+
+    def _process(self) -> str:
+        return self.process
+
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        alone = ["one seed: with more, standard errors tell how random training is"]
+        return super()._known_error(scores) or alone
+
+    def _caveats(self) -> list[str]:
+        cut = f"the time was over after {self._n_trained} of {self._n_planned} trainings"
+        return super()._caveats() + [cut] * (self._n_trained < self._n_planned)
+
+    # ---- transform, by subclasses -----------------------------------------------------------
+
     @abstractmethod
     def _scores_of(
         self, outcomes: SubsetOutcomes

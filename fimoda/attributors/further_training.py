@@ -245,6 +245,7 @@ class FurtherTraining(BaseFurtherTraining):
 
         size = self.model_.n_parameters * self.model_.theta.element_size()
         self.seeds_, self._stacks = run.train(keep_parameters, size, scores)
+        self._n_planned = len(run.seeds if run.sem_tol is None else self.seeds_)
 
     def _run(self, marks: tuple[int, ...]) -> FurtherRun:
         """The runs asked for, read at these epochs; draws the rows to leave out and the seeds."""
@@ -307,6 +308,16 @@ class FurtherTraining(BaseFurtherTraining):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
         return outcomes.full[0].T, np.moveaxis(outcomes.scores("full")[0], -1, 0)
+
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        alone = ["one seed: with more, standard errors tell how random training is"]
+        return super()._known_error(scores) or alone
+
+    def _caveats(self) -> list[str]:
+        n, planned = len(self.seeds_), self._n_planned
+        return super()._caveats() + [f"the time was over after {n} of {planned} seeds"] * (
+            n < planned
+        )
 
     @one_warning()
     def _self_influence(self) -> NDArray[np.float64]:

@@ -274,6 +274,10 @@ class LinearizedFurtherTraining(BaseHorizons):
                 stacklevel=2,
             )
 
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        missed = f"the linearised run misses {self.discrepancy_[-1]:.0%} of the outputs' change"
+        return [*super()._known_error(scores), missed]
+
     def _discrepancy(self) -> NDArray[np.float64]:
         changes = [run.changes(self.horizons_) for run in self._runs]
         missed = sum((true - linear).double().square().sum((1, 2)) for true, linear in changes)

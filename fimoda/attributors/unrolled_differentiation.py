@@ -350,6 +350,10 @@ class UnrolledDifferentiation(BaseHorizons):
                 stacklevel=2,
             )
 
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        growth = f"small changes grow {self.growth_:.2g}-fold at most"
+        return [*super()._known_error(scores), growth]
+
     @property
     def growth_(self) -> float:
         """Largest factor by which a vector has grown in the last walk."""

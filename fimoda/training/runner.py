@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -157,13 +158,18 @@ class Deadline:
         return time.monotonic() - self._begin
 
     @property
+    def left(self) -> float:
+        """Seconds that are left, none below zero."""
+        return inf if self._seconds is None else max(self._seconds - self.spent, 0.0)
+
+    @property
     def passed(self) -> bool:
         """Whether the time is over."""
-        return self._seconds is not None and self.spent >= self._seconds
+        return self.left == 0
 
     def is_within(self, seconds: float) -> bool:
         """Return whether what takes so many seconds would end in time."""
-        return self._seconds is None or self.spent + seconds <= self._seconds
+        return seconds <= self.left
 
 
 _TURN = threading.RLock()  # again, where an estimator that is fitted trains networks itself
