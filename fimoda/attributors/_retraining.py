@@ -143,9 +143,6 @@ class BaseRetraining(BaseFurtherTraining):
     def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
         return super()._model_targets(y) if self._in_stacks or self.refit == "last" else y
 
-    def _caveats(self) -> list[str]:
-        return super()._caveats() if self._in_stacks or self.refit == "last" else []
-
     def _freeze(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
     ) -> FinalModel:
@@ -351,8 +348,9 @@ class BaseRetraining(BaseFurtherTraining):
         return super()._known_error(scores) or alone
 
     def _caveats(self) -> list[str]:
+        in_part = self._in_stacks or self.refit == "last"
         cut = f"the time was over after {self._n_trained} of {self._n_planned} trainings"
-        return super()._caveats() + [cut] * (self._n_trained < self._n_planned)
+        return super()._caveats() * in_part + [cut] * (self._n_trained < self._n_planned)
 
     # ---- transform, by subclasses -----------------------------------------------------------
 
