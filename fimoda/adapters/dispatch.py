@@ -22,6 +22,7 @@ from ..model import FinalModel
 from .linear_models import from_least_squares, from_logistic, from_sgd
 from .mlp import from_mlp
 from .modules import from_module
+from .own_predictions import check_predictions, some_rows
 from .skorch_nets import from_skorch
 from .wrappers import check_fitted, last_step, obstacle, unsupported
 
@@ -58,8 +59,25 @@ def as_final_model(
     Raises
     ------
     TypeError, ValueError
-        If the model, its criterion or one of its options cannot be attributed.
+        If the model, its criterion or one of its options cannot be attributed, or if it makes
+        other predictions of its parameters than the class that it is derived from.
     """
+    model = frozen_view(estimator, X, y, sample_weight=sample_weight, criterion=criterion)
+    estimator = last_step(estimator)
+    if not isinstance(estimator, FinalModel | nn.Module):
+        check_predictions(model, estimator, X[some_rows(len(X))])
+    return model
+
+
+def frozen_view(
+    estimator: Any,
+    X: NDArray[Any] | Tensor,
+    y: ArrayLike | None = None,
+    *,
+    sample_weight: NDArray[Any] | None = None,
+    criterion: nn.Module | None = None,
+) -> FinalModel:
+    """Return what `as_final_model` does, of a model that is known to predict by its parameters."""
     check_fitted(estimator)
     if reason := obstacle(estimator):
         raise TypeError(reason)

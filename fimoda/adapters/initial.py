@@ -27,8 +27,14 @@ def is_network(estimator: Any) -> bool:
         return False
     model = last_step(estimator)
     if isinstance(model, MLPClassifier | MLPRegressor):
-        return model.solver != "lbfgs"
+        return model.solver != "lbfgs" and not _overrides_predictions(model)
     return isinstance(model, nn.Module | skorch.NeuralNet)
+
+
+def _overrides_predictions(model: MLPClassifier | MLPRegressor) -> bool:
+    base = MLPClassifier if isinstance(model, MLPClassifier) else MLPRegressor
+    names = ("predict", "predict_proba")
+    return any(getattr(type(model), n, None) is not getattr(base, n, None) for n in names)
 
 
 def training_epochs(estimator: Any, n_epochs: int | None) -> int:

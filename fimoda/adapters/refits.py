@@ -24,8 +24,9 @@ from .._validation import check_rows
 from ..losses import FlatRowLoss, OutputKind, ProbabilityNLL, SquaredError
 from ..model import FinalModel
 from ..rows import RawRows
-from .dispatch import as_final_model
+from .dispatch import frozen_view
 from .initial import is_network
+from .own_predictions import check_predictions, some_rows
 from .randomness import seed_parameters
 from .wrappers import caveats, last_step, transform_rows
 
@@ -234,6 +235,8 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     """
     try:
         known = _final_model(estimator, X, y)
+        check_predictions(known, last_step(estimator), _seen(estimator, X[some_rows(len(X))]))
+        known = known.double
     except (TypeError, ValueError):
         if not (is_classifier(estimator) or is_regressor(estimator)):
             raise
@@ -273,17 +276,22 @@ def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]
             missing = np.setdiff1d(model.classes, refitted.classes_)
             if missing.size:
                 raise ValueError(f"its rows have none of class {missing[0]}")
-        module = _OfFinalModel(refitted, _final_model(refitted, model.encode_X(X), y))
+        module = _OfFinalModel(refitted, _final_model(refitted, model.encode_X(X), y).double)
     return RefittableModel(module.eval(), model.loss).outputs(X)
 
 
 def _final_model(estimator: Any, X: RawRows, y: NDArray[Any]) -> FinalModel:
-    """Return the frozen view of an estimator, in float64, for its outputs only."""
+    """Return the frozen view of an estimator, for its outputs only."""
     if found := caveats(estimator):
         raise TypeError(f"the model inside is not all of the estimator: {found[0]}")
-    one = check_rows(RawRows(transform_rows(estimator, X[:1].values)).dense(), _SEEN)
+    one = _seen(estimator, X[:1])
     # penalties, which depend on all rows, play no role in outputs
-    return as_final_model(estimator, np.broadcast_to(one, (len(y), *one.shape[1:])), y).double
+    return frozen_view(estimator, np.broadcast_to(one, (len(y), *one.shape[1:])), y)
+
+
+def _seen(estimator: Any, X: RawRows) -> NDArray[Any]:
+    """Return rows as the model inside sees them."""
+    return check_rows(RawRows(transform_rows(estimator, X.values)).dense(), _SEEN)
 
 
 class ZeroOneLoss(FlatRowLoss):

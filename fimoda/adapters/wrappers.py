@@ -16,10 +16,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import _num_samples, check_array, check_is_fitted
 from torch import nn
 
 from ..model import FinalModel
+from .own_predictions import some_rows
 
 #: What `as_final_model` takes, for messages.
 SUPPORTED = (
@@ -214,16 +215,30 @@ def transform_targets(estimator: Any, y: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_columns(estimator: Any, X: Any) -> None:
-    """Let a fitted scikit-learn estimator look at a row: it knows its columns by name and number.
+    """Let a fitted scikit-learn estimator look at some rows: it knows its columns by name and number.
 
     Raises
     ------
     ValueError
         That of scikit-learn, if the columns are not those that it was fitted on, in their order.
+    TypeError
+        If it does not predict what the model inside predicts of the rows that reach it.
     """
-    known = not isinstance(last_step(estimator), nn.Module | skorch.NeuralNet | FinalModel)
-    if known and hasattr(estimator, "predict"):
-        estimator.predict(_safe_indexing(X, [0]))
+    model = last_step(estimator)
+    if isinstance(model, nn.Module | skorch.NeuralNet | FinalModel):
+        return
+    if not (hasattr(estimator, "predict") and hasattr(model, "predict")):
+        return
+    rows = _safe_indexing(X, some_rows(_num_samples(X)))
+    predicted = estimator.predict(rows)
+    if estimator is model or caveats(estimator) or obstacle(estimator):
+        return
+    if not np.array_equal(predicted, model.predict(transform_rows(estimator, rows))):
+        raise TypeError(
+            f"estimator {type(estimator).__name__} must predict what the {type(model).__name__} inside "
+            "predicts of the rows that reach it, but does not. Methods that fit it again "
+            "(LeaveOneOut, Downsampling, Datamodel) take it as it is."
+        )
 
 
 # ---- fitted or not --------------------------------------------------------------------------
