@@ -174,6 +174,11 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
+        if isinstance(X, dict | str | bytes):
+            raise TypeError(
+                f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
+                "Columns in a dict make a frame: pandas.DataFrame(X)."
+            )
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
         if raw:

@@ -156,15 +156,31 @@ class OneVsRestCrossEntropy(RowLoss):
 
 
 class ProbabilityNLL(FlatRowLoss):
-    """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier)."""
+    """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier).
+
+    Parameters
+    ----------
+    eps : float
+    n_rows : int, default=None
+        Smooths probabilities p of K classes that are counts of so many training rows, and so may be
+        0: ``(n_rows p + 1/K) / (n_rows + 1)``, as if one more row had been shared by the classes.
+    """
 
     kind: OutputKind = "probabilities"
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, n_rows: int | None = None):
         self.eps = eps
+        self.n_rows = n_rows
+
+    def smoothed(self, outputs: Tensor) -> Tensor:
+        """Return the probabilities that the loss, ``log_prob`` and ``margin`` are of."""
+        if self.n_rows is None:
+            return outputs
+        return (self.n_rows * outputs + 1 / outputs.shape[-1]) / (self.n_rows + 1)
 
     def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.nll_loss(torch.log(outputs + self.eps), targets, reduction="none")
+        log_p = torch.log(self.smoothed(outputs) + self.eps)
+        return F.nll_loss(log_p, targets, reduction="none")
 
 
 class TorchCriterion(FlatRowLoss):

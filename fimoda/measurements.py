@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import CLASS_KINDS, OutputKind, RowLoss
+from .losses import CLASS_KINDS, ProbabilityNLL, RowLoss
 
 Measurement = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -59,8 +59,9 @@ class Output:
 class _ClassMeasurement:
     """A measurement of the probability that a classifier gives to the target class."""
 
-    def __init__(self, kind: OutputKind):
-        self.kind = kind
+    def __init__(self, loss: RowLoss):
+        self.loss = loss
+        self.kind = loss.kind
 
     def _log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """log p of the target class."""
@@ -72,6 +73,8 @@ class _ClassMeasurement:
         if self.kind == "logits":
             outputs = outputs.log_softmax(-1)
         elif self.kind == "probabilities":
+            if isinstance(self.loss, ProbabilityNLL):
+                outputs = self.loss.smoothed(outputs)
             outputs = outputs.log()
         return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
@@ -140,7 +143,7 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
             f"measurement={measurement!r} needs a classifier with class probabilities; the outputs "
             f"of this model are {kind.replace('_', ' ')}. Use 'loss', 'output' or a callable."
         )
-    return _Margin(kind) if measurement == "margin" else _LogProb(kind)
+    return _Margin(model.loss) if measurement == "margin" else _LogProb(model.loss)
 
 
 def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:

@@ -17,8 +17,15 @@ _ROUNDING = 1e-10
 
 
 def seed_parameters(estimator: Any) -> list[str]:
-    """Return the names of all ``random_state`` parameters, those of inner estimators included."""
-    return [name for name in estimator.get_params() if name.split("__")[-1] == "random_state"]
+    """Return the names of all ``random_state`` parameters, those of inner estimators included.
+
+    One that is text, such as ``"deprecated"``, is none.
+    """
+    return [
+        name
+        for name, value in estimator.get_params().items()
+        if name.split("__")[-1] == "random_state" and not isinstance(value, str)
+    ]
 
 
 def is_random(

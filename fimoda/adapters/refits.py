@@ -217,16 +217,17 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     They are those of its `FinalModel`, of rows that have passed the estimator's own earlier steps. If
     it has none, the outputs are class probabilities (the loss is the log-loss), predicted classes
     where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared error,
-    summed over the outputs).
+    summed over the outputs). Where a training row has a class of probability 0, probabilities are
+    counts of rows, and smoothed in the loss, ``log_prob`` and ``margin`` (`ProbabilityNLL`).
 
     Parameters
     ----------
     estimator : object
         Fitted.
     X : RawRows
-        Rows that it can predict, one at least.
+        Its training rows.
     y : ndarray of shape (n_train, ...)
-        Targets of its training rows.
+        Their targets.
 
     Raises
     ------
@@ -256,9 +257,12 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
             f"estimator {type(estimator).__name__} must be a classifier of one label a row; fit one "
             "for each label."
         )
-    has_probabilities = hasattr(estimator, "predict_proba")
-    loss = ProbabilityNLL(float(np.finfo(float).eps)) if has_probabilities else ZeroOneLoss()
-    return RefittableModel(_Predictions(estimator, classes).eval(), loss, classes=classes)
+    predictions = _Predictions(estimator, classes).eval()
+    if not hasattr(estimator, "predict_proba"):
+        return RefittableModel(predictions, ZeroOneLoss(), classes=classes)
+    are_counts = bool((predictions(X) == 0).any())
+    loss = ProbabilityNLL(float(np.finfo(float).eps), n_rows=len(X) if are_counts else None)
+    return RefittableModel(predictions, loss, classes=classes)
 
 
 def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:

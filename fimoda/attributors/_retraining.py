@@ -34,7 +34,7 @@ from ..adapters import (
     training_epochs,
     transform_rows,
 )
-from ..measurements import Measurement
+from ..measurements import Measurement, values
 from ..model import FinalModel
 from ..row_gradients import Measure
 from ..rows import RawRows
@@ -153,6 +153,17 @@ class BaseRetraining(BaseFurtherTraining):
         model = as_refittable(part_to_refit(self.estimator_, self.refit), X, y)
         model.require_predictable(X)
         return model
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        if not isinstance(self.model_, RefittableModel) or callable(self.measurement):
+            return
+        measured = values(self._measure, self.model_.outputs(self._X), self._y)
+        if not torch.isfinite(measured).all():
+            raise ValueError(
+                f"measurement={self.measurement!r} is not finite where a class has the probability 0 or "
+                f"1, as {type(self.estimator_).__name__} gives. Use measurement='loss' or 'output'."
+            )
 
     def _test_tensors(self, X: Any, y: Any) -> tuple[Any, Tensor, Measure]:
         if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
@@ -317,21 +328,25 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         outcomes = self._outcomes(Measurer(X, y, measure))
+        outcomes.require_some()
         scores, seen = self._scores_of(outcomes)
         self._seen.update(seen, failed_=outcomes.failed)
+        self._require_scores(scores, outcomes)
+        return scores
+
+    def _require_scores(self, scores: NDArray[np.float64], outcomes: SubsetOutcomes) -> None:
+        """Raise FloatingPointError if trainings failed and a row has no score for it."""
         if outcomes.failed and not np.isfinite(scores).all():
             subset, seed, reason = outcomes.failed[0]
             raise FloatingPointError(
-                f"{len(outcomes.failed)} of {outcomes.measured.shape[0] * len(self.seeds_)} models "
-                f"failed, too many for scores of all rows. The first is that of subset {subset} "
-                f"with seed {seed}: {reason}."
+                f"{len(outcomes.failed)} of {outcomes.n_trained} models failed, too many for scores of "
+                f"all rows. The first is that of subset {subset} with seed {seed}: {reason}."
             )
         if self.max_seconds is not None and not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"max_seconds={self.max_seconds} were over before every row had a score. Call transform "
                 "again to go on from what checkpoint_dir holds, or raise max_seconds."
             )
-        return scores
 
     @property
     def failed_(self) -> list[tuple[int, int, str]]:

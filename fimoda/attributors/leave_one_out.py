@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -12,12 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import POSITIVE_INTEGER, check_leave_out, check_random_state
-from ..measurements import Measurement
+from ..measurements import Measurement, values
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Measurer
+from ..training.refits import Refits
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
+from ..training.subsets import SubsetUnit
 from ._retraining import BaseRetraining
+
+#: Measurements that differ by less than this part of the largest are alike.
+_ALIKE = 1e-3
 
 
 class LeaveOneOut(BaseRetraining):
@@ -204,6 +210,61 @@ class LeaveOneOut(BaseRetraining):
     def _keep(self, trained: NDArray[np.int64]) -> None:
         super()._keep(trained)
         self.train_indices_ = self.train_indices_[trained[1:] - 1]
+
+    def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
+        outcomes = super()._outcomes(measurer)
+        if isinstance(self._way, Refits):
+            self._compare_with_the_model(outcomes.measured[0], measurer)
+        return outcomes
+
+    def _compare_with_the_model(self, again: NDArray[np.float64], measurer: Measurer) -> None:
+        """Warn if the fit on all rows is no other by its seed, and is not the model given.
+
+        `again` is what the fits on all rows measured, (n_test, n_seeds).
+        """
+        outputs = self.model_.outputs(measurer.X)
+        given = values(measurer.measure, outputs, measurer.y).cpu().numpy()
+
+        def differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+            return bool(np.abs(one - other).max() > _ALIKE * np.abs(given).max())
+
+        if not differ(again[:, 0], given):
+            return
+        if again.shape[1] > 1:
+            second = again[:, 1]
+        else:
+            everything = np.ones((1, len(self._X)), dtype=bool)
+            unit = SubsetUnit(self.seeds_[0] + 1, np.array([0]), everything)
+            second = self._way.measure(self._way.train(unit), measurer)["measured"][0]
+        if not differ(again[:, 0], second):
+            warnings.warn(
+                f"estimator {type(self.estimator_).__name__} predicts otherwise than it does when it is "
+                "fitted again on all rows, and not for its seed: the scores are of the latter. Pass the "
+                "rows, targets and sample_weight that it was fitted with.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _require_scores(self, scores: NDArray[np.float64], outcomes: SubsetOutcomes) -> None:
+        """Warn of rows without which no training succeeded: their scores are NaN."""
+        known: NDArray[np.bool_] = np.any(np.isfinite(outcomes.measured), axis=(1, 2))
+        reasons = {subset: reason for subset, _, reason in outcomes.failed if not known[subset]}
+        missing = np.isin(np.arange(1, len(known)), list(reasons))
+        self._seen["missing"] = missing
+        super()._require_scores(scores[:, ~missing], outcomes)
+        if missing.any():
+            rows = self.train_indices_[missing]
+            named = ", ".join(map(str, rows[:5])) + ", ..." * (len(rows) > 5)
+            warnings.warn(
+                f"the model cannot be trained without row {named} ({reasons[max(reasons)]}): its score "
+                "is NaN. Name other rows by leave_out.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        super()._finite(scores[:, ~self._seen["missing"]])
+        return scores
 
     def _coupled(
         self, X: Tensor, y: Tensor, measure: Measure

@@ -131,9 +131,11 @@ def train_on_subsets(
     Raises
     ------
     ValueError
-        If a subset is empty or names a row that does not exist, has one class where the classifier
-        needs two, a parameter of the network cannot be drawn again, or one of `train_on_subsets`
-        for networks is given for an estimator that is not one.
+        If a subset is empty or names a row that does not exist, a parameter of the network cannot be
+        drawn again, or one of `train_on_subsets` for networks is given for an estimator that is
+        fitted by its own ``fit``.
+    FloatingPointError
+        If all trainings fail; the message begins with the reason.
     MemoryError
         Before training, if the measurements do not fit `memory_budget`.
 
@@ -172,4 +174,6 @@ def train_on_subsets(
         n_jobs=n_jobs,
         verbose=verbose,
     )
-    return SubsetTrainer(method, X, y, X_test, y_test, sample_weight)(subsets)
+    outcomes = SubsetTrainer(method, X, y, X_test, y_test, sample_weight)(subsets)
+    outcomes.require_some()
+    return outcomes

@@ -76,6 +76,8 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
         return None
     try:
         graph = torch.fx.symbolic_trace(module).graph
+    except (TimeoutError, MemoryError):
+        raise
     except Exception:  # tracing runs the user's code, which may raise anything
         return None
     links: list[Link] = []

@@ -113,6 +113,8 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
             nonlocal current
             try:
                 return current(theta, x, y, weights)
+            except (TimeoutError, MemoryError):
+                raise
             except Exception as error:  # compilers' errors have no class in common
                 if current is eager:
                     raise

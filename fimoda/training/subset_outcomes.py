@@ -117,6 +117,20 @@ class SubsetOutcomes:
         """Mean over the seeds that did not fail, (M, n_test); NaN where all did."""
         return mean_and_error(self.measured)[0]
 
+    @property
+    def n_trained(self) -> int:
+        """Number of trainings, failed ones among them."""
+        return len(self.subsets) * len(self.seeds)
+
+    def require_some(self) -> None:
+        """Raise FloatingPointError, with the reason, if all trainings failed."""
+        if len(self.failed) == self.n_trained:
+            reasons = list(dict.fromkeys(reason for *_, reason in self.failed))
+            others = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+            raise FloatingPointError(
+                f"{reasons[0]}{others}: all {self.n_trained} trainings failed."
+            )
+
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean over the last axis and its standard error, NaNs ignored."""
