@@ -97,10 +97,12 @@ def test_leave_one_out_averages_over_seeds():
 
 def test_too_many_failures_are_an_error():
     X, y = np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 2])
-    method = LeaveOneOut(LogisticRegression().fit(X, y), n_seeds=1).fit(X, y)
-    with pytest.raises(FloatingPointError, match=r"1 of 7 models .* subset 6 .* none of class 2"):
+    model = LogisticRegression().fit(X, y)
+    subsets = [[0, 1, 3, 5], [0, 2, 4, 5], [1, 2, 3, 4], [0, 1, 4], [2, 3, 5]]
+    method = Downsampling(model, n_seeds=1, subsets=subsets).fit(X, y)
+    with pytest.raises(FloatingPointError, match=r"2 of 5 models .* subset 2 .* none of class 2"):
         method.transform(X, y)
-    some = LeaveOneOut(method.estimator_, n_seeds=[3], leave_out=[0, 1]).fit(X, y)
+    some = LeaveOneOut(model, n_seeds=[3], leave_out=[0, 1]).fit(X, y)
     assert some.transform(X, y).shape == (6, 2)
     assert some.failed_ == []
 

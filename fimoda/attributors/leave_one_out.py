@@ -228,7 +228,8 @@ class LeaveOneOut(BaseRetraining):
         def differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
             return bool(np.abs(one - other).max() > _ALIKE * np.abs(given).max())
 
-        if not differ(again[:, 0], given):
+        again = again[:, np.isfinite(again).all(0)]
+        if not again.shape[1] or not differ(again[:, 0], given):
             return
         if again.shape[1] > 1:
             second = again[:, 1]
