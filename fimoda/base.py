@@ -135,7 +135,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             )
             self.estimator_ = fit_with(model, X, y, weights)
         seen, y = self._model_rows(rows), self._model_targets(y)
-        check_columns(self.estimator_, X if hasattr(X, "columns") else rows)
+        self._check_columns(X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
         outputs = self.model_.outputs(self._X[:2])
@@ -202,6 +202,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             transform_rows(self.estimator_, X), "X after the Pipeline's earlier steps"
         )
 
+    def _check_columns(self, X: Any) -> None:
+        """Hook of `fit` and `transform`: let the model see whether it knows the columns."""
+        check_columns(self.estimator_, X)
+
     def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
         """Hook of `fit` and `transform`: targets as the model itself is fitted on them."""
         return transform_targets(self.estimator_, y)
@@ -246,7 +250,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Encoded test rows and targets, and the measurement to take on them."""
         checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
         rows = self.model_.encode_X(self._model_rows(checked))
-        check_columns(self.estimator_, X if hasattr(X, "columns") else checked)
+        self._check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
             targets = self._model_targets(check_targets(y, len(rows)))
             return rows, self.model_.encode_y(targets, self.n_outputs_), self._measure

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
@@ -28,7 +29,7 @@ from .dispatch import frozen_view
 from .initial import is_network
 from .own_predictions import check_predictions, some_rows
 from .randomness import seed_parameters
-from .wrappers import caveats, last_step, transform_rows
+from .wrappers import caveats, check_columns, last_step, transform_rows
 
 #: Name of rows as a model at the end of a Pipeline sees them.
 _SEEN = "X after the Pipeline's earlier steps"
@@ -96,7 +97,7 @@ def is_search(estimator: Any) -> bool:
 
 def _thawed(estimator: Any) -> Any:
     """Return the model inside a `FrozenEstimator`."""
-    while type(estimator).__name__ == "FrozenEstimator":
+    while isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator
     return estimator
 
@@ -115,7 +116,7 @@ def _chosen(estimator: Any) -> Any:
 
 def _learns(step: Any) -> bool:
     """Return whether a step of a Pipeline depends on the rows it is fitted to."""
-    if step in (None, "passthrough") or type(step).__name__ == "FrozenEstimator":
+    if step in (None, "passthrough") or isinstance(step, FrozenEstimator):
         return False
     return bool(get_tags(step).requires_fit)
 
@@ -235,6 +236,7 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
         If it is no regressor, and no classifier of one label a row.
     """
     try:
+        check_columns(estimator, X.values)
         known = _final_model(estimator, X, y)
         check_predictions(known, last_step(estimator), _seen(estimator, X[some_rows(len(X))]))
         known = known.double

@@ -15,11 +15,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _num_samples, check_array, check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from ..model import FinalModel
+from ..rows import RawRows
 from .own_predictions import some_rows
 
 #: What `as_final_model` takes, for messages.
@@ -229,7 +229,8 @@ def check_columns(estimator: Any, X: Any) -> None:
         return
     if not (hasattr(estimator, "predict") and hasattr(model, "predict")):
         return
-    rows = _safe_indexing(X, some_rows(_num_samples(X)))
+    given = RawRows(X)
+    rows = given[some_rows(len(given))].values
     predicted = estimator.predict(rows)
     if estimator is model or caveats(estimator) or obstacle(estimator):
         return

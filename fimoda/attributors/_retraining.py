@@ -29,6 +29,7 @@ from ..adapters import (
     has_earlier_steps,
     initial_parameters,
     is_network,
+    last_step,
     part_to_refit,
     trained_in_stacks,
     training_epochs,
@@ -139,6 +140,10 @@ class BaseRetraining(BaseFurtherTraining):
         if self._in_stacks:
             return super()._model_rows(X)
         return RawRows(transform_rows(self.estimator_, X) if self.refit == "last" else X)
+
+    def _check_columns(self, X: Any) -> None:
+        if self._in_stacks:  # what is fitted again is asked to predict, whatever it overrides
+            super()._check_columns(X)
 
     def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
         return super()._model_targets(y) if self._in_stacks or self.refit == "last" else y
@@ -382,11 +387,14 @@ def _train_and_measure(way: Retraining, measurer: Measurer, unit: SubsetUnit) ->
 
 def training_anew(estimator: Any, refit: str) -> str:
     """Return which part of an estimator is trained again, in words."""
-    whole = "training anew"
-    if estimator is None or not has_earlier_steps(estimator):
-        return f"{whole}, and searching again" if refit == "search" else whole
+    process = "training anew"
+    if estimator is None or trained_in_stacks(estimator, refit):
+        return process
     if refit == "last":
-        return f"{whole}: the last step of the Pipeline"
-    if trained_in_stacks(estimator, refit):
-        return whole
-    return f"{whole}: the whole Pipeline" + ", and searching again" * (refit == "search")
+        alone = last_step(estimator) is estimator
+        return (
+            process if alone else f"{process}: its last step, {type(last_step(estimator)).__name__}"
+        )
+    part = estimator if refit == "search" else part_to_refit(estimator, refit)
+    whole = "" if last_step(part) is part else f": the whole {type(part).__name__}"
+    return f"{process}{whole}" + ", with its search" * (refit == "search")
