@@ -82,11 +82,15 @@ class RunDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(error.errno, f"{self} cannot be made: {error.strerror}") from error
-        self._check_owner(self.path, self.path.stat())
+        self.check()
         for part in self.path.glob(f"{PART}*"):
             with contextlib.suppress(OSError), part.open("rb") as file:
                 if _lock(file, wait=False):  # nobody writes it
                     part.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise OSError if the directory belongs to another user or may be written by everybody."""
+        self._check_owner(self.path, self.path.stat())
 
     def _check_owner(self, path: Path, about: os.stat_result) -> None:
         """Raise PermissionError unless a path is in the hands of this user (or the administrator)."""

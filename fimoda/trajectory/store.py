@@ -159,6 +159,8 @@ class CheckpointStore:
             If it holds none.
         ValueError
             If it was written by an earlier version.
+        OSError
+            If others can write it.
         """
         files = self._on_disk
         names = files.names() if files.path.is_dir() else []
@@ -174,6 +176,7 @@ class CheckpointStore:
                 f"{files} holds no recorded run (no {MANIFEST}). Name the directory that a "
                 "TrajectoryRecorder or Trajectory.save has written."
             )
+        files.check()
         found = files.manifest()
         if "trajectory" not in found:
             raise ValueError(f"{files} holds a run of another kind, and no recorded one.")
