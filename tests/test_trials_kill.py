@@ -105,24 +105,27 @@ def undisturbed():
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_twice_and_resumed(way, seed, undisturbed, tmp_path):
     """At random moments from the first to the last file."""
-    run = WAYS[way]
+    run, directory = WAYS[way], tmp_path / "run"
     rng = np.random.default_rng(seed)
-    finished = 0
+    finished = kills = 0
     for _ in range(2):
-        wanted, delay = finished + rng.integers(0, 3), rng.uniform(0, 0.02)
-        process = fork(lambda: run(tmp_path / "run"))
+        first = not finished and seed == 0  # also before anything is written
+        wanted, delay = finished + rng.integers(0, 3), rng.uniform(0, 0.01)
+        process = fork(lambda: run(directory))
         while os.waitpid(process, os.WNOHANG) == (0, 0):
-            if len(list(tmp_path.glob("run/*"))) >= wanted:
+            begun = first or (directory / MANIFEST).exists()
+            if begun and len(list(directory.glob("*.npy"))) >= wanted:
                 time.sleep(delay)
                 os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
+                kills += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
                 break
             time.sleep(0.0005)
-        finished = len(list(tmp_path.glob("run/*.npy")))
+        finished = len(list(directory.glob("*.npy")))
+    assert kills
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # nothing is damaged
-        np.testing.assert_array_equal(run(tmp_path / "run"), undisturbed[way])
-    assert not list(tmp_path.glob(f"run/{PART}*"))
+        np.testing.assert_array_equal(run(directory), undisturbed[way])
+    assert not list(directory.glob(f"{PART}*"))
 
 
 # ---- trajectories -----------------------------------------------------------------------------
