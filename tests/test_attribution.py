@@ -7,11 +7,27 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from scipy.sparse import csr_array
+from sklearn.base import clone, is_classifier
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    SGDClassifier,
+    SGDRegressor,
+)
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neural_network import MLPClassifier
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
+from sklearn.tree import ExtraTreeRegressor
 from torch import nn
 
 import fimoda
@@ -130,6 +146,115 @@ def test_classifier_without_gradients_with_these_parameters(rows, model):
     assert isinstance(found.attributor, LeaveOneOut)
     random = isinstance(model, SGDClassifier)
     assert len(found.attributor.seeds_) == (5 if random else 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SGDClassifier(loss="log_loss", max_iter=20, tol=None),
+        SGDRegressor(max_iter=20, tol=None),
+        ExtraTreeRegressor(max_depth=2),
+        make_pipeline(StandardScaler(), SGDRegressor(max_iter=20, tol=None)),
+    ],
+)
+def test_random_fits_have_seeds_and_errors(rows, model):
+    X, y, X_test, y_test = rows
+    if is_classifier(model):
+        y, y_test = y > 0, y_test > 0
+    found = attribute(model.fit(X, y), X, y, X_test, y_test, budget=1e6, random_state=0)
+    assert isinstance(found.attributor, LeaveOneOut)
+    assert len(found.attributor.seeds_) == 5
+    assert found.errors.mean() > 0
+    assert found.trust.startswith("standard errors are")
+    assert "exact" not in str(found)
+    name = next(name for name in model.get_params() if name.endswith("random_state"))
+    without, seeds = np.arange(N) != 7, found.attributor.seeds_
+    change = []
+    for seed in seeds:
+        fits = [clone(model).set_params(**{name: seed}).fit(X[r], y[r]) for r in (without, ...)]
+        if is_classifier(model):
+            logits = [fit.decision_function(X_test) for fit in fits]
+            loss = [np.logaddexp(0, np.where(y_test, -f, f)) for f in logits]
+        else:
+            half = 0.5 if "SGD" in repr(model) else 1.0
+            loss = [half * (fit.predict(X_test) - y_test) ** 2 for fit in fits]
+        change.append(loss[0] - loss[1])
+    np.testing.assert_allclose(found.scores[:, 7], np.mean(change, 0), rtol=1e-6, atol=1e-12)
+    sem = np.std(change, 0, ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(found.errors[:, 7], sem, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [Ridge(), KNeighborsRegressor(3), SVR()])
+def test_deterministic_fits_are_found_to_be(rows, model):
+    X, y, *_ = rows
+    found = attribute(model.fit(X, y), *rows, budget=1e6)
+    assert len(found.attributor.seeds_) == 1
+    assert found.errors is None
+    assert found.trust == "exact: training is deterministic"
+
+
+def test_one_seed_that_was_asked_for_is_not_called_exact(rows):
+    X, y, *_ = rows
+    model = SGDRegressor(max_iter=5, tol=None).fit(X, y)
+    found = attribute(model, *rows, method=LeaveOneOut(n_seeds=1, leave_out=[0, 1]))
+    assert found.trust == "one seed: with more, standard errors tell how random training is"
+
+
+def test_target_transform_is_looked_through(rows):
+    """Networks inside are trained further, on the transformed targets."""
+    X, y, X_test, y_test = rows
+    y, y_test = 50 + 20 * y, 50 + 20 * y_test
+    inner = MLPRegressor(hidden_layer_sizes=(4,), max_iter=30, random_state=0)
+    model = TransformedTargetRegressor(inner, transformer=StandardScaler())
+    search = GridSearchCV(model, {"regressor__alpha": [1e-3, 1.0]}, cv=2)
+    with pytest.warns(fimoda._validation.ConvergenceWarning):
+        search.fit(X, y)
+    found = attribute(search, X, y, X_test, y_test, n_epochs=2, random_state=0)
+    assert isinstance(found.attributor, FurtherTraining)
+    best = search.best_estimator_
+    seen = [best.transformer_.transform(t[:, None])[:, 0] for t in (y, y_test)]
+    alone = FurtherTraining(best.regressor_, n_epochs=2, n_seeds=5, random_state=0).fit(X, seen[0])
+    np.testing.assert_allclose(found.scores, alone.transform(X_test, seen[1]))
+    assert "in the unit of the transformed target" in found.trust
+
+
+def test_rows_that_only_the_estimator_takes(rows):
+    X, y, X_test, y_test = rows
+    frame = pd.DataFrame(np.r_[X, X_test], columns=[f"f{i}" for i in range(10)])
+    frame.iloc[::5, 1] = np.nan
+    frame["kind"] = pd.Categorical(np.where(frame["f2"] > 0, "high", "low"))
+    train, test = frame[:N], frame[N:]
+    model = HistGradientBoostingRegressor(max_iter=4, min_samples_leaf=5).fit(train, y)
+    found = attribute(model, train, y, test, y_test, budget=1e6)
+    assert isinstance(found.attributor, LeaveOneOut)
+    without = clone(model).fit(train.drop(index=3), np.delete(y, 3))
+    loss = [(m.predict(test) - y_test) ** 2 for m in (without, model)]
+    np.testing.assert_allclose(found.scores[:, 3], loss[0] - loss[1], atol=1e-12)
+    # and what is wrong with the rows is said by the estimator
+    for wrong in ({"columns": frame.columns[::-1]}, {"columns": frame.columns[:-1]}):
+        with pytest.raises(ValueError, match=r"names|missing"):
+            attribute(model, train.reindex(**wrong), y, test, y_test)
+        with pytest.raises(ValueError, match=r"names|missing"):
+            attribute(model, train, y, test.reindex(**wrong), y_test)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        attribute(model, train, y[:-1], test, y_test)
+
+
+def test_sparse_rows_and_texts(rows):
+    X, y, X_test, y_test = rows
+    sparse = [csr_array(np.where(abs(r) > 1, r, 0)) for r in (X, X_test)]
+    model = LogisticRegression().fit(sparse[0], y > 0)
+    found = attribute(model, sparse[0], y > 0, sparse[1], y_test > 0, budget=1e6)
+    dense = attribute(
+        model, sparse[0].toarray(), y > 0, sparse[1].toarray(), y_test > 0, budget=1e6
+    )
+    np.testing.assert_allclose(found.scores, dense.scores, atol=1e-5)
+    words = np.array(["ant", "bee", "cow", "dog"])
+    texts = [" ".join(words[np.argsort(r[:4])][:2]) for r in np.r_[X, X_test]]
+    reader = make_pipeline(CountVectorizer(), Ridge()).fit(texts[:N], y)
+    found = attribute(reader, texts[:N], y, texts[N:], y_test, budget=1e6)
+    assert found.scores.shape == (N_TEST, N)
+    assert found.process == "training anew: the whole Pipeline"
 
 
 def test_bad_rows_are_said_to_be_bad(rows):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
@@ -13,17 +16,26 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Perceptron, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from fimoda import InfluencePruner, LeaveOneOut, MislabelDetector, PrunedClassifier, flip_labels
+from fimoda import (
+    InfluencePruner,
+    LeaveOneOut,
+    MislabelDetector,
+    PrunedClassifier,
+    PrunedRegressor,
+    flip_labels,
+)
 from fimoda._validation import MAX_SEED
 from fimoda.selection.held_out import N_REPEATS, held_out_losses
 
@@ -241,3 +253,23 @@ def test_finished_search_stands_for_its_model():
     detector = MislabelDetector(search, random_state=0).fit(X, y)
     np.testing.assert_array_equal(detector.scores_, alone.scores_)
     assert roc_auc_score(bad, detector.scores_) > 0.95
+
+
+def test_network_in_a_target_transform_in_a_search_from_disk():
+    """Planted rows are found by the gradients of the network inside."""
+    X, y, bad = diabetes()
+    y = 150 + 70 * y
+    network = MLPRegressor(hidden_layer_sizes=(16,), max_iter=150, random_state=0)
+    model = TransformedTargetRegressor(
+        make_pipeline(StandardScaler(), network), transformer=StandardScaler()
+    )
+    grid = {"regressor__mlpregressor__alpha": [1e-3, 1.0]}
+    search = GridSearchCV(model, grid, cv=2)
+    with pytest.warns(ConvergenceWarning):
+        search.fit(X, y)
+    pruned = PrunedRegressor(pickle.loads(pickle.dumps(search)), by="self", fraction=0.1)
+    with pytest.warns(ConvergenceWarning):
+        pruned.fit(X, y)
+    assert bad[~pruned.support_].mean() > 0.7
+    assert roc_auc_score(bad, -pruned.scores_) > 0.95
+    assert pruned.predict(X[:3]).shape == (3,)
