@@ -27,18 +27,20 @@ _NO_MATTER = ("n_jobs", "verbose")
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
-def identity_of(thing: Any) -> str:
+def identity_of(thing: Any, fitted: bool = True) -> str:
     """Return a digest that tells this object from any other that acts in another way.
 
     The same object has the same digest in every process, also after pickling. Arrays, tensors and
-    scalars are known by type and value; estimators by class and parameters, whether they are
-    fitted or not (``n_jobs`` and ``verbose`` apart); functions and classes by their code, defaults,
-    closures, and the global names that they read, installed ones by name and version; all else by
-    class and state, as pickle would keep it.
+    scalars are known by type and value; functions and classes by their code, defaults, closures, and
+    the global names that they read, installed ones by name and version; all else by class and
+    state, as pickle would keep it.
 
     Parameters
     ----------
     thing : object
+    fitted : bool, default=True
+        Whether what an estimator has learned belongs to it. Otherwise it is known as ``clone``
+        would copy it, by class and parameters, ``n_jobs`` and ``verbose`` apart.
 
     Returns
     -------
@@ -58,7 +60,8 @@ def identity_of(thing: Any) -> str:
     False
     """
     try:
-        return _Walk().digest(thing).hex()
+        walk = _Walk()
+        return (walk.digest if fitted else walk.unfitted)(thing).hex()
     except RecursionError:
         raise _unknown(thing, "it is nested too deeply") from None
 
@@ -136,6 +139,21 @@ class _Walk:
         self._known[id(thing)] = thing, found
         return found
 
+    def unfitted(self, thing: Any) -> bytes:
+        """Digest of an estimator without what it has learned, or of anything else."""
+        kind = type(thing)
+        if _is_made_by_parameters(thing):
+            given = thing.get_params(deep=False)
+            known = sorted(name for name in given if name.split("__")[-1] not in _NO_MATTER)
+            parts = [_hash(name.encode(), self.unfitted(given[name])) for name in known]
+            return _hash(b"estimator", self.digest(kind), *parts)
+        if kind in (list, tuple):
+            return _hash(kind.__name__.encode(), *map(self.unfitted, thing))
+        if kind is dict:
+            pairs = (_hash(self.digest(k), self.unfitted(v)) for k, v in thing.items())
+            return _hash(b"dict", *sorted(pairs))
+        return self.digest(thing)
+
     def _all(self, name: str, *parts: Any) -> bytes:
         return _hash(name.encode(), *(self.digest(part) for part in parts))
 
@@ -183,10 +201,6 @@ class _Walk:
             return _hash(b"weak reference")
         if isinstance(thing, nn.Module):
             return self._network(thing)
-        if self._is_estimator(thing):
-            given = thing.get_params(deep=False)
-            some = {name: v for name, v in given.items() if name.split("__")[-1] not in _NO_MATTER}
-            return self._all("estimator", kind, some)
         original = getattr(thing, "__wrapped__", None)
         if callable(original):  # functools.cache and the like
             return self._all("wrapper", kind, original)
@@ -280,13 +294,6 @@ class _Walk:
         }
         return self._all("network", type(module), ordered, hooks, state)
 
-    def _is_estimator(self, thing: Any) -> bool:
-        """Whether an object is what its parameters make it; a frozen estimator is more."""
-        if not (callable(getattr(thing, "get_params", None)) and hasattr(thing, "set_params")):
-            return False
-        cloned = getattr(type(thing), "__sklearn_clone__", None)
-        return cloned is None or cloned.__qualname__ == "BaseEstimator.__sklearn_clone__"
-
     def _state(self, thing: Any) -> bytes:
         """Digest of what pickle would keep, without pickling."""
         try:
@@ -302,6 +309,16 @@ class _Walk:
         listed = None if items is None else list(items)
         ordered = None if pairs is None else list(pairs)
         return self._all("object", type(thing), make, arguments, state, listed, ordered)
+
+
+def _is_made_by_parameters(thing: Any) -> bool:
+    """Whether ``clone`` makes an object from its parameters; a frozen estimator is kept as it is."""
+    if isinstance(thing, type) or not hasattr(thing, "set_params"):
+        return False
+    if not callable(getattr(thing, "get_params", None)):
+        return False
+    cloned = getattr(type(thing), "__sklearn_clone__", None)
+    return cloned is None or cloned.__qualname__ == "BaseEstimator.__sklearn_clone__"
 
 
 def _is_hooks(name: str, state: dict[str, Any]) -> bool:

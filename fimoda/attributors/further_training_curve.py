@@ -235,7 +235,8 @@ def further_training_curve(
         return outcomes(readings, seeds).scores(correction)[-1]
 
     size = 8 * len(marks) * len(measurer.X)
-    seeds, readings = run.train(measurer, size, scores, measurer.identity(trainer.n_outputs_))
+    identity = None if checkpoint_dir is None else measurer.identity(trainer.n_outputs_)
+    seeds, readings = run.train(measurer, size, scores, identity)
     return FurtherTrainingCurve(
         np.array(marks),
         run.leave_out,

@@ -64,7 +64,7 @@ class Refits:
         """What the run is, for the directory that keeps it."""
         weights = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
         return {
-            "estimator": f"{type(self.estimator).__name__} {identity_of(self.estimator)}",
+            "estimator": f"{type(self.estimator).__name__} {identity_of(self.estimator, fitted=False)}",
             "X": identity_of(self.X.values),
             "y": identity_of(self.y),
             "sample_weight": identity_of(weights),
