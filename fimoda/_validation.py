@@ -42,6 +42,7 @@ __all__ = [
     "check_weights",
     "checks_parameters",
     "n_rows",
+    "native",
     "take_rows",
     "validate_data",
 ]
@@ -57,6 +58,13 @@ POSITIVE_REAL = Interval(numbers.Real, 0, None, closed="neither")
 
 #: Largest seed drawn from a random state.
 MAX_SEED = 2**31 - 1
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers in a type that torch knows: in this machine's byte order, float64 at most."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def n_rows(X: Any) -> int:
@@ -117,7 +125,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
         y = y.astype(float)
     if y.dtype.kind in "fc":
         assert_all_finite(y, input_name=name)
-    return y
+    return native(y)
 
 
 def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[Any] | None:

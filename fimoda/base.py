@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -138,6 +139,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self._check_columns(X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
+        _require_squares(self._X)
         outputs = self.model_.outputs(self._X[:2])
         self.n_outputs_ = outputs.shape[1]
         self._y = self.model_.encode_y(y, self.n_outputs_)
@@ -174,7 +176,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
-        if isinstance(X, dict | str | bytes):
+        if isinstance(X, dict | set | str | bytes | Iterator):
             raise TypeError(
                 f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
                 "Columns in a dict make a frame: pandas.DataFrame(X)."
@@ -250,6 +252,12 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Encoded test rows and targets, and the measurement to take on them."""
         checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
         rows = self.model_.encode_X(self._model_rows(checked))
+        _require_squares(rows)
+        if isinstance(rows, Tensor) and rows.dim() != self._X.dim():
+            raise ValueError(
+                f"X must have rows of shape {tuple(self._X.shape[1:])}, as in fit, got rows of shape "
+                f"{tuple(rows.shape[1:])}."
+            )
         self._check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
             targets = self._model_targets(check_targets(y, len(rows)))
@@ -431,3 +439,16 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _require_squares(X: Any) -> None:
+    """Raise ValueError if the square of a number, which gradients have in them, overflows."""
+    if not isinstance(X, Tensor) or not X.is_floating_point() or not X.numel():
+        return
+    largest = max(abs(float(end)) for end in X.detach().aminmax())
+    if largest > torch.finfo(X.dtype).max ** 0.5:
+        row = int((X.abs().flatten(1).amax(1) == X.abs().max()).nonzero()[0])
+        raise ValueError(
+            f"X holds {largest:.3g} in row {row}, whose square is more than {X.dtype} can hold, so that "
+            "gradients would be infinite. Scale the features, or remove the row."
+        )

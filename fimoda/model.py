@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev, vmap
 
 from ._identity import identity_of
+from ._validation import native
 from .losses import CLASS_KINDS, RowLoss
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
@@ -261,7 +262,7 @@ class FinalModel:
 
     def encode_X(self, X: ArrayLike | Tensor) -> Tensor:
         """Rows as a tensor on the model's device, in its dtype, or integers where it takes them."""
-        tensor = X if isinstance(X, Tensor) else torch.as_tensor(np.array(X, copy=True))
+        tensor = X if isinstance(X, Tensor) else torch.as_tensor(native(np.array(X, copy=True)))
         keep = self.takes_integers and not tensor.is_floating_point()
         return tensor.to(self.device, torch.long if keep else self.dtype)
 

@@ -183,6 +183,46 @@ def test_empty_and_non_numeric_rows(make):
         make(RIDGE).fit(X, Y).transform(X[0])
 
 
+@each_attributor
+@pytest.mark.parametrize("kind", [np.longdouble, ">f8", ">f4", ">i8", np.float16])
+def test_numbers_of_any_type(make, kind):
+    rows, targets = (10 * X).round().astype(kind), Y.round().astype(kind)
+    found = make(RIDGE).fit(rows, targets).transform(rows[:3], targets[:3])
+    plain = [part.astype(float) for part in (rows, targets)]
+    expected = make(RIDGE).fit(*plain).transform(plain[0][:3], plain[1][:3])
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@each_attributor
+def test_numbers_whose_squares_overflow(make):
+    message = r"X holds 1e\+300 in row 0, whose square is more than torch.float64 can hold"
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(np.where(np.arange(80).reshape(20, 4) == 3, 1e300, X), Y)
+    with pytest.raises(ValueError, match=message):
+        make(RIDGE).fit(X, Y).transform(np.full((2, 4), 1e300), Y[:2])
+    with pytest.raises(ValueError, match=r"more than torch.float32 can hold.*Scale the features"):
+        make(nn.Linear(4, 1), criterion=nn.MSELoss()).fit(1e30 * X, Y)
+
+
+@each_attributor
+def test_rows_of_another_shape(make):
+    net = make(nn.Linear(4, 1), criterion=nn.MSELoss()).fit(X, Y)
+    for shape in ((5, 4, 4), (5, 4, 1)):
+        with pytest.raises(ValueError, match=r"rows of shape \(4,\), as in fit, got .*\(4, [14]\)"):
+            net.transform(np.ones(shape), Y[:5])
+
+
+@each_attributor
+@pytest.mark.parametrize("rows", [{"a": X[:, 0]}, {1, 2}, "rows", iter(X)], ids=type)
+def test_what_is_no_table(make, rows):
+    for call in (make(RIDGE).fit, make(RIDGE).fit(X, Y).transform):
+        with pytest.raises(
+            TypeError, match=r"^X must be an array, a DataFrame or a list.*got a"
+        ) as e:
+            call(rows, Y)
+        assert len(str(e.value)) < 200
+
+
 def test_one_training_row():
     one = further_training(RIDGE)
     with pytest.raises(ValueError, match="X must have at least 2 rows to leave one out"):

@@ -35,6 +35,7 @@ from ..adapters import (
     training_epochs,
     transform_rows,
 )
+from ..losses import CLASS_KINDS
 from ..measurements import Measurement, values
 from ..model import FinalModel
 from ..row_gradients import Measure
@@ -161,7 +162,8 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
         super()._prepare(X, y, sample_weight)
-        if not isinstance(self.model_, RefittableModel) or callable(self.measurement):
+        kind = self.model_.loss.kind
+        if self._in_stacks or callable(self.measurement) or kind not in CLASS_KINDS:
             return
         measured = values(self._measure, self.model_.outputs(self._X), self._y)
         if not torch.isfinite(measured).all():
@@ -338,6 +340,12 @@ class BaseRetraining(BaseFurtherTraining):
         self._seen.update(seen, failed_=outcomes.failed)
         self._require_scores(scores, outcomes)
         return scores
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        if self._kept is not None:
+            return super()._self_influence()
+        rows = self.train_indices_  # all at once, since each call trains
+        return np.diagonal(self._scores(self._X[rows], self._y[rows], self._measure)).copy()
 
     def _require_scores(self, scores: NDArray[np.float64], outcomes: SubsetOutcomes) -> None:
         """Raise FloatingPointError if trainings failed and a row has no score for it."""

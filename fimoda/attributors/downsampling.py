@@ -26,8 +26,9 @@ class Downsampling(BaseSubsetRetraining):
     Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
     whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
     its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
-    of a classifier without, or the squared error, summed over the outputs. Of a Pipeline all steps
-    are fitted again, unless `refit` says otherwise.
+    of a classifier without, or the squared error, summed over the outputs. Probabilities that are
+    counts, as those of forests and neighbours, are smoothed by one row (see the user guide). Of a
+    Pipeline all steps are fitted again, unless `refit` says otherwise.
 
     Parameters
     ----------
@@ -73,8 +74,10 @@ class Downsampling(BaseSubsetRetraining):
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
-        Directory that keeps the trained models. A call with the same arguments resumes from it,
-        and so does another method with the same subsets and seeds: nothing is trained twice.
+        Directory that keeps what is finished, for a call with the same arguments and for other
+        methods with the same subsets and seeds: of networks the trained models, of estimators that
+        are fitted again their measurements, so that `transform` trains, once for each set of test
+        rows.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     max_seconds : float, default=None

@@ -42,8 +42,9 @@ class LeaveOneOut(BaseRetraining):
     Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
     whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
     its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
-    of a classifier without, or the squared error, summed over the outputs. Of a Pipeline all steps
-    are fitted again, unless `refit` says otherwise.
+    of a classifier without, or the squared error, summed over the outputs. Probabilities that are
+    counts, as those of forests and neighbours, are smoothed by one row (see the user guide). Of a
+    Pipeline all steps are fitted again, unless `refit` says otherwise.
 
     Parameters
     ----------
@@ -85,8 +86,10 @@ class LeaveOneOut(BaseRetraining):
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
-        Directory that keeps the trained models. A call with the same arguments resumes from it,
-        and so does another method with the same subsets and seeds: nothing is trained twice.
+        Directory that keeps what is finished, for a call with the same arguments and for other
+        methods with the same subsets and seeds: of networks the trained models, of estimators that
+        are fitted again their measurements, so that `transform` trains, once for each set of test
+        rows.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     max_seconds : float, default=None
@@ -116,11 +119,13 @@ class LeaveOneOut(BaseRetraining):
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
     failed_ : list of tuple
         Number of the subset, seed and reason of each training that failed; scores are of the rest.
+        A row without which none succeeds, such as the only one of its class, scores NaN, with a
+        warning.
 
     Raises
     ------
     FloatingPointError
-        If so many trainings fail that a row has no score.
+        If the trainings on all rows fail, or all others do.
     ValueError
         If a parameter for networks is given for an estimator that is not one.
     MemoryError

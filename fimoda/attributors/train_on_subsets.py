@@ -59,8 +59,9 @@ def train_on_subsets(
     Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
     whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
     its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
-    of a classifier without, or the squared error, summed over the outputs. Of a Pipeline all steps
-    are fitted again, unless `refit` says otherwise.
+    of a classifier without, or the squared error, summed over the outputs. Probabilities that are
+    counts, as those of forests and neighbours, are smoothed by one row (see the user guide). Of a
+    Pipeline all steps are fitted again, unless `refit` says otherwise.
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def train_on_subsets(
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
         Directory that keeps the measurements of finished stacks; a call with the same arguments
-        resumes from it.
+        resumes from it, one with other test rows adds its own.
     memory_budget : int, default=2 GiB
         Bytes that the measurements may take in memory when there is no `checkpoint_dir`.
     random_state : int, RandomState or None, default=None
