@@ -51,6 +51,11 @@ class RowLoss(ABC):
 
     kind: OutputKind = "regression"
 
+    @property
+    def detail(self) -> str:
+        """What is special about it, in a few words for `attribute`."""
+        return ""
+
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, of shape ``outputs.shape[:-1]``."""
@@ -171,6 +176,13 @@ class ProbabilityNLL(FlatRowLoss):
     def __init__(self, eps: float, n_rows: int | None = None):
         self.eps = eps
         self.n_rows = n_rows
+
+    @property
+    def detail(self) -> str:
+        """What is special about it."""
+        if self.n_rows is None:
+            return ""
+        return "of probabilities that are smoothed, as counts of rows with one more"
 
     def smoothed(self, outputs: Tensor) -> Tensor:
         """Return the probabilities that the loss, ``log_prob`` and ``margin`` are of."""

@@ -26,8 +26,8 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVR
-from sklearn.tree import ExtraTreeRegressor
+from sklearn.svm import SVR, LinearSVC
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeRegressor
 from torch import nn
 
 import fimoda
@@ -198,6 +198,32 @@ def test_one_seed_that_was_asked_for_is_not_called_exact(rows):
     model = SGDRegressor(max_iter=5, tol=None).fit(X, y)
     found = attribute(model, *rows, method=LeaveOneOut(n_seeds=1, leave_out=[0, 1]))
     assert found.trust == "one seed: with more, standard errors tell how random training is"
+
+
+def test_a_model_of_other_weights_is_noticed(rows):
+    X, y, *_ = rows
+    model = Ridge().fit(X, y, np.linspace(0, 2, N))
+    with pytest.warns(UserWarning, match="predicts otherwise than it does when it is fitted again"):
+        found = attribute(model, *rows, budget=1e6)
+    assert "the model given is another" in found.trust
+    weighted = attribute(model, *rows, budget=1e6, sample_weight=np.linspace(0, 2, N))
+    assert weighted.trust == "exact: training is deterministic"
+
+
+def test_what_is_measured_is_said(rows):
+    X, y, X_test, y_test = rows
+    said = {}
+    for model in (LinearSVC(), DecisionTreeClassifier(random_state=0), GaussianNB()):
+        found = attribute(model.fit(X, y > 0), X, y > 0, X_test, y_test > 0, budget=1e6)
+        said[type(model).__name__] = found.behaviour
+    assert said == {
+        "LinearSVC": "loss (1 for a wrong prediction, else 0) of each test row",
+        "DecisionTreeClassifier": (
+            "loss (of probabilities that are smoothed, as counts of rows with one more) of each test "
+            "row"
+        ),
+        "GaussianNB": "loss of each test row",
+    }
 
 
 def test_target_transform_is_looked_through(rows):

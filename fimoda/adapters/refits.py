@@ -304,6 +304,7 @@ class ZeroOneLoss(FlatRowLoss):
     """One where the target class is not the predicted one, else zero."""
 
     kind: OutputKind = "probabilities"
+    detail = "1 for a wrong prediction, else 0"
 
     def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 1 - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -177,12 +177,14 @@ def _check_untouched(method: BaseAttributor, settings: dict[str, Any]) -> None:
 
 
 def _behaviour(attributor: BaseAttributor, y_test: Any) -> str:
-    asked = attributor.measurement
+    asked, loss = attributor.measurement, attributor.model_.loss
     name = (
         asked if isinstance(asked, str) else getattr(asked, "__name__", "a function of the outputs")
     )
-    if y_test is not None or attributor.model_.loss.kind == "custom":
+    if asked in ("loss", "log_prob", "margin") and loss.detail:
+        name = f"{name} ({loss.detail})"
+    if y_test is not None or loss.kind == "custom":
         return f"{name} of each test row"
-    if attributor.model_.loss.kind == "regression":
-        return f"{'prediction' if name == 'loss' else name} of each test row"
+    if loss.kind == "regression":
+        return f"{'prediction' if asked == 'loss' else name} of each test row"
     return f"{name} of each test row at its predicted class"

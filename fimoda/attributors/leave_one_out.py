@@ -227,6 +227,7 @@ class LeaveOneOut(BaseRetraining):
 
         `again` is what the fits on all rows measured, (n_test, n_seeds).
         """
+        self._seen["is_another"] = False
         outputs = self.model_.outputs(measurer.X)
         given = values(measurer.measure, outputs, measurer.y).cpu().numpy()
 
@@ -243,6 +244,7 @@ class LeaveOneOut(BaseRetraining):
             unit = SubsetUnit(self.seeds_[0] + 1, np.array([0]), everything)
             second = self._way.measure(self._way.train(unit), measurer)["measured"][0]
         if not differ(again[:, 0], second):
+            self._seen["is_another"] = True
             warnings.warn(
                 f"estimator {type(self.estimator_).__name__} predicts otherwise than it does when it is "
                 "fitted again on all rows, and not for its seed: the scores are of the latter. Pass the "
@@ -250,6 +252,12 @@ class LeaveOneOut(BaseRetraining):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _caveats(self) -> list[str]:
+        another = (
+            "the model given is another than the one that fitting it again on these rows gives"
+        )
+        return super()._caveats() + [another] * self._seen.get("is_another", False)
 
     def _require_scores(self, scores: NDArray[np.float64], outcomes: SubsetOutcomes) -> None:
         """Warn of rows without which no training succeeded: their scores are NaN."""
