@@ -46,7 +46,13 @@ def attribute(
     - Networks: `FurtherTraining` with 5 seeds (the definition), `UnrolledDifferentiation`,
       `LinearizedFurtherTraining` with segments, the same with one, `GradDot`.
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
-    - Models without gradients: `LeaveOneOut` with 5 seeds, `Downsampling`.
+    - Models without gradients, or with rows that only they take (missing values, categories, sparse
+      matrices, texts): `LeaveOneOut`, `Downsampling`.
+
+    What is fitted again is the whole estimator, with 5 seeds if it is fitted twice with different
+    seeds and predicts otherwise. Training of `LeaveOneOut`, `Downsampling` and `FurtherTraining` ends
+    when the budget is spent: the scores are of what there is then, with its errors, and ``trust``
+    says how much that was. Which trainings these are depends on the machine.
 
     Parameters
     ----------
@@ -60,8 +66,9 @@ def attribute(
     method : "auto" or attributor, default="auto"
         An attributor is used with its own parameters; its ``estimator`` may be left out.
     budget : float, default=60
-        Seconds that the scores may take, roughly; for ``method="auto"``, as are all parameters
-        below but `sample_weight`: an attributor has its own.
+        Seconds that everything may take, the trial among it. It is spent by more where one training
+        takes as long, or what every row needs: four trainings. For ``method="auto"``, as are all
+        parameters below but `sample_weight`: an attributor has its own.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows, if the model was trained with them.
     n_epochs : int, default=10
