@@ -217,7 +217,10 @@ class FinalModel:
     def stacked_outputs(self, thetas: Tensor, X: Tensor) -> Tensor:
         """Outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
         with torch.no_grad():
-            return vmap(self.forward, in_dims=(0, None))(thetas, X)
+            try:
+                return vmap(self.forward, in_dims=(0, None))(thetas, X)
+            except RuntimeError:  # vmap has no rule for a layer, or the forward looks at numbers
+                return torch.stack([self.forward(theta, X) for theta in thetas])
 
     def losses(self, X: Tensor, y: Tensor) -> Tensor:
         """Loss of each row (n,), in float64."""

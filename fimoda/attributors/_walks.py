@@ -15,11 +15,12 @@ from ..curvature.batch_hessian import BatchHessian, batch_hessian
 from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
 from ..model import FinalModel
 from ..row_gradients import Measure
+from ..training.noise import seeded
 from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products
 from ..training.recorded import RecordedRun
 from ..training.runner import one_thread
-from ..training.stack import StackTrainer, seeded
+from ..training.stack import StackTrainer
 
 
 @dataclass(frozen=True)

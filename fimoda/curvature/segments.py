@@ -21,9 +21,9 @@ from torch.func import grad
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
 from ..training.linear_steps import LinearSteps, linear_steps
+from ..training.noise import seeded
 from ..training.observed import ObservedRun
 from ..training.optimizers import OptimizerSpec
-from ..training.stack import seeded
 from .batch_hessian import BatchHessian
 from .block_krylov import block_krylov
 from .outputs import push_outputs

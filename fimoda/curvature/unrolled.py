@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from ..training.noise import seeded
 from ..training.recorded import Moment, RecordedRun
-from ..training.stack import seeded
 from .batch_hessian import BatchHessian
 
 #: Wraps the steps of a walk, to show progress.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from math import isfinite, sqrt
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import grad, vmap
 
 from ..model import FinalModel
 from .chains import Link, chain_backward, chain_forward, read_chain
+from .noise import noise_state, set_noise
 
 #: Stacked parameters by name, each (L, *shape).
 Parameters = dict[str, Tensor]
@@ -33,15 +35,34 @@ class StackedGradient(Protocol):
     ) -> Parameters: ...
 
 
-def stacked_gradient(model: FinalModel) -> StackedGradient:
+def dense(gradient: Parameters, theta: Parameters) -> Parameters:
+    """Return the gradients in the order of the parameters' numbers in memory, copied where they must be.
+
+    ``vmap`` gives some with other strides (transposed, or expanded from one number), and torch's
+    fused optimisers go through the numbers of parameter and gradient side by side as they lie.
+    """
+    return {
+        name: part if part.stride() == theta[name].stride() else _like(theta[name], part)
+        for name, part in gradient.items()
+    }
+
+
+def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+
+
+def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
     """Gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
 
     A chain of linear layers and pointwise functions is differentiated layer by layer with batched
     products; any other network by ``vmap`` of ``grad``. Dropout draws the same units for all
-    models, from torch's global generator.
+    models, from torch's global generator; it draws none with ``training=False``.
     """
     links = read_chain(model)
-    of_data = _by_autograd(model) if links is None else _by_layers(model, links)
+    if links is None:
+        of_data = _by_autograd(model, training)
+    else:
+        of_data = _by_layers(model, links, training)
     if model.l2 is None:
         return of_data
     l2 = model.views(model.l2)
@@ -59,8 +80,10 @@ def stacked_gradient(model: FinalModel) -> StackedGradient:
     return penalised
 
 
-def _by_layers(model: FinalModel, links: tuple[Link, ...]) -> StackedGradient:
-    training = model.is_stochastic
+def _by_layers(
+    model: FinalModel, links: tuple[Link, ...], training: bool = True
+) -> StackedGradient:
+    training = training and model.is_stochastic
 
     def gradient(
         theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
@@ -72,9 +95,9 @@ def _by_layers(model: FinalModel, links: tuple[Link, ...]) -> StackedGradient:
     return gradient
 
 
-def _by_autograd(model: FinalModel) -> StackedGradient:
+def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
     def loss(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        return (weights * model.loss(model.call(theta, x, training=True), y)).sum()
+        return (weights * model.loss(model.call(theta, x, training), y)).sum()
 
     of_stack = vmap(grad(loss), randomness="same")
 
@@ -84,6 +107,82 @@ def _by_autograd(model: FinalModel) -> StackedGradient:
         return of_stack(theta, x, y, weights)
 
     return gradient
+
+
+def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
+    """`stacked_gradient` by plain autograd, one model of the stack after the other.
+
+    It is slow, and as right as torch's autograd is. Every model draws the same dropout, and finds
+    the module's buffers as they were.
+    """
+    l2 = None if model.l2 is None else model.views(model.l2)
+
+    def objective(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        outputs = model.call({**theta, **copied_buffers(model)}, x, training)
+        total = (weights * model.loss(outputs, y)).sum()
+        if l2 is None:
+            return total
+        return total + sum(0.5 * (l2[name] * part.square()).sum() for name, part in theta.items())
+
+    def gradient(
+        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+    ) -> Parameters:
+        start = noise_state(model)
+        found = []
+        for k in range(len(weights)):
+            set_noise(model, start)
+            own = {name: part[k].detach().clone().requires_grad_() for name, part in theta.items()}
+            with torch.enable_grad():
+                total = objective(own, x[k], y[k], weights[k])
+            found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
+        return {
+            name: torch.stack(parts)
+            for name, parts in zip(theta, zip(*found, strict=True), strict=True)
+        }
+
+    return gradient
+
+
+def copied_buffers(model: FinalModel) -> Parameters:
+    """Return copies of the module's buffers, for a forward pass that may write to them."""
+    return {name: part.clone() for name, part in model.training_module.named_buffers()}
+
+
+def differences(
+    found: Parameters, expected: Parameters, floor: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Relative errors of what differs from what is expected by more than its dtype's rounding.
+
+    Parameters
+    ----------
+    found, expected : dict of Tensor
+        Gradients, or changes, of all parameters.
+    floor : dict of float, default=None
+        Norm of a difference that is always let pass, by parameter; zero by default.
+
+    Returns
+    -------
+    dict of float
+        Of the parameters that differ. There are none where the expected are not finite.
+    """
+    sizes = {name: norm(part) for name, part in expected.items()}
+    total = sqrt(sum(size**2 for size in sizes.values()))
+    wrong: dict[str, float] = {}
+    if not isfinite(total):
+        return wrong
+    for name, size in sizes.items():
+        error = norm(found[name] - expected[name])
+        relative = sqrt(torch.finfo(expected[name].dtype).eps)
+        # a gradient that is zero by its nature, as a key's bias has, is rounding of the others
+        allowed = relative * (size + total / 100) + (floor or {}).get(name, 0.0)
+        if not error <= allowed:
+            wrong[name] = error / max(size, total / 100)
+    return wrong
+
+
+def norm(part: Tensor) -> float:
+    """Return the Euclidean norm, computed in float64."""
+    return float(part.double().norm())
 
 
 _COMPILED: dict[str, StackedGradient] = {}
@@ -99,33 +198,46 @@ def _cache_settings() -> dict[str, Any]:
 def compiled_gradient(model: FinalModel) -> StackedGradient:
     """`stacked_gradient` through ``torch.compile``, once per model and process.
 
-    Dropout draws what it draws uncompiled. Without a working compiler the uncompiled function
-    takes over, with one warning.
+    Dropout draws what it draws uncompiled. Without a working compiler, or where the first gradient
+    is not that of the uncompiled function, the latter takes over, with one warning.
     """
     if model.fingerprint not in _COMPILED:
         eager = stacked_gradient(model)
         options: dict[str, Any] = {"fallback_random": True}
         current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
+        examined = False
 
         def guarded(
             theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
         ) -> Parameters:
-            nonlocal current
+            nonlocal current, examined
+            if current is eager:
+                return eager(theta, x, y, weights)
+            start = noise_state(model)
             try:
-                return current(theta, x, y, weights)
+                found = current(theta, x, y, weights)
+                if examined:
+                    return found
+                set_noise(model, start)
+                expected = eager(theta, x, y, weights)
+                wrong = differences(found, expected)
+                if not wrong:
+                    examined = True
+                    return found
+                reason = f"the gradient of {next(iter(wrong))!r} is another one"
             except (TimeoutError, MemoryError):
                 raise
             except Exception as error:  # compilers' errors have no class in common
-                if current is eager:
-                    raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(
-                    f"torch.compile failed; training goes on uncompiled, with the same result: {reason}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                current = eager
-                return eager(theta, x, y, weights)
+                set_noise(model, start)
+                expected = eager(theta, x, y, weights)
+            warnings.warn(
+                f"torch.compile failed; training goes on uncompiled, with the same result: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            current = eager
+            return expected
 
         _COMPILED[model.fingerprint] = guarded
     return _COMPILED[model.fingerprint]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
@@ -51,6 +51,14 @@ class OptimizerSpec:
         if not chosen and "fused" in inspect.signature(self.cls).parameters:
             params["fused"] = True
         return self.cls(list(stack), lr=self.lr_at(0), **params)
+
+    def plain(self) -> OptimizerSpec:
+        """The same optimiser as a loop over the parameters, neither fused nor by whole lists."""
+        known = inspect.signature(self.cls).parameters
+        switches = {name: False for name in ("fused", "foreach") if name in known}
+        if self.params.get("differentiable"):  # is such a loop, and goes with neither
+            return self
+        return replace(self, params={**self.params, **switches})
 
     def defaults(self) -> dict[str, Any]:
         """All settings but the learning rate, the optimiser's own defaults included."""

@@ -16,8 +16,9 @@ from .differentiable import (
     state_names,
     step_derivative,
 )
+from .noise import noise_state, seeded
 from .products import fast_float32_products
-from .stack import StackTrainer, check_finite, noise_state, seeded
+from .stack import StackTrainer, check_finite
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class RecordedRun:
         on_moment: Callable[[Moment], None] | None = None,
     ):
         check_differentiable(trainer.optimizer)
+        trainer.examine()
         self.trainer = trainer
         self.seed = seed
         self.steps_per_epoch = ceil(len(row_weights) / batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 from ..model import FinalModel
 from .batches import Batch
 from .chains import read_chain
-from .gradients import Parameters, compiled_gradient, stacked_gradient
+from .examination import examine
+from .gradients import Parameters, compiled_gradient, dense, looped_gradient, stacked_gradient
+from .noise import seeded
 from .optimizers import OptimizerSpec
 from .products import fast_float32_products
 
@@ -47,32 +48,6 @@ def stack_size(model: FinalModel, batch_size: int) -> int:
 def should_compile(model: FinalModel, operations: float) -> bool:
     """Whether ``compile="auto"`` compiles: for long runs of networks that gain from it."""
     return operations > COMPILE_FROM and not model.is_stochastic and read_chain(model) is not None
-
-
-def noise_state(model: FinalModel) -> Tensor:
-    """State of the generator that the forward pass draws from, that of the model's device."""
-    if model.device.type == "cpu":
-        return torch.get_rng_state()
-    return torch.get_device_module(model.device).get_rng_state(model.device)
-
-
-@contextmanager
-def seeded(model: FinalModel, start: int | Tensor) -> Iterator[None]:
-    """Random numbers of the forward pass come from `start`, a seed or a `noise_state`.
-
-    The caller's generators stay as they are.
-    """
-    devices = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices, device_type=model.device.type):
-        if not isinstance(start, Tensor) and model.device.type == "cpu":
-            torch.default_generator.manual_seed(start)
-        elif not isinstance(start, Tensor):
-            torch.manual_seed(start)
-        elif model.device.type == "cpu":
-            torch.set_rng_state(start)
-        else:
-            torch.get_device_module(model.device).set_rng_state(start, model.device)
-        yield
 
 
 def check_finite(theta: Tensor, epochs: float, seed: int) -> None:
@@ -111,6 +86,14 @@ class StackTrainer:
         self.y = y
         self.optimizer = optimizer
         self._gradient = compiled_gradient(model) if compile else stacked_gradient(model)
+
+    def examine(self) -> None:
+        """Take the slower ways where the fast ones are not right for this network (`examine`)."""
+        verdict = examine(self.model, self.X, self.y, self.optimizer)
+        if not verdict.stacked:
+            self._gradient = looped_gradient(self.model)
+        if not verdict.as_built:
+            self.optimizer = self.optimizer.plain()
 
     def gradient(
         self, theta: Parameters, batch: Batch, out: Parameters | None = None
@@ -160,6 +143,7 @@ class StackTrainer:
         FloatingPointError
             If a model has diverged at a mark, unless `require_finite` is False.
         """
+        self.examine()
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
         # a tensor of its own for each parameter: products want them contiguous
         views = self.model.views(start.detach())
@@ -180,7 +164,8 @@ class StackTrainer:
                 for group in optimizer.param_groups:
                     group["lr"] = self.optimizer.lr_at(epoch)
                 for batch in batches:
-                    for name, gradient in self.gradient(stack, batch, room).items():
+                    gradients = self.gradient(stack, batch, room)
+                    for name, gradient in dense(gradients, stack).items():
                         stack[name].grad = gradient
                     optimizer.step()
                 if epoch + 1 in shown:

@@ -1,0 +1,235 @@
+"""The engine against plain autograd and a plain optimiser, before a network is trained by it.
+
+The engine differentiates many models at once and asks torch for fused optimisers. Both are held against
+the slow way on a few rows; where one of them is not the same, the slow way takes its place.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model import FinalModel
+from .gradients import (
+    Parameters,
+    StackedGradient,
+    copied_buffers,
+    dense,
+    differences,
+    looped_gradient,
+    norm,
+    stacked_gradient,
+)
+from .noise import seeded
+from .optimizers import OptimizerSpec
+
+#: Rows in each of the two steps of an examination.
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the engine may use for a network.
+
+    Parameters
+    ----------
+    stacked : bool
+        Whether the gradient of a stack is that of its models.
+    as_built : bool
+        Whether the optimiser does the same as its plain form.
+    """
+
+    stacked: bool
+    as_built: bool
+
+
+_VERDICTS: dict[object, Verdict] = {}
+
+
+def examine(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Verdict:
+    """Compare two steps of one model with plain autograd and the plain optimiser.
+
+    A network is examined once per process and optimiser; what differs is told by one
+    RuntimeWarning. Nobody's random generator moves.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Training rows and encoded targets; a few of the rows are used, each with the target of
+        another, so that their losses have a gradient also where the model fits them.
+    spec : OptimizerSpec
+
+    Returns
+    -------
+    Verdict
+    """
+    key = (model.fingerprint, spec.cls, repr(sorted(spec.params.items())))
+    if key not in _VERDICTS:
+        with seeded(model, 0):
+            _VERDICTS[key] = _examined(model, X, y, spec)
+    return _VERDICTS[key]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stack of two models before a step, the second of which is looked at."""
+
+    theta: Parameters
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+
+    def gradient(self, way: StackedGradient, model: FinalModel, seed: int = 0) -> Parameters:
+        """Gradients of both models."""
+        with seeded(model, seed), torch.no_grad():
+            return way(self.theta, self.x, self.y, self.weights)
+
+    @property
+    def alone(self) -> _Step:
+        """The same step of the second model by itself."""
+        theta = {name: part[1:] for name, part in self.theta.items()}
+        return _Step(theta, self.x[1:], self.y[1:], self.weights[1:])
+
+
+def _steps(model: FinalModel, X: Tensor, y: Tensor) -> Iterator[_Step]:
+    """Two steps on rows from all over the training set."""
+    rows = torch.linspace(0, len(X) - 1, min(2 * ROWS, 2 * len(X)), device=X.device).long()
+    theta = torch.stack([1.01 * model.theta, model.theta])
+    stack = {name: view.contiguous() for name, view in model.views(theta).items()}
+    for own in (rows[0::2], rows[1::2]):
+        weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
+        weights[0, 1:] *= 0.5
+        x, targets = X[own], y[own].roll(1, 0)
+        yield _Step(
+            stack,
+            x.expand(2, *x.shape),
+            targets.expand(2, *targets.shape),
+            weights / weights.sum(1, keepdim=True),
+        )
+
+
+def _examined(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Verdict:
+    steps = list(_steps(model, X, y))
+    plain = [step.alone.gradient(looped_gradient(model), model) for step in steps]
+    stacked, fault = True, ""
+    try:
+        found = [step.gradient(stacked_gradient(model), model) for step in steps]
+        fault = _gradient_fault(model, steps, found, plain)
+    except Exception as error:  # what vmap and a forward that knows no vmap may raise
+        reason = (str(error).splitlines() or ["vmap failed"])[0]
+        fault = f"torch cannot differentiate a stack of models of this network ({reason})"
+    if fault:
+        stacked = False
+        found = [step.gradient(looped_gradient(model), model) for step in steps]
+        fault += "; its models are differentiated one after the other, which is slower"
+    step_fault = _optimizer_fault(spec, steps[0].theta, found)
+    if fault or step_fault:
+        told = ". ".join(part for part in (fault, step_fault) if part)
+        warnings.warn(f"Before training, {told}.", RuntimeWarning, stacklevel=5)
+    return Verdict(stacked, not step_fault)
+
+
+def _gradient_fault(
+    model: FinalModel, steps: list[_Step], found: list[Parameters], plain: list[Parameters]
+) -> str:
+    """Say which parameter's gradient differs from plain autograd's at both steps, if one does."""
+    wrong = _wrong_gradients(model, steps, found, plain)
+    if wrong and _is_random(model, steps[0]):
+        # a network may draw the same numbers in another order; without any it must be the same
+        with_none = stacked_gradient(model, training=False), looped_gradient(model, training=False)
+        wrong = _wrong_gradients(
+            model,
+            steps,
+            [step.gradient(with_none[0], model) for step in steps],
+            [step.alone.gradient(with_none[1], model) for step in steps],
+        )
+    if not wrong:
+        return ""
+    name = max(wrong, key=lambda one: wrong[one])
+    return (
+        f"gradients of a stack of models were found to differ from plain autograd's (that of {name!r} by "
+        f"{wrong[name]:.0%})"
+    )
+
+
+def _wrong_gradients(
+    model: FinalModel, steps: list[_Step], found: list[Parameters], plain: list[Parameters]
+) -> dict[str, float]:
+    """Relative errors of the gradients that are wrong at every step.
+
+    At one step alone a number that is rounded to the other side of a kink does that.
+    """
+    wrong: list[dict[str, float]] = []
+    for step, one, expected in zip(steps, map(_second, found), map(_first, plain), strict=True):
+        wrong.append(differences(one, expected))
+        if wrong[-1]:
+            wrong[-1] = differences(one, expected, _floor(model, step))
+    return {name: max(wrong[0][name], wrong[1][name]) for name in wrong[0] if name in wrong[1]}
+
+
+def _first(stack: Parameters) -> Parameters:
+    return {name: part[0] for name, part in stack.items()}
+
+
+def _second(stack: Parameters) -> Parameters:
+    return {name: part[1] for name, part in stack.items()}
+
+
+def _is_random(model: FinalModel, step: _Step) -> bool:
+    one, other = (step.alone.gradient(looped_gradient(model), model, seed) for seed in (0, 1))
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def _floor(model: FinalModel, step: _Step) -> dict[str, float]:
+    """Size of the errors that come from the rounding of outputs, where gradients nearly cancel."""
+    theta = {name: part.clone().requires_grad_() for name, part in _second(step.theta).items()}
+    with torch.enable_grad(), seeded(model, 0):
+        outputs = model.call({**theta, **copied_buffers(model)}, step.x[1], training=True)
+        sizes = (1 + outputs.detach().abs()) * step.weights[1].unsqueeze(-1)
+        reach = torch.autograd.grad(
+            (sizes * outputs).sum(), list(theta.values()), materialize_grads=True
+        )
+    eps = torch.finfo(model.dtype).eps
+    return {name: 100 * eps * norm(part) for name, part in zip(theta, reach, strict=True)}
+
+
+def _optimizer_fault(spec: OptimizerSpec, theta: Parameters, gradients: list[Parameters]) -> str:
+    """Say which parameter the optimiser moves otherwise than its plain form, if one does."""
+    plain = spec.plain()
+    if plain == spec:
+        return ""
+    fast, slow = (_moved(one, theta, gradients) for one in (spec, plain))
+    for found, expected in zip(fast, slow, strict=True):
+        rounding = {
+            name: 4 * torch.finfo(part.dtype).eps * norm(part) for name, part in expected.items()
+        }
+        wrong = differences(_change(theta, found), _change(theta, expected), rounding)
+        if wrong:
+            name = max(wrong, key=lambda one: wrong[one])
+            return (
+                f"torch's fast step of {getattr(spec.cls, '__name__', spec.cls)} was found to differ "
+                f"from its plain one (that of {name!r} by {wrong[name]:.0%}); the plain one is taken"
+            )
+    return ""
+
+
+def _change(before: Parameters, after: Parameters) -> Parameters:
+    return {name: after[name] - part for name, part in before.items()}
+
+
+def _moved(
+    spec: OptimizerSpec, theta: Parameters, gradients: list[Parameters]
+) -> Iterator[Parameters]:
+    """Parameters of the stack after each step."""
+    stack = {name: part.clone().requires_grad_() for name, part in theta.items()}
+    optimizer = spec.build(stack.values())
+    for gradient in gradients:
+        for name, part in dense(gradient, stack).items():
+            stack[name].grad = part.clone()
+        optimizer.step()
+        yield {name: part.detach().clone() for name, part in stack.items()}
