@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -295,6 +296,20 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
     if isinstance(criterion, nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
         return TorchCriterion(criterion, "regression")
     return TorchCriterion(criterion, "custom", output_ndim)
+
+
+def pairs_all_rows(
+    criterion: nn.Module, outputs: tuple[int, ...], targets: tuple[int, ...]
+) -> bool:
+    """Return whether torch spreads outputs and targets of these shapes to every pair of rows."""
+    n = outputs[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = _copy(criterion, reduction="none")(torch.zeros(outputs), torch.zeros(targets))
+    except Exception:  # a criterion that refuses them raises what it likes
+        return False
+    return isinstance(values, Tensor) and values.shape == (n, n)
 
 
 def class_weight_of(criterion: nn.Module, n_outputs: int) -> Tensor | None:

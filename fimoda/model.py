@@ -30,7 +30,8 @@ class Recipe:
     """How a model was trained: what further training uses unless told otherwise.
 
     ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
-    the (convex) objective.
+    the (convex) objective. Training began with the learning rate `lr`; where it ended with another,
+    that is `last_lr`, and `last_lr_from` says who knows it.
     """
 
     optimizer: Any = None
@@ -39,6 +40,13 @@ class Recipe:
     params: dict[str, Any] = field(default_factory=dict)
     obstacle: str | None = None
     solved: bool = False
+    last_lr: float | None = None
+    last_lr_from: str = ""
+
+    @property
+    def continued(self) -> Recipe:
+        """The recipe of a training that goes on where this one ended."""
+        return self if self.last_lr is None else replace(self, lr=self.last_lr)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 def dense_layer(coef: NDArray[Any], intercept: NDArray[Any] | None) -> nn.Linear:
     """A Linear layer with weights (out, in)."""
     weight = torch.from_numpy(np.array(coef, copy=True))
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=intercept is not None)
+    with torch.random.fork_rng([]):  # a new layer draws its weights, which nobody wants
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=intercept is not None)
     layer.weight = nn.Parameter(weight)
     if intercept is not None:
         bias = np.broadcast_to(intercept, weight.shape[:1]).astype(coef.dtype)

@@ -45,7 +45,8 @@ def as_final_model(
         Its training rows as the model itself sees them, after the earlier steps of a Pipeline. The
         model is run on some of them, and their number scales penalties given per data set.
     y : array-like of shape (n_samples,), default=None
-        Their targets, as the model itself sees them; needed for balanced class weights only.
+        Their targets, as the model itself sees them; needed for balanced class weights, and to see
+        whether a skorch net's loss has paired every output with every target.
     sample_weight : ndarray of shape (n_samples,), default=None
         Weights of the rows in the training objective.
     criterion : nn.Module, default=None
@@ -92,7 +93,7 @@ def frozen_view(
             "Leave criterion=None."
         )
     if isinstance(estimator, skorch.NeuralNet):
-        return from_skorch(estimator, X)
+        return from_skorch(estimator, X, y)
     n_features = getattr(estimator, "n_features_in_", None)
     if np.shape(X)[1:] != (n_features,) and n_features is not None:
         raise ValueError(

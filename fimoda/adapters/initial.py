@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..model import FinalModel
 from .mlp import from_mlp
+from .randomness import global_generators
 from .wrappers import last_step, obstacle
 
 #: Steps of this size change no parameter.
@@ -87,8 +88,7 @@ def initial_parameters(
     network = last_step(estimator)
     if isinstance(network, MLPClassifier | MLPRegressor) and init is None:
         return _of_mlp(network, seed).to(model.theta)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with global_generators(seed):
         module = _fresh(network) if init is None else init()
     found = dict(getattr(module, "_orig_mod", module).named_parameters())
     shapes = {name: found[name].shape for name in model.shapes if name in found}

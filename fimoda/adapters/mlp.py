@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,11 @@ def from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> 
     elif estimator.solver == "sgd":
         momentum = estimator.momentum
         params = {"momentum": momentum, "nesterov": estimator.nesterovs_momentum and momentum > 0}
-        recipe = Recipe("SGD", estimator.learning_rate_init, batch, params)
+        first = estimator.learning_rate_init
+        last = float(getattr(getattr(estimator, "_optimizer", None), "learning_rate", first))
+        recipe = Recipe("SGD", first, batch, params)
+        if last != first:
+            recipe = replace(recipe, last_lr=last, last_lr_from="its optimiser's last")
     return FinalModel(
         module.eval(),
         loss,

@@ -1,10 +1,14 @@
-"""Estimators whose fit depends on a seed, found by fitting them twice."""
+"""Random numbers of others: the global generators, and estimators whose fit depends on a seed."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone, is_classifier
 from sklearn.utils import _safe_indexing
@@ -14,6 +18,23 @@ _KEPT, _ONE_OF = 10, 4
 
 #: Predictions that are closer than this, by their largest, differ by rounding.
 _ROUNDING = 1e-10
+
+
+@contextmanager
+def global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch inside, and put them back."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the user's own)
+    on_gpus = torch.cuda.is_initialized()
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpus else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        # torch.manual_seed would seed a GPU that is not in use yet, for later
+        (torch.manual_seed if on_gpus else torch.default_generator.manual_seed)(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def seed_parameters(estimator: Any) -> list[str]:
@@ -60,15 +81,13 @@ def is_random(
     kept = np.flatnonzero(~_aside(y, is_classifier(estimator)))
     given = {} if sample_weight is None else {"sample_weight": np.asarray(sample_weight)[kept]}
     rows = _safe_indexing(X, kept)
-    first, second = (
-        _predictions(
-            clone(estimator)
-            .set_params(**dict.fromkeys(names, seed))
-            .fit(rows, _safe_indexing(y, kept), **given),
-            X,
-        )
-        for seed in (0, 1)
-    )
+
+    def predicted(seed: int) -> NDArray[Any]:
+        fresh = clone(estimator).set_params(**dict.fromkeys(names, seed))
+        with global_generators(0):
+            return _predictions(fresh.fit(rows, _safe_indexing(y, kept), **given), X)
+
+    first, second = predicted(0), predicted(1)
     if first.shape != second.shape or first.dtype.kind not in "fiub":
         return not np.array_equal(first, second)
     return bool(np.abs(first - second).max() > _ROUNDING * np.abs(first).max())

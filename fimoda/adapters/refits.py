@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +26,7 @@ from ..rows import RawRows
 from .dispatch import frozen_view
 from .initial import is_network
 from .own_predictions import check_predictions, some_rows
-from .randomness import seed_parameters
+from .randomness import global_generators, seed_parameters
 from .wrappers import caveats, check_columns, last_step, transform_rows
 
 #: Name of rows as a model at the end of a Pipeline sees them.
@@ -168,21 +166,8 @@ def refit(
     fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
     caches = [n for n in fresh.get_params() if n.split("__")[-1] == "memory"]
     fresh.set_params(**dict.fromkeys(caches))
-    with _global_generators(seed):
+    with global_generators(seed):
         return fit_with(fresh, X, y, sample_weight)
-
-
-@contextmanager
-def _global_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of numpy and torch inside, and put them back."""
-    state = np.random.get_state()  # noqa: NPY002 (the user's own)
-    with torch.random.fork_rng([]):
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
 
 
 # ---- outputs --------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import skorch
 from torch import nn
 
+from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
 from .modules import freeze
 
@@ -15,8 +18,12 @@ from .modules import freeze
 _HOOKS = ("get_loss", "infer", "train_step", "train_step_single")
 
 
-def from_skorch(net: skorch.NeuralNet, X: Any) -> FinalModel:
-    """The module of a net, with its criterion and its optimiser."""
+def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
+    """The module of a net, with its criterion and its optimiser.
+
+    Targets `y` of one axis more or less than the outputs bring a warning if the criterion has paired
+    every output with every target in the net's own training.
+    """
     for hook in _HOOKS:
         owner = next(c for c in type(net).__mro__ if hook in vars(c))
         if not owner.__module__.startswith("skorch."):
@@ -32,16 +39,76 @@ def from_skorch(net: skorch.NeuralNet, X: Any) -> FinalModel:
     if any(isinstance(c, skorch.callbacks.GradientNormClipping) for c in callbacks):
         obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
     batch_size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+    lr = params.pop("lr", net.lr)
+    last_lr, source = _last_rate(net, lr)
     recipe = Recipe(
         optimizer=net.optimizer,
-        lr=params.pop("lr", net.lr),
+        lr=lr,
         batch_size=len(X) if batch_size == -1 else batch_size,
         params=params,
         obstacle=obstacle,
+        last_lr=last_lr,
+        last_lr_from=source,
     )
     probabilities = isinstance(net, skorch.NeuralNetClassifier) and isinstance(
         net.criterion_, nn.NLLLoss
     )
     binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
     model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
+    if y is not None:
+        _check_pairing(net, model, X, y)
     return replace(model, threshold=net.threshold) if binary else model
+
+
+def _last_rate(net: skorch.NeuralNet, first: float) -> tuple[float | None, str]:
+    """The learning rate that training has ended with, if it is not the first, and who knows it.
+
+    That is what the optimiser would go on with. One that has taken no step (in a net whose weights
+    were loaded) or that has come to rest at zero does not say, and the history is asked.
+    """
+    groups = getattr(getattr(net, "optimizer_", None), "param_groups", [])
+    held = {float(group["lr"]) for group in groups}
+    scheduled = any("initial_lr" in group for group in groups)
+    if len(held) == 1 and min(held) > 0 and (scheduled or held != {first}):
+        last = held.pop()
+        return (None, "") if last == first else (last, "its optimiser's last")
+    recorded = [rate for rate in _recorded_rates(net) if rate > 0]
+    if recorded and recorded[-1] != first:
+        return recorded[-1], "the last in its history"
+    return None, ""
+
+
+def _recorded_rates(net: skorch.NeuralNet) -> list[float]:
+    """Learning rates that a scheduler has written to the history, the last one last."""
+    callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
+    names = ["event_lr"] + [
+        c.event_name for c in callbacks if isinstance(c, skorch.callbacks.LRScheduler)
+    ]
+    return [
+        float(record[name])
+        for epoch in getattr(net, "history_", [])
+        for record in (*epoch.get("batches", []), epoch)
+        for name in dict.fromkeys(names)
+        if name in record
+    ]
+
+
+def _check_pairing(net: skorch.NeuralNet, model: FinalModel, X: Any, y: Any) -> None:
+    """Warn if the net's own loss has paired every output with every other row's target, too."""
+    shape, flat = np.shape(y)[1:], model.output_ndim == 1
+    if shape != ((1,) if flat else ()) or model.outputs(model.encode_X(X[:1])).shape[1] != 1:
+        return
+    n = 3
+    if not pairs_all_rows(net.criterion_, (n,) if flat else (n, 1), (n, *shape)):
+        return
+    outputs, targets = ("(n,)", "(n, 1)") if flat else ("(n, 1)", "(n,)")
+    cure = "y.ravel()" if flat else "y.reshape(-1, 1)"
+    warnings.warn(
+        f"the outputs of the net have shape {outputs} and y has shape {targets}: with such targets "
+        f"{type(net.criterion_).__name__} compares every output with the targets of all rows of its "
+        "batch (n x n), so the net has not learnt what y says of each row. Scores are of the loss of "
+        f"each row with its own target. Train the net again with {cure}; if it was trained with that, "
+        "pass it here too.",
+        UserWarning,
+        stacklevel=4,
+    )

@@ -29,6 +29,8 @@ from ._further_training import BaseFurtherTraining
 class BaseEnsembleTraining(BaseFurtherTraining):
     """Base of what trains the model again, as it was trained, with other seeds (`_trained`)."""
 
+    _from_scratch = True
+
     n_epochs: int | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -49,6 +49,9 @@ class BaseFurtherTraining(BaseAttributor):
 
     process = "further training of the final model"
 
+    #: Training begins anew, not where that of the model has ended.
+    _from_scratch: ClassVar[bool] = False
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         "n_epochs": [POSITIVE_INTEGER],
@@ -85,7 +88,7 @@ class BaseFurtherTraining(BaseAttributor):
 
     def _steps(self, n_seeds: Any, random_state: Any) -> Steps:
         """Steps with `n_seeds` seeds (a number or a list); what is None is the model's own."""
-        recipe = self.model_.recipe
+        recipe = self.model_.recipe if self._from_scratch else self.model_.recipe.continued
         batch_size = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
         return Steps(
             resolve_optimizer(self.optimizer, self.lr, self.optimizer_params, recipe),
@@ -96,9 +99,12 @@ class BaseFurtherTraining(BaseAttributor):
     def _process(self) -> str:
         steps = self._steps(1, 0)
         spec = steps.optimizer
+        recipe = self.model_.recipe
+        own = self.lr is None and recipe.last_lr == spec.lr
+        source = f" ({recipe.last_lr_from}; its training began with {recipe.lr:g})" if own else ""
         return (
             f"{self.process}: {self.n_epochs} epochs of {spec.cls.__name__}, learning rate "
-            f"{spec.lr_at(0):g}, batches of {steps.batch_size}"
+            f"{spec.lr_at(0):g}{source}, batches of {steps.batch_size}"
         )
 
     # ---- what the last transform has seen --------------------------------------------------

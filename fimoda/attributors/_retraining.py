@@ -59,6 +59,8 @@ class BaseRetraining(BaseFurtherTraining):
     (`_scores_of`).
     """
 
+    _from_scratch = True
+
     @property
     def process(self) -> str:  # type: ignore[override]
         """What happens after a row is left out, and to which part of the model."""

@@ -273,8 +273,8 @@ def _lasso_cv(inside: Array, targets: Array, n_jobs: int | None) -> tuple[Array,
 def _lasso_cv_of_row(inside: Array, target: Array) -> LassoCV:
     """Small penalties take longest and are of use with little noise only: tried if they seem to be."""
     gram = inside.shape[1] < 2 * len(inside)
-    for smallest in PENALTY_RANGES:
-        fit = LassoCV(cv=FOLDS, eps=smallest, precompute=gram).fit(inside, target)
+    for smallest in PENALTY_RANGES:  # (the solver takes a number from numpy's generator, unused)
+        fit = LassoCV(cv=FOLDS, eps=smallest, precompute=gram, random_state=0).fit(inside, target)
         if fit.alpha_ > 2 * fit.alphas_[-1]:
             break
     return fit
@@ -282,7 +282,9 @@ def _lasso_cv_of_row(inside: Array, target: Array) -> LassoCV:
 
 def _lasso(inside: Array, targets: Array, penalties: Array) -> Array:
     pairs = zip(penalties, targets.T, strict=True)
-    return np.stack([Lasso(alpha).fit(inside, target).coef_ for alpha, target in pairs])
+    return np.stack(
+        [Lasso(alpha, random_state=0).fit(inside, target).coef_ for alpha, target in pairs]
+    )
 
 
 def _ridge_cv(inside: Array, targets: Array) -> tuple[Array, Array]:

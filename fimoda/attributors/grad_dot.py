@@ -113,7 +113,7 @@ class GradDot(BaseGradientProduct):
 
     def _factor(self) -> NDArray[np.float64]:
         """eta T w_i / sum(w), for each training row."""
-        recipe = self.model_.recipe
+        recipe = self.model_.recipe.continued
         momentum = recipe.params.get("momentum", 0.0)
         own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
         batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE

@@ -85,8 +85,8 @@ class UnrolledDifferentiation(BaseHorizons):
         A ``torch.optim`` class that updates every coordinate on its own and has the option
         ``differentiable``, or its name; the model's own by default, SGD if it has none.
     lr : float or callable, default=None
-        Learning rate, or a function of the epoch (from 0) giving it; the model's own by default,
-        0.01 if it has none.
+        Learning rate, or a function of the epoch (from 0) giving it; by default the last one of the
+        model's own training, 0.01 if it has none.
     batch_size : int, default=None
         The model's own by default, 128 if it has none.
     optimizer_params : dict, default=None
