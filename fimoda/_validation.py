@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,8 @@ from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import _safe_indexing, check_array, check_random_state
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval as _Interval
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
     _num_samples,
@@ -31,6 +32,7 @@ __all__ = [
     "Interval",
     "StrOptions",
     "check_consistent_length",
+    "check_count",
     "check_horizons",
     "check_is_fitted",
     "check_leave_out",
@@ -41,6 +43,7 @@ __all__ = [
     "check_targets",
     "check_weights",
     "checks_parameters",
+    "is_integer",
     "n_rows",
     "native",
     "take_rows",
@@ -51,6 +54,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: Decorator of ``fit``: the parameters of ``__init__`` are checked before it runs.
 checks_parameters: Callable[[Method], Method] = _fit_context(prefer_skip_nested_validation=False)
+
+
+class Interval(_Interval):
+    """Numbers of an interval, as scikit-learn has them, without True and False."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Return whether a value is one of the numbers."""
+        return not isinstance(val, bool | np.bool_) and bool(super().is_satisfied_by(val))
+
 
 POSITIVE_INTEGER = Interval(numbers.Integral, 1, None, closed="left")
 NON_NEGATIVE_REAL = Interval(numbers.Real, 0, None, closed="left")
@@ -77,6 +89,11 @@ def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
     return _safe_indexing(X, indices)
 
 
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a whole number, which True and False are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
     """Rows as the model sees them: dense, numeric, finite, at least one."""
     if hasattr(X, "detach"):
@@ -84,9 +101,18 @@ def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
     return check_array(X, dtype="numeric", allow_nd=True, input_name=name)
 
 
+def check_count(value: Any, name: str) -> None:
+    """Raise ValueError unless a value is a whole number of at least 1."""
+    if not is_integer(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
 def check_top(k: int, n_columns: int) -> None:
     """Raise unless k rows can be named."""
-    if not 1 <= k <= n_columns:
+    check_count(k, "k")
+    if k > n_columns:
         raise ValueError(
             f"k must be between 1 and the number of scored rows ({n_columns}), got {k}."
         )
@@ -153,7 +179,7 @@ def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[n
     """
     if leave_out is None:
         return np.arange(n_rows)
-    if isinstance(leave_out, int | np.integer):
+    if is_integer(leave_out):
         if not 1 <= leave_out <= n_rows:
             raise ValueError(
                 f"leave_out must be between 1 and the number of training rows ({n_rows}), got {leave_out}."
@@ -187,7 +213,7 @@ def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
 
     The first k of m drawn seeds are the k that would have been drawn alone.
     """
-    if isinstance(n_seeds, int | np.integer):
+    if is_integer(n_seeds):
         if n_seeds < 1:
             raise ValueError(f"n_seeds must be at least 1, got {n_seeds}.")
         rng = check_random_state(random_state)
@@ -195,8 +221,10 @@ def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if isinstance(n_seeds, str) or not isinstance(n_seeds, Iterable):
         raise ValueError(f"n_seeds must be a number, 'auto' or a list of seeds, got {n_seeds!r}.")
     seeds = list(n_seeds)
-    if not seeds or not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
-        raise ValueError(f"n_seeds as a list must hold non-negative integers, got {seeds!r}.")
+    if not seeds or not all(is_integer(s) and 0 <= s < 2**32 for s in seeds):
+        raise ValueError(
+            f"n_seeds as a list must hold non-negative integers below 2**32, got {seeds!r}."
+        )
     if len(set(seeds)) < len(seeds):
         raise ValueError("n_seeds must not repeat a seed: repeats would count as independent runs.")
     return [int(s) for s in seeds]
@@ -258,8 +286,8 @@ def _as_mask(rows: Any, number: int, n_rows: int) -> NDArray[np.bool_]:
 
 def check_horizons(epochs: Any, name: str = "epochs") -> list[int]:
     """Increasing list of positive numbers of epochs."""
-    values = [epochs] if isinstance(epochs, int | np.integer) else list(epochs)
-    if not values or not all(isinstance(e, int | np.integer) and e >= 1 for e in values):
+    values = list(epochs) if np.iterable(epochs) else [epochs]
+    if not values or not all(is_integer(e) and e >= 1 for e in values):
         raise ValueError(f"{name} must be positive whole numbers of epochs, got {epochs!r}.")
     if sorted(set(values)) != values:
         raise ValueError(f"{name} must increase without repeats, got {values}.")

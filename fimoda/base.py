@@ -149,7 +149,12 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self._row_names = X.index if hasattr(X, "iloc") else None
         self._measure = measurements.resolve(self.measurement, self.model_)
         for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
-            measurements.values(measure, outputs, self._y[:2])
+            if torch.isnan(measurements.values(measure, outputs, self._y[:2])).any():
+                name = "measurement" if measure is self._measure else "the loss"
+                raise ValueError(
+                    f"{name} must be a number for every row, but is NaN for one of the first two training "
+                    "rows. Look for 0 / 0, or the logarithm or root of a negative number."
+                )
 
     def _leaves_rows(self, estimator: Any) -> bool:
         """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""

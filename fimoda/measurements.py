@@ -110,6 +110,24 @@ def _target_output(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
+class _OfUser:
+    """A callable, which may write to what it is given, and is not differentiated where it cannot be."""
+
+    def __init__(self, measure: Callable[[Tensor, Tensor], Tensor]):
+        self.measure = measure
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = self.measure(outputs.clone(), targets.clone())
+        if isinstance(found, Tensor) and outputs.requires_grad and not found.requires_grad:
+            raise ValueError(
+                "measurement has no gradient in the outputs: it is constant, or goes through argmax, a "
+                "comparison, detach or numpy. This method differentiates it; write it with smooth "
+                "operations of torch, or take a method that trains without each row, as LeaveOneOut and "
+                "FurtherTraining do."
+            )
+        return found
+
+
 def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tensor], Tensor]:
     """The callable behind `measurement` for this model.
 
@@ -126,7 +144,7 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
         If the name is unknown, or needs class probabilities that the model does not have.
     """
     if callable(measurement):
-        return measurement
+        return _OfUser(measurement)
     if measurement not in NAMES:
         raise ValueError(
             f"measurement must be one of {', '.join(map(repr, NAMES))} or a callable "

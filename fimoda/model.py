@@ -25,6 +25,17 @@ DEFAULT_BUDGET = 512 * 2**20
 _FIXED_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network itself, without what compiles it or spreads it over devices."""
+    while True:
+        if hasattr(module, "_orig_mod"):  # of torch.compile
+            module = getattr(module, "_orig_mod")  # noqa: B009
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model was trained: what further training uses unless told otherwise.

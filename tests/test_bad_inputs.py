@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
 import skorch
 import torch
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
@@ -14,9 +18,20 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
+from sklearn.utils._param_validation import Interval
+from skorch import NeuralNet
+from test_common import ATTRIBUTORS
 from torch import nn
 
-from fimoda import FurtherTraining, GradCos, GradDot, further_training_curve
+import fimoda
+from fimoda import (
+    FurtherTraining,
+    GradCos,
+    GradDot,
+    LinearizedFurtherTraining,
+    UnrolledDifferentiation,
+    further_training_curve,
+)
 from fimoda.measurements import Output
 
 X, Y = make_regression(20, 4, random_state=0)
@@ -360,7 +375,7 @@ def test_leave_out(leave_out, message):
     fit_and_curve({"leave_out": leave_out}, ValueError, message)
 
 
-@pytest.mark.parametrize("n_epochs", [-1, 0, 1.5, "many"])
+@pytest.mark.parametrize("n_epochs", [-1, 0, 1.5, "many", True])
 def test_epochs(n_epochs):
     with pytest.raises(ValueError, match="'n_epochs' parameter of FurtherTraining must be an int"):
         further_training(RIDGE, n_epochs=n_epochs).fit(X, Y)
@@ -389,6 +404,10 @@ def test_horizons():
         ([1, -1], "n_seeds as a list must hold non-negative integers"),
         ([0.5], "n_seeds as a list must hold non-negative integers"),
         ([3, 1, 3], "n_seeds must not repeat a seed: repeats would count as independent runs"),
+        ([2**70], r"n_seeds as a list must hold non-negative integers below 2\*\*32"),
+        ([2**32], r"n_seeds as a list must hold non-negative integers below 2\*\*32"),
+        ([True], "n_seeds as a list must hold non-negative integers"),
+        (True, "'n_seeds' parameter of FurtherTraining must be"),
     ],
 )
 def test_seeds(n_seeds, message):
@@ -401,6 +420,10 @@ def test_seeds(n_seeds, message):
         ({"correction": "median"}, "'correction' parameter of FurtherTraining must be"),
         ({"leave_out_mode": "skip"}, "'leave_out_mode' parameter of FurtherTraining must be"),
         ({"batch_size": 0}, "'batch_size' parameter of FurtherTraining must be"),
+        ({"batch_size": True}, "'batch_size' parameter of FurtherTraining must be"),
+        ({"leave_out": True}, "'leave_out' parameter of FurtherTraining must be"),
+        ({"lr": True}, "'lr' parameter of FurtherTraining must be"),
+        ({"checkpoint_dir": ""}, "checkpoint_dir must be the path of a directory, got ''"),
         ({"chunk_size": 0}, "'chunk_size' parameter of FurtherTraining must be"),
         ({"memory_budget": -1}, "'memory_budget' parameter of FurtherTraining must be"),
         ({"compile": "never"}, "'compile' parameter of FurtherTraining must be"),
@@ -447,11 +470,41 @@ def test_correction_of_a_curve():
         ),
         ({"lr": -0.1}, ValueError, "'lr' parameter of FurtherTraining must be"),
         ({"lr": 0}, ValueError, "'lr' parameter of FurtherTraining must be"),
-        ({"lr": lambda epoch: -0.1}, ValueError, "lr must be positive, got -0.1"),
+        ({"lr": lambda epoch: -0.1}, ValueError, "lr must be positive, got -0.1 for epoch 0"),
+        ({"lr": lambda epoch: "0.1"}, ValueError, "lr must be positive, got '0.1' for epoch 0"),
+        ({"lr": lambda epoch: True}, ValueError, "lr must be positive, got True for epoch 0"),
+        ({"lr": lambda epoch: None}, ValueError, "lr must be positive, got None for epoch 0"),
+        (
+            {"lr": lambda epoch: float("nan")},
+            ValueError,
+            "lr must be positive, got nan for epoch 0",
+        ),
+        (
+            {"lr": lambda epoch: float("inf")},
+            ValueError,
+            "lr must be positive, got inf for epoch 0",
+        ),
     ],
 )
 def test_optimizers(params, error, message):
     fit_and_curve(params, error, message)
+
+
+@pytest.mark.parametrize(
+    "cls", [FurtherTraining, UnrolledDifferentiation, LinearizedFurtherTraining]
+)
+@pytest.mark.parametrize("bad", ["x", float("nan"), -0.1, 0])
+def test_a_schedule_that_ends_badly(cls, bad):
+    """It is looked at as a whole before training."""
+    method = cls(RIDGE, n_epochs=3, n_seeds=1, lr=lambda epoch: bad if epoch == 2 else 0.01)
+    with pytest.raises(ValueError, match=f"lr must be positive, got {bad!r} for epoch 2"):
+        method.fit(X, Y).transform(X, Y)
+
+
+def test_schedules_may_give_numbers_of_any_kind():
+    expected = curve(lr=0.01).scores
+    for number in (np.float32, np.float64, torch.tensor):
+        assert_allclose(curve(lr=lambda epoch, number=number: number(0.01)).scores, expected, 1e-6)
 
 
 def test_learning_rate_of_grad_dot():
@@ -568,3 +621,166 @@ def test_batch_norm_in_training_mode(make):
     ):
         make(module, criterion=nn.MSELoss()).fit(X, Y)
     make(module.eval(), criterion=nn.MSELoss()).fit(X, Y)
+
+
+# ---- booleans are no numbers ----------------------------------------------------------------
+
+
+def numbers_of(cls):
+    """Parameters that take a number and no boolean."""
+    for name, constraints in cls._parameter_constraints.items():
+        if any(isinstance(one, Interval) for one in constraints) and "boolean" not in constraints:
+            yield name
+
+
+@pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cls.__name__)
+def test_booleans_are_no_numbers(cls):
+    for name in numbers_of(cls):
+        for value in (True, np.True_):
+            made = cls(**{name: value})
+            with pytest.raises(ValueError, match=f"'{name}' parameter of {cls.__name__} must be"):
+                made.fit(X, Y)
+
+
+def test_booleans_are_no_numbers_in_functions():
+    with pytest.raises(ValueError, match="n_epochs"):
+        fimoda.train_ensemble(net(), X, Y, n_epochs=True, n_seeds=1)
+    with pytest.raises(ValueError, match="'checkpoints' parameter"):
+        fimoda.train_ensemble(net(), X, Y, n_seeds=1, checkpoints=True)
+    with pytest.raises(ValueError, match="checkpoints must be a number.*got True"):
+        net(callbacks=[fimoda.TrajectoryRecorder(checkpoints=True)])
+    with pytest.raises(ValueError, match="n_subsets must be a whole number, got True"):
+        fimoda.random_subsets(len(X), True)
+    with pytest.raises(ValueError, match="k must be a whole number, got True"):
+        GradDot(RIDGE).fit(X, Y).top(X, Y, k=True)
+    masks = fimoda.random_subsets(len(X), 4, random_state=0)
+    for params in ({"n_epochs": True}, {"batch_size": True}, {"n_seeds": [True]}):
+        with pytest.raises(ValueError, match=next(iter(params))):
+            fimoda.train_on_subsets(net(), X, Y, masks, X, Y, **params)
+    with pytest.raises(ValueError, match="epochs must be positive whole numbers"):
+        curve(epochs=[True])
+    with pytest.raises(ValueError, match="directory must be the path of a directory, got ''"):
+        fimoda.train_ensemble(net(), X, Y, n_epochs=1, n_seeds=1, directory="")
+
+
+@pytest.mark.parametrize("n_epochs", [-1, 0, True, 1.5])
+@pytest.mark.parametrize("cls", [fimoda.Hydra, fimoda.TracIn, fimoda.SOURCE])
+def test_epochs_along_the_run(cls, n_epochs):
+    with pytest.raises(ValueError, match=f"'n_epochs' parameter of {cls.__name__} must be an int"):
+        cls(net(), trajectory="final", n_epochs=n_epochs).fit(X, Y)
+
+
+# ---- networks as they come ------------------------------------------------------------------
+
+
+def net(**settings):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(X.shape[1], 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    made = NeuralNet(
+        module, criterion=nn.MSELoss, max_epochs=1, lr=0.01, verbose=0, train_split=None, **settings
+    )
+    return made.fit(X, Y[:, None])
+
+
+def test_data_parallel():
+    """What spreads a network over devices is taken off, alone and in a skorch net."""
+    inner = net()
+    spread = nn.DataParallel(inner.module_)
+    settings = {"criterion": nn.MSELoss(), "n_epochs": 1, "n_seeds": 1, "random_state": 0}
+    for cls in (fimoda.FurtherTraining, fimoda.LeaveOneOut):
+        found, expected = (
+            cls(module, leave_out=[0, 1], **settings).fit(X, Y).transform(X, Y)
+            for module in (spread, inner.module_)
+        )
+        assert_array_equal(found, expected)
+    outer = NeuralNet(
+        spread, criterion=nn.MSELoss, max_epochs=1, lr=0.01, verbose=0, train_split=None
+    )
+    recorder = fimoda.TrajectoryRecorder(checkpoints=2)
+    outer.set_params(callbacks=[recorder]).fit(X, Y[:, None])
+    assert_array_equal(
+        GradDot(outer).fit(X, Y).transform(X, Y),
+        GradDot(outer.module_.module, criterion=nn.MSELoss(), lr=0.01).fit(X, Y).transform(X, Y),
+    )
+    assert fimoda.TracIn(outer).fit(X, Y).transform(X, Y).shape == (len(X), len(X))
+    assert fimoda.LeaveOneOut(outer, leave_out=[0]).fit(X, Y).transform(X, Y).shape == (len(X), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """A network of half precision is attributed in single precision."""
+    module = net().module_.to(dtype)
+    found, expected = (
+        FurtherTraining(
+            own, criterion=nn.MSELoss(), n_epochs=1, n_seeds=1, leave_out=[0, 1], random_state=0
+        )
+        .fit(X, Y)
+        .transform(X, Y)
+        for own in (module, copy.deepcopy(module).float())
+    )
+    assert_array_equal(found, expected)
+    assert next(module.parameters()).dtype == dtype
+    assert np.isfinite(
+        fimoda.ExactInfluence(module, criterion=nn.MSELoss()).fit_transform(X, Y)
+    ).all()
+
+
+# ---- measurements of one's own --------------------------------------------------------------
+
+DIFFERENTIATE = [
+    GradDot, fimoda.GradCos, fimoda.ExactInfluence, fimoda.CGInfluence, fimoda.LiSSAInfluence,
+    fimoda.EKFACInfluence, fimoda.DataInf, fimoda.TRAK, UnrolledDifferentiation,
+    fimoda.ArnoldiInfluence,
+]  # fmt: skip
+
+
+def in_place(outputs, targets):
+    outputs -= targets
+    targets.zero_()
+    return outputs.mul_(3)[:, 0].tanh()
+
+
+def written_out(outputs, targets):
+    return (3 * (outputs - targets))[:, 0].tanh()
+
+
+@pytest.mark.parametrize("cls", [*DIFFERENTIATE, FurtherTraining], ids=lambda cls: cls.__name__)
+def test_measurements_in_place(cls):
+    found, expected = (
+        cls(RIDGE, measurement=measure, random_state=0).fit(X, Y).transform(X, Y)
+        if "random_state" in inspect.signature(cls).parameters
+        else cls(RIDGE, measurement=measure).fit(X, Y).transform(X, Y)
+        for measure in (in_place, written_out)
+    )
+    assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("cls", DIFFERENTIATE, ids=lambda cls: cls.__name__)
+def test_measurements_without_gradient(cls):
+    for measure in (
+        lambda outputs, targets: torch.ones(len(outputs), dtype=outputs.dtype),
+        lambda outputs, targets: (outputs > targets)[:, 0].to(outputs.dtype),
+        lambda outputs, targets: outputs.detach()[:, 0],
+    ):
+        with pytest.raises(ValueError, match="measurement has no gradient in the outputs"):
+            cls(RIDGE, measurement=measure).fit(X, Y).transform(X, Y)
+
+
+def test_measurements_without_gradient_where_none_is_taken():
+    """Who trains again needs none."""
+
+    def above(outputs, targets):
+        return (outputs > targets)[:, 0].double()
+
+    scores = (
+        FurtherTraining(RIDGE, measurement=above, n_epochs=1, n_seeds=1, leave_out=[0, 1], lr=0.5)
+        .fit(X, Y)
+        .transform(X, Y)
+    )
+    assert set(np.unique(scores)) <= {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.parametrize("cls", [*DIFFERENTIATE, FurtherTraining], ids=lambda cls: cls.__name__)
+def test_measurements_that_are_nan(cls):
+    with pytest.raises(ValueError, match="measurement must be a number for every row, but is NaN"):
+        cls(RIDGE, measurement=lambda outputs, targets: outputs[:, 0] * torch.nan).fit(X, Y)

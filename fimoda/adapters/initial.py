@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor, nn
 
-from ..model import FinalModel
+from ..model import FinalModel, unwrapped
 from .mlp import from_mlp
 from .randomness import global_generators
 from .wrappers import last_step, obstacle
@@ -90,7 +90,7 @@ def initial_parameters(
         return _of_mlp(network, seed).to(model.theta)
     with global_generators(seed):
         module = _fresh(network) if init is None else init()
-    found = dict(getattr(module, "_orig_mod", module).named_parameters())
+    found = dict(unwrapped(module).named_parameters())
     shapes = {name: found[name].shape for name in model.shapes if name in found}
     if shapes != model.shapes:
         wrong = next(name for name in model.shapes if shapes.get(name) != model.shapes[name])

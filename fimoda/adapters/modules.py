@@ -17,7 +17,7 @@ from ..losses import (
     class_weight_of,
     row_loss,
 )
-from ..model import FinalModel, Recipe
+from ..model import FinalModel, Recipe, unwrapped
 from .private_copy import (
     N_TRIED,
     check_rows_apart,
@@ -58,7 +58,7 @@ def freeze(
     `probabilities` says that the criterion is skorch's, on probabilities; `binary` that the net
     must have one output.
     """
-    module = getattr(module, "_orig_mod", module)
+    module = unwrapped(module)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         raise ValueError("estimator has uninitialised (lazy) parameters; run it on data first.")
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -68,6 +68,9 @@ def freeze(
         )
     if len({(p.device, p.dtype) for p in trainable}) > 1:
         raise ValueError("estimator must have all its parameters on one device and in one dtype.")
+    if trainable[0].dtype in (torch.bfloat16, torch.float16):
+        # their rounding is larger than what a row does
+        module = copy.deepcopy(module).float()
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
     frozen, integers, raw = _tried(module, X)

@@ -13,6 +13,7 @@ import torch
 from skorch.callbacks import Callback
 from torch.utils.data import Subset
 
+from ..model import unwrapped
 from ..trajectory import Trajectory
 from .wrappers import last_step
 
@@ -139,7 +140,7 @@ class TrajectoryRecorder(Callback):
     def _plan(self, n_steps: int, before: int) -> set[int]:
         """Steps of the whole run to keep."""
         chosen: Iterable[int]
-        if isinstance(self.checkpoints, str):
+        if isinstance(self.checkpoints, str | bool):
             if self.checkpoints != "all":
                 raise ValueError(
                     f"checkpoints must be a number, a list of steps or 'all', got {self.checkpoints!r}."
@@ -252,7 +253,7 @@ def _check_ends_at(run: Trajectory, net: skorch.NeuralNet) -> None:
 
     def is_net(k: int) -> bool:
         kept = run.state(k)
-        parameters = dict(getattr(net.module_, "_orig_mod", net.module_).named_parameters())
+        parameters = dict(unwrapped(net.module_).named_parameters())
         return all(torch.equal(kept[name], p.detach().cpu()) for name, p in parameters.items())
 
     if not len(run) or is_net(len(run) - 1):

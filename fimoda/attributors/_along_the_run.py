@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
 from ..measurements import Measurement
@@ -137,7 +137,7 @@ class BaseAlongTheRun(BaseAttributor):
             return list(range(len(stages)))
         names = [stage.name for stage in stages]
         chosen = names.index(self.stage) if self.stage in names else self.stage
-        if not isinstance(chosen, int) or not 0 <= chosen < len(stages):
+        if not is_integer(chosen) or not 0 <= chosen < len(stages):
             raise ValueError(
                 f"stage must be the name or the number of a stage of the run ({names}), got "
                 f"{self.stage!r}."

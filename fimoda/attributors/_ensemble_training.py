@@ -84,6 +84,8 @@ class BaseEnsembleTraining(BaseFurtherTraining):
         self, start: Ensemble | None, directory: str | os.PathLike[str] | None = None
     ) -> Ensemble:
         """Models trained from scratch, or from those of `start` as a stage that comes next."""
+        if directory is not None and not os.fspath(directory):
+            raise ValueError("directory must be the path of a directory, got ''.")
         if start is None:
             seeds = check_seeds(self.n_seeds, check_random_state(self.random_state))
         else:

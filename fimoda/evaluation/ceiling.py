@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import check_random_state
+from .._validation import check_count, check_random_state
 from ._ranks import spearman
 
 
@@ -60,8 +60,7 @@ def noise_ceiling(measured: Any, *, n_splits: int = 20, random_state: Any = None
             "measured must have shape (n_subsets, n_test, n_seeds), got shape "
             f"{measured.shape}. Keep the seeds as the last axis."
         )
-    if n_splits < 1:
-        raise ValueError(f"n_splits must be at least 1, got {n_splits}.")
+    check_count(n_splits, "n_splits")
     measured = measured[np.isfinite(measured).all((1, 2))]
     n_subsets, n_test, n_seeds = measured.shape
     if n_seeds < 2 or n_subsets < 3:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._validation import check_top
 from ..base import BaseAttributor
 from ._orders import largest
 from ._scores import score_matrix
@@ -56,6 +57,5 @@ def class_detection(
     classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
     matrix = score_matrix("scores", scores, (len(wanted), len(classes)), X_test, y_test)
     scored = int(np.isfinite(matrix[0]).sum())
-    if not 1 <= k <= scored:
-        raise ValueError(f"k must be between 1 and the number of scored rows ({scored}), got {k}.")
+    check_top(k, scored)
     return (classes[largest(matrix, k)] == wanted[:, None]).mean(1)

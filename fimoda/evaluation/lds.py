@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_random_state
+from .._validation import check_count, check_random_state
 from ._effects import MeasuredEffect
 from ._ranks import Ranks, weighted_spearman
 from ._scores import Method, check_methods, score_matrix
@@ -225,8 +225,7 @@ def linear_datamodeling_score(
     array([[1.]])
     """
     check_methods(methods)
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap}.")
+    check_count(n_bootstrap, "n_bootstrap")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}.")
     by_ratio = _by_ratio(outcomes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import NoneType
@@ -39,7 +40,31 @@ class OptimizerSpec:
     params: dict[str, Any] = field(default_factory=dict)
 
     def lr_at(self, epoch: int) -> float:
-        return float(self.lr(epoch)) if callable(self.lr) else float(self.lr)
+        """Return the learning rate of an epoch.
+
+        Raises
+        ------
+        ValueError
+            If a callable gives anything but a positive number.
+        """
+        if not callable(self.lr):
+            return float(self.lr)
+        given = self.lr(epoch)
+        try:
+            rate = math.nan if isinstance(given, bool | str) else float(given)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise ValueError(
+                f"lr must be positive, got {given!r} for epoch {epoch}: a callable must return a "
+                "finite number above zero for every epoch, counted from 0."
+            )
+        return rate
+
+    def check_epochs(self, n_epochs: int) -> None:
+        """Raise ValueError unless there is a learning rate for every epoch."""
+        for epoch in range(n_epochs if callable(self.lr) else 0):
+            self.lr_at(epoch)
 
     def build(self, stack: Iterable[Tensor], **options: Any) -> torch.optim.Optimizer:
         """The optimiser over stacked parameters, in its fused form where there is one.

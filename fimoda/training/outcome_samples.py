@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_random_state, check_subsets
+from .._validation import check_count, check_random_state, check_subsets
 from ..distances import SlicedWasserstein, resolve_distance
 
 #: Numbers that a distance works on at a time.
@@ -239,8 +239,7 @@ class OutcomeSamples:
         between = resolve_distance(distance)
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {confidence}.")
-        if n_bootstrap < 1:
-            raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap}.")
+        check_count(n_bootstrap, "n_bootstrap")
         rng = check_random_state(random_state)
         n, m = len(self.left_out), len(self.full)
         ours = rng.randint(n, size=(n_bootstrap, n))
@@ -274,8 +273,7 @@ class OutcomeSamples:
         p_values : ndarray of shape (n_test, n_left_out)
         """
         between = resolve_distance(distance)
-        if n_permutations < 1:
-            raise ValueError(f"n_permutations must be at least 1, got {n_permutations}.")
+        check_count(n_permutations, "n_permutations")
         rng = check_random_state(random_state)
         n, m = len(self.left_out), len(self.full)
         drawn: list[NDArray[Any]]

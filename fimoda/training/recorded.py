@@ -83,6 +83,7 @@ class RecordedRun:
         on_moment: Callable[[Moment], None] | None = None,
     ):
         check_differentiable(trainer.optimizer)
+        trainer.optimizer.check_epochs(n_epochs)
         trainer.examine()
         self.trainer = trainer
         self.seed = seed

@@ -27,7 +27,7 @@ def planned_steps(checkpoints: Checkpoints, n_steps: int) -> set[int]:
     ValueError
         If `checkpoints` is neither a positive number, nor a list of steps, nor "all".
     """
-    if isinstance(checkpoints, str):
+    if isinstance(checkpoints, str | bool):
         if checkpoints != "all":
             raise ValueError(
                 f"checkpoints must be a number, a list of steps or 'all', got {checkpoints!r}."

@@ -143,6 +143,7 @@ class StackTrainer:
         FloatingPointError
             If a model has diverged at a mark, unless `require_finite` is False.
         """
+        self.optimizer.check_epochs(marks[-1])
         self.examine()
         start = self.model.theta.expand(plan.n_models, -1) if theta is None else theta
         # a tensor of its own for each parameter: products want them contiguous

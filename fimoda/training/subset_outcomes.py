@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import check_random_state
+from .._validation import check_count, check_random_state
 from .runner import Result
 
 
@@ -51,8 +51,7 @@ def random_subsets(
             f"ratio must leave some of the {n} rows in a subset and some out, got {ratio}, which is "
             f"{size} rows."
         )
-    if n_subsets < 1:
-        raise ValueError(f"n_subsets must be at least 1, got {n_subsets}.")
+    check_count(n_subsets, "n_subsets")
     rng = check_random_state(random_state)
     subsets = np.zeros((n_subsets, n), dtype=bool)
     for subset in subsets:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from .._run_directory import DamagedFileError
+from ..model import unwrapped
 from .records import Progress, decoded, encoded
 from .saved import buffers_by_name, check_steps, rates_of_steps
 from .stages import Stage, check_stages
@@ -205,7 +206,7 @@ class Trajectory:
         optimizer : torch.optim.Optimizer, default=None
             Its state is kept too.
         """
-        module = getattr(module, "_orig_mod", module)
+        module = unwrapped(module)
         state = {} if optimizer is None else optimizer.state
         buffers = {
             name: {k: cloned(v) for k, v in state[p].items()}
