@@ -307,6 +307,8 @@ def pairs_all_rows(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values = _copy(criterion, reduction="none")(torch.zeros(outputs), torch.zeros(targets))
+    except (TimeoutError, MemoryError):
+        raise
     except Exception:  # a criterion that refuses them raises what it likes
         return False
     return isinstance(values, Tensor) and values.shape == (n, n)

@@ -647,7 +647,7 @@ def test_booleans_are_no_numbers_in_functions():
         fimoda.train_ensemble(net(), X, Y, n_epochs=True, n_seeds=1)
     with pytest.raises(ValueError, match="'checkpoints' parameter"):
         fimoda.train_ensemble(net(), X, Y, n_seeds=1, checkpoints=True)
-    with pytest.raises(ValueError, match="checkpoints must be a number.*got True"):
+    with pytest.raises(ValueError, match=r"checkpoints must be a number.*got True"):
         net(callbacks=[fimoda.TrajectoryRecorder(checkpoints=True)])
     with pytest.raises(ValueError, match="n_subsets must be a whole number, got True"):
         fimoda.random_subsets(len(X), True)

@@ -129,11 +129,19 @@ def test_output_by_index():
             Output(index)(outputs, None)
 
 
-def test_callable_is_used_as_it_is():
+def test_callable_is_used_on_copies():
+    """It may write to what it is given; its values and its gradient are its own."""
+
     def own(outputs, targets):
+        targets *= 2
         return F.relu(outputs[..., 0]) * targets
 
-    assert resolve(own, model_of("regression")) is own
+    outputs = torch.tensor([[1.0], [-2.0], [3.0]], requires_grad=True)
+    targets = torch.tensor([4.0, 5.0, 6.0])
+    found = resolve(own, model_of("regression"))(outputs, targets)
+    assert found.tolist() == [8.0, 0.0, 36.0]
+    assert torch.autograd.grad(found.sum(), outputs)[0].tolist() == [[8.0], [0.0], [12.0]]
+    assert targets.tolist() == [4.0, 5.0, 6.0]
 
 
 @pytest.mark.parametrize("kind", ["regression", "one_vs_rest_logits", "custom"])

@@ -115,17 +115,21 @@ def _steps(model: FinalModel, X: Tensor, y: Tensor) -> Iterator[_Step]:
 
 def _examined(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Verdict:
     steps = list(_steps(model, X, y))
-    plain = [step.alone.gradient(looped_gradient(model), model) for step in steps]
+    alone = looped_gradient(model)
+    plain = [step.alone.gradient(alone, model) for step in steps]
     stacked, fault = True, ""
     try:
-        found = [step.gradient(stacked_gradient(model), model) for step in steps]
+        together = stacked_gradient(model)
+        found = [step.gradient(together, model) for step in steps]
         fault = _gradient_fault(model, steps, found, plain)
+    except (TimeoutError, MemoryError):
+        raise
     except Exception as error:  # what vmap and a forward that knows no vmap may raise
         reason = (str(error).splitlines() or ["vmap failed"])[0]
         fault = f"torch cannot differentiate a stack of models of this network ({reason})"
     if fault:
         stacked = False
-        found = [step.gradient(looped_gradient(model), model) for step in steps]
+        found = [step.gradient(alone, model) for step in steps]
         fault += "; its models are differentiated one after the other, which is slower"
     step_fault = _optimizer_fault(spec, steps[0].theta, found)
     if fault or step_fault:
