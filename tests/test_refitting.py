@@ -37,7 +37,7 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     KBinsDiscretizer,
@@ -49,7 +49,14 @@ from sklearn.preprocessing import (
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from fimoda import Datamodel, Downsampling, LeaveOneOut, attribute, train_on_subsets
+from fimoda import (
+    Datamodel,
+    DistributionalInfluence,
+    Downsampling,
+    LeaveOneOut,
+    attribute,
+    train_on_subsets,
+)
 from fimoda.rows import RawRows
 
 N, N_TEST = 40, 5
@@ -433,6 +440,36 @@ def test_global_generators_are_seeded_and_put_back():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+class Capped(Ridge):
+    """Predicts no more than 1."""
+
+    def predict(self, X):
+        return np.minimum(super().predict(X), 1.0)
+
+
+class CappedPipeline(Pipeline):
+    """Predicts no more than 1."""
+
+    def predict(self, X):
+        return np.minimum(super().predict(X), 1.0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Capped(), make_pipeline(StandardScaler(), Capped()), CappedPipeline([("last", Ridge())])],
+    ids=["alone", "behind a step", "pipeline"],
+)
+def test_what_is_overridden_counts(model):
+    check(model, numbers())
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_functions_without_a_name(n_jobs, tmp_path):
+    model = make_pipeline(FunctionTransformer(lambda X: X**2), StandardScaler(), Ridge())
+    check(model, numbers(), n_jobs=n_jobs, chunk_size=1)
+    check(model, numbers(), n_jobs=n_jobs, chunk_size=1, checkpoint_dir=tmp_path)
+
+
 # ---- directories ----------------------------------------------------------------------------
 
 
@@ -617,6 +654,10 @@ def test_one_row_of_a_class(n_classes):
         warnings.simplefilter("ignore")
         top = method.top(X_test, y_test, k=3)
         own = method.self_influence()
+    with pytest.raises(FloatingPointError, match=rf"train on all rows but row {last} \(its rows"):
+        DistributionalInfluence(
+            method.estimator_, method=LeaveOneOut(n_seeds=2, leave_out=[0, last])
+        ).fit(X, y).transform(X_test, y_test)
     assert last not in top.helpful
     assert last not in top.harmful
     assert np.flatnonzero(np.isnan(own)).tolist() == [last]

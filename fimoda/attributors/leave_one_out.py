@@ -283,7 +283,14 @@ class LeaveOneOut(BaseRetraining):
     def _coupled(
         self, X: Tensor, y: Tensor, measure: Measure
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        measured = self._outcomes(Measurer(X, y, measure)).measured
+        outcomes = self._outcomes(Measurer(X, y, measure))
+        measured = outcomes.measured
+        if outcomes.failed and not np.isfinite(measured).all((0, 1)).any():
+            subset, _, reason = outcomes.failed[0]
+            but = f" but row {self.train_indices_[subset - 1]}" if subset else ""
+            raise FloatingPointError(
+                f"method cannot train on all rows{but} ({reason}). Name other rows by its leave_out."
+            )
         measured = measured[:, :, np.isfinite(measured).all((0, 1))]  # seeds without a failure
         return measured[0].T, (measured[1:] - measured[:1]).transpose(2, 1, 0)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from joblib import wrap_non_picklable_objects
 from numpy.typing import NDArray
 
 from .._identity import identity_of
@@ -58,7 +59,7 @@ class Refits:
     @property
     def bytes_per_model(self) -> int:
         """What `train` keeps of a model, by the size of the final one."""
-        return len(pickle.dumps(self.estimator))
+        return len(_pickled(self.estimator))
 
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
@@ -79,7 +80,7 @@ class Refits:
         """The fitted estimators, or the reason why there is none, pickled."""
         with one_thread(), one_thread_in_libraries():
             fitted = [self._fitted(mask, unit.seed) for mask in unit.masks]
-        return np.frombuffer(pickle.dumps(fitted), np.uint8)
+        return np.frombuffer(_pickled(fitted), np.uint8)
 
     def _fitted(self, mask: NDArray[np.bool_], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
@@ -107,3 +108,8 @@ class Refits:
                     continue
                 measured[k] = values(measurer.measure, outputs, measurer.y).cpu().numpy()
         return as_reading(measured, reasons)
+
+
+def _pickled(estimators: Any) -> bytes:
+    """Return the pickle of estimators, which may have functions without a name in them."""
+    return pickle.dumps(wrap_non_picklable_objects(estimators, keep_wrapper=False))
