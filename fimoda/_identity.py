@@ -281,9 +281,11 @@ class _Walk:
 
     def _network(self, module: nn.Module) -> bytes:
         """Class, state and settings of a module; its parts in their order, its hooks by what they do."""
-        code = getattr(module, "code", None)  # of torch.fx, whose graphs have no end
-        if isinstance(code, str):
-            return self._all("graph", code, *module.state_dict().items())
+        if isinstance(
+            module, torch.fx.GraphModule | torch.jit.ScriptModule
+        ):  # has no class of its own
+            parts = [*module.named_children()], [*module.state_dict().items()]
+            return self._all("graph", module.code, *parts)
         state = dict(vars(module))
         state.pop("_compiled_call_impl", None)
         ordered = [

@@ -20,6 +20,7 @@ from torch import nn
 from fimoda import FurtherTraining, LeaveOneOut, further_training_curve, train_on_subsets
 from fimoda._identity import identity_of
 from fimoda._run_directory import MANIFEST
+from fimoda.training.store import UnitStore
 
 
 def curve(directory, *, net=None, X=None, y=None, **changes):
@@ -152,6 +153,19 @@ def test_the_manifest_says_what_computed(tmp_path):
     assert known["optimizer"] == "SGD"  # readable where it can be
 
 
+def test_units_of_another_variant_are_kept_apart(tmp_path):
+    """As compiled ones, since "auto" compiles by the number of seeds that are asked for."""
+    plain, compiled = (UnitStore(tmp_path, {"lr": 0.1}, variant) for variant in ("", "compiled"))
+    plain.put("unit", np.zeros(2))
+    assert compiled.get("unit") is None
+    compiled.put("unit", np.ones(2))
+    np.testing.assert_array_equal(plain.get("unit"), np.zeros(2))
+    np.testing.assert_array_equal(compiled.get("unit"), np.ones(2))
+    (tmp_path / "unit-compiled.npy").replace(tmp_path / "unit.npy")
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        assert plain.get("unit") is None
+
+
 # ---- the same run -----------------------------------------------------------------------------
 
 
@@ -233,6 +247,11 @@ PAIRS = [
     (np.log1p, np.log),
     (torch.relu, torch.tanh),
     (nn.ReLU(), nn.ReLU6()),
+    (torch.fx.symbolic_trace(nn.ReLU()), torch.fx.symbolic_trace(nn.Tanh())),
+    (
+        torch.fx.symbolic_trace(nn.Sequential(nn.Dropout(0.1))),
+        torch.fx.symbolic_trace(nn.Sequential(nn.Dropout(0.2))),
+    ),
     (nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Sequential(nn.Tanh(), nn.ReLU())),
     (lambda x: x.a, lambda x: x.b),
     (lambda x: [y + 1 for y in x], lambda x: [y + 2 for y in x]),

@@ -266,11 +266,12 @@ class BaseRetraining(BaseFurtherTraining):
         self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None
     ) -> dict[SubsetUnit, Result]:
         """Train on all subsets; keep the models or, with a measurer, its readings of them."""
-        way = self._way
+        way, variant = self._way, ""
         units = way.units(subsets, seeds)
         if isinstance(way, StackedRetraining):
             compiled = decide_compile(way.training, units, self.compile)
             self._way = way = replace(way, training=replace(way.training, compile=compiled))
+            variant = way.training.variant
         size = way.bytes_per_model if measurer is None else 8 * len(measurer.X)
         store = None
         if self.checkpoint_dir is None:
@@ -279,7 +280,7 @@ class BaseRetraining(BaseFurtherTraining):
             if measurer is not None:  # one directory holds what is measured on any test rows
                 kept = identity_of(measurer.identity(self.n_outputs_))
                 units = [replace(unit, measured=kept[:16]) for unit in units]
-            store = UnitStore(self.checkpoint_dir, way.identity())
+            store = UnitStore(self.checkpoint_dir, way.identity(), variant)
             store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))
         work = way.train if measurer is None else partial(_train_and_measure, way, measurer)
         n_required = 0

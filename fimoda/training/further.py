@@ -76,14 +76,16 @@ class FurtherRun:
         them what they are. `scores` turns the results of some seeds into their scores,
         (..., n_seeds); it is called for `sem_tol` only.
         """
-        store = None
         if self.checkpoint_dir is None:
             self._require_memory(bytes_per_model)
-        else:
-            store = UnitStore(self.checkpoint_dir, {**self.training.identity(), **(identity or {})})
         size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
         compiled = decide_compile(self.training, self._units(self.seeds[:size]), self.compile)
-        work = partial(train_unit, replace(self.training, compile=compiled), read)
+        training = replace(self.training, compile=compiled)
+        work = partial(train_unit, training, read)
+        store = None
+        if self.checkpoint_dir is not None:
+            known = {**training.identity(), **(identity or {})}
+            store = UnitStore(self.checkpoint_dir, known, training.variant)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
         deadline, longest = Deadline(self.max_seconds), 0.0

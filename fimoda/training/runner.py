@@ -77,6 +77,11 @@ class Training:
         rows = torch.tensor(state["_rows"], device=state["model"].device)
         self.__dict__.update(state, X=rows)
 
+    @property
+    def variant(self) -> str:
+        """Name of the way of computing, which may differ in the last bits from another."""
+        return "compiled" if self.compile else ""
+
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
         return {

@@ -33,6 +33,8 @@ class UnitStore:
     identity : dict
         What the run is: plain numbers, strings, lists and dicts. A directory that holds another run
         is refused; so is one of other versions of what computes.
+    variant : str
+        Tells files of the same units apart that were computed in another way.
 
     Raises
     ------
@@ -42,7 +44,10 @@ class UnitStore:
         If the directory cannot be written, or others can write it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: dict[str, Any], variant: str = ""
+    ):
+        self._ending = f"-{variant}.npy" if variant else ".npy"
         self._files = RunDirectory(directory, "checkpoint_dir")
         self._files.make()
         self.directory = self._files.path
@@ -76,7 +81,13 @@ class UnitStore:
 
     def has(self, key: str) -> bool:
         """Return whether there is a file of the unit, sound or not."""
-        return (self.directory / _name(key)).is_file()
+        return self._path(key).is_file()
+
+    def _path(self, key: str) -> Path:
+        return self.directory / self._name(key)
+
+    def _name(self, key: str) -> str:
+        return f"{key}{self._ending}"
 
     def read(self, key: str) -> NDArray[Any]:
         """Return the array of a finished unit.
@@ -86,7 +97,7 @@ class UnitStore:
         OSError
             If there is none, it is damaged, or others can write it.
         """
-        return self._files.read(_name(key), lambda file: np.load(file, allow_pickle=False))
+        return self._files.read(self._name(key), lambda file: np.load(file, allow_pickle=False))
 
     def get(self, key: str, again: Callable[[], NDArray[Any]] | None = None) -> StoredArray | None:
         """Return the array of a finished unit, or None if there is none or it is damaged.
@@ -94,7 +105,7 @@ class UnitStore:
         `again` computes it, should it be damaged later.
         """
         try:
-            self._files.read(_name(key), lambda _: None)
+            self._files.read(self._name(key), lambda _: None)
         except FileNotFoundError:
             return None
         except DamagedFileError as error:
@@ -108,7 +119,7 @@ class UnitStore:
         """Keep a finished unit."""
         dense = np.ascontiguousarray(array)
         self._files.write(
-            _name(key), lambda file: np.lib.format.write_array(file, dense, allow_pickle=False)
+            self._name(key), lambda file: np.lib.format.write_array(file, dense, allow_pickle=False)
         )
         return StoredArray(self, key, again)
 
@@ -145,7 +156,7 @@ class StoredArray:
         except (FileNotFoundError, DamagedFileError):
             if self.again is None:
                 raise
-            _note(self.store.directory / _name(self.key))
+            _note(self.store._path(self.key))
             found = self.again()
             with contextlib.suppress(OSError):  # is needed now, kept or not
                 self.store.put(self.key, found)
@@ -185,10 +196,6 @@ def _warn(paths: list[Path]) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
-
-
-def _name(key: str) -> str:
-    return f"{key}.npy"
 
 
 def _short(value: Any) -> str:
