@@ -54,8 +54,8 @@ def with_default(a):
     return measurement
 
 
-def powered(outputs, targets, power=1):
-    return outputs.squeeze(-1) ** power
+def weighted(outputs, targets, weight=1):
+    return weight * outputs.squeeze(-1)
 
 
 def scaled(outputs, targets):
@@ -208,8 +208,8 @@ FURTHER = {
     "closures": ({"measurement": from_closure(1.0)}, {"measurement": from_closure(1 + 1e-12)}),
     "defaults": ({"measurement": with_default(1.0)}, {"measurement": with_default(1 + 1e-12)}),
     "partials": (
-        {"measurement": functools.partial(powered, power=1)},
-        {"measurement": functools.partial(powered, power=1 + 1e-13)},
+        {"measurement": functools.partial(weighted, weight=1)},
+        {"measurement": functools.partial(weighted, weight=1 + 1e-13)},
     ),
     "objects": ({"measurement": Scaled(1.0)}, {"measurement": Scaled(1 + 1e-13)}),
     "methods": ({"measurement": Scaled(1.0).__call__}, {"measurement": Scaled(2.0).__call__}),
@@ -296,7 +296,7 @@ FOREIGN = {
 SAME = {
     "function": lambda: scaled,
     "closure": lambda: from_closure(0.1),
-    "partial": lambda: functools.partial(powered, power=3),
+    "partial": lambda: functools.partial(weighted, weight=3),
     "object": lambda: Scaled(0.1),
     "cached": lambda: rate,
     "network": lambda: Network(),
