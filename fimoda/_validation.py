@@ -8,6 +8,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import _safe_indexing, check_array, check_random_state
@@ -44,6 +45,7 @@ __all__ = [
     "check_weights",
     "checks_parameters",
     "is_integer",
+    "dense_rows",
     "n_rows",
     "native",
     "take_rows",
@@ -107,6 +109,27 @@ def check_count(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}.")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def dense_rows(X: Any, budget: int) -> Any:
+    """Return sparse rows as an array, others as they are.
+
+    Raises
+    ------
+    MemoryError
+        If the array would take more than `budget` bytes; nothing is allocated before.
+    """
+    if not issparse(X):
+        return X
+    n_bytes = X.shape[0] * X.shape[1] * np.dtype(float).itemsize
+    if n_bytes > budget:
+        raise MemoryError(
+            f"X is sparse, of shape {X.shape}, and would take {n_bytes / 2**20:.0f} MiB as an array, "
+            f"more than {budget / 2**20:.0f} MiB. Use fewer columns (max_features or min_df of a "
+            "vectoriser) or rows, or a method that fits again (LeaveOneOut, Downsampling, Datamodel), "
+            "which takes them as they are."
+        )
+    return X.toarray()
 
 
 def check_top(k: int, n_columns: int) -> None:

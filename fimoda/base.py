@@ -25,6 +25,7 @@ from ._validation import (
     check_top,
     check_weights,
     checks_parameters,
+    dense_rows,
     n_rows,
     validate_data,
 )
@@ -37,6 +38,8 @@ from .adapters import (
     has_earlier_steps,
     is_fitted,
     last_step,
+    require_dense_rows,
+    takes_sparse_rows,
     transform_rows,
     transform_targets,
     warn_of_rows,
@@ -46,6 +49,9 @@ from .measurements import Measurement
 from .model import FinalModel
 from .row_gradients import Measure
 from .top_rows import TopRows, as_text, distinct
+
+#: Bytes that sparse rows may take as an array, if ``memory_budget`` is not larger.
+SPARSE_BUDGET = 2 * 2**30
 
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
@@ -192,7 +198,14 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         try:
-            return validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True)
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype="numeric",
+                allow_nd=True,
+                accept_sparse="csr" if takes_sparse_rows(self.estimator) else False,
+            )
         except ValueError as error:
             if "could not convert string" not in str(error):
                 raise
@@ -203,11 +216,12 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _model_rows(self, X: Any) -> Any:
         """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them."""
+        seen = transform_rows(self.estimator_, X)
+        require_dense_rows(self.estimator_, seen)
+        seen = dense_rows(seen, max(getattr(self, "memory_budget", 0), SPARSE_BUDGET))
         if not has_earlier_steps(self.estimator_):
-            return X
-        return check_rows(
-            transform_rows(self.estimator_, X), "X after the Pipeline's earlier steps"
-        )
+            return seen
+        return check_rows(seen, "X after the Pipeline's earlier steps")
 
     def _check_columns(self, X: Any) -> None:
         """Hook of `fit` and `transform`: let the model see whether it knows the columns."""
@@ -441,6 +455,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         tags = super().__sklearn_tags__()
         if self.estimator is not None and self._hands_on_rows(self.estimator):
             tags.input_tags = get_tags(self.estimator).input_tags
+        else:
+            tags.input_tags.sparse = takes_sparse_rows(self.estimator)
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags

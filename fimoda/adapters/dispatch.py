@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import skorch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
@@ -18,6 +20,7 @@ from sklearn.linear_model import (
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor, nn
 
+from .._validation import n_rows, take_rows
 from ..model import FinalModel
 from .linear_models import from_least_squares, from_logistic, from_sgd
 from .mlp import from_mlp
@@ -66,7 +69,7 @@ def as_final_model(
     model = frozen_view(estimator, X, y, sample_weight=sample_weight, criterion=criterion)
     estimator = last_step(estimator)
     if not isinstance(estimator, FinalModel | nn.Module):
-        check_predictions(model, estimator, X[some_rows(len(X))])
+        check_predictions(model, estimator, take_rows(X, some_rows(n_rows(X))))
     return model
 
 
@@ -100,7 +103,11 @@ def frozen_view(
             f"X must have the {n_features} features that {type(estimator).__name__} was fitted on, "
             f"got rows of shape {np.shape(X)[1:]}."
         )
-    weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    if issparse(getattr(estimator, "coef_", None)):  # after sparsify()
+        estimator = copy.copy(estimator).densify()
+    weights = (
+        np.ones(n_rows(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    )
     if isinstance(estimator, MLPClassifier | MLPRegressor):
         return from_mlp(estimator, weights)
     if isinstance(estimator, LogisticRegression) and not isinstance(

@@ -11,6 +11,7 @@ import numpy as np
 import skorch
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def check_predictions(model: FinalModel, estimator: Any, X: NDArray[Any] | Tenso
     if isinstance(estimator, skorch.NeuralNet):
         _check_net(model, estimator, X)
     else:
-        _check_estimator(model, estimator, np.asarray(X, dtype=np.float64))
+        dense = X.toarray() if issparse(X) else X
+        _check_estimator(model, estimator, np.asarray(dense, dtype=np.float64))
 
 
 def _check_estimator(model: FinalModel, estimator: Any, X: NDArray[np.float64]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import skorch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
@@ -212,6 +214,22 @@ def transform_targets(estimator: Any, y: NDArray[Any]) -> NDArray[Any]:
         if wrapper.targets:
             y = wrapper.targets(y)
     return y
+
+
+def takes_sparse_rows(estimator: Any) -> bool:
+    """Whether sparse rows are no mistake: a network's gradients are taken of dense ones."""
+    networks = (MLPClassifier, MLPRegressor, nn.Module, skorch.NeuralNet)
+    return estimator is not None and not isinstance(last_step(estimator), networks)
+
+
+def require_dense_rows(estimator: Any, X: Any) -> None:
+    """Raise TypeError if rows are sparse where they reach a network."""
+    if issparse(X) and not takes_sparse_rows(estimator):
+        raise TypeError(
+            f"X is sparse where it reaches the {type(last_step(estimator)).__name__}, whose gradients "
+            "are taken of dense rows. Pass X.toarray(), or let the step of the Pipeline before it give "
+            "dense rows: by sparse_output=False, or a FunctionTransformer that calls toarray()."
+        )
 
 
 def check_columns(estimator: Any, X: Any) -> None:

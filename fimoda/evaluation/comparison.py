@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .._validation import n_rows
 from ..attributors.data_inf import DataInf
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
@@ -206,7 +207,7 @@ def compare_methods(
         y_test,
         epochs=horizons,
         n_seeds=n_seeds,
-        leave_out=min(leave_out, len(X)) if isinstance(leave_out, int) else leave_out,
+        leave_out=min(leave_out, n_rows(X)) if isinstance(leave_out, int) else leave_out,
         correction="mean",
         random_state=random_state,
         n_jobs=n_jobs,

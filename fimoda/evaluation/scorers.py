@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._validation import n_rows
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 from .agreement import agreement_curve
@@ -50,7 +51,7 @@ class AllRows:
         train, test : ndarray of shape (n_samples,)
             Indices of all rows.
         """
-        rows = np.arange(len(X))
+        rows = np.arange(n_rows(X))
         yield rows, rows
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
