@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
@@ -187,7 +188,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
-        if isinstance(X, dict | set | str | bytes | Iterator):
+        strange = isinstance(X, dict | set | str | bytes | Iterator)
+        if strange and not issparse(X):  # one of scipy's is a dict
             raise TypeError(
                 f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
                 "Columns in a dict make a frame: pandas.DataFrame(X)."

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import is_classifier
-from torch import Tensor
 
 from ..model import FinalModel
 
@@ -33,7 +32,7 @@ def some_rows(n_rows: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n_rows - 1, min(n_rows, N_ROWS)).astype(np.int64))
 
 
-def check_predictions(model: FinalModel, estimator: Any, X: NDArray[Any] | Tensor) -> None:
+def check_predictions(model: FinalModel, estimator: Any, X: Any) -> None:
     """Raise unless the frozen view of a model predicts as the model itself does.
 
     Parameters
@@ -42,7 +41,7 @@ def check_predictions(model: FinalModel, estimator: Any, X: NDArray[Any] | Tenso
         The frozen view.
     estimator : object
         The model: of scikit-learn, or a skorch net.
-    X : array-like of shape (n_rows, ...)
+    X : array-like or sparse matrix of shape (n_rows, ...)
         Rows as it sees them.
 
     Raises
