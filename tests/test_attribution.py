@@ -93,9 +93,8 @@ def test_every_method_is_within_reach_of_some_budget(rows, net, monkeypatch):
     """From the most faithful to the fastest, as the budget gets smaller."""
     from fimoda.attribution import choice
 
-    # a trial that warms up, and one at a second an epoch and model; the third would take too long
-    times = iter([5.0, 2.0] * 3)
-    monkeypatch.setattr(choice, "_seconds", lambda *_: next(times))
+    # a second an epoch and model
+    monkeypatch.setattr(choice, "_seconds", lambda of, _: of.n_epochs * (len(of.leave_out) + 1.0))
     # seconds: further training 3.05 x 41 x 5 = 625, unrolled 3 x 7 x 6 = 126, one kernel about 30
     for budget, expected in ((640, "FurtherTraining"), (140, "Unrolled"), (40, "Linearized")):
         made = choice.choose(net, (*rows[:2], None), rows[2:], budget, GIVEN)

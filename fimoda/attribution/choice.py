@@ -45,7 +45,7 @@ N_SUBSETS, MAX_SUBSETS = 50, 2000
 
 #: Rows left out and epochs of the trials of further training, and the part of the time left that the
 #: last of them may take.
-_TRIALS, _SHARE = ((1, 1), (1, 1), (15, 10)), 0.2
+_TRIALS, _SHARE = ((1, 1), (1, 1), (1, 10), (15, 10)), 0.2
 
 #: Seconds of a fit that is timed again after it has warmed up, and of a portion of short fits.
 _WARM = 0.1
