@@ -117,6 +117,11 @@ def test_linear_model_is_fitted_again(rows, model):
     fast = attribute(model.fit(X, y), *rows, budget=1e-9)
     assert isinstance(fast.attributor, ExactInfluence)
     assert np.corrcoef(fast.scores.ravel(), found.scores.ravel())[0, 1] > 0.9
+    assert "exact" not in fast.trust
+    pipeline = make_pipeline(StandardScaler(), clone(model)).fit(X, y)
+    assert attribute(pipeline, *rows, budget=1e6).process == "training anew: the whole Pipeline"
+    fast = attribute(pipeline, *rows, budget=1e-9)
+    assert fast.reason.endswith("The earlier steps of the Pipeline stay as they are.")
 
 
 def test_unfitted_classifier_and_predicted_class(rows):

@@ -12,7 +12,7 @@ import numpy as np
 from joblib import cpu_count, effective_n_jobs
 
 from .._validation import n_rows
-from ..adapters import is_random, last_step, part_to_refit
+from ..adapters import has_earlier_steps, is_random, last_step, part_to_refit
 from ..attributors._kernel_run import kernel_bytes
 from ..attributors._retraining import BaseRetraining
 from ..attributors._segmented_run import bytes_per_component, components_that_fit
@@ -60,10 +60,11 @@ _WALK, _KRYLOV = 7.0, 3.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method, and the seconds it is thought to take."""
+    """A method, the seconds it is thought to take, and what is to be said of it."""
 
     attributor: BaseAttributor
     seconds: float
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -150,7 +151,7 @@ def choose(
     if taken is found[0]:
         return Choice(taken.attributor, f"{reason}: {why}.", known)
     slower = ", ".join(f"{c.name} {c.seconds:.2g} s" for c in found[: found.index(taken)])
-    reason = f"{reason}; more than the budget of {budget:g} s: {slower}."
+    reason = f"{reason}; more than the budget of {budget:g} s: {slower}.{taken.note}"
     return Choice(taken.attributor, reason, [])
 
 
@@ -236,7 +237,11 @@ class _Refits:
 def _influence(make: Make, probe: BaseAttributor) -> Candidate:
     """One step of Newton's method without each row."""
     newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
-    return Candidate(make(ExactInfluence, probe.estimator_, newton_step=newton), 1.0)
+    method = make(ExactInfluence, probe.estimator_, newton_step=newton)
+    in_part = " The earlier steps of the Pipeline stay as they are." * has_earlier_steps(
+        probe.estimator_
+    )
+    return Candidate(method, 1.0, in_part)
 
 
 def _network(

@@ -83,7 +83,7 @@ class SubsetTrainer:
         measuring = time.perf_counter() - begin - training
         if reading["reason"][0]:
             raise ValueError(
-                f"estimator cannot be trained again on all rows: {reading['reason'][0]}"
+                f"estimator has no scores, trained again on all rows: {reading['reason'][0]}"
             )
         return Timing(training, used / training, measuring, kept.nbytes)
 
