@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 from torch import Tensor, nn
 
 #: Settings that change how an estimator works and not what it gives.
@@ -201,8 +202,12 @@ class _Walk:
             return _hash(b"weak reference")
         if isinstance(thing, nn.Module):
             return self._network(thing)
+        if issparse(thing):
+            return self._sparse(thing)
+        if kind.__module__.split(".")[0] == "pandas" and hasattr(thing, "iloc"):
+            return self._frame(thing)
         original = getattr(thing, "__wrapped__", None)
-        if callable(original):  # functools.cache and the like
+        if callable(original) and _is_installed(kind.__module__):  # functools.cache and the like
             return self._all("wrapper", kind, original)
         return self._state(thing)
 
@@ -215,6 +220,21 @@ class _Walk:
         data = np.ascontiguousarray(np.asarray(array))
         about = repr((array.shape, array.dtype.descr)).encode()
         return _hash(b"array", about, self.digest(mask), data.tobytes())
+
+    def _sparse(self, matrix: Any) -> bytes:
+        """Digest of a sparse matrix, whatever the order in which it holds its entries."""
+        rows = csr_array(matrix, copy=True)
+        rows.sum_duplicates()
+        parts = rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data
+        return self._all("sparse", type(matrix), rows.shape, *parts)
+
+    def _frame(self, frame: Any) -> bytes:
+        """Digest of a frame or series, however pandas has laid out its columns."""
+        wide = frame.ndim == 2
+        columns = [frame.iloc[:, k] for k in range(frame.shape[1])] if wide else [frame]
+        arrays = [c.to_numpy() if isinstance(c.dtype, np.dtype) else c.array for c in columns]
+        names = frame.columns if wide else frame.name
+        return self._all("frame", type(frame), frame.index, names, arrays)
 
     def _tensor(self, tensor: Tensor) -> bytes:
         dense = tensor.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import pickle
@@ -265,6 +266,18 @@ def test_values_that_differ(pair):
     assert identity_of(pair[0]) != identity_of(pair[1])
 
 
+def test_decorators_with_settings():
+    """Of the user's own: what they hold beside the function counts."""
+    code = (
+        "class D:\n def __init__(self, f, a):\n  update_wrapper(self, f)\n  self.a = a\n"
+        " def __call__(self, o, t): return self.a * self.__wrapped__(o, t)\n"
+        "thing = D(f, a)"
+    )
+    names = {"update_wrapper": functools.update_wrapper, "f": cases.scaled}
+    one, other = (cases.made(code, a=a, **names) for a in (1.0, 2.0))
+    assert identity_of(one) == identity_of(cases.made(code, a=1.0, **names)) != identity_of(other)
+
+
 def test_frames_and_sparse_matrices():
     pd = pytest.importorskip("pandas")
     sparse = pytest.importorskip("scipy.sparse")
@@ -278,8 +291,15 @@ def test_frames_and_sparse_matrices():
         frame.set_axis([5, 6]),
     ):
         assert identity_of(frame) != identity_of(other)
+    laid_out = pd.DataFrame({"a": [1.0, 2.0]})
+    laid_out["b"] = [3.0, 4.0]  # a block of its own
+    assert identity_of(laid_out) == identity_of(laid_out.copy())
+    assert identity_of(laid_out["a"]) != identity_of(laid_out["b"])
     one, other = sparse.csr_matrix([[0, 1.0]]), sparse.csr_matrix([[0, 1.1]])
-    assert identity_of(one) == identity_of(one.copy()) != identity_of(other)
+    before = identity_of(one)
+    assert one.has_sorted_indices  # which the matrix remembers
+    assert identity_of(one) == identity_of(one.copy()) == before != identity_of(other)
+    assert identity_of(one) != identity_of(one.tocsc())
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
