@@ -27,7 +27,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardScaler
 from torch import nn
 
-from fimoda import FurtherTraining, GradDot, LeaveOneOut, attribute
+from fimoda import (
+    DistributionalInfluence,
+    EnsembleAttributor,
+    FurtherTraining,
+    GradDot,
+    LeaveOneOut,
+    attribute,
+)
 from fimoda.adapters import (
     caveats,
     has_earlier_steps,
@@ -319,3 +326,17 @@ def test_samplers_of_imbalanced_learn():
     plain = pipeline.make_pipeline(StandardScaler(), LogisticRegression()).fit(X, LABELS)
     same = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, LABELS)
     assert_array_equal(scores(GradDot(plain), X, LABELS), scores(GradDot(same), X, LABELS))
+
+
+@pytest.mark.parametrize("owner", [EnsembleAttributor, DistributionalInfluence])
+def test_members_are_not_transformed_twice(owner):
+    """The rows of an ensemble have passed the Pipeline of its estimator already."""
+    whole = make_pipeline(StandardScaler(), Ridge()).fit(3 * X + 1, Y)
+    name = "attributor" if owner is EnsembleAttributor else "method"
+    method = owner(whole, **{name: GradDot()}, models=[whole, whole])
+    with pytest.raises(ValueError, match="models must hold the models themselves, got a Pipeline"):
+        method.fit(3 * X + 1, Y)
+    member = {name: GradDot(), "models": [whole[-1]]}
+    if owner is EnsembleAttributor:
+        expected = scores(GradDot(whole), 3 * X + 1, Y)
+        assert_allclose(scores(owner(whole, **member), 3 * X + 1, Y), expected, rtol=1e-12)

@@ -26,6 +26,7 @@ from .wrappers import (
     takes_sparse_rows,
     transform_rows,
     transform_targets,
+    transforms,
     unwrap,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "training_epochs",
     "transform_rows",
     "transform_targets",
+    "transforms",
     "unwrap",
     "warn_of_rows",
 ]

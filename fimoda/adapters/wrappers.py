@@ -192,6 +192,11 @@ def has_earlier_steps(estimator: Any) -> bool:
     return any(has_earlier_steps(p) for p in parts if isinstance(p, Pipeline | FrozenEstimator))
 
 
+def transforms(estimator: Any) -> bool:
+    """Whether rows or targets are changed before they reach the model inside."""
+    return any(wrapper.rows or wrapper.targets for wrapper in wrappers(estimator))
+
+
 def transform_rows(estimator: Any, X: Any) -> Any:
     """Rows as the model itself sees them: after the earlier steps of a Pipeline.
 

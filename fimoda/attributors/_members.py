@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..adapters import transforms
 from ..base import BaseAttributor
 from ..model import FinalModel
 from ..training.ensemble import Ensemble
@@ -31,6 +32,12 @@ def fit_member(
 
     It has the owner's measurement, and the criterion where the model does not know its own.
     """
+    if transforms(model):  # the rows that the owner has seen are transformed already
+        raise ValueError(
+            f"models must hold the models themselves, got a {type(model).__name__} whose rows or targets "
+            "are transformed on their way in, perhaps otherwise than estimator's. Pass the fitted last "
+            "steps of Pipelines that share their earlier ones."
+        )
     member = template.__sklearn_clone__()
     known = member.get_params(deep=False)
     criterion = None if isinstance(model, FinalModel) else owner.criterion
