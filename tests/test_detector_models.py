@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
@@ -17,11 +18,13 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Perceptron, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -181,6 +184,35 @@ def test_weights_are_those_of_the_fits():
     first, second = (held_out_losses(Ridge(), X, targets, weights, 0) for targets in (y, changed))
     np.testing.assert_allclose(second[100:], first[100:], rtol=1e-8)
     assert (second[:100] > 1000).all()
+
+
+def test_weights_reach_the_last_step_of_a_pipeline():
+    X, y, _ = cancer(0.1)
+    weights = np.linspace(0.1, 2, len(y))
+    model = make_pipeline("passthrough", GaussianNB())
+    scores = MislabelDetector(model, random_state=0).fit(X, y, weights).scores_
+    alone = MislabelDetector(GaussianNB(), random_state=0).fit(X, y, weights).scores_
+    np.testing.assert_array_equal(scores, alone)
+    unweighted = MislabelDetector(GaussianNB(), random_state=0).fit(X, y).scores_
+    assert np.abs(scores - unweighted).max() > 0.01
+    with pytest.raises(ValueError, match=r"KNeighborsClassifier.fit takes none"):
+        MislabelDetector(KNeighborsClassifier()).fit(X, y, weights)
+
+
+def test_sparse_rows_and_texts():
+    X, y, bad = cancer(0.1)
+    sparse = csr_array(StandardScaler().fit_transform(X))
+    forest = RandomForestClassifier(10, random_state=0)
+    dense = MislabelDetector(forest, random_state=0).fit(sparse.toarray(), y).scores_
+    scores = MislabelDetector(forest, random_state=0).fit(sparse, y).scores_
+    np.testing.assert_allclose(scores, dense, atol=0.3)
+    assert roc_auc_score(bad, scores) > 0.97
+    words = np.array(["ant", "bee", "cow", "dog", "eel", "fox"])
+    texts = [" ".join(words[:6][row[:6] > 0]) + " end" for row in sparse.toarray()]
+    reader = make_pipeline(CountVectorizer(), SVC())
+    assert found(reader, texts, y, bad) > 0.85
+    kept, labels = InfluencePruner(reader, by="self", random_state=0).fit_resample(texts, y)
+    assert len(kept) == len(labels) == 513
 
 
 def test_row_of_a_class_of_its_own_is_the_most_suspicious():

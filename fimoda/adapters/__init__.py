@@ -13,6 +13,7 @@ from .refits import (
     refit,
     refit_outputs,
     trained_in_stacks,
+    weights_name,
 )
 from .rows_of_training import warn_of_rows
 from .wrappers import (
@@ -61,4 +62,5 @@ __all__ = [
     "transforms",
     "unwrap",
     "warn_of_rows",
+    "weights_name",
 ]

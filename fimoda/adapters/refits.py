@@ -132,19 +132,19 @@ def fit_with(estimator: Any, X: Any, y: Any, sample_weight: NDArray[Any] | None)
     """
     if sample_weight is None:
         return estimator.fit(X, y)
-    return estimator.fit(X, y, **{_weights_name(estimator): sample_weight})
+    return estimator.fit(X, y, **{weights_name(estimator): sample_weight})
 
 
-def _weights_name(estimator: Any) -> str:
+def weights_name(estimator: Any) -> str:
     """Return the name under which ``fit`` takes the weights of the rows."""
     if not sklearn.get_config()["enable_metadata_routing"]:  # which asks for the plain name
         if isinstance(estimator, Pipeline):
             name, last = estimator.steps[-1]
-            return f"{name}__{_weights_name(last)}"
+            return f"{name}__{weights_name(last)}"
         if isinstance(estimator, BaseSearchCV):
-            return _weights_name(estimator.estimator)
+            return weights_name(estimator.estimator)
         if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:
-            return _weights_name(estimator.regressor)
+            return weights_name(estimator.regressor)
     known = inspect.signature(estimator.fit).parameters
     if "sample_weight" not in known and not any(p.kind == p.VAR_KEYWORD for p in known.values()):
         raise ValueError(

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
 from .._validation import check_consistent_length, check_targets, validate_data
-from ..adapters import default_linear_model, is_class_target
+from ..adapters import default_linear_model, fit_with, is_class_target
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
 from .held_out import held_out_losses
@@ -57,14 +57,14 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     def _fitted(
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> tuple[Any, dict[str, Any]]:
-        """A new model fitted on rows, and the weights as ``fit`` takes them."""
+        """A new model fitted on rows, and the weights as ``fit`` of an attributor takes them."""
         if self.estimator is None:
             model = default_linear_model(self._is_classification(y))
         else:
             # a finished search stands for the model that it found
             model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
         given = {} if weights is None else {"sample_weight": weights}
-        return model.fit(X, y, **given), given
+        return fit_with(model, X, y, weights), given
 
     def _scored(
         self, model: Any, X: Any, y: NDArray[Any], given: dict[str, Any]

@@ -11,6 +11,7 @@ from sklearn.base import is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 
 from .._validation import MAX_SEED, check_random_state
+from ..adapters import weights_name
 
 #: Times that the rows are cut into halves.
 N_REPEATS = 5
@@ -61,7 +62,7 @@ def held_out_losses(
                 y,
                 cv=folds(2, shuffle=True, random_state=rng.randint(MAX_SEED)),
                 method=way,
-                params=None if weights is None else {"sample_weight": weights},
+                params=None if weights is None else {weights_name(estimator): weights},
             )
             if way != "predict":
                 losses += _behind(found, y)
