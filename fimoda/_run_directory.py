@@ -228,10 +228,12 @@ class RunDirectory:
                 save(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if only_new:
-                _link(part, path)
-            else:
-                part.replace(path)
+                if sys.platform == "win32":  # where an open file cannot be renamed
+                    file.close()
+                if only_new:  # all while it is locked: others clear what is not
+                    _link(part, path)
+                else:
+                    part.replace(path)
         except OSError as error:
             raise OSError(
                 error.errno,
