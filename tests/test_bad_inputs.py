@@ -702,6 +702,9 @@ def test_data_parallel():
         GradDot(outer).fit(X, Y).transform(X, Y),
         GradDot(outer.module_.module, criterion=nn.MSELoss(), lr=0.01).fit(X, Y).transform(X, Y),
     )
+    run = fimoda.Trajectory.from_checkpoints([spread.state_dict()], [5], 0.1)
+    with pytest.raises(ValueError, match=r"checkpoints of a wrapped model.*'module.0.weight' in"):
+        fimoda.TracIn(spread, trajectory=run, criterion=nn.MSELoss()).fit(X, Y)
     assert fimoda.TracIn(outer).fit(X, Y).transform(X, Y).shape == (len(X), len(X))
     assert fimoda.LeaveOneOut(outer, leave_out=[0]).fit(X, Y).transform(X, Y).shape == (len(X), 1)
 

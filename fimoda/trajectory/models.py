@@ -18,6 +18,13 @@ def check_architecture(run: Trajectory, model: FinalModel) -> None:
     """Raise ValueError if the checkpoints are of another architecture than the model."""
     state = run.state(0)
     for name, shape in model.shapes.items():
+        for prefix in ("module.", "_orig_mod."):
+            if name not in state and prefix + name in state:
+                raise ValueError(
+                    f"trajectory has checkpoints of a wrapped model (DataParallel, torch.compile): "
+                    f"{prefix + name!r} in place of {name!r}. Take the state_dict of the model inside, "
+                    f"model.{prefix}state_dict(), or strip {prefix!r} from the names."
+                )
         if name not in state or state[name].shape != shape:
             found = tuple(state[name].shape) if name in state else None
             raise ValueError(
