@@ -165,10 +165,12 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
         v is None or is_scalar_nan(v) or is_pandas_na(v) for v in y.ravel()
     ):
         raise ValueError(f"Input {name} contains NaN or None: a target is missing. Drop its row.")
-    if y.dtype.kind in "mMc":
+    if y.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} must hold labels or real numbers.")
+    if y.dtype.kind in "mM":
         raise ValueError(
             f"{name} must hold class labels or real numbers, got {y.dtype}. Convert dates and durations "
-            "to numbers in a unit of your choice; complex numbers cannot be targets."
+            "to numbers in a unit of your choice."
         )
     if y.dtype.kind == "O" and all(isinstance(v, numbers.Real) for v in y.ravel()):
         y = y.astype(float)
