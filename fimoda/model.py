@@ -60,6 +60,24 @@ class Recipe:
         return self if self.last_lr is None else replace(self, lr=self.last_lr)
 
 
+@dataclass(frozen=True)
+class Weighting:
+    """How the training objective weighs its rows, as far as the removal of one changes it.
+
+    Parameters
+    ----------
+    total : {"mean", "rows", "sum"}
+        The objective is a mean of losses by weight, a sum of weighted losses divided by the number
+        of rows, or such a sum alone; with the penalty beside it, which stays as it is.
+    balanced : {"weights", "rows"} or None
+        Whether classes are balanced by the weight or by the number of their rows, so that the class
+        weights change with the rows.
+    """
+
+    total: str = "mean"
+    balanced: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class FinalModel:
     """A trained model as functions of one flat vector of parameters.
@@ -78,7 +96,12 @@ class FinalModel:
     class_weight : Tensor of shape (n_classes,) or None
         Weight of a row in the training objective, by class.
     l2 : Tensor of shape (n_parameters,) or None
-        The training objective is ``mean_i loss_i + 0.5 * sum(l2 * theta**2)``.
+        The training objective is ``mean_i loss_i + 0.5 * sum((l2 + decay) * theta**2)``; this part
+        of the penalty is in the gradients that the optimiser is given.
+    decay : Tensor of shape (n_parameters,) or None
+        The other part: the optimiser's own weight decay. A run leaves it to its optimiser.
+    weighting : Weighting
+        How the objective weighs its rows.
     recipe : Recipe
         Optimiser, learning rate and batch size the model was trained with.
     output_ndim : int
@@ -105,6 +128,8 @@ class FinalModel:
     classes: NDArray[Any] | None = None
     class_weight: Tensor | None = None
     l2: Tensor | None = None
+    decay: Tensor | None = None
+    weighting: Weighting = field(default_factory=Weighting)
     recipe: Recipe = field(default_factory=Recipe)
     output_ndim: int = 2
     threshold: float = 0.5
@@ -175,10 +200,12 @@ class FinalModel:
 
     def to(self, dtype: torch.dtype) -> FinalModel:
         """The same model in another floating point type."""
-        cast = [None if t is None else t.to(dtype) for t in (self.class_weight, self.l2)]
-        return replace(
-            self, module=copy.deepcopy(self.module).to(dtype), class_weight=cast[0], l2=cast[1]
-        )
+        vectors = {
+            name: None if value is None else value.to(dtype)
+            for name, value in vars(self).items()
+            if name in ("class_weight", "l2", "decay")
+        }
+        return replace(self, module=copy.deepcopy(self.module).to(dtype), **vectors)
 
     @cached_property
     def double(self) -> FinalModel:
@@ -191,6 +218,13 @@ class FinalModel:
         return identity_of(
             {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         )
+
+    @property
+    def penalty(self) -> Tensor | None:
+        """Second derivative (p,) of the whole penalty of the training objective, diagonal."""
+        if self.l2 is None or self.decay is None:
+            return self.decay if self.l2 is None else self.l2
+        return self.l2 + self.decay
 
     # ---- outputs ----------------------------------------------------------------------------
 

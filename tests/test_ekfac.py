@@ -318,7 +318,9 @@ def test_solve_is_the_dense_solution(case):
 def test_scores_are_products_with_the_dense_inverse(case):
     net, model, X, y, criterion = problem(case)
     weights = np.linspace(0.5, 2, N)
-    attributor = EKFACInfluence(net, criterion=criterion, damping=0.05, chunk_size=5)
+    attributor = EKFACInfluence(
+        net, criterion=criterion, damping=0.05, chunk_size=5, reweight_others=False
+    )
     attributor.fit(X, y, sample_weight=weights)
     curvature = dense(EKFAC(model, X, y, torch.from_numpy(weights)))
     inverse = torch.linalg.inv(curvature + 0.05 * torch.eye(len(curvature), dtype=torch.float64))

@@ -198,7 +198,9 @@ def test_equals_autograd(name, kind):
     criterion, loss = CRITERIA[kind]
     train, test = gradients(module, X, y, loss), gradients(module, X_test, y_test, loss)
     assert np.linalg.norm(train, axis=1).min() > 0
-    dot = GradDot(module, criterion=criterion, lr=0.3, batch_size=4, n_epochs=5).fit(X, y)
+    dot = GradDot(
+        module, criterion=criterion, lr=0.3, batch_size=4, n_epochs=5, reweight_others=False
+    ).fit(X, y)
     assert dot._differentiate.factors == NETWORKS[name][1]
     expected = 0.3 * 5 * 4 / N * test @ train.T  # 14 rows are 4 batches of 4
     close(dot.transform(X_test, y_test), expected)
@@ -232,7 +234,7 @@ def test_each_measurement_equals_autograd(measurement, name):
     test, own = gradients(module, X_test, y_test, measure), gradients(module, X, y, measure)
     given = {"index": Output(1), "callable": own_measurement}.get(measurement, measurement)
     settings = {"criterion": nn.CrossEntropyLoss(), "measurement": given}
-    dot = GradDot(module, lr=1.0, **settings).fit(X, y)
+    dot = GradDot(module, lr=1.0, reweight_others=False, **settings).fit(X, y)
     close(dot.transform(X_test, y_test), test @ train.T / N)
     close(dot.self_influence(), (own * train).sum(1) / N)
     cos = GradCos(module, **settings).fit(X, y)
@@ -257,7 +259,7 @@ def test_weights(name):
             w = (by_class[y] if classed else np.ones(N)) * (
                 1 if sample_weight is None else sample_weight
             )
-            dot = GradDot(module, criterion=criterion, lr=1.0)
+            dot = GradDot(module, criterion=criterion, lr=1.0, reweight_others=False)
             scores = dot.fit(X, y, sample_weight=sample_weight).transform(X_test, y_test)
             close(scores, products * w / w.sum())
             cos = GradCos(module, criterion=criterion)

@@ -27,7 +27,7 @@ from ..losses import (
     SquaredError,
     row_loss,
 )
-from ..model import FinalModel, Recipe
+from ..model import FinalModel, Recipe, Weighting
 from .dense import dense_layer, weight_penalty
 
 
@@ -37,20 +37,26 @@ def _layer(estimator: Any) -> nn.Linear:
     return dense_layer(np.atleast_2d(estimator.coef_), intercept)
 
 
-def _class_weights(
-    estimator: Any, y: Any, weights: NDArray[Any], balances_weights: bool = False
-) -> tuple[Tensor | None, float]:
-    """Class weights, and the total weight of the training rows with them.
+def _balanced(estimator: Any, by_weight: bool = False) -> str | None:
+    """Return what of a class is balanced, if anything: ``"weights"`` or the number of ``"rows"``.
 
-    `balances_weights` says that ``class_weight="balanced"`` balances the rows' weights, not their
-    numbers (in scikit-learn from 1.7).
+    `by_weight` says that the estimator balances the rows' weights where scikit-learn can (from 1.7).
     """
+    if not isinstance(estimator.class_weight, str):
+        return None
+    known = inspect.signature(compute_class_weight).parameters
+    return "weights" if by_weight and "sample_weight" in known else "rows"
+
+
+def _class_weights(
+    estimator: Any, y: Any, weights: NDArray[Any], balanced: str | None
+) -> tuple[Tensor | None, float]:
+    """Class weights, and the total weight of the training rows with them."""
     if estimator.class_weight is None:
         return None, float(weights.sum())
     if y is None:
         raise ValueError("y must be given for a model with class_weight.")
-    known = inspect.signature(compute_class_weight).parameters
-    given = {"sample_weight": weights} if balances_weights and "sample_weight" in known else {}
+    given = {"sample_weight": weights} if balanced == "weights" else {}
     by_class = compute_class_weight(
         estimator.class_weight, classes=estimator.classes_, y=np.asarray(y), **given
     )
@@ -79,7 +85,8 @@ def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) 
         raise ValueError(
             "LogisticRegression(solver='liblinear') penalises its intercept; use another solver."
         )
-    by_class, total = _class_weights(estimator, y, weights, balances_weights=True)
+    balanced = _balanced(estimator, by_weight=True)
+    by_class, total = _class_weights(estimator, y, weights, balanced)
     module = _layer(estimator)
     strength = 0.0 if penalty is None or np.isinf(estimator.C) else 1.0 / (estimator.C * total)
     loss: RowLoss = BinaryCrossEntropy() if binary else CrossEntropy()
@@ -89,6 +96,7 @@ def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) 
         classes=estimator.classes_,
         class_weight=by_class,
         l2=weight_penalty(module, strength),
+        weighting=Weighting("sum", balanced),
         recipe=Recipe(solved=True),
     )
 
@@ -106,6 +114,7 @@ def from_least_squares(estimator: LinearRegression | Ridge, weights: NDArray[Any
         module.eval(),
         SquaredError(over_outputs="sum"),
         l2=weight_penalty(module, 2 * alpha / weights.sum()),
+        weighting=Weighting("sum"),
         recipe=Recipe(solved=True),
     )
 
@@ -113,7 +122,7 @@ def from_least_squares(estimator: LinearRegression | Ridge, weights: NDArray[Any
 def from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[Any]) -> FinalModel:
     """SGDClassifier and SGDRegressor with a smooth loss."""
     _require_l2(estimator, estimator.penalty, estimator.l1_ratio)
-    by_class, total = None, float(weights.sum())
+    by_class, total, balanced = None, float(weights.sum()), None
     loss: RowLoss
     if is_classifier(estimator):
         if estimator.loss != "log_loss":
@@ -127,7 +136,8 @@ def from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[A
                 "SGDClassifier with class_weight and more than two classes weighs a row differently "
                 "in the problem of each class. Use LogisticRegression, or sample_weight instead."
             )
-        by_class, total = _class_weights(estimator, y, weights)
+        balanced = _balanced(estimator)
+        by_class, total = _class_weights(estimator, y, weights, balanced)
         loss = BinaryCrossEntropy() if binary else OneVsRestCrossEntropy()
     elif estimator.loss == "squared_error":
         loss = SquaredError(scale=0.5)
@@ -146,4 +156,5 @@ def from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[A
         classes=getattr(estimator, "classes_", None),
         class_weight=by_class,
         l2=weight_penalty(module, strength),
+        weighting=Weighting("rows", balanced),
     )

@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import type_of_target
 from torch import nn
 
 from ..losses import BinaryCrossEntropy, CrossEntropy, RowLoss, SquaredError
-from ..model import FinalModel, Recipe
+from ..model import FinalModel, Recipe, Weighting
 from .dense import dense_layer, weight_penalty
 
 _ACTIVATIONS = {
@@ -66,7 +66,8 @@ def from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> 
         loss = BinaryCrossEntropy() if estimator.out_activation_ == "logistic" else CrossEntropy()
     n = len(weights)
     batch = min(200, n) if estimator.batch_size == "auto" else min(estimator.batch_size, n)
-    per_weight = (n if estimator.solver == "lbfgs" else batch) * weights.mean()
+    whole = estimator.solver == "lbfgs" or batch == n
+    per_weight = (n if whole else batch) * weights.mean()
     recipe = Recipe(batch_size=batch)
     if estimator.solver == "adam":
         betas = (estimator.beta_1, estimator.beta_2)
@@ -85,5 +86,6 @@ def from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> 
         loss,
         classes=classes,
         l2=weight_penalty(module, estimator.alpha / per_weight),
+        weighting=Weighting("sum" if whole else "rows"),
         recipe=recipe,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
 from .modules import freeze
+from .weight_decay import penalty_of_optimizer
 
 #: Methods that make the training objective another than the mean of the criterion.
 _HOOKS = ("get_loss", "infer", "train_step", "train_step_single")
@@ -57,6 +58,8 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
     model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
     if y is not None:
         _check_pairing(net, model, X, y)
+    decay = penalty_of_optimizer(getattr(net, "optimizer_", None), net.module_)
+    model = replace(model, decay=decay)
     return replace(model, threshold=net.threshold) if binary else model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
+from ..curvature.removal import Removal
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET, Recipe
 from ..training.linear_steps import LinearSteps, linear_steps
@@ -43,6 +45,7 @@ class BaseAlongTheRun(BaseAttributor):
         "n_epochs": [POSITIVE_INTEGER, None],
         "lr": [POSITIVE_REAL, None],
         "batch_size": [POSITIVE_INTEGER, None],
+        "reweight_others": ["boolean"],
     }
 
     def __init__(
@@ -54,6 +57,7 @@ class BaseAlongTheRun(BaseAttributor):
         n_epochs: int | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
+        reweight_others: bool = False,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -68,6 +72,7 @@ class BaseAlongTheRun(BaseAttributor):
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
+        self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
 
@@ -89,7 +94,13 @@ class BaseAlongTheRun(BaseAttributor):
         self._rows = stage_rows(stages, len(self._X))
         weights = self._weights.double().cpu().numpy()
         self._shares = [weights[rows] / weights[rows].sum() for rows in self._rows]
+        self._removals = [self._removal(rows) for rows in self._rows]
         self._attributed = self._chosen_stages(stages)
+
+    def _removal(self, rows: NDArray[np.int64]) -> Removal:
+        """What leaves the objective of steps on these rows with one of them."""
+        of = torch.from_numpy(rows).to(self._X.device)
+        return Removal.of(self.model_, self._y[of], self._weights[of], self.reweight_others)
 
     def _recorded(self, fitted_here: bool) -> Trajectory | None:
         """The run, or None if the final model stands for it."""
@@ -166,6 +177,15 @@ class BaseAlongTheRun(BaseAttributor):
         """Training rows and encoded targets."""
         of = torch.from_numpy(rows).to(self._X.device)
         return self._X[of], self._y[of]
+
+    def _self_influence(self) -> NDArray[np.float64]:
+        if any(removal.changes_others for removal in self._removals):
+            return super()._self_influence()
+        return self._own_products()
+
+    @abstractmethod
+    def _own_products(self) -> NDArray[np.float64]:
+        """Scores of the rows on themselves while the others keep their weights."""
 
     def _columns(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The columns that are attributed to, out of those of all rows."""

@@ -60,6 +60,18 @@ class GradientProducts:
         """``features`` of the gradients, (n, k)."""
         return torch.cat([features(gradients) for _, gradients in self._chunks(rows)])
 
+    def along(self, rows: Rows, vectors: Tensor) -> NDArray[np.float64]:
+        """Inner products of the gradients with vectors (k, p), (n, k)."""
+        return self.mapped(rows, lambda g: g.apply(vectors)).double().cpu().numpy()
+
+    def combined(self, rows: Rows, coefficients: NDArray[np.float64]) -> Tensor:
+        """Linear combinations of the gradients with coefficients (n, k), (k, p)."""
+        theta = self.differentiate.model.theta
+        total = theta.new_zeros(coefficients.shape[1], len(theta))
+        for at, gradients in self._chunks(rows):
+            total += gradients.combine(torch.from_numpy(coefficients[at]).to(theta))
+        return total
+
     def rowwise(self, left: Rows, right: Rows, product: Product) -> NDArray[np.float64]:
         """``product`` of row k of the one with row k of the other, (n,)."""
         pairs = zip(self._chunks(left), self._chunks(right), strict=True)
@@ -94,15 +106,15 @@ class BaseGradientProduct(BaseAttributor):
         self._differentiate = RowDifferentiator(self.model_, self._X[:3])
         self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
         self._chunk = self._products.chunk
+        self._train_rows: Rows = (self._X, self._y, self.model_.loss)
 
     def _pairs(
         self, X: Tensor, y: Tensor, measure: Measure, product: Product
     ) -> NDArray[np.float64]:
         """``product`` of test with training gradients, (n_test, n_train)."""
-        test, train = (X, y, measure), (self._X, self._y, self.model_.loss)
-        return self._products.pairs(test, train, product)
+        return self._products.pairs((X, y, measure), self._train_rows, product)
 
     def _diagonal(self, product: Product) -> NDArray[np.float64]:
         """``product`` of each training row's measurement gradient with its own loss gradient."""
-        own, train = (self._X, self._y, self._measure), (self._X, self._y, self.model_.loss)
-        return self._products.rowwise(own, train, product)
+        own = (self._X, self._y, self._measure)
+        return self._products.rowwise(own, self._train_rows, product)

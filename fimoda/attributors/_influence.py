@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
 from ..curvature.operators import CURVATURES, Curvature
+from ..curvature.removal import Removal
 from ..curvature.trace import gauss_newton_trace
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
@@ -26,10 +28,11 @@ DAMPING_FACTOR, MOST_OF_TRACE = 1000.0, 0.05
 
 
 class BaseInfluence(BaseAttributor):
-    r"""Influence functions, :math:`S_{z,i} = \tilde w_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
+    r"""Influence functions, products :math:`\tilde w_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
 
-    :math:`\tilde w_i = w_i / \sum_j w_j` is 1/n without weights. A subclass implements `_prepare_solver`
-    (what depends on training rows only, for any damping) and `_scores`, which follows `damping_`.
+    :math:`\tilde w_i = w_i / \sum_j w_j` is 1/n without weights; `_removal` makes scores of them. A
+    subclass implements `_prepare_solver` (what depends on training rows only, for any damping) and
+    `_scores`, which follows `damping_`.
     """
 
     process = "training to convergence near the final model"
@@ -42,6 +45,7 @@ class BaseInfluence(BaseAttributor):
         **BaseAttributor._BUDGET_CONSTRAINTS,
         "damping": [NON_NEGATIVE_REAL, StrOptions({"auto", "tuned"})],
         "tuning": [dict, None],
+        "reweight_others": ["boolean"],
     }
 
     def __init__(
@@ -50,6 +54,7 @@ class BaseInfluence(BaseAttributor):
         *,
         damping: float | str = "auto",
         tuning: dict[str, Any] | None = None,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -61,6 +66,7 @@ class BaseInfluence(BaseAttributor):
         )
         self.damping = damping
         self.tuning = tuning
+        self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
 
@@ -91,6 +97,7 @@ class BaseInfluence(BaseAttributor):
     def _fit(self) -> None:
         self._differentiate = RowDifferentiator(self.model_, self._X[:2])
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
+        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         self._prepare_solver()
         if self.damping == "tuned":
             if self.model_.recipe.solved:
@@ -153,6 +160,16 @@ class BaseInfluence(BaseAttributor):
                 f"(n_samples={len(self._X)}). Give damping as a number."
             )
         return mean
+
+    def _group_gradients(self) -> Tensor:
+        """Sums of the rows' shares of the gradient over the groups that removal tells apart, (K, p)."""
+        member = torch.from_numpy(self._removal.members() * self._share[:, None])
+        total = self.model_.theta.new_zeros(member.shape[1], self.model_.n_parameters)
+        for place, rows in self._differentiate.chunks(
+            self._X, self._y, self.model_.loss, self._chunk()
+        ):
+            total += rows.combine(member[place].to(total))
+        return total
 
     def _curvature(self, name: str) -> Curvature:
         """The curvature of the training objective, its L2 penalty included."""

@@ -40,10 +40,12 @@ class BaseSolvedInfluence(BaseInfluence):
 
     def _applied(self, solved: Tensor) -> NDArray[np.float64]:
         """Scores (k, n) of the training rows, from solutions (k, p)."""
+        pull = self._removal.pull
+        pulled = None if pull is None else (solved.double() @ pull.double()).cpu().numpy()
         solved = solved.to(self.model_.dtype)
         result = np.empty((len(solved), len(self._X)))
         for rows, train in self._differentiate.chunks(
             self._X, self._y, self.model_.loss, self._chunk()
         ):
             result[:, rows] = train.apply(solved).mT.double().cpu().numpy()
-        return result * self._share
+        return self._removal(result * self._share, pulled)

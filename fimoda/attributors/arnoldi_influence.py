@@ -50,6 +50,10 @@ class ArnoldiInfluence(BaseSolvedInfluence):
         100,000 times the mean squared entry of the rows' gradients.
     complement : {"drop", "damping"}, default="drop"
         Outside the span: nothing, or the gradient divided by :math:`\lambda`.
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -115,6 +119,7 @@ class ArnoldiInfluence(BaseSolvedInfluence):
         damping: float | str = "auto",
         tuning: dict[str, Any] | None = None,
         complement: str = "drop",
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -125,6 +130,7 @@ class ArnoldiInfluence(BaseSolvedInfluence):
             estimator,
             damping=damping,
             tuning=tuning,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,

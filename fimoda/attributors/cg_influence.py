@@ -55,6 +55,10 @@ class CGInfluence(BaseIterativeInfluence):
         float32 a badly conditioned curvature may not allow that, which is a warning.
     max_iter : int, default=None
         Most iterations; by default ten times the number of parameters, at most 1,000.
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -125,6 +129,7 @@ class CGInfluence(BaseIterativeInfluence):
         preconditioner: str | None = None,
         tol: float = 1e-6,
         max_iter: int | None = None,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -135,6 +140,7 @@ class CGInfluence(BaseIterativeInfluence):
             estimator,
             damping=damping,
             tuning=tuning,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,

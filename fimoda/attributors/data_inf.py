@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._validation import POSITIVE_REAL, StrOptions
 from ..base import BaseAttributor
 from ..curvature.datainf import DataInfSolver
+from ..curvature.removal import Removal
 from ..measurements import Measurement
 from ..row_gradients import Measure
 
@@ -39,6 +40,10 @@ class DataInf(BaseAttributor):
     damping : float or "auto", default="auto"
         :math:`\lambda_l`, positive; "auto" is 0.1 times the mean squared entry of the rows'
         gradients in the layer (1 where all are zero: such a layer gives nothing).
+    reweight_others : bool, default=False
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -83,6 +88,7 @@ class DataInf(BaseAttributor):
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,
         "damping": [POSITIVE_REAL, StrOptions({"auto"})],
+        "reweight_others": ["boolean"],
     }
 
     def __init__(
@@ -90,6 +96,7 @@ class DataInf(BaseAttributor):
         estimator: Any = None,
         *,
         damping: float | str = "auto",
+        reweight_others: bool = False,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -100,6 +107,7 @@ class DataInf(BaseAttributor):
             estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
         self.damping = damping
+        self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
 
@@ -113,6 +121,7 @@ class DataInf(BaseAttributor):
             memory_budget=self.memory_budget,
         )
         self._share = self._solver.share.cpu().numpy()
+        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         if not isinstance(self.damping, str):
             self.damping_ = dict.fromkeys(self._solver.layers, float(self.damping))
             return
@@ -126,7 +135,10 @@ class DataInf(BaseAttributor):
         return torch.tensor(values, dtype=torch.float64, device=self._X.device)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        return self._solver.scores(X, y, measure, self._damping()).cpu().numpy() * self._share
+        found = self._solver.scores(X, y, measure, self._damping()).cpu().numpy()
+        return self._removal(found * self._share)
 
     def _self_influence(self) -> NDArray[np.float64]:
+        if self._removal.changes_others:
+            return super()._self_influence()
         return self._solver.diagonal(self._measure, self._damping()).cpu().numpy() * self._share

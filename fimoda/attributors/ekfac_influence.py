@@ -51,6 +51,10 @@ class EKFACInfluence(BaseInfluence):
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
         agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to
         100,000 times the mean squared entry of the rows' gradients.
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -112,6 +116,7 @@ class EKFACInfluence(BaseInfluence):
         fisher: str = "expected",
         damping: float | str = "auto",
         tuning: dict[str, Any] | None = None,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -122,6 +127,7 @@ class EKFACInfluence(BaseInfluence):
             estimator,
             damping=damping,
             tuning=tuning,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,
@@ -171,7 +177,21 @@ class EKFACInfluence(BaseInfluence):
             for rows, factors in self._train_factors() if self._kept is None else self._kept:
                 for matrices, f in zip(solved, factors, strict=True):
                     result[test, rows] += inner(matrices, f).double().cpu().numpy()
-        return result * self._share
+        return self._removal(result * self._share, self._pulled(X, y, measure))
+
+    def _pulled(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64] | None:
+        """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
+        if self._removal.pull is None:
+            return None
+        return self._along(X, y, measure, self._removal.pull[None])[:, 0]
+
+    def _along(
+        self, X: Tensor, y: Tensor, measure: Measure, vectors: Tensor
+    ) -> NDArray[np.float64]:
+        """Products of rows' gradients with the solutions for vectors (k, p), (m, k)."""
+        solved = self._ekfac.solve(vectors, self.damping_)
+        chunks = self._differentiate.chunks(X, y, measure, self._chunk())
+        return np.concatenate([g.apply(solved).double().cpu().numpy() for _, g in chunks])
 
     def _self_influence(self) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)
@@ -181,4 +201,9 @@ class EKFACInfluence(BaseInfluence):
             if self._measure is not self.model_.loss:
                 test = self._ekfac.rotated(self._X[rows], self._y[rows], self._measure)
             result[rows] = self._ekfac.inner_rowwise(test, train, self.damping_).cpu().numpy()
-        return result * self._share
+        result *= self._share
+        if not self._removal.changes_others:
+            return result
+        own = (self._X, self._y, self._measure)
+        sums = self._along(*own, self._group_gradients())
+        return self._removal.diagonal(result, sums, self._pulled(*own))

@@ -19,14 +19,17 @@ from ._solved_influence import BaseSolvedInfluence
 class ExactInfluence(BaseSolvedInfluence):
     r"""Influence function with an exact solution.
 
-    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i
+    .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \nabla_\theta m_z^\top (C + \lambda I)^{-1} (g_i - \bar g)
 
     estimates the change of the measurement when row i is removed and the model is trained to
-    convergence near the final model. :math:`g_i` is the gradient of the row's loss, C the
-    curvature of the weighted mean loss (and of the L2 penalty, if the model has one).
+    convergence near the final model. :math:`g_i` is the gradient of the row's loss, :math:`s_i = w_i /
+    \sum_j w_j` its share (1/n), :math:`\bar g = \sum_j s_j g_j`, C the curvature of the weighted mean
+    loss and of the penalty, if the model has one (weight decay of the optimiser included). With
+    ``reweight_others=False``, and for solvers that minimise a sum of losses beside the penalty, it is
+    :math:`s_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
 
     The Gauss-Newton matrix is solved in the space of the outputs (n C x n C) when that is smaller
-    than the parameters and there is no penalty, otherwise as a dense p x p matrix. Either takes one
+    than the parameters and the penalty, if any, is even, otherwise as a dense p x p matrix. Either takes one
     eigendecomposition in ``fit``, after which any test row and any damping costs products only.
 
     Parameters
@@ -49,6 +52,10 @@ class ExactInfluence(BaseSolvedInfluence):
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
         agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to
         100,000 times the mean squared entry of the rows' gradients.
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -111,6 +118,7 @@ class ExactInfluence(BaseSolvedInfluence):
         newton_step: bool = False,
         damping: float | str = "auto",
         tuning: dict[str, Any] | None = None,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -121,6 +129,7 @@ class ExactInfluence(BaseSolvedInfluence):
             estimator,
             damping=damping,
             tuning=tuning,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,
@@ -138,7 +147,11 @@ class ExactInfluence(BaseSolvedInfluence):
             )
         n_outputs = len(self._X) * self.n_outputs_
         smaller = n_outputs <= self.model_.n_parameters
-        dual = self.curvature == "gauss-newton" and self.model_.l2 is None and smaller
+        penalty = self.model_.penalty
+        even = penalty is None or bool((penalty == penalty[0]).all() and penalty[0] > 0)
+        dual = self.curvature == "gauss-newton" and even and smaller
+        # a penalty that is the same for all parameters acts as damping does
+        self._shift = float(penalty[0]) if dual and penalty is not None else 0.0
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
         self._newton: NewtonSteps | None = None
@@ -156,13 +169,21 @@ class ExactInfluence(BaseSolvedInfluence):
         self._primal = PrimalSolver(self._curvature(self.curvature), self.memory_budget)
         if self.newton_step:
             self._newton = NewtonSteps(
-                self._primal, self.model_, self._X, self._y, self._weights, self.memory_budget
+                self._primal,
+                self.model_,
+                self._X,
+                self._y,
+                self._weights,
+                self._removal,
+                self.memory_budget,
             )
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         if self._dual is not None:
-            scores = self._dual.scores(X, y, measure, self.damping_, self.newton_step)
-            return scores.cpu().numpy()
+            removal = self._removal if self.newton_step else None
+            found = self._dual.scores(X, y, measure, self.damping_ + self._shift, removal)
+            scores = found.cpu().numpy()
+            return scores if self.newton_step else self._removal(scores)
         if self._newton is not None:
             test = self._differentiate(X, y, measure).dense()
             return self._newton.scores(test, self.damping_).cpu().numpy()

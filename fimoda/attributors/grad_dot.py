@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from ..curvature.removal import Removal
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure
@@ -19,11 +20,12 @@ from ._gradient_product import BaseGradientProduct
 class GradDot(BaseGradientProduct):
     r"""Inner product of the test row's and the training row's gradient, as one step of SGD.
 
-    .. math:: S_{z,i} = \eta T \, \frac{w_i}{\sum_j w_j} \, \nabla_\theta m_z^\top \nabla_\theta \ell_i
+    .. math:: S_{z,i} = \eta T \, \frac{s_i}{1 - s_i} \, \nabla_\theta m_z^\top (g_i - \bar g)
 
     is the first-order effect of removing row i from T steps of gradient descent with learning
-    rate :math:`\eta` on the weighted mean loss (:math:`w_i = 1` unless weights are given, so the
-    factor is 1/n). It is what further training does over few steps; with more it decays, since the
+    rate :math:`\eta` on the weighted mean loss: :math:`g_i` is the gradient of the row's loss,
+    :math:`s_i = w_i / \sum_j w_j` its share (1/n without weights) and :math:`\bar g = \sum_j s_j g_j`.
+    With ``reweight_others=False`` it is :math:`\eta T s_i \nabla m_z^\top g_i`, as in the papers. It is what further training does over few steps; with more it decays, since the
     curvature and the drift of the residuals are left out.
 
     Parameters
@@ -39,6 +41,10 @@ class GradDot(BaseGradientProduct):
         their size means nothing.
     batch_size : int, default=None
         Batch size; the model's own by default, 128 if it has none.
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -84,6 +90,7 @@ class GradDot(BaseGradientProduct):
         "n_epochs": [POSITIVE_INTEGER],
         "lr": [POSITIVE_REAL, None],
         "batch_size": [POSITIVE_INTEGER, None],
+        "reweight_others": ["boolean"],
     }
 
     def __init__(
@@ -93,6 +100,7 @@ class GradDot(BaseGradientProduct):
         n_epochs: int = 1,
         lr: float | None = None,
         batch_size: int | None = None,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -110,19 +118,42 @@ class GradDot(BaseGradientProduct):
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
+        self.reweight_others = reweight_others
 
-    def _factor(self) -> NDArray[np.float64]:
-        """eta T w_i / sum(w), for each training row."""
+    def _steps_size(self) -> float:
+        """eta T."""
         recipe = self.model_.recipe.continued
         momentum = recipe.params.get("momentum", 0.0)
         own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
         batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
         steps = self.n_epochs * -(-len(self._X) // batch)
+        return (own if self.lr is None else self.lr) * steps
+
+    def _factor(self) -> NDArray[np.float64]:
+        """eta T w_i / sum(w), for each training row."""
         weights = self._weights.double().cpu().numpy()
-        return (own if self.lr is None else self.lr) * steps * weights / weights.sum()
+        return self._steps_size() * weights / weights.sum()
+
+    def _fit(self) -> None:
+        super()._fit()
+        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        return self._pairs(X, y, measure, lambda a, b: a.inner(b)) * self._factor()
+        scores = self._pairs(X, y, measure, lambda a, b: a.inner(b)) * self._factor()
+        return self._removal(scores, self._pulled(X, y, measure))
 
     def _self_influence(self) -> NDArray[np.float64]:
-        return self._diagonal(lambda a, b: a.inner_rowwise(b)) * self._factor()
+        scores = self._diagonal(lambda a, b: a.inner_rowwise(b)) * self._factor()
+        if not self._removal.changes_others:
+            return scores
+        own = (self._X, self._y, self._measure)
+        weights = self._removal.members() * self._factor()[:, None]
+        sums = self._products.along(own, self._products.combined(self._train_rows, weights))
+        return self._removal.diagonal(scores, sums, self._pulled(*own))
+
+    def _pulled(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64] | None:
+        """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
+        if self._removal.pull is None:
+            return None
+        found = self._products.along((X, y, measure), self._removal.pull[None])[:, 0]
+        return found * self._steps_size()

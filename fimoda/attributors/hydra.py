@@ -46,6 +46,10 @@ class Hydra(BaseAlongTheRun):
         With "final": learning rate; the model's own by default, 0.01 if it has none.
     batch_size : int, default=None
         With "final": batch size; the model's own by default, 128 if it has none.
+    reweight_others : bool, default=False
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -156,10 +160,10 @@ class Hydra(BaseAlongTheRun):
             for differentiate, rows, counted in self._steps():
                 train = differentiate(*self._train_rows(rows), self.model_.loss)
                 found = train.apply(V).mT.double().cpu().numpy()
-                np.add.at(scores[at].T, rows, (found * counted).T)
+                np.add.at(scores[at].T, rows, self._removal(rows)(found * counted).T)
         return self._columns(scores)
 
-    def _self_influence(self) -> NDArray[np.float64]:
+    def _own_products(self) -> NDArray[np.float64]:
         last = RowDifferentiator(self.model_, self._X[:3])
         scores = np.zeros(len(self._X))
         for differentiate, rows, counted in self._steps():

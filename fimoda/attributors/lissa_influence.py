@@ -66,6 +66,10 @@ class LiSSAInfluence(BaseIterativeInfluence):
         The scale s.
     tol : float, default=1e-3
         Relative error of a solution at which the series stops (over all rows only).
+    reweight_others : bool, default=True
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -148,6 +152,7 @@ class LiSSAInfluence(BaseIterativeInfluence):
         batch_size: int | None = None,
         scale: float | str = "auto",
         tol: float = 1e-3,
+        reweight_others: bool = True,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -158,6 +163,7 @@ class LiSSAInfluence(BaseIterativeInfluence):
             estimator,
             damping=damping,
             tuning=tuning,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,

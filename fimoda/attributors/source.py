@@ -98,6 +98,10 @@ class SOURCE(BaseAlongTheRun):
     batch_size : int, default=None
         With "final", and to estimate second moments: batch size; the model's own by default, 128 if
         it has none.
+    reweight_others : bool, default=False
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -196,6 +200,7 @@ class SOURCE(BaseAlongTheRun):
         n_epochs: int | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
+        reweight_others: bool = False,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -209,6 +214,7 @@ class SOURCE(BaseAlongTheRun):
             n_epochs=n_epochs,
             lr=lr,
             batch_size=batch_size,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,
@@ -307,12 +313,13 @@ class SOURCE(BaseAlongTheRun):
                 stage = self._used[k].stage
                 if stage in self._attributed:
                     found = self._walk.products(k, self._walk.respond(k, adjoint)).cpu().numpy()
-                    scores[test, self._rows[stage]] += found * self._shares[stage]
+                    removal = self._removals[stage]
+                    scores[test, self._rows[stage]] += removal(found * self._shares[stage])
                 if k:
                     adjoint = self._walk.carry(k, adjoint)
         return self._columns(scores)
 
-    def _self_influence(self) -> NDArray[np.float64]:
+    def _own_products(self) -> NDArray[np.float64]:
         scores = np.zeros(len(self._X))
         place = np.full((len(self._rows), len(self._X)), -1)
         for stage, rows in enumerate(self._rows):

@@ -53,6 +53,10 @@ class TracIn(BaseAlongTheRun):
         With "final": learning rate; the model's own by default, 0.01 if it has none.
     batch_size : int, default=None
         With "final": batch size; the model's own by default, 128 if it has none.
+    reweight_others : bool, default=False
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -115,6 +119,7 @@ class TracIn(BaseAlongTheRun):
         n_epochs: int | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
+        reweight_others: bool = False,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -128,6 +133,7 @@ class TracIn(BaseAlongTheRun):
             n_epochs=n_epochs,
             lr=lr,
             batch_size=batch_size,
+            reweight_others=reweight_others,
             measurement=measurement,
             criterion=criterion,
             chunk_size=chunk_size,
@@ -188,10 +194,10 @@ class TracIn(BaseAlongTheRun):
                     found = features.inner(DenseGradients(self._features[number][s])).cpu().numpy()
                 else:
                     found = products.pairs(test, train, inner)
-                scores[:, self._rows[s]] += rate * self._shares[s] * found
+                scores[:, self._rows[s]] += self._removals[s](rate * self._shares[s] * found)
         return self._columns(scores)
 
-    def _self_influence(self) -> NDArray[np.float64]:
+    def _own_products(self) -> NDArray[np.float64]:
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
             return a.inner_rowwise(b)
 

@@ -24,6 +24,7 @@ from ..adapters import as_final_model, has_earlier_steps
 from ..base import BaseAttributor
 from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
+from ..curvature.removal import Removal
 from ..losses import CLASS_KINDS
 from ..measurements import Measurement, Output
 from ..model import FinalModel
@@ -87,6 +88,10 @@ class TRAK(BaseAttributor):
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the gradients of the output
         function, at most a twentieth of their mean squared length, and 1e-4 of it for a linear
         model that a solver has fitted, averaged over models.
+    reweight_others : bool, default=False
+        Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
+        so that it is compared with their mean gradient, and balanced class weights change. False is
+        the field's formula, in which the others keep their weights.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -144,6 +149,7 @@ class TRAK(BaseAttributor):
         "projection": [StrOptions(set(KINDS))],
         "models": [list, tuple, None],
         "damping": [NON_NEGATIVE_REAL, StrOptions({"auto"})],
+        "reweight_others": ["boolean"],
     }
 
     def __init__(
@@ -154,6 +160,7 @@ class TRAK(BaseAttributor):
         projection: str = "rademacher",
         models: Sequence[Any] | None = None,
         damping: float | str = "auto",
+        reweight_others: bool = False,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         chunk_size: int | None = None,
@@ -167,6 +174,7 @@ class TRAK(BaseAttributor):
         self.projection = projection
         self.models = models
         self.damping = damping
+        self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
 
@@ -198,6 +206,7 @@ class TRAK(BaseAttributor):
         margin = kind in CLASS_KINDS and kind != "one_vs_rest_logits"
         self.output_function_ = "margin" if margin else "output"
         self._share = (self._weights.double() / self._weights.double().sum()).to(self._X.device)
+        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         self._members = [
             self._member(model, seed + number) for number, model in enumerate(self._models)
@@ -288,16 +297,24 @@ class TRAK(BaseAttributor):
         for member, solved in zip(self._members, self._solutions(X, y, measure), strict=True):
             product += (solved @ member.features.flatten(0, 1).mT).double()
         product = product.unflatten(1, slopes.shape) / len(self._members)
-        return (torch.einsum("mnf,nf->mn", product, slopes) * self._share).cpu().numpy()
+        found = (torch.einsum("mnf,nf->mn", product, slopes) * self._share).cpu().numpy()
+        return self._removal(found)
 
     def _self_influence(self) -> NDArray[np.float64]:
         slopes = self._slopes()
         product = torch.zeros_like(slopes)
+        member_of = torch.from_numpy(self._removal.members()).to(slopes)
+        sums = torch.zeros_like(member_of)
         solutions = self._solutions(self._X, self._y, self._measure)
         for member, solved in zip(self._members, solutions, strict=True):
             product += torch.einsum("nk,nfk->nf", solved, member.features).double()
+            shares = (slopes * self._share[:, None]).to(member.features)
+            of_rows = torch.einsum("nf,nfk->nk", shares, member.features)
+            sums += (solved @ (of_rows.mT @ member_of.to(of_rows))).double()
         scores = (product / len(self._members) * slopes).sum(1) * self._share
-        return scores.cpu().numpy()
+        return self._removal.diagonal(
+            scores.cpu().numpy(), (sums / len(self._members)).cpu().numpy()
+        )
 
 
 def _damping_part(model: FinalModel) -> float:

@@ -226,9 +226,10 @@ class EKFAC:
     def _penalty(self, block: Block) -> Tensor:
         """Diagonal of the L2 penalty in the eigenbasis, (out, in)."""
         q_a, q_s = block.input_basis.double(), block.signal_basis.double()
-        if self.model.l2 is None:
+        penalty = self.model.penalty
+        if penalty is None:
             return torch.zeros_like(block.eigenvalues)
-        l2 = torch.cat([self.model.l2[s].unflatten(0, (len(q_s), -1)) for s in block.place], dim=1)
+        l2 = torch.cat([penalty[s].unflatten(0, (len(q_s), -1)) for s in block.place], dim=1)
         return q_s.mT**2 @ l2.double() @ q_a**2
 
     # ---- use --------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import Measure
 from .kernel import OutputKernel
 from .operators import Curvature
+from .removal import Removal
 
 
 class PrimalSolver:
@@ -96,29 +99,50 @@ class DualGaussNewton:
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh((gram + gram.mT) / 2)
 
     def scores(
-        self, X: Tensor, y: Tensor, measure: Measure, damping: float, newton_step: bool = False
+        self,
+        X: Tensor,
+        y: Tensor,
+        measure: Measure,
+        damping: float,
+        removal: Removal | None = None,
     ) -> Tensor:
-        """Scores (n_test, n) of all training rows for the test rows X.
+        """Products (m, n) of the test rows X with each training row's share of the gradient.
 
-        With `newton_step` each row is removed from the curvature too.
+        With `removal` they are scores of a Newton step of the objective without each row.
         """
         outputs = self.model.outputs(_double(X))
         slope = torch.func.grad(lambda f: measure(f, y).sum())(outputs)  # (m, C)
         pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(_double(X)), self.root)
-        shifted = self.eigenvalues.clamp_min(0) + damping
-        check_definite(shifted, self.eigenvalues, damping)
-        modes = pushed.flatten(1) @ self.eigenvectors / shifted
-        solved = (modes @ self.eigenvectors.mT).unflatten(1, self.reach.shape)
-        reach = self.reach
-        if newton_step:
-            rows = self.eigenvectors.unflatten(0, self.reach.shape)  # (n, C, nC)
-            hat = torch.einsum("nar,nbr->nab", rows * (1 - damping / shifted), rows)
-            reach = without_own_curvature(hat, reach)
-        return (solved * reach).sum(2)
+        curved = self.eigenvalues.clamp_min(0)
+        check_definite(curved + damping, self.eigenvalues, damping)
+        modes = pushed.flatten(1) @ self.eigenvectors
+        if removal is not None:
+            return modes @ self._newton_steps(removal, curved, damping).mT
+        solved = (modes / (curved + damping) @ self.eigenvectors.mT).unflatten(1, self.reach.shape)
+        return (solved * self.reach).sum(2)
+
+    def _newton_steps(self, removal: Removal, curved: Tensor, damping: float) -> Tensor:
+        """Steps without each row (n, nC), as coefficients of the modes."""
+        own, growth, whole = on_device(removal, self.reach)
+        rows = self.eigenvectors.unflatten(0, self.reach.shape)  # (n, C, nC)
+        forces = torch.einsum("nak,na->nk", rows, self.reach)
+        sums = torch.from_numpy(removal.members()).to(forces).mT @ forces
+        forces = own[:, None] * forces - growth @ sums
+        taken = 1 / (whole[:, None] * curved + damping)  # (n, nC)
+        steps = forces * taken
+        seen = torch.einsum("nak,nk->na", rows, curved * steps)
+        hat = torch.einsum("nak,nk,nbk->nab", rows, own[:, None] * curved * taken, rows)
+        back = own[:, None] * without_own_curvature(hat, seen)
+        return steps + torch.einsum("nak,na->nk", rows, back) * taken
 
 
 class NewtonSteps:
     r"""Scores by a Newton step of the objective without each row, from a dense decomposition.
+
+    .. math:: [a_i (C - s_i C_i) + P + \lambda]^{-1} (a_i s_i g_i - \rho_i \bar g), \quad a_i = 1 + \rho_i,
+
+    C the curvature of the loss, P that of the penalty, and :math:`\rho` of `Removal` (zero for a sum
+    of losses). Where class weights change, C takes the mean of their factors.
 
     Parameters
     ----------
@@ -129,6 +153,8 @@ class NewtonSteps:
         Encoded training rows and targets.
     weights : Tensor of shape (n,)
         Weights of the rows in the objective.
+    removal : Removal
+        What happens to the weights of the others.
     memory_budget : int, default=512 MiB
         Bytes for Jacobians at a time.
     """
@@ -140,26 +166,67 @@ class NewtonSteps:
         X: Tensor,
         y: Tensor,
         weights: Tensor,
+        removal: Removal,
         memory_budget: int = DEFAULT_BUDGET,
     ):
         self.solver = solver
         self.model = model.double
         self.X = _double(X)
         self.root, self.reach = row_factors(self.model, self.X, y, weights)
+        self.removal = removal
         self.memory_budget = memory_budget
 
     def scores(self, gradients: Tensor, damping: float) -> Tensor:
         """Scores (m, n) of all training rows for measurements with these gradients (m, p)."""
-        solved = self.solver.solve(gradients, damping)
-        parts, start = [], 0
+        own, growth, whole = on_device(self.removal, self.reach)
+        basis, of_loss = self._basis(damping)
+        fixed = gradients.new_zeros(growth.shape[1], basis.shape[1], dtype=torch.float64)
+        if self.removal.changes_others:
+            member = torch.from_numpy(self.removal.members()).to(own)
+            for rows, B in self._factors():
+                fixed += torch.einsum("nk,nap,na->kp", member[rows], B, self.reach[rows])
+            if self.removal.pull is not None:
+                fixed[0] += self.removal.pull
+        fixed = fixed @ basis
+        tested = gradients.double() @ basis
+        parts = []
+        for rows, B in self._factors():
+            inside = B @ basis  # (b, C, p)
+            taken = 1 / (1 + (whole[rows, None] - 1) * of_loss)  # (b, p)
+            forces = own[rows, None] * torch.einsum("nap,na->np", inside, self.reach[rows])
+            steps = (forces - growth[rows] @ fixed) * taken
+            seen = torch.einsum("nap,np->na", inside, steps)
+            hat = torch.einsum("nap,np,nbp->nab", inside, own[rows, None] * taken, inside)
+            back = own[rows, None] * without_own_curvature(hat, seen)
+            steps += torch.einsum("nap,na->np", inside, back) * taken
+            parts.append(tested @ steps.mT)
+        return torch.cat(parts, dim=1)
+
+    def _basis(self, damping: float) -> tuple[Tensor, Tensor]:
+        """Columns (p, p) in which the damped curvature is the identity, and the loss' part diagonal."""
+        basis = self.solver.half(torch.eye(len(self.solver.eigenvalues)).to(self.X.device), damping)
+        if not self.removal.changes_others:
+            return basis, torch.zeros_like(self.solver.eigenvalues)
+        rest = torch.full_like(self.solver.eigenvalues, damping)
+        if self.model.penalty is not None:
+            rest += self.model.penalty
+        values, vectors = torch.linalg.eigh(basis.mT @ (rest[:, None] * basis))
+        return basis @ vectors, 1 - values
+
+    def _factors(self) -> Iterator[tuple[slice, Tensor]]:
+        """Factors (b, C, p) of the rows in the curvature, a chunk at a time."""
+        start = 0
         for jacobian in self.model.jacobian_chunks(self.X, self.memory_budget // 4):
             rows = slice(start, start + len(jacobian))
-            B = torch.einsum("nca,ncp->nap", self.root[rows], jacobian)
-            half = self.solver.half(B, damping)
-            reach = without_own_curvature(half @ half.mT, self.reach[rows])
-            parts.append(solved @ torch.einsum("nap,na->np", B, reach).mT)
+            yield rows, torch.einsum("nca,ncp->nap", self.root[rows], jacobian)
             start = rows.stop
-        return torch.cat(parts, dim=1)
+
+
+def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of each row's own weight (n,), growth (n, K), and the factor of all rows' mean (n,)."""
+    mass = torch.from_numpy(removal.members()).to(like).mean(0)
+    growth = torch.from_numpy(removal.growth).to(like)
+    return torch.from_numpy(removal.own).to(like), growth, 1 + growth @ mass
 
 
 def row_factors(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class TopEigenpairs:
 
 def _rank_bound(curvature: Curvature) -> int:
     """No more eigenvalues than this can differ from zero; Lanczos would hunt for zeros."""
-    penalised = curvature.penalty and curvature.model.l2 is not None
+    penalised = curvature.penalty and curvature.model.penalty is not None
     if penalised or isinstance(curvature, Hessian):
         return curvature.shape[0]
     return curvature.model.outputs(curvature.X[:1]).shape[1] * len(curvature.X)
@@ -109,7 +109,7 @@ def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, flo
     The lowest is found only for the Hessian, to a tenth of a per cent; the other curvatures are
     positive semi-definite, and get the least entry of the L2 penalty.
     """
-    l2 = curvature.model.l2
+    l2 = curvature.model.penalty
     floor = float(l2.min()) if curvature.penalty and l2 is not None else 0.0
     p = curvature.shape[0]
     if p <= _SMALL // 8:  # two eigenvalues take few products

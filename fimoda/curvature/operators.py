@@ -34,7 +34,7 @@ class Curvature(ABC):
     weights : Tensor of shape (n,)
         Weights of the rows in the objective.
     penalty : bool, default=False
-        Whether the second derivative of the L2 penalty, ``diag(l2)``, is added.
+        Whether the second derivative of the L2 penalty, ``diag(penalty)``, is added.
     memory_budget : int, default=512 MiB
         Bytes for what a product needs at a time.
     """
@@ -66,8 +66,8 @@ class Curvature(ABC):
         chunk = self._chunk_size(len(V))
         for start in range(0, len(self.X), chunk):
             product += self._product(V, slice(start, start + chunk))
-        if self.penalty and self.model.l2 is not None:
-            product += V * self.model.l2
+        if self.penalty and self.model.penalty is not None:
+            product += V * self.model.penalty
         return product
 
     @abstractmethod
@@ -214,7 +214,7 @@ class SampledFisher(EmpiricalFisher):
     seed : int, default=0
         Seed of the draws.
     penalty : bool, default=False
-        Whether ``diag(l2)`` is added.
+        Whether ``diag(penalty)`` is added.
     memory_budget : int, default=512 MiB
         Bytes for what a product needs at a time.
 

@@ -51,10 +51,11 @@ def mean_model(run: Trajectory, ks: Sequence[int], model: FinalModel) -> FinalMo
 
 
 def _with_state(model: FinalModel, state: dict[str, Tensor]) -> FinalModel:
+    """The model with another state; the run's optimiser, not the model's, has the weight decay."""
     module = copy.deepcopy(model.module)
     known = {name: state[name] for name in module.state_dict() if name in state}
     module.load_state_dict(known, strict=False)
-    return replace(model, module=module)
+    return replace(model, module=module, decay=None)
 
 
 def buffers_at(run: Trajectory, k: int, model: FinalModel) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+r"""What the removal of a row does to the weights of the others.
+
+Methods that are linear in the training rows' gradients begin with the product of a test row with
+:math:`s_j g_j`, the share of each row in the objective times its gradient. A row that leaves takes
+its share with it, and changes those of the others: in a mean over rows, or where classes are balanced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model import FinalModel
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    r"""Turns products with the rows' shares of the gradient into scores of their removal.
+
+    Without row i the weights of the rows of class c, against that of the penalty, are
+    :math:`1 + \rho_{i,c}` times as large as before. To first order
+
+    .. math:: S_{z,i} = (1 + \rho_{i,c(i)}) B_{z,i} - \sum_c \rho_{i,c} \sum_{j \in c} B_{z,j},
+
+    B the products. Where only the mean is taken anew, :math:`\rho_i = s_i / (1 - s_i)` for all classes
+    and this is :math:`(B_{z,i} - s_i \sum_j B_{z,j}) / (1 - s_i)`, in gradients
+    :math:`(g_i - \bar g) / (n - 1)` instead of :math:`g_i / n`.
+
+    Parameters
+    ----------
+    group : ndarray of shape (n,)
+        Class of each row, or zeros where the classes do not matter.
+    growth : ndarray of shape (n, K)
+        :math:`\rho`.
+    pull : Tensor of shape (p,) or None
+        Gradient of a penalty that grows as the rows do, where it does not cancel their sum.
+    """
+
+    group: NDArray[np.int64]
+    growth: NDArray[np.float64]
+    pull: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, model: FinalModel, y: Tensor, weights: Tensor, reweight_others: bool = True
+    ) -> Removal:
+        """Read it off the objective of a model and the weights of its rows, class weights included.
+
+        Without `reweight_others` the weights of the others stay as they are: the field's formula.
+        """
+        if not reweight_others:
+            return cls(np.zeros(len(y), dtype=np.int64), np.zeros((len(y), 1)))
+        w = weights.double()
+        n, share = len(w), w / w.sum()
+        kind = model.weighting
+        at_minimum = kind.total == "sum" and model.recipe.solved
+        penalty = None if kind.total != "sum" or at_minimum else model.penalty
+        if kind.total == "rows":
+            growth = torch.full_like(w, 1 / (n - 1) if n > 1 else 0.0)
+        else:
+            growth = torch.zeros_like(w) if at_minimum else share / _positive(1 - share)
+        group = torch.zeros_like(w, dtype=torch.long)
+        factors = 1 + growth[:, None]
+        if kind.balanced is not None and model.class_weight is not None:
+            group, by_class = y.long(), model.class_weight.double()
+            v = torch.ones_like(w) if kind.balanced == "rows" else w / by_class[group]
+            factors = factors * _balanced(v, group, len(by_class))
+        return cls(
+            group.cpu().numpy(),
+            (factors - 1).cpu().numpy(),
+            None if penalty is None else penalty * model.theta,
+        )
+
+    @property
+    def changes_others(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.growth.any())
+
+    @property
+    def own(self) -> NDArray[np.float64]:
+        r"""Factor of each row's own product, :math:`1 + \rho_{i,c(i)}`."""
+        return 1 + self.growth[np.arange(len(self.group)), self.group]
+
+    def sums(self, products: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums (m, K) of products (m, n) over the rows of each class."""
+        return products @ self.members()
+
+    def members(self) -> NDArray[np.float64]:
+        """Membership (n, K) of the rows in the classes, zeros and ones."""
+        return np.eye(self.growth.shape[1])[self.group]
+
+    def __call__(
+        self, products: NDArray[np.float64], pulled: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Scores (m, n) from products (m, n), and from those with `pull` (m,) if there is one."""
+        if not self.changes_others:
+            return products
+        scores = products * self.own
+        scores -= self.sums(products) @ self.growth.T
+        if pulled is not None:
+            scores -= np.outer(pulled, self.growth[:, 0])
+        return scores
+
+    def diagonal(
+        self,
+        products: NDArray[np.float64],
+        sums: NDArray[np.float64],
+        pulled: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """Scores of each row on itself (n,), from its own product and its `sums` (n, K)."""
+        scores = products * self.own - (sums * self.growth).sum(1)
+        return scores if pulled is None else scores - pulled * self.growth[:, 0]
+
+
+def _balanced(v: Tensor, group: Tensor, n_classes: int) -> Tensor:
+    r"""Factors (n, K) of the balanced weights :math:`V / (K V_c)` when a row is removed."""
+    by_class = torch.zeros(n_classes, dtype=v.dtype, device=v.device).index_add(0, group, v)
+    factors = (1 - v / v.sum())[:, None].repeat(1, n_classes)
+    rows = torch.arange(len(v), device=v.device)
+    # a class that loses its only row has no others whose weight could matter
+    factors[rows, group] /= _positive(1 - v / by_class[group])
+    return factors
+
+
+def _positive(left: Tensor) -> Tensor:
+    """What is left of a whole; a row that is all of it leaves nothing to divide by."""
+    return torch.where(left > 1e-12, left, 1.0)
