@@ -59,16 +59,17 @@ class Removal:
         kind = model.weighting
         at_minimum = kind.total == "sum" and model.recipe.solved
         penalty = None if kind.total != "sum" or at_minimum else model.penalty
-        if kind.total == "rows":
-            growth = torch.full_like(w, 1 / (n - 1) if n > 1 else 0.0)
-        else:
-            growth = torch.zeros_like(w) if at_minimum else share / _positive(1 - share)
-        group = torch.zeros_like(w, dtype=torch.long)
-        factors = 1 + growth[:, None]
+        group, factors = torch.zeros_like(w, dtype=torch.long), torch.ones_like(w)[:, None]
         if kind.balanced is not None and model.class_weight is not None:
             group, by_class = y.long(), model.class_weight.double()
             v = torch.ones_like(w) if kind.balanced == "rows" else w / by_class[group]
-            factors = factors * _balanced(v, group, len(by_class))
+            factors = _balanced(v, group, len(by_class))
+        if kind.total == "rows":
+            factors = factors * (n / max(n - 1, 1))
+        elif not at_minimum:  # a sum may be taken for a mean, if its penalty grows as the rows do
+            sums = torch.zeros_like(factors[0]).index_add(0, group, share)
+            left = factors @ sums - share * factors.gather(1, group[:, None])[:, 0]
+            factors = factors / _positive(left)[:, None]
         return cls(
             group.cpu().numpy(),
             (factors - 1).cpu().numpy(),
