@@ -42,6 +42,7 @@ __all__ = [
     "check_seeds",
     "check_subsets",
     "check_targets",
+    "check_unmasked",
     "check_weights",
     "checks_parameters",
     "dense_rows",
@@ -96,8 +97,22 @@ def is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def check_unmasked(values: Any, name: str) -> None:
+    """Raise ValueError if a masked array, or one in a dict or tuple of arrays, masks anything."""
+    if isinstance(values, dict | tuple):
+        for part in values.values() if isinstance(values, dict) else values:
+            check_unmasked(part, name)
+    elif isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is a masked array in which {int(np.ma.count_masked(values))} values are masked, "
+            "and a model does not see masks. Fill them with values (filled, or an imputer in a Pipeline), "
+            "or drop their rows."
+        )
+
+
 def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
     """Rows as the model sees them: dense, numeric, finite, at least one."""
+    check_unmasked(X, name)
     if hasattr(X, "detach"):
         X = X.detach().cpu().numpy()
     return check_array(X, dtype="numeric", allow_nd=True, input_name=name)
@@ -151,6 +166,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     """
     if y is None:
         raise ValueError(f"fit requires {name} to be passed, but the target {name} is None.")
+    check_unmasked(y, name)
     if hasattr(y, "detach"):
         y = y.detach().cpu()
     y = np.asarray(y)
@@ -183,6 +199,7 @@ def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[A
     """Weights of the training rows: non-negative, not all zero; None stays None."""
     if sample_weight is None:
         return None
+    check_unmasked(sample_weight, "sample_weight")
     weights = _check_sample_weight(
         sample_weight,
         X.reshape(len(X), -1),

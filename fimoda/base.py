@@ -24,6 +24,7 @@ from ._validation import (
     check_rows,
     check_targets,
     check_top,
+    check_unmasked,
     check_weights,
     checks_parameters,
     dense_rows,
@@ -196,6 +197,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             )
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
+        check_unmasked(X, "X")
         if raw:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
@@ -334,7 +336,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             In the order of ``train_indices_``.
         """
         check_is_fitted(self, "model_")
-        return self._self_influence()
+        return self._finite(self._self_influence())
 
     def _self_influence(self) -> NDArray[np.float64]:
         """Hook of `self_influence`; this one goes through `_scores` in blocks of rows."""

@@ -41,8 +41,9 @@ class Recipe:
     """How a model was trained: what further training uses unless told otherwise.
 
     ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
-    the (convex) objective. Training began with the learning rate `lr`; where it ended with another,
-    that is `last_lr`, and `last_lr_from` says who knows it.
+    the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`.
+    Training began with the learning rate `lr`; where it ended with another, that is `last_lr`, and
+    `last_lr_from` says who knows it.
     """
 
     optimizer: Any = None
@@ -51,6 +52,7 @@ class Recipe:
     params: dict[str, Any] = field(default_factory=dict)
     obstacle: str | None = None
     solved: bool = False
+    tolerance: float = 0.0
     last_lr: float | None = None
     last_lr_from: str = ""
 
@@ -200,12 +202,11 @@ class FinalModel:
 
     def to(self, dtype: torch.dtype) -> FinalModel:
         """The same model in another floating point type."""
-        vectors = {
-            name: None if value is None else value.to(dtype)
-            for name, value in vars(self).items()
-            if name in ("class_weight", "l2", "decay")
-        }
-        return replace(self, module=copy.deepcopy(self.module).to(dtype), **vectors)
+        weight, l2, decay = (
+            None if t is None else t.to(dtype) for t in (self.class_weight, self.l2, self.decay)
+        )
+        module = copy.deepcopy(self.module).to(dtype)
+        return replace(self, module=module, class_weight=weight, l2=l2, decay=decay)
 
     @cached_property
     def double(self) -> FinalModel:

@@ -226,7 +226,9 @@ def test_scores_are_the_change_of_all_weights(total, balanced, weighted):
     assert_allclose(found, expected * unit / w.sum(), rtol=1e-10)
     sums = removal.sums(derivatives * w / w.sum())
     assert_allclose(
-        removal.diagonal((derivatives * w / w.sum())[0], np.broadcast_to(sums[:1], (n, sums.shape[1]))),
+        removal.diagonal(
+            (derivatives * w / w.sum())[0], np.broadcast_to(sums[:1], (n, sums.shape[1]))
+        ),
         found[0],
         rtol=1e-10,
     )

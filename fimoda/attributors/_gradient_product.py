@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..row_gradients import Measure, RowDifferentiator, RowGradients
@@ -103,6 +104,7 @@ class BaseGradientProduct(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
+        check_gradients(self.model_, self._X, self._y, self._weights)
         self._differentiate = RowDifferentiator(self.model_, self._X[:3])
         self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
         self._chunk = self._products.chunk

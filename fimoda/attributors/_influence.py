@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..curvature.trace import gauss_newton_trace
@@ -95,6 +96,7 @@ class BaseInfluence(BaseAttributor):
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
+        check_gradients(self.model_, self._X, self._y, self._weights)
         self._differentiate = RowDifferentiator(self.model_, self._X[:2])
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)

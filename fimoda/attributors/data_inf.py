@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._validation import POSITIVE_REAL, StrOptions
 from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..curvature.datainf import DataInfSolver
 from ..curvature.removal import Removal
 from ..measurements import Measurement
@@ -112,6 +113,7 @@ class DataInf(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
+        check_gradients(self.model_, self._X, self._y, self._weights)
         self._solver = DataInfSolver(
             self.model_,
             self._X,
@@ -132,7 +134,16 @@ class DataInf(BaseAttributor):
     def _damping(self) -> Tensor:
         """damping_ as a vector (n_layers,)."""
         values = [self.damping_[name] for name in self._solver.layers]
-        return torch.tensor(values, dtype=torch.float64, device=self._X.device)
+        damping = torch.tensor(values, dtype=torch.float64, device=self._X.device)
+        lost = damping < torch.finfo(torch.float64).eps * self._solver.largest_squares
+        if bool(lost.any()):
+            k = int(lost.nonzero()[0, 0])
+            raise ValueError(
+                f"damping={values[k]:g} of the layer {list(self._solver.layers)[k]!r} is lost in rounding "
+                f"beside gradients of squared length {float(self._solver.largest_squares[k]):.1e}. Raise "
+                "damping, or leave it to 'auto'."
+            )
+        return damping
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         found = self._solver.scores(X, y, measure, self._damping()).cpu().numpy()

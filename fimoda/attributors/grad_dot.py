@@ -25,8 +25,10 @@ class GradDot(BaseGradientProduct):
     is the first-order effect of removing row i from T steps of gradient descent with learning
     rate :math:`\eta` on the weighted mean loss: :math:`g_i` is the gradient of the row's loss,
     :math:`s_i = w_i / \sum_j w_j` its share (1/n without weights) and :math:`\bar g = \sum_j s_j g_j`.
-    With ``reweight_others=False`` it is :math:`\eta T s_i \nabla m_z^\top g_i`, as in the papers. It is what further training does over few steps; with more it decays, since the
-    curvature and the drift of the residuals are left out.
+    With ``reweight_others=False``, and for linear models that a solver has fitted (there :math:`\bar g`
+    and the penalty cancel), it is :math:`\eta T s_i \nabla m_z^\top g_i`, the papers' formula. It is
+    what further training does over few steps; with more it decays, since the curvature and the drift of
+    the residuals are left out.
 
     Parameters
     ----------

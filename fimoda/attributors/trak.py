@@ -22,6 +22,7 @@ from .._validation import (
 )
 from ..adapters import as_final_model, has_earlier_steps
 from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
 from ..curvature.removal import Removal
@@ -202,6 +203,7 @@ class TRAK(BaseAttributor):
             self._models.append(model)
 
     def _fit(self) -> None:
+        check_gradients(self.model_, self._X, self._y, self._weights)
         kind = self.model_.loss.kind
         margin = kind in CLASS_KINDS and kind != "one_vs_rest_logits"
         self.output_function_ = "margin" if margin else "output"

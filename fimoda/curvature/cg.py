@@ -84,6 +84,11 @@ def conjugate_gradients(
         return R if preconditioner is None else preconditioner(R, damping)
 
     V = V.double()
+    if not bool(torch.isfinite(V).all()):
+        raise FloatingPointError(
+            "the right-hand sides of conjugate gradients hold NaN or infinite values: the gradient of a "
+            "measurement is not finite at the final model."
+        )
     size = V.norm(dim=1)
     goal = tol * size
     u = torch.zeros_like(V)

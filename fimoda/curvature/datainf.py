@@ -77,6 +77,7 @@ class DataInfSolver:
         self._squares = torch.cat(  # (L, n)
             [torch.stack([g.inner_rowwise(g) for g in parts]) for _, parts in self._train()], dim=1
         )
+        self.largest_squares = self._squares.amax(1)
         sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
         self.mean_squares = self._squares @ self.share / torch.tensor(sizes).to(self.share)
 

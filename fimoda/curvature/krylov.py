@@ -47,7 +47,7 @@ def shifted_solutions(
     V = V.double()
     shifts = V.new_tensor(list(dampings))[:, None]
     size = V.norm(dim=1)
-    active = (size > 0).nonzero()[:, 0]
+    active = (size != 0).nonzero()[:, 0]  # what is not a number stays one
     u = torch.zeros(len(shifts), *V.shape, dtype=V.dtype, device=V.device)
     q = V[active] / size[active, None]
     before, beta = torch.zeros_like(q), torch.zeros_like(size[active])

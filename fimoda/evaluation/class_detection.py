@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_top
+from .._validation import check_top, check_unmasked
 from ..base import BaseAttributor
 from ._orders import largest
 from ._scores import score_matrix
@@ -54,6 +54,8 @@ def class_detection(
     >>> class_detection([[0.3, 0.2, -0.1]], ["cat", "dog", "cat"], ["cat"], k=2)
     array([0.5])
     """
+    check_unmasked(y_train, "y_train")
+    check_unmasked(y_test, "y_test")
     classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
     matrix = score_matrix("scores", scores, (len(wanted), len(classes)), X_test, y_test)
     scored = int(np.isfinite(matrix[0]).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from .._validation import check_random_state
+from .._validation import check_random_state, check_unmasked
 from ..base import BaseAttributor
 from ._scores import check_training_rows
 
@@ -81,6 +81,7 @@ def mislabel_detection(
     >>> result.roc_auc, result.found_after(0.25)
     (0.75, 0.5)
     """
+    check_unmasked(is_mislabelled, "is_mislabelled")
     truth = np.asarray(is_mislabelled)
     if truth.ndim != 1 or truth.dtype != bool:
         raise ValueError(
@@ -144,6 +145,7 @@ def flip_labels(
     >>> int(is_mislabelled.sum())
     2
     """
+    check_unmasked(y, "y")
     y = np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"y must be one label a row, got shape {y.shape}.")

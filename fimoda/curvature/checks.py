@@ -1,0 +1,84 @@
+"""Whether gradients at the final model say anything: looked at once, when a method is fitted."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..model import FinalModel
+from ..row_gradients import RowDifferentiator
+
+#: Rows that are looked at together.
+_ROWS = 1024
+
+#: A gradient counts if it is this many times what rounding the parameters makes of it.
+_ABOVE_ROUNDING = 10.0
+
+#: The objective's gradient at a minimum, in parts of what leaving out random rows would make of it.
+_AT_MINIMUM = 0.1
+
+
+def check_gradients(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> None:
+    """Warn if no training row has a gradient left, or if the model is not a minimum on these rows.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+    weights : Tensor of shape (n,)
+        Weights of the rows in the objective.
+
+    Warns
+    -----
+    UserWarning
+        If all gradients are rounding; or if a solver has fitted the model and its objective on the
+        rows, targets and weights given has another minimum.
+    """
+    if not _a_gradient_is_left(model, X, y):
+        warnings.warn(
+            "no training row has a gradient left: the model fits all its rows to rounding, so that what "
+            "gradients say of them is rounding too. Score a model that was regularised, or methods that "
+            "train again (LeaveOneOut, Downsampling).",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif model.recipe.solved and not _is_minimum(model, X, y, weights):
+        warnings.warn(
+            "the model is not at the minimum of its objective on these rows: its solver stopped early, "
+            "or fit was given other rows, targets or sample weights than the model was trained on. Pass "
+            "those (sample_weight included), or fit the model again.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _a_gradient_is_left(model: FinalModel, X: Tensor, y: Tensor) -> bool:
+    """Whether some row's gradient in the outputs is more than rounding of the parameters makes of it."""
+    theta = model.theta
+    signs = torch.randint(0, 2, theta.shape, generator=torch.Generator().manual_seed(0))
+    rounded = theta * (1 + 2 * torch.finfo(theta.dtype).eps * (2 * signs - 1).to(theta))
+    for start in range(0, len(X), _ROWS):
+        rows = slice(start, start + _ROWS)
+        slopes, others = (
+            model.loss.gradient(model.outputs(X[rows], at).double(), y[rows])
+            for at in (theta, rounded)
+        )
+        if float(slopes.norm()) > _ABOVE_ROUNDING * float((others - slopes).norm()):
+            return True
+    return False
+
+
+def _is_minimum(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> bool:
+    """Whether the objective's gradient is what a solver leaves, beside the rows' shares of it."""
+    share = weights.double() / weights.double().sum()
+    total = torch.zeros_like(model.theta) if model.penalty is None else model.penalty * model.theta
+    spread = 0.0
+    for rows, g in RowDifferentiator(model, X[:2]).chunks(X, y, model.loss, _ROWS):
+        total += g.combine(share[rows, None].to(total))[0]
+        spread += float(share[rows] ** 2 @ g.inner_rowwise(g))
+    if float(total.abs().max()) <= 2 * model.recipe.tolerance:
+        return True
+    return float(total.double().norm()) <= _AT_MINIMUM * spread**0.5
