@@ -322,7 +322,13 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _caveats(self) -> list[str]:
         """Hook of `attribute`: what the scores do not say about the estimator as a whole."""
-        return caveats(self.estimator_)
+        held = self.model_.weighting.balanced is not None and not self._rebalances()
+        fixed = "balanced class weights are held as they are, and would change without a row"
+        return caveats(self.estimator_) + [fixed] * held
+
+    def _rebalances(self) -> bool:
+        """Hook of `_caveats`: whether balanced class weights change when a row leaves."""
+        return bool(getattr(self, "reweight_others", False))
 
     # ---- views of the scores ----------------------------------------------------------------
 

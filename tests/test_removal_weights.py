@@ -20,8 +20,11 @@ from fimoda import (
     DataInf,
     EKFACInfluence,
     ExactInfluence,
+    FurtherTraining,
     GradDot,
+    LeaveOneOut,
     LiSSAInfluence,
+    attribute,
 )
 from fimoda.curvature.removal import Removal
 from fimoda.model import FinalModel, Recipe, Weighting
@@ -130,6 +133,19 @@ def test_balanced_stochastic_gradient_descent():
         slope, r = slope_and_r(scores, truth)
         assert r > 0.999
         assert abs(slope - 1) < tolerance
+
+
+def test_methods_that_hold_class_weights_say_so():
+    X, y, X_test, y_test = classes(2)
+    final = LogisticRegression(class_weight="balanced").fit(X[:60], y[:60])
+    for method, held in (
+        (FurtherTraining(n_epochs=1, n_seeds=1, leave_out=2), True),
+        (ExactInfluence(reweight_others=False), True),
+        (ExactInfluence(), False),
+        (LeaveOneOut(leave_out=2), False),
+    ):
+        found = attribute(final, X[:60], y[:60], X_test[:3], y_test[:3], method=method)
+        assert ("balanced class weights are held" in found.trust) == held
 
 
 # ---- sums and means -------------------------------------------------------------------------

@@ -378,6 +378,9 @@ class BaseRetraining(BaseFurtherTraining):
         alone = ["one seed: with more, standard errors tell how random training is"]
         return super()._known_error(scores) or alone
 
+    def _rebalances(self) -> bool:
+        return not self._in_stacks
+
     def _caveats(self) -> list[str]:
         in_part = self._in_stacks or self.refit == "last"
         cut = f"the time was over after {self._n_trained} of {self._n_planned} trainings"

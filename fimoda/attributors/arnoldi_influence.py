@@ -16,8 +16,8 @@ from ._solved_influence import BaseSolvedInfluence
 class ArnoldiInfluence(BaseSolvedInfluence):
     r"""Influence function in the span of the curvature's leading eigenvectors.
 
-    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \sum_{a=1}^k
-              \frac{(q_a^\top \nabla_\theta m_z)(q_a^\top g_i)}{\sigma_a + \lambda}
+    .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \sum_{a=1}^k
+              \frac{(q_a^\top \nabla_\theta m_z)(q_a^\top (g_i - \bar g))}{\sigma_a + \lambda}
 
     with :math:`\sigma_a, q_a` the k largest eigenpairs of C (largest in magnitude for the true
     Hessian), found in ``fit`` by Lanczos iteration on products over the whole training set.
@@ -28,6 +28,10 @@ class ArnoldiInfluence(BaseSolvedInfluence):
     What lies outside the span is dropped, as by Schioppa et al.; it is most of the score where
     :math:`\lambda` is not small against :math:`\sigma_k`. ``complement="damping"`` keeps it, as
     if C were zero there. Both tend to the exact score as k grows.
+
+    :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j
+    s_j g_j`. With ``reweight_others=False``, and for linear models that a solver has fitted (there
+    :math:`\bar g` and the penalty cancel), :math:`s_i g_i` stands in its place.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from ._iterative_influence import BaseIterativeInfluence
 class CGInfluence(BaseIterativeInfluence):
     r"""Influence function solved by conjugate gradients.
 
-    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i
+    .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \nabla_\theta m_z^\top (C + \lambda I)^{-1} (g_i - \bar g)
 
     estimates the change of the measurement when row i is removed and the model is trained to
     convergence near the final model. :math:`g_i` is the gradient of the row's loss, C the
@@ -29,6 +29,10 @@ class CGInfluence(BaseIterativeInfluence):
     with C over the whole training set; C is never formed. Each test row costs about
     :math:`\sqrt\kappa` products, :math:`\kappa` the largest eigenvalue of C over
     :math:`\lambda`. ``fit`` tries the solver on one combination of training gradients.
+
+    :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j
+    s_j g_j`. With ``reweight_others=False``, and for linear models that a solver has fitted (there
+    :math:`\bar g` and the penalty cancel), :math:`s_i g_i` stands in its place.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from ._influence import BaseInfluence
 class EKFACInfluence(BaseInfluence):
     r"""Influence function with eigenvalue-corrected Kronecker-factored curvature.
 
-    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} \nabla_\theta m_z^\top (C + \lambda I)^{-1} g_i,
+    .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \nabla_\theta m_z^\top (C + \lambda I)^{-1} (g_i - \bar g),
         \qquad C = \bigoplus_l (Q_S \otimes Q_A)\, \Lambda\, (Q_S \otimes Q_A)^\top
 
     has one block a layer: :math:`Q_A` and :math:`Q_S` are the eigenvectors of the second moments of
@@ -34,6 +34,10 @@ class EKFACInfluence(BaseInfluence):
     The parameters of other layers contribute nothing; a warning names the layers. The training rows
     stay in the eigenbases as factors where they fit `memory_budget`, so that ``transform`` does not
     differentiate them again.
+
+    :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j
+    s_j g_j`. With ``reweight_others=False``, and for linear models that a solver has fitted (there
+    :math:`\bar g` and the penalty cancel), :math:`s_i g_i` stands in its place.
 
     Parameters
     ----------

@@ -41,7 +41,8 @@ class FurtherTraining(BaseFurtherTraining):
     on the rows D, with randomness :math:`\xi` (batch order, dropout) the same in both runs. The
     run on all rows is the correction for a final model that is not converged, which moves also
     when nothing is left out. The score answers: how does this prediction depend on row i, in a
-    model that goes on training as described? Its unit is that of the measurement.
+    model that goes on training as described? Its unit is that of the measurement. The other rows' weights
+    in the mean grow, and class weights stay as they are, also balanced ones.
 
     `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
     stack. Dropout is active, with the same units dropped in both runs; batch normalisation uses

@@ -24,7 +24,7 @@ MAX_DEPTH = 50_000
 class LiSSAInfluence(BaseIterativeInfluence):
     r"""Influence function solved by a Neumann series.
 
-    .. math:: S_{z,i} = \frac{w_i}{\sum_j w_j} u_z^\top g_i, \qquad
+    .. math:: S_{z,i} = \frac{s_i}{1 - s_i} u_z^\top (g_i - \bar g), \qquad
               x \leftarrow \nabla_\theta m_z + \left(I - \frac{C + \lambda I}{s}\right) x,
               \quad u_z = x / s
 
@@ -39,6 +39,10 @@ class LiSSAInfluence(BaseIterativeInfluence):
     batches each term costs less, but s must allow for the largest curvature that a batch can have, and
     the noise stays: the last half of the iterates is averaged. `CGInfluence` needs the square root
     of the number of terms.
+
+    :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j
+    s_j g_j`. With ``reweight_others=False``, and for linear models that a solver has fitted (there
+    :math:`\bar g` and the penalty cancel), :math:`s_i g_i` stands in its place.
 
     Parameters
     ----------
