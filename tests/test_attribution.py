@@ -390,7 +390,10 @@ def test_comparison(rows, net):
     means = dict(zip(found.agreement.methods, found.agreement.mean()[:, -1], strict=True))
     centred = found.agreement.mean("cosine_centred")[:, -1]
     assert centred[found.agreement.methods.index("unrolled")] > 0.99
-    assert means[found.recommended] > max(means.values()) - 0.01
+    by_row = found.agreement.values["cosine"][:, -1]
+    chosen = by_row[found.agreement.methods.index(found.recommended)]
+    missing = by_row[by_row.mean(1).argmax()] - chosen
+    assert missing.mean() <= 2 * missing.std() / (len(missing) - 1) ** 0.5
     # what is as good is chosen by time
     as_good = [name for name in means if means[name] == means[found.recommended]]
     assert found.recommended == min(as_good, key=found.seconds.get)

@@ -46,11 +46,12 @@ X, Y = scale(X[:60]), scale(Y[:60])
 
 
 def nothing(outputs, targets):
-    return outputs[:, 0] * float("nan")
+    """NaN, but for the two rows on which a measurement is tried."""
+    return outputs[:, 0] * (float("nan") if len(outputs) > 2 else 1.0)
 
 
 def nothing_for_some(outputs, targets):
-    return torch.where(outputs[:, 0] > 0, float("nan"), 1.0) * outputs[:, 0]
+    return torch.where((outputs[:, 0] > 0) & (len(outputs) > 2), float("nan"), 1.0) * outputs[:, 0]
 
 
 def without_slope(outputs, targets):

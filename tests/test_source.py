@@ -131,7 +131,9 @@ def test_few_steps_tend_to_grad_dot(curvature):
     net = linear(bias=True)
     params = {"n_epochs": 3, "lr": 1e-8, "batch_size": 6, "criterion": nn.MSELoss()}
     source = SOURCE(net, trajectory="final", curvature=curvature, **params).fit(X, y)
-    grad_dot = GradDot(net, **params).fit(X, y)  # eta K / n times the product: K = 3 * 4
+    grad_dot = GradDot(net, reweight_others=False, **params).fit(
+        X, y
+    )  # eta K / n times the product: K = 3 * 4
     assert_allclose(source.transform(X[:5], y[:5]), grad_dot.transform(X[:5], y[:5]), rtol=1e-4)
     assert_allclose(source.self_influence(), grad_dot.self_influence(), rtol=1e-4)
 
@@ -616,6 +618,6 @@ def test_final_alone_is_one_checkpoint_for_trac_in_too():
     X, y = rows()
     net = linear(bias=True)
     params = {"n_epochs": 3, "lr": 0.1, "batch_size": 6, "criterion": nn.MSELoss()}
-    grad_dot = GradDot(net, **params).fit(X, y).transform(X, y)
+    grad_dot = GradDot(net, reweight_others=False, **params).fit(X, y).transform(X, y)
     tracin = TracIn(net, trajectory="final", **params).fit(X, y)
     assert_allclose(tracin.transform(X, y), grad_dot, rtol=1e-10)
