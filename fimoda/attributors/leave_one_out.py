@@ -277,7 +277,7 @@ class LeaveOneOut(BaseRetraining):
             )
 
     def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        super()._finite(scores[:, ~self._seen["missing"]])
+        super()._finite(scores[..., ~self._seen["missing"]])
         return scores
 
     def _coupled(
