@@ -92,6 +92,11 @@ def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
     return _safe_indexing(X, indices)
 
 
+def take_columns(X: Any, indices: NDArray[np.int64]) -> Any:
+    """Return some columns of an array, a frame or a sparse matrix, of its own type; lists become arrays."""
+    return _safe_indexing(np.asarray(X) if isinstance(X, list | tuple) else X, indices, axis=1)
+
+
 def is_integer(value: Any) -> TypeGuard[int]:
     """Return whether a value is a whole number, which True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -42,6 +42,7 @@ from .adapters import (
     last_step,
     require_dense_rows,
     takes_sparse_rows,
+    training_rows,
     transform_rows,
     transform_targets,
     warn_of_rows,
@@ -143,7 +144,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
                 default_estimator(y, self.random_state) if estimator is None else clone(estimator)
             )
             self.estimator_ = fit_with(model, X, y, weights)
-        seen, y = self._model_rows(rows), self._model_targets(y)
+        seen, y = self._model_rows(rows, y), self._model_targets(y)
         self._check_columns(X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
         self._X = self.model_.encode_X(seen)
@@ -218,14 +219,23 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
                 "before the model may be passed as the estimator."
             ) from error
 
-    def _model_rows(self, X: Any) -> Any:
-        """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them."""
-        seen = transform_rows(self.estimator_, X)
+    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
+        """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.
+
+        With their targets `y` they are the training rows.
+        """
+        seen = self._seen_by_model(X, y)
         require_dense_rows(self.estimator_, seen)
         seen = dense_rows(seen, max(getattr(self, "memory_budget", 0), SPARSE_BUDGET))
         if not has_earlier_steps(self.estimator_):
             return seen
         return check_rows(seen, "X after the Pipeline's earlier steps")
+
+    def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
+        """Rows after the earlier steps of a Pipeline; with targets they are the training rows."""
+        if y is None:
+            return transform_rows(self.estimator_, X)
+        return training_rows(self.estimator_, X, y)
 
     def _check_columns(self, X: Any) -> None:
         """Hook of `fit` and `transform`: let the model see whether it knows the columns."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
 
-from ._validation import n_rows, take_rows
+from ._validation import n_rows, take_columns, take_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,10 @@ class RawRows:
         if key.dtype == bool:
             key = np.flatnonzero(key)
         return RawRows(take_rows(self.values, key))
+
+    def columns(self, mask: NDArray[np.bool_]) -> RawRows:
+        """Return some columns of all rows."""
+        return RawRows(take_columns(self.values, np.flatnonzero(mask)))
 
     @property
     def device(self) -> torch.device:

@@ -708,9 +708,9 @@ def test_is_fitted_of_pipelines():
     with pytest.raises(
         NotFittedError, match=r"last step is fitted but whose step 'standardscaler'"
     ):
-        is_fitted(make_pipeline(StandardScaler(), fitted))
+        transform_rows(make_pipeline(StandardScaler(), fitted), X)
     with pytest.raises(NotFittedError, match="whose step 'standardscaler' is not"):
-        is_fitted(make_pipeline(scaler, make_pipeline(StandardScaler(), fitted)))
+        transform_rows(make_pipeline(scaler, make_pipeline(StandardScaler(), fitted)), X)
 
 
 # ---- the user's model -----------------------------------------------------------------------

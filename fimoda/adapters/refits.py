@@ -15,6 +15,7 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ def trained_in_stacks(estimator: Any, refit: str) -> bool:
     refit : {"all", "last", "search"}
         See `part_to_refit`.
     """
+    if own_training(last_step(estimator)):
+        return False
     if refit != "all":
         return refit == "last" and is_network(estimator)
     estimator = _chosen(estimator)
@@ -56,6 +59,23 @@ def trained_in_stacks(estimator: Any, refit: str) -> bool:
             return False
         estimator = estimator[-1]
     return is_network(estimator) and last_step(estimator) is estimator
+
+
+def own_training(model: Any) -> str | None:
+    """Return what a stack cannot repeat of a network's training, if there is such a thing.
+
+    Parameters
+    ----------
+    model : object
+        The model itself, fitted or not.
+    """
+    if not isinstance(model, MLPClassifier | MLPRegressor):
+        return None
+    if model.early_stopping:
+        return "early_stopping=True"
+    if model.solver == "sgd" and model.learning_rate != "constant":
+        return f"learning_rate={model.learning_rate!r}"
+    return None
 
 
 def part_to_refit(estimator: Any, refit: str) -> Any:
@@ -117,6 +137,13 @@ def _learns(step: Any) -> bool:
     if step in (None, "passthrough") or isinstance(step, FrozenEstimator):
         return False
     return bool(get_tags(step).requires_fit)
+
+
+def takes_pairs(estimator: Any) -> bool:
+    """Return whether X has one column for each training row, as a precomputed kernel does."""
+    if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:
+        return takes_pairs(estimator.regressor)
+    return bool(get_tags(estimator).input_tags.pairwise)
 
 
 # ---- fitting --------------------------------------------------------------------------------

@@ -37,8 +37,11 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
     if params.pop("param_groups", None):
         obstacle = "it was trained with parameter groups of their own"
     callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
-    if any(isinstance(c, skorch.callbacks.GradientNormClipping) for c in callbacks):
-        obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
+    for callback in callbacks:
+        if isinstance(callback, skorch.callbacks.GradientNormClipping):
+            obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
+        elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
+            obstacle = f"its callback {type(callback).__name__} sees the gradients before each step"
     batch_size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
     lr = params.pop("lr", net.lr)
     last_lr, source = _last_rate(net, lr)

@@ -128,7 +128,28 @@ def _of_pipeline(pipeline: Pipeline) -> Wrapper:
                 "whole Pipeline again (LeaveOneOut, Downsampling, Datamodel) take it."
             ),
         )
-    return Wrapper(pipeline[-1], rows=pipeline[:-1].transform if steps else None)
+    return Wrapper(pipeline[-1], rows=(lambda X: through_steps(steps, X)) if steps else None)
+
+
+def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
+    """Return rows after the named steps of a Pipeline, one by one: some need no fit and do not say so.
+
+    Raises
+    ------
+    NotFittedError
+        If one is not fitted.
+    """
+    for name, step in steps:
+        if step in (None, "passthrough"):
+            continue
+        try:
+            X = step.transform(X)
+        except NotFittedError as error:
+            raise NotFittedError(
+                f"estimator is a Pipeline whose last step is fitted but whose step {name!r} is "
+                "not. Fit the whole Pipeline, or pass the last step alone with transformed X."
+            ) from error
+    return X
 
 
 def _through_target_transform(estimator: TransformedTargetRegressor, y: Any) -> NDArray[Any]:
@@ -269,25 +290,14 @@ def check_columns(estimator: Any, X: Any) -> None:
 
 
 def is_fitted(estimator: Any) -> bool:
-    """Whether the model can be used as it stands.
+    """Whether the model itself can be used as it stands; earlier steps complain when rows reach them.
 
     Raises
     ------
     NotFittedError
-        If the last step of a Pipeline is fitted and an earlier step is not, or if the estimator is
-        a search that kept no model.
+        If the estimator is a search that kept no model.
     """
     if isinstance(estimator, nn.Module | FinalModel):
-        return True
-    if isinstance(estimator, Pipeline):
-        if not is_fitted(estimator[-1]):
-            return False
-        for name, step in estimator.steps[:-1]:
-            if step not in (None, "passthrough") and not is_fitted(step):
-                raise NotFittedError(
-                    f"estimator is a Pipeline whose last step is fitted but whose step {name!r} is "
-                    "not. Fit the whole Pipeline, or pass the last step alone with transformed X."
-                )
         return True
     wrapper = _wrapper(estimator)
     if wrapper is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from pathlib import Path
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import POSITIVE_INTEGER, check_random_state, check_seeds
-from ..adapters import initial_parameters, is_network, last_step, refit, training_epochs
+from ..adapters import (
+    initial_parameters,
+    is_network,
+    last_step,
+    own_training,
+    refit,
+    training_epochs,
+)
 from ..measurements import Measurement
 from ..model import FinalModel
 from ..training.ensemble import Ensemble
@@ -94,6 +102,14 @@ class BaseEnsembleTraining(BaseFurtherTraining):
             X, y, weights = self._seen_rows
             model = last_step(self.estimator_)
             return Ensemble([refit(model, X, y, weights, seed) for seed in seeds], [], seeds)
+        if setting := own_training(last_step(self.estimator_)):
+            warnings.warn(
+                f"{type(last_step(self.estimator_)).__name__} has {setting}, which the recorded trainings "
+                "do not repeat: they go through all rows, with one learning rate (lr) and for a fixed "
+                "number of epochs (n_epochs).",
+                UserWarning,
+                stacklevel=3,
+            )
         steps = self._steps(seeds, None)
         training = RecordedTraining(
             StackTrainer(self.model_, self._X, self._y, steps.optimizer),

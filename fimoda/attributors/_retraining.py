@@ -30,10 +30,10 @@ from ..adapters import (
     initial_parameters,
     is_network,
     last_step,
+    own_training,
     part_to_refit,
     trained_in_stacks,
     training_epochs,
-    transform_rows,
 )
 from ..losses import CLASS_KINDS
 from ..measurements import Measurement, values
@@ -139,10 +139,10 @@ class BaseRetraining(BaseFurtherTraining):
         """Whether a network alone is trained again, and no estimator by its own ``fit``."""
         return trained_in_stacks(self.estimator_, self.refit)
 
-    def _model_rows(self, X: Any) -> Any:
+    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
         if self._in_stacks:
-            return super()._model_rows(X)
-        return RawRows(transform_rows(self.estimator_, X) if self.refit == "last" else X)
+            return super()._model_rows(X, y)
+        return RawRows(self._seen_by_model(X, y) if self.refit == "last" else X)
 
     def _check_columns(self, X: Any) -> None:
         if self._in_stacks:  # what is fitted again is asked to predict, whatever it overrides
@@ -252,7 +252,9 @@ class BaseRetraining(BaseFurtherTraining):
             return
         model = type(part_to_refit(self.estimator_, self.refit)).__name__
         instead = "Set it up as an estimator instead."
-        if is_network(self.estimator_):
+        if setting := own_training(last_step(self.estimator_)):
+            instead = f"A network with {setting} is trained by nothing else."
+        elif is_network(self.estimator_):
             instead = (
                 "Set refit='last' to train its network alone, behind its earlier steps as they are."
             )
@@ -404,6 +406,8 @@ def training_anew(estimator: Any, refit: str) -> str:
     process = "training anew"
     if estimator is None or trained_in_stacks(estimator, refit):
         return process
+    setting = own_training(last_step(estimator))
+    process += f" by its own fit ({setting})" if setting else ""
     if refit == "last":
         alone = last_step(estimator) is estimator
         return (

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
 from .._validation import check_consistent_length, check_targets, validate_data
-from ..adapters import default_linear_model, fit_with, is_class_target
+from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
 from .held_out import held_out_losses
@@ -63,6 +63,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         else:
             # a finished search stands for the model that it found
             model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
+            if takes_pairs(model):
+                raise ValueError(
+                    f"estimator {type(model).__name__} must take features of each row, not a column for "
+                    "every training row (a precomputed kernel or metric), which there is none of once "
+                    "rows are dropped. Use one that computes its kernel or metric itself."
+                )
         given = {} if weights is None else {"sample_weight": weights}
         return fit_with(model, X, y, weights), given
 

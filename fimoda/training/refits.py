@@ -12,7 +12,7 @@ from joblib import wrap_non_picklable_objects
 from numpy.typing import NDArray
 
 from .._identity import identity_of
-from ..adapters import RefittableModel, refit, refit_outputs
+from ..adapters import RefittableModel, refit, refit_outputs, takes_pairs
 from ..measurements import values
 from ..rows import RawRows
 from .outcomes import Measurer
@@ -79,17 +79,22 @@ class Refits:
     def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
         """The fitted estimators, or the reason why there is none, pickled."""
         with one_thread(), one_thread_in_libraries():
-            fitted = [self._fitted(mask, unit.seed) for mask in unit.masks]
+            fitted = [(self._fitted(mask, unit.seed), mask) for mask in unit.masks]
         return np.frombuffer(_pickled(fitted), np.uint8)
 
     def _fitted(self, mask: NDArray[np.bool_], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
         try:
-            return refit(self.estimator, self.X[mask].values, self.y[mask], weights, seed)
+            rows = self._columns(self.X[mask], mask).values
+            return refit(self.estimator, rows, self.y[mask], weights, seed)
         except FIT_ERRORS as error:
             if self.model.classes is not None and len(np.unique(self.y[mask])) == 1:
                 return f"its rows are all of class {self.y[mask][0]}"
             return f"{type(error).__name__}: {error}"
+
+    def _columns(self, X: RawRows, mask: NDArray[np.bool_]) -> RawRows:
+        """Return rows without the columns of the rows left out, if there is a column for each row."""
+        return X.columns(mask) if takes_pairs(self.estimator) else X
 
     def measure(self, kept: NDArray[np.uint8], measurer: Measurer) -> NDArray[Any]:
         """Records of measurement and failure of each model that `train` kept."""
@@ -97,12 +102,13 @@ class Refits:
         measured = np.full((len(fitted), len(measurer.X)), np.nan)
         reasons = [""] * len(fitted)
         with one_thread(), one_thread_in_libraries():
-            for k, estimator in enumerate(fitted):
+            for k, (estimator, mask) in enumerate(fitted):
                 if isinstance(estimator, str):
                     reasons[k] = estimator
                     continue
                 try:
-                    outputs = refit_outputs(self.model, estimator, measurer.X, self.y)
+                    rows = self._columns(measurer.X, mask)
+                    outputs = refit_outputs(self.model, estimator, rows, self.y)
                 except FIT_ERRORS as error:
                     reasons[k] = str(error)
                     continue

@@ -1,0 +1,246 @@
+"""What users of other projects have reported, tried here."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import skorch
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import KernelCenterer, StandardScaler, TargetEncoder
+from torch import nn
+
+from fimoda import (
+    Downsampling,
+    ExactInfluence,
+    FurtherTraining,
+    GradDot,
+    LeaveOneOut,
+    MislabelDetector,
+    train_ensemble,
+)
+from fimoda.adapters import as_final_model
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(40, 3))
+y = X @ [1.0, -2.0, 0.5] + rng.normal(size=40)
+labels = (y > 0).astype(int)
+
+
+# ---- rows that an earlier step cross-fits -----------------------------------------------------
+
+
+def encoded_pipeline(random_state, model=None):
+    """A Pipeline whose model is trained on other rows than its encoder gives later."""
+    encoder = TargetEncoder(random_state=random_state, smooth=1.0)
+    steps = ColumnTransformer([("t", encoder, ["c"])], remainder="passthrough")
+    return make_pipeline(steps, LogisticRegression(C=10.0) if model is None else model)
+
+
+frame = pd.DataFrame({"c": rng.integers(0, 12, 40).astype(str), "x": X[:, 0]})
+
+
+@pytest.mark.parametrize("refit", [None, "last"])
+def test_rows_of_fit_transform(refit):
+    pipeline = encoded_pipeline(0).fit(frame, labels)
+    trained = clone(pipeline[0]).fit_transform(frame, labels)
+    seen = pipeline[0].transform(frame)
+    assert not np.allclose(trained, seen)
+
+    def scores(model, rows, test_rows):
+        method = (
+            ExactInfluence(model)
+            if refit is None
+            else LeaveOneOut(model, n_seeds=1, leave_out=[0, 3], refit=refit)
+        )
+        return method.fit(rows, labels).transform(test_rows[:5], labels[:5])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = scores(pipeline, frame, frame)
+    np.testing.assert_allclose(found, scores(pipeline[-1], trained, seen), rtol=1e-9)
+
+
+def test_rows_of_fit_transform_that_cannot_be_made_again():
+    pipeline = encoded_pipeline(None).fit(frame, labels)
+    with pytest.warns(UserWarning, match="draws anew each time"):
+        GradDot(pipeline).fit(frame, labels)
+    pipeline = encoded_pipeline(0).fit(frame, labels)
+    with pytest.warns(UserWarning, match="other rows or targets"):
+        GradDot(pipeline).fit(frame, 1 - labels)
+
+
+def test_rows_of_fit_transform_behind_another_pipeline():
+    inner = encoded_pipeline(0, model=StandardScaler())
+    pipeline = make_pipeline(inner, Ridge()).fit(frame, labels)
+    trained = clone(inner).fit_transform(frame, labels)
+    found = ExactInfluence(pipeline).fit(frame, labels).transform(frame[:5], labels[:5])
+    model = ExactInfluence(pipeline[-1]).fit(trained, labels)
+    want = model.transform(pipeline[0].transform(frame[:5]), labels[:5])
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+def test_steps_of_equal_rows_are_not_fitted_again():
+    class Counted(PCA):
+        fits = 0
+
+        def fit_transform(self, X, y=None):
+            Counted.fits += 1
+            return super().fit_transform(X, y)
+
+    pipeline = make_pipeline(Counted(2), Ridge()).fit(X, y)
+    before = Counted.fits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        GradDot(pipeline).fit(X, y)
+    assert Counted.fits == before
+
+
+# ---- steps of a Pipeline that have nothing to learn -------------------------------------------
+
+
+class Doubled(TransformerMixin, BaseEstimator):
+    """Keeps nothing of what it is fitted to, and does not say so by its tags."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return 2 * np.asarray(X)
+
+
+@pytest.mark.parametrize(
+    ("step", "transform"),
+    [
+        (Doubled(), lambda X: 2 * X),
+        (
+            Pipeline([("a", StandardScaler()), ("b", "passthrough")]),
+            StandardScaler().fit(X).transform,
+        ),
+        (Pipeline([("a", StandardScaler()), ("b", None)]), StandardScaler().fit(X).transform),
+        ("passthrough", lambda X: X),
+    ],
+    ids=["stateless", "nested", "nested None", "passthrough"],
+)
+@pytest.mark.parametrize("method", [ExactInfluence, LeaveOneOut])
+def test_steps_without_a_state(step, transform, method):
+    options = {} if method is ExactInfluence else {"n_seeds": 1, "leave_out": [0], "refit": "last"}
+    pipeline = Pipeline([("first", step), ("model", Ridge())]).fit(X, y)
+    found = method(pipeline, **options).fit(X, y).transform(X[:4], y[:4])
+    seen = transform(X)
+    want = method(Ridge().fit(seen, y), **options).fit(seen, y).transform(seen[:4], y[:4])
+    np.testing.assert_allclose(found, want, rtol=1e-8)
+
+
+# ---- networks with a training of their own ----------------------------------------------------
+
+SETTINGS = {
+    "early_stopping": {"early_stopping": True},
+    "invscaling": {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.3},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 0.5},
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("setting", list(SETTINGS))
+@pytest.mark.parametrize("alone", [True, False])
+def test_training_of_its_own_is_repeated(setting, alone):
+    net = MLPClassifier((4,), max_iter=20, random_state=3, **SETTINGS[setting])
+    model = net if alone else make_pipeline(StandardScaler(), net)
+    model.fit(X, labels)
+    refit = "all" if alone else "last"
+    method = LeaveOneOut(model, n_seeds=[3], leave_out=[0, 1], refit=refit).fit(X, labels)
+    assert "by its own fit (" in method.process
+    found = method.transform(X[:4], labels[:4])
+    seen = X if alone else model[0].transform(X)
+
+    def loss(rows):
+        fitted = clone(net).fit(seen[rows], labels[rows])
+        return -np.log(fitted.predict_proba(seen[:4])[np.arange(4), labels[:4]])
+
+    everything = np.arange(40)
+    want = [loss(np.delete(everything, i)) - loss(everything) for i in (0, 1)]
+    np.testing.assert_allclose(found, np.transpose(want), rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="is trained by nothing else"):
+        LeaveOneOut(model, n_epochs=3, refit=refit).fit(X, labels)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_recorded_trainings_say_what_they_do_not_repeat():
+    model = MLPClassifier((4,), max_iter=5, random_state=0, **SETTINGS["invscaling"]).fit(X, labels)
+    with pytest.warns(UserWarning, match="learning_rate='invscaling', which the recorded"):
+        train_ensemble(model, X, labels, n_seeds=1, n_epochs=2)
+
+
+class Clip(skorch.callbacks.Callback):
+    """Clips gradients by value."""
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        for _, parameter in named_parameters:
+            parameter.grad.clamp_(-1e-3, 1e-3)
+
+
+def test_callbacks_that_see_gradients_are_an_obstacle():
+    rows, targets = X.astype(np.float32), labels.astype(np.int64)
+    net = skorch.NeuralNetClassifier(
+        nn.Linear(3, 2),
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=1,
+        train_split=None,
+        verbose=0,
+        callbacks=[Clip()],
+    ).fit(rows, targets)
+    assert (
+        "its callback Clip sees the gradients" in as_final_model(net, rows, targets).recipe.obstacle
+    )
+    with pytest.raises(ValueError, match="its callback Clip sees the gradients"):
+        FurtherTraining(net, n_epochs=1, n_seeds=1).fit(rows, targets)
+    net.set_params(callbacks=None).initialize()
+    assert as_final_model(net, rows, targets).recipe.obstacle is None
+
+
+# ---- a column for each training row -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["array", "frame", "list"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_left_out_rows_lose_their_column(kind, centred):
+    kernel, test_kernel = rbf_kernel(X[:30]), rbf_kernel(X[30:], X[:30])
+    model = KernelRidge(alpha=0.1, kernel="precomputed")
+    if centred:
+        model = make_pipeline(KernelCenterer(), model)
+    model.fit(kernel, y[:30])
+    give = {"array": np.asarray, "frame": pd.DataFrame, "list": np.ndarray.tolist}[kind]
+    method = LeaveOneOut(model, n_seeds=1, leave_out=[0, 7]).fit(give(kernel), y[:30])
+    found = method.transform(give(test_kernel), y[30:])
+
+    def errors(rows):
+        fitted = clone(model).fit(kernel[np.ix_(rows, rows)], y[rows])
+        return (fitted.predict(test_kernel[:, rows]) - y[30:]) ** 2
+
+    everything = np.arange(30)
+    want = [errors(np.delete(everything, i)) - errors(everything) for i in (0, 7)]
+    np.testing.assert_allclose(found, np.transpose(want), rtol=1e-8, atol=1e-10)
+
+
+def test_random_subsets_of_a_precomputed_metric():
+    distances, to_test = euclidean_distances(X[:30]), euclidean_distances(X[30:], X[:30])
+    model = KNeighborsClassifier(3, metric="precomputed").fit(distances, labels[:30])
+    plain = KNeighborsClassifier(3).fit(X[:30], labels[:30])
+    options = {"n_subsets": 20, "n_seeds": 1, "random_state": 0}
+    found = (
+        Downsampling(model, **options).fit(distances, labels[:30]).transform(to_test, labels[30:])
+    )
+    want = Downsampling(plain, **options).fit(X[:30], labels[:30]).transform(X[30:], labels[30:])
+    np.testing.assert_allclose(found, want, rtol=1e-10)
+    with pytest.raises(ValueError, match="a precomputed kernel or metric"):
+        MislabelDetector(model).fit(distances, labels[:30])
