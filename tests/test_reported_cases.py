@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import skorch
-import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
