@@ -261,7 +261,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("pair", PAIRS, ids=range(len(PAIRS)))
 def test_values_that_differ(pair):
     assert identity_of(pair[0]) != identity_of(pair[1])
 
