@@ -125,7 +125,9 @@ def test_exact_influence_follows_the_refits(decayed, rows):
         (LiSSAInfluence, {"damping": 0.0}, 0.997),
         (ArnoldiInfluence, {"damping": 0.0, "n_components": 18}, 0.997),
         (EKFACInfluence, {"damping": 0.0}, 0.9),
-        (ExactInfluence, {}, 0.95),
+        (ExactInfluence, {}, 0.997),
+        (CGInfluence, {}, 0.997),
+        (EKFACInfluence, {}, 0.9),
         (GradDot, {}, 0.85),
     ],
 )

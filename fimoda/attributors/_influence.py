@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
-from ..curvature.checks import check_gradients
+from ..curvature.checks import check_gradients, is_solved
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..curvature.trace import gauss_newton_trace
@@ -26,6 +26,9 @@ from ._tuning import tuned_damping
 #: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
 #: this part of the trace of the curvature.
 DAMPING_FACTOR, MOST_OF_TRACE = 1000.0, 0.05
+
+#: Part of a column's mean square from which on a damping drowns it.
+MOST_OF_COLUMN = 1e-4
 
 
 class BaseInfluence(BaseAttributor):
@@ -121,14 +124,28 @@ class BaseInfluence(BaseAttributor):
         self._check_damping()
 
     def _auto_damping(self) -> float:
-        solved = self.model_.recipe.solved
+        solved = is_solved(self.model_, self._X, self._y, self._weights)
         if self._kind == "hessian" and not solved:  # may not be definite
             return DAMPING_FACTOR * self._mean_squared_entry()
         trace = self._trace()
         if solved and trace > 0:
-            return self._AT_MINIMUM * trace
+            return self._damping_at_minimum(trace)
         by_gradients = DAMPING_FACTOR * self._mean_squared_entry()
         return min(by_gradients, MOST_OF_TRACE * trace) if trace > 0 else by_gradients
+
+    def _damping_at_minimum(self, trace: float) -> float:
+        """Hook of ``damping="auto"``: next to nothing, for a linear model at its minimum."""
+        damping = self._AT_MINIMUM * trace
+        sizes = self._X.double().square().mean(0)
+        smallest = sizes[sizes > 0].min() if bool((sizes > 0).any()) else 1.0
+        if BaseInfluence._AT_MINIMUM * float(sizes.sum()) > MOST_OF_COLUMN * float(smallest):
+            warnings.warn(
+                f"{type(self).__name__}: columns of X differ so much in size that damping drowns the "
+                "smallest. Put a StandardScaler before the model, or take ExactInfluence.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return damping
 
     @property
     def _kind(self) -> str:

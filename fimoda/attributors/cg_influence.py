@@ -44,7 +44,7 @@ class CGInfluence(BaseIterativeInfluence):
     damping : float, "auto" or "tuned", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients, at most
         0.05 of the trace of the curvature (but for the Hessian), and 1e-12 of it for a linear model
-        that a solver has fitted; "tuned" agrees best with a small gold standard, see `tuning`.
+        at its minimum; "tuned" agrees best with a small gold standard, see `tuning`.
     tuning : dict, default=None
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
         agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to

@@ -46,8 +46,9 @@ class ExactInfluence(BaseSolvedInfluence):
         ``curvature="gauss-newton"``.
     damping : float, "auto" or "tuned", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients, at most
-        0.05 of the trace of the curvature (but for the Hessian), and 1e-12 of it for a linear model
-        that a solver has fitted; "tuned" agrees best with a small gold standard, see `tuning`.
+        0.05 of the trace of the curvature (but for the Hessian); a linear model at its minimum
+        takes none, or 1e-12 of the trace where C is singular; "tuned" agrees best with a small
+        gold standard, see `tuning`.
     tuning : dict, default=None
         For ``damping="tuned"``: parameters of `FurtherTraining` (its ``n_epochs`` is the horizon to
         agree with) that differ from 10 epochs, 5 seeds and 30 left-out rows. Candidates are 0.1 to
@@ -177,6 +178,11 @@ class ExactInfluence(BaseSolvedInfluence):
                 self._removal,
                 self.memory_budget,
             )
+
+    def _damping_at_minimum(self, trace: float) -> float:
+        if self._primal is not None and self._primal.is_definite:
+            return 0.0
+        return super()._damping_at_minimum(trace)
 
     def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
         if self._dual is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
+from ..training.chains import Affine, read_chain
 
 #: Rows that are looked at together.
 _ROWS = 1024
@@ -53,6 +54,19 @@ def check_gradients(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) ->
             UserWarning,
             stacklevel=2,
         )
+
+
+def is_solved(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> bool:
+    """Return whether it is a linear model at the minimum of its objective.
+
+    A solver has found it, or training of one linear layer has ended there. Parameters as in
+    `check_gradients`.
+    """
+    if model.recipe.solved:
+        return True
+    links = read_chain(model)
+    one = links is not None and len(links) == 1 and isinstance(links[0], Affine)
+    return one and _is_minimum(model, X, y, weights)
 
 
 def _a_gradient_is_left(model: FinalModel, X: Tensor, y: Tensor) -> bool:

@@ -13,11 +13,16 @@ from .kernel import OutputKernel
 from .operators import Curvature
 from .removal import Removal
 
+#: Least eigenvalue, in parts of the largest, of a scaled curvature that needs no damping.
+_DEFINITE = 1e-10
+
 
 class PrimalSolver:
     r"""Solutions :math:`(C + \lambda I)^{-1} v` from the eigenvectors of C (p, p).
 
-    One decomposition, in float64, serves every right-hand side and every damping.
+    One decomposition, in float64, serves every right-hand side and every damping. Without damping
+    the parameters are first scaled to a curvature of one, :math:`C = D^{1/2} C' D^{1/2}`, so that
+    columns of very different sizes do not drown each other.
 
     Parameters
     ----------
@@ -39,19 +44,39 @@ class PrimalSolver:
                 f"with its eigenvectors, more than memory_budget={memory_budget / 2**20:.0f} MiB. "
                 "Raise memory_budget, or use CGInfluence, ArnoldiInfluence or EKFACInfluence."
             )
-        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(curvature.double.dense())
+        matrix = curvature.double.dense()
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(matrix)
+        sizes = matrix.diagonal()
+        self._scale = torch.where(sizes > 0, sizes, 1).rsqrt()
+        self._scaled = torch.linalg.eigh(self._scale[:, None] * matrix * self._scale)
+
+    @property
+    def is_definite(self) -> bool:
+        """Whether it can be solved without damping, and hardly depends on rounding."""
+        values = self._scaled.eigenvalues
+        return bool(values.min() > _DEFINITE * values.max())
+
+    def check(self, damping: float) -> None:
+        """Raise ValueError unless the damped curvature is positive definite."""
+        values = self.eigenvalues if damping else self._scaled.eigenvalues
+        check_definite(values + damping, values, damping)
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
         """Solutions for the rows of V (k, p), as rows, in float64."""
-        shifted = self.eigenvalues + damping
-        check_definite(shifted, self.eigenvalues, damping)
-        return (V.double() @ self.eigenvectors / shifted) @ self.eigenvectors.mT
+        roots = self._roots(damping)
+        return V.double() @ roots @ roots.mT
 
     def half(self, V: Tensor, damping: float) -> Tensor:
         """Vectors whose inner products are those of V with the solutions for V, in float64."""
-        shifted = self.eigenvalues + damping
-        check_definite(shifted, self.eigenvalues, damping)
-        return V.double() @ self.eigenvectors / shifted.sqrt()
+        return V.double() @ self._roots(damping)
+
+    def _roots(self, damping: float) -> Tensor:
+        """Columns (p, p) whose outer products sum to the inverse."""
+        self.check(damping)
+        if damping:
+            return self.eigenvectors / (self.eigenvalues + damping).sqrt()
+        values, vectors = self._scaled
+        return self._scale[:, None] * vectors / values.sqrt()
 
 
 class DualGaussNewton:
