@@ -131,6 +131,21 @@ def check_count(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
+def require_no_dates(X: Any) -> None:
+    """Raise TypeError if rows hold dates or durations, which no model takes as they are."""
+    if hasattr(X, "iloc") and hasattr(X, "dtypes"):
+        columns = [(f"column {name!r}", dtype) for name, dtype in zip(X, X.dtypes, strict=True)]
+    else:
+        columns = [("it", getattr(X, "dtype", None))]
+    for where, dtype in columns:
+        if getattr(dtype, "kind", "") in ("m", "M"):
+            raise TypeError(
+                f"X must hold numbers, but {where} is {dtype}. Convert dates and durations to numbers in a "
+                "unit of your choice, such as days since the first, or do so in a Pipeline before the "
+                "model."
+            )
+
+
 def dense_rows(X: Any, budget: int) -> Any:
     """Return sparse rows as an array, others as they are.
 

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from . import measurements
 from ._validation import (
@@ -29,6 +30,7 @@ from ._validation import (
     checks_parameters,
     dense_rows,
     n_rows,
+    require_no_dates,
     validate_data,
 )
 from .adapters import (
@@ -196,12 +198,19 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
                 f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
                 "Columns in a dict make a frame: pandas.DataFrame(X)."
             )
+        if isinstance(X, Dataset | DataLoader) and not hasattr(X, "__array__"):
+            raise TypeError(
+                f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}, "
+                "which holds targets too. Stack its rows and its targets: X = "
+                "numpy.stack([x for x, _ in dataset]) and y = numpy.array([y for _, y in dataset])."
+            )
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
         check_unmasked(X, "X")
         if raw:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
+        require_no_dates(X)
         try:
             return validate_data(
                 self,

@@ -239,6 +239,11 @@ class FinalModel:
         return module
 
     @cached_property
+    def _training_buffers(self) -> dict[str, Tensor]:
+        """Buffers of the module in training, which a forward that gives it others must find again."""
+        return dict(self.training_module.named_buffers())
+
+    @cached_property
     def is_stochastic(self) -> bool:
         """Whether a forward pass in further training draws random numbers."""
         return any(
@@ -256,7 +261,10 @@ class FinalModel:
 
     def call(self, parameters: dict[str, Tensor], x: Tensor, training: bool = False) -> Tensor:
         """Outputs (B, C) of one model with named parameters."""
-        module = self.training_module if training else self.module
+        if training:
+            module, parameters = self.training_module, {**self._training_buffers, **parameters}
+        else:
+            module = self.module
         outputs = functional_call(module, parameters, (x,))
         if isinstance(outputs, tuple):
             outputs = outputs[0]
@@ -308,12 +316,26 @@ class FinalModel:
         return torch.cat(list(self.jacobian_chunks(X, budget)))
 
     def output_hessian(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Second derivative of each row's loss in its outputs, (n, C, C)."""
+        """Second derivative of each row's loss in its outputs, (n, C, C).
+
+        Raises
+        ------
+        TypeError
+            If torch does not know it.
+        """
 
         def one(output: Tensor, target: Tensor) -> Tensor:
             return self.loss(output.unsqueeze(0), target.unsqueeze(0)).squeeze(0)
 
-        return vmap(hessian(one))(outputs, y)
+        try:
+            return vmap(hessian(one))(outputs, y)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"criterion must have a second derivative for this method, but torch has none of this one "
+                f"({(str(error).splitlines() or ['not implemented'])[0]}). Use a method that needs the first "
+                "alone (GradDot, DataInf, TRAK, FurtherTraining), or write the criterion in differentiable "
+                "functions of torch."
+            ) from error
 
     # ---- rows -------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skorch
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
@@ -19,11 +20,17 @@ from sklearn.preprocessing import KernelCenterer, StandardScaler, TargetEncoder
 from torch import nn
 
 from fimoda import (
+    TRAK,
+    ArnoldiInfluence,
+    CGInfluence,
+    DataInf,
     Downsampling,
+    EKFACInfluence,
     ExactInfluence,
     FurtherTraining,
     GradDot,
     LeaveOneOut,
+    LiSSAInfluence,
     MislabelDetector,
     train_ensemble,
 )
@@ -243,3 +250,168 @@ def test_random_subsets_of_a_precomputed_metric():
     np.testing.assert_allclose(found, want, rtol=1e-10)
     with pytest.raises(ValueError, match="a precomputed kernel or metric"):
         MislabelDetector(model).fit(distances, labels[:30])
+
+
+# ---- rows that are no array -------------------------------------------------------------------
+
+rows32, classes = torch.tensor(X, dtype=torch.float32), torch.tensor(labels)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.utils.data.TensorDataset(rows32, classes),
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows32, classes)),
+        skorch.dataset.Dataset(rows32.numpy(), labels),
+        torch.utils.data.Subset(torch.utils.data.TensorDataset(rows32, classes), range(40)),
+    ],
+    ids=["dataset", "loader", "skorch", "subset"],
+)
+@pytest.mark.parametrize("method", [GradDot, LeaveOneOut])
+def test_data_sets_of_torch_are_named(data, method):
+    net = skorch.NeuralNetClassifier(
+        nn.Linear(3, 2), criterion=nn.CrossEntropyLoss, max_epochs=1, train_split=None, verbose=0
+    ).fit(rows32.numpy(), labels)
+    with pytest.raises(TypeError, match=r"Stack its rows and its targets: X = numpy\.stack"):
+        method(net).fit(data, labels)
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pd.DataFrame(X, columns=list("abc")).assign(a=pd.date_range("2020", periods=40)),
+        pd.DataFrame(X, columns=list("abc")).assign(a=pd.date_range("2020", periods=40, tz="UTC")),
+        pd.DataFrame(X, columns=list("abc")).assign(a=pd.to_timedelta(np.arange(40), "D")),
+        np.arange(120).astype("M8[D]").reshape(40, 3),
+    ],
+    ids=["dates", "time zone", "durations", "array"],
+)
+def test_dates_among_the_rows_are_named(dates):
+    where = "it" if isinstance(dates, np.ndarray) else "column 'a'"
+    with pytest.raises(TypeError, match=f"X must hold numbers, but {where} is"):
+        GradDot(Ridge().fit(X, y)).fit(dates, y)
+
+
+class Tripled(torch.utils.data.Dataset):
+    """Rows times three, whatever is asked for."""
+
+    def __init__(self, X, y=None):
+        self.X, self.y = X, np.zeros(len(X), dtype=int) if y is None else y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return 3 * self.X[i], self.y[i]
+
+
+def tripled(batch):
+    rows, targets = torch.utils.data.default_collate(batch)
+    return 3 * rows, targets
+
+
+def trained_net(**settings):
+    torch.manual_seed(0)
+    options = {"criterion": nn.CrossEntropyLoss, "max_epochs": 2, "train_split": None, "verbose": 0}
+    net = skorch.NeuralNetClassifier(nn.Linear(3, 2), **options, **settings)
+    return net.fit(rows32.numpy(), labels)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataset": Tripled},
+        {f"iterator_{kind}__collate_fn": tripled for kind in ("train", "valid")},
+    ],
+    ids=["dataset", "collate_fn"],
+)
+def test_nets_that_change_rows_by_themselves_are_refused(settings):
+    with pytest.raises(TypeError, match="must predict by its parameters"):
+        GradDot(trained_net(**settings)).fit(rows32.numpy(), labels)
+
+
+class OwnLoader(torch.utils.data.DataLoader):
+    """Could do anything."""
+
+
+@pytest.mark.parametrize(
+    "settings", [{"iterator_train__collate_fn": tripled}, {"iterator_train": OwnLoader}]
+)
+def test_rows_changed_in_training_alone_are_told(settings):
+    with pytest.warns(UserWarning, match="a collate_fn or an iterator of its own"):
+        GradDot(trained_net(**settings)).fit(rows32.numpy(), labels)
+
+
+# ---- what torch cannot differentiate ----------------------------------------------------------
+
+INFLUENCE = [ExactInfluence, CGInfluence, EKFACInfluence, LiSSAInfluence, ArnoldiInfluence]
+
+
+@pytest.mark.parametrize("method", INFLUENCE)
+def test_a_loss_without_curvature_is_told(method):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    targets = y[:, None]
+    with pytest.warns(UserWarning, match="the loss has no curvature at any training row"):
+        found = method(net, criterion=nn.L1Loss()).fit(X, targets)
+    scores = found.transform(X[:3], targets[:3])
+    plain = GradDot(net, criterion=nn.L1Loss()).fit(X, targets).transform(X[:3], targets[:3])
+    np.testing.assert_allclose(
+        scores / np.abs(scores).max(), plain / np.abs(plain).max(), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", INFLUENCE)
+def test_a_loss_of_which_torch_knows_no_second_derivative(method):
+    with pytest.raises(TypeError, match="criterion must have a second derivative for this method"):
+        method(nn.Linear(3, 2), criterion=nn.MultiMarginLoss()).fit(X, labels)
+
+
+@pytest.mark.parametrize("method", [GradDot, DataInf, TRAK])
+def test_first_derivatives_are_enough_for_others(method):
+    model = method(nn.Linear(3, 2), criterion=nn.MultiMarginLoss()).fit(X, labels)
+    assert np.abs(model.transform(X[:3], labels[:3])).max() > 0
+
+
+class RunningMean(nn.Module):
+    """Replaces a buffer of its own whenever it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("mean", torch.full((3,), 0.5))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.layer(x - self.mean)
+
+
+@pytest.mark.filterwarnings("ignore:Before training:RuntimeWarning")
+def test_a_buffer_that_is_replaced_in_training():
+    torch.manual_seed(0)
+    net = RunningMean()
+    options = {"n_epochs": 2, "n_seeds": 1, "lr": 0.1, "batch_size": 40, "leave_out": [0, 1]}
+    method = FurtherTraining(net, criterion=nn.CrossEntropyLoss(), **options)
+    found = method.fit(X, labels).transform(X[:4], labels[:4])
+    torch.testing.assert_close(net.mean, torch.full((3,), 0.5))
+
+    def losses(left_out):
+        """Gradient descent with the buffer as it was in every step, which is further training's."""
+        kept = [i for i in range(40) if i != left_out]
+        trained = nn.Linear(3, 2)
+        trained.load_state_dict(net.layer.state_dict())
+        for _ in range(2):
+            mean = 0.45 + 0.1 * rows32.mean(0)  # rows left out have weight zero
+            loss = nn.functional.cross_entropy(trained(rows32[kept] - mean), classes[kept])
+            for p, g in zip(
+                trained.parameters(),
+                torch.autograd.grad(loss, list(trained.parameters())),
+                strict=True,
+            ):
+                p.data -= 0.1 * g
+        outputs = trained(rows32[:4] - 0.5)
+        return nn.functional.cross_entropy(outputs, classes[:4], reduction="none").detach()
+
+    want = torch.stack([losses(i) - losses(None) for i in (0, 1)], 1)
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-6)

@@ -15,6 +15,7 @@ from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
+from torch.utils.data import DataLoader
 
 from .randomness import global_generators
 from .wrappers import through_steps, wrappers
@@ -139,6 +140,14 @@ def warn_of_rows(estimator: Any, n_rows: int, weighted: bool) -> None:
             UserWarning,
             stacklevel=2,
         )
+    if isinstance(estimator, skorch.NeuralNet) and _makes_other_rows(estimator):
+        warnings.warn(
+            f"{name} makes its batches by a collate_fn or an iterator of its own in training "
+            "(iterator_train) and otherwise without: what it does to the rows is not known. Scores are those "
+            "of the rows as they are given, each once an epoch.",
+            UserWarning,
+            stacklevel=2,
+        )
     if isinstance(estimator, skorch.NeuralNet) and not weighted:
         settings = estimator.get_params_for("iterator_train")
         if settings.get("sampler") is not None or settings.get("batch_sampler") is not None:
@@ -149,6 +158,15 @@ def warn_of_rows(estimator: Any, n_rows: int, weighted: bool) -> None:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _makes_other_rows(net: skorch.NeuralNet) -> bool:
+    """Return whether batches are made otherwise in training than for predictions, which are checked."""
+    made = net.get_params_for("iterator_train").get("collate_fn")
+    own = net.get_params_for("iterator_valid").get("collate_fn")
+    if made is not None and made is not own:
+        return True
+    return net.iterator_train not in (DataLoader, net.iterator_valid)
 
 
 def _rows_seen(estimator: Any) -> int | None:

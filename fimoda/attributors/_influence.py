@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
-from ..curvature.checks import check_gradients, is_solved
+from ..curvature.checks import check_curvature, check_gradients, is_solved
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..curvature.trace import gauss_newton_trace
@@ -100,6 +100,8 @@ class BaseInfluence(BaseAttributor):
 
     def _fit(self) -> None:
         check_gradients(self.model_, self._X, self._y, self._weights)
+        if self._kind == "gauss-newton":
+            check_curvature(self.model_, self._X, self._y)
         self._differentiate = RowDifferentiator(self.model_, self._X[:2])
         self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)

@@ -69,6 +69,33 @@ def is_solved(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> bool:
     return one and _is_minimum(model, X, y, weights)
 
 
+def check_curvature(model: FinalModel, X: Tensor, y: Tensor) -> None:
+    """Warn if the loss has no curvature in the outputs at any training row.
+
+    Parameters
+    ----------
+    model : FinalModel
+    X, y : Tensor
+        Encoded training rows and targets.
+
+    Warns
+    -----
+    UserWarning
+        If it has none: what is solved with then is the damping alone.
+    """
+    for start in range(0, len(X), _ROWS):
+        rows = slice(start, start + _ROWS)
+        if model.output_hessian(model.outputs(X[rows]).double(), y[rows]).any():
+            return
+    warnings.warn(
+        "the loss has no curvature at any training row (its second derivative in the outputs is zero, as "
+        "that of L1Loss is), so that the damping alone stands for it: scores rank rows as Grad-Dot does, and "
+        "their size means nothing. Use GradDot, or a method that trains (FurtherTraining, LeaveOneOut).",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
 def _a_gradient_is_left(model: FinalModel, X: Tensor, y: Tensor) -> bool:
     """Whether some row's gradient in the outputs is more than rounding of the parameters makes of it."""
     theta = model.theta
