@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +68,13 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     be flattened first, and one output squeezed to shape ``(n,)`` last.
     """
     # inside a Sequential, so that a network of one layer is a layer of the graph, too; in training
-    # mode, since a forward may branch on it; a copy, since tracing writes to buffers
-    module = nn.Sequential(copy.deepcopy(model.training_module))
+    # mode, since a forward may branch on it
+    module = nn.Sequential(model.training_module)
     modules = dict(module.named_modules())
-    names = {id(p): name for name, p in module[0].named_parameters()}
+    names = {id(p): name for name, p in model.training_module.named_parameters()}
     if any(part._forward_hooks or part._forward_pre_hooks for part in modules.values()):
+        return None
+    if any(True for _ in module.buffers()):  # tracing a forward that writes to them would spoil them
         return None
     try:
         graph = torch.fx.symbolic_trace(module).graph
