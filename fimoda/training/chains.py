@@ -74,7 +74,9 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     names = {id(p): name for name, p in model.training_module.named_parameters()}
     if any(part._forward_hooks or part._forward_pre_hooks for part in modules.values()):
         return None
-    if any(True for _ in module.buffers()):  # tracing a forward that writes to them would spoil them
+    if any(
+        True for _ in module.buffers()
+    ):  # tracing a forward that writes to them would spoil them
         return None
     try:
         graph = torch.fx.symbolic_trace(module).graph
