@@ -562,8 +562,8 @@ def test_top(cls):
         assert_array_equal(top.helpful_scores[z], scores[z, top.helpful[z]])
         assert_array_equal(top.harmful_scores[z], scores[z, top.harmful[z]])
     assert attributor.top(X_test, k=len(X)).helpful.shape == (N_TEST, len(X))
-    for k in (0, len(X) + 1):
-        with pytest.raises(ValueError, match=rf"k must be between 1 and .*\({len(X)}\), got {k}"):
+    for k, least in ((0, "at least 1"), (len(X) + 1, rf"between 1 and .*\({len(X)}\)")):
+        with pytest.raises(ValueError, match=rf"k must be {least}, got {k}"):
             attributor.top(X_test, y_test, k=k)
 
 

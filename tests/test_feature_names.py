@@ -163,6 +163,7 @@ def test_the_index_of_targets_is_ignored():
     scores = GradDot(model).fit(FRAME, shuffled).transform(TEST, shuffled[:4])
     np.testing.assert_array_equal(scores, expected)
     weights = np.linspace(1, 2, 40)
+    model = Ridge().fit(FRAME, Y, weights)
     weighted = GradDot(model).fit(FRAME, Y, weights).transform(TEST, Y[:4])
     series = pd.Series(weights, index=RNG.permutation(40))
     with warnings.catch_warnings():

@@ -104,9 +104,7 @@ def test_a_module_that_changes_its_rows_is_given_copies():
     found = GradDot(module, criterion=criterion, lr=0.1, batch_size=N).fit(X, y)
     once, twice = found.transform(X, y), found.transform(X, y)
     assert_allclose(once, twice, rtol=1e-14)
-    centred = g - g.mean(0) if getattr(found, "reweight", False) else g
-    share = N - 1 if getattr(found, "reweight", False) else N
-    assert_allclose(once, 0.1 / share * g @ centred.T, rtol=1e-10, atol=1e-14)
+    assert_allclose(once, 0.1 / (N - 1) * g @ (g - g.mean(0)).T, rtol=1e-10, atol=1e-14)
     assert_allclose(X, kept, rtol=0)
     inner = FurtherTraining(
         module.inner, criterion=criterion, n_epochs=2, n_seeds=1, leave_out=[0, 5], random_state=0
@@ -336,5 +334,5 @@ def test_criteria_of_more_than_outputs_and_targets(criterion):
 @pytest.mark.parametrize("dtype", ["datetime64[D]", "timedelta64[s]", "complex128"])
 def test_targets_that_are_neither_labels_nor_numbers(dtype):
     X, y = rows()
-    with pytest.raises(ValueError, match=f"y must hold class labels or real numbers.*{dtype[:8]}"):
+    with pytest.raises(ValueError, match=r"y must hold (class )?labels or real numbers"):
         GradDot(nn.Linear(D, 1).double(), criterion=nn.MSELoss()).fit(X, y.astype(dtype))
