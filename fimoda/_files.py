@@ -280,6 +280,38 @@ def _tell_of_zeros(path: str, table: Any) -> None:
             )
 
 
+def with_labels(table: Any, target: str, path: str, model: Any) -> Any:
+    """Return a table whose target has the labels again that pandas takes for missing values.
+
+    Parameters
+    ----------
+    table : DataFrame
+    target : str
+    path : str
+        Where it was read from; only text (.csv) has such labels.
+    model : object
+        Its ``classes_`` tell which words are labels: "NA", "None" and "null" may be, or may not.
+
+    Returns
+    -------
+    table : DataFrame
+    """
+    import numpy as np
+    import pandas as pd
+
+    labels = [one for one in getattr(model, "classes_", ()) if isinstance(one, str)]
+    if suffix(path) != ".csv" or target not in table or not labels:
+        return table
+    missing = table[target].isna().to_numpy()
+    if not missing.any():
+        return table
+    words = pd.read_csv(path, usecols=[target], dtype=str, keep_default_na=False)[target].to_numpy()
+    values = table[target].astype(object).to_numpy(copy=True)
+    found = missing & np.isin(words.astype(str), labels)
+    values[found] = words[found]
+    return table.assign(**{target: values})
+
+
 def check_target(table: Any, target: str, path: str) -> None:
     """Raise unless a table has the target, with a value in each row.
 
@@ -320,6 +352,12 @@ def as_fitted(model: Any, X: Any, path: str) -> Any:
     """
     known = getattr(model, "feature_names_in_", None)
     if known is None:
+        unnamed = [column for column in X if str(column).startswith("Unnamed:")]
+        if unnamed and getattr(model, "n_features_in_", X.shape[1]) == X.shape[1] - len(unnamed):
+            raise UsageError(
+                f"--train: {path} has a column {unnamed[0]!r} that the model was not fitted on; it looks "
+                f"like an index that was saved beside the columns. Add --index {str(unnamed[0])!r}."
+            )
         return X
     lacking = [column for column in known if column not in X]
     if lacking:

@@ -31,6 +31,7 @@ from ._files import (
     read_tables,
     separated,
     suffix,
+    with_labels,
     without_formulas,
     write_whole,
 )
@@ -250,6 +251,7 @@ def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
     dtypes = check_dtypes(given.dtype)
     model = load_model(given.model, given.trust)
     train, test = read_tables(given.train, given.test, given.index, dtypes)
+    train = with_labels(train, given.target, given.train, model)
     check_target(train, given.target, given.train)
     X, y = as_fitted(model, train.drop(columns=given.target), given.train), train[given.target]
     missing = [column for column in X if column not in test]
@@ -259,6 +261,7 @@ def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
         )
     if given.target not in test:
         return model, X, y, test[list(X)], None
+    test = with_labels(test, given.target, given.test, model)
     check_target(test, given.target, given.test)
     return model, X, y, test[list(X)], test[given.target]
 

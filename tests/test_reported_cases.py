@@ -2,6 +2,7 @@
 
 import warnings
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +36,7 @@ from fimoda import (
     train_ensemble,
 )
 from fimoda.adapters import as_final_model
+from fimoda.cli import main
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(40, 3))
@@ -415,3 +417,51 @@ def test_a_buffer_that_is_replaced_in_training():
 
     want = torch.stack([losses(i) - losses(None) for i in (0, 1)], 1)
     np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-6)
+
+
+# ---- tables -----------------------------------------------------------------------------------
+
+
+def on_disk(folder, model, table):
+    """Files of a model and a table, and the arguments that name them."""
+    joblib.dump(model, folder / "model.joblib")
+    table.to_csv(folder / "table.csv", index=table.index.name is not None)
+    names = {
+        "--model": "model.joblib",
+        "--train": "table.csv",
+        "--test": "table.csv",
+        "--out": "out.csv",
+    }
+    paths = [part for name, file in names.items() for part in (name, str(folder / file))]
+    return ["attribute", "--trust", "--target", "label", *paths]
+
+
+def test_labels_that_look_missing(tmp_path):
+    words = np.where(labels == 1, "NA", np.where(X[:, 1] > 0, "None", "yes"))
+    table = pd.DataFrame(X, columns=list("abc")).assign(label=words)
+    model = LogisticRegression().fit(table[list("abc")], words)
+    assert main(on_disk(tmp_path, model, table)) == 0
+    found = pd.read_csv(tmp_path / "out.csv", index_col=0).to_numpy()
+    other = np.char.add("label ", words)
+    plain = LogisticRegression().fit(table[list("abc")], other)
+    assert main([*on_disk(tmp_path, plain, table.assign(label=other)), "--overwrite"]) == 0
+    want = pd.read_csv(tmp_path / "out.csv", index_col=0).to_numpy()
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-7)
+
+
+def test_missing_labels_stay_missing(tmp_path, capsys):
+    words = np.where(labels == 1, "no", "yes").astype(object)
+    table = pd.DataFrame(X, columns=list("abc")).assign(label=words)
+    model = LogisticRegression().fit(table[list("abc")], words)
+    table.loc[[3, 5], "label"] = ["NA", ""]
+    assert main(on_disk(tmp_path, model, table)) == 2
+    assert "2 rows of" in capsys.readouterr().err
+
+
+def test_an_index_that_was_saved_is_named(tmp_path, capsys):
+    table = pd.DataFrame(X, columns=list("abc")).assign(label=labels)
+    table.insert(0, "Unnamed: 0", np.arange(40))
+    arguments = on_disk(tmp_path, LogisticRegression().fit(X, labels), table)
+    assert main(arguments) == 2
+    assert "Add --index 'Unnamed: 0'" in capsys.readouterr().err
+    assert main([*arguments, "--index", "Unnamed: 0"]) == 0
