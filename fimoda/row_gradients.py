@@ -218,7 +218,18 @@ class RowDifferentiator:
             outputs = self.model.forward(theta, x.unsqueeze(0))
             return measure(outputs, target.unsqueeze(0)).squeeze(0)
 
-        return vmap(grad(one), in_dims=(None, 0, 0))(self.model.theta, X, y)
+        try:
+            return vmap(grad(one), in_dims=(None, 0, 0))(self.model.theta, X, y)
+        except RuntimeError:  # vmap has no rule for a layer, such as nn.GRU
+            pass
+        theta = self.model.theta.clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.stack(
+                [
+                    torch.autograd.grad(one(theta, x, target), theta)[0]
+                    for x, target in zip(X, y, strict=True)
+                ]
+            )
 
     def _factored(
         self, X: Tensor, y: Tensor, measure: Measure, layers: list[nn.Linear]

@@ -375,6 +375,32 @@ def test_first_derivatives_are_enough_for_others(method):
     assert np.abs(model.transform(X[:3], labels[:3])).max() > 0
 
 
+class Recurrent(nn.Module):
+    """Reads the columns of a row one after the other."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.out = kind(1, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(x.unsqueeze(-1))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_layers_that_vmap_does_not_know(kind):
+    torch.manual_seed(0)
+    net, criterion = Recurrent(kind), nn.CrossEntropyLoss()
+    method = GradDot(net, criterion=criterion, lr=1.0, reweight_others=False).fit(X, labels)
+    found = method.transform(X[:4], labels[:4])
+
+    def gradient(i):
+        loss = criterion(net(rows32[i : i + 1]), classes[i : i + 1])
+        return torch.cat([g.ravel() for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    rows = torch.stack([gradient(i) for i in range(40)]).double()
+    np.testing.assert_allclose(found, rows[:4] @ rows.T / 40, rtol=1e-4, atol=1e-6)
+
+
 class RunningMean(nn.Module):
     """Replaces a buffer of its own whenever it is trained."""
 
