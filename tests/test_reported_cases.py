@@ -401,6 +401,30 @@ def test_gradients_of_layers_that_vmap_does_not_know(kind):
     np.testing.assert_allclose(found, rows[:4] @ rows.T / 40, rtol=1e-4, atol=1e-6)
 
 
+class Encoded(nn.Module):
+    """Encodes categories by itself, in float32 whatever its parameters are."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.out(nn.functional.one_hot(x, 4).float().flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:Before training:RuntimeWarning")
+def test_a_forward_that_names_its_type():
+    torch.manual_seed(0)
+    net = Encoded()
+    categories = rng.integers(0, 4, (40, 3))
+    plain = np.eye(4, dtype=np.float32)[categories].reshape(40, 12)
+    options = {"n_epochs": 2, "n_seeds": 1, "lr": 0.1, "batch_size": 20, "leave_out": [0, 1]}
+    options |= {"criterion": nn.CrossEntropyLoss(), "random_state": 0}
+    found = FurtherTraining(net, **options).fit(categories, labels).transform(categories, labels)
+    want = FurtherTraining(net.out, **options).fit(plain, labels).transform(plain, labels)
+    np.testing.assert_allclose(found, want, rtol=1e-2, atol=1e-6)
+
+
 class RunningMean(nn.Module):
     """Replaces a buffer of its own whenever it is trained."""
 

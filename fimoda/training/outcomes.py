@@ -43,9 +43,7 @@ class Measurer:
         """Measurement of each model on each test row, (L, n_test)."""
         return torch.cat(
             [
-                stacked_values(
-                    self.measure, model.double.stacked_outputs(theta.double(), _double(x)), y
-                )
+                stacked_values(self.measure, _outputs(model, theta, x), y)
                 for x, y in zip(self.X.split(ROWS), self.y.split(ROWS), strict=True)
             ],
             dim=1,
@@ -78,6 +76,14 @@ class Measurer:
             return values(self.measure, outputs, self.y).detach()
         except Exception as error:  # what callables raise has no class in common
             return type(error).__name__
+
+
+def _outputs(model: FinalModel, theta: Tensor, x: Tensor) -> Tensor:
+    """Outputs (L, n, C) in float64, computed in it unless the forward names another type."""
+    try:
+        return model.double.stacked_outputs(theta.double(), _double(x))
+    except RuntimeError:
+        return model.stacked_outputs(theta, x).double()
 
 
 def _double(x: Tensor) -> Tensor:
