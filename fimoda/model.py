@@ -41,7 +41,8 @@ class Recipe:
     """How a model was trained: what further training uses unless told otherwise.
 
     ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
-    the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`.
+    the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`;
+    `stopped_early` that it ran out of iterations before.
     Training began with the learning rate `lr`; where it ended with another, that is `last_lr`, and
     `last_lr_from` says who knows it.
     """
@@ -53,6 +54,7 @@ class Recipe:
     obstacle: str | None = None
     solved: bool = False
     tolerance: float = 0.0
+    stopped_early: bool = False
     last_lr: float | None = None
     last_lr_from: str = ""
 

@@ -213,3 +213,10 @@ def test_forgotten_weights_of_a_classifier():
     assert len(not_minimum(GradDot(model), features, y)) == 1
     some = slice(250)
     assert len(not_minimum(GradDot(model), features[some], y[some], sample_weight=weights[some]))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_solver_that_stopped_early_is_said():
+    X, y = load_breast_cancer(return_X_y=True)
+    with pytest.warns(UserWarning, match="its solver stopped early"):
+        ExactInfluence(LogisticRegression(max_iter=100).fit(X, y)).fit(X, y)

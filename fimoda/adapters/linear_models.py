@@ -97,7 +97,11 @@ def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) 
         class_weight=by_class,
         l2=weight_penalty(module, strength),
         weighting=Weighting("sum", balanced),
-        recipe=Recipe(solved=True, tolerance=estimator.tol),
+        recipe=Recipe(
+            solved=True,
+            tolerance=estimator.tol,
+            stopped_early=bool(np.max(estimator.n_iter_) >= estimator.max_iter),
+        ),
     )
 
 

@@ -46,7 +46,9 @@ def check_gradients(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) ->
             UserWarning,
             stacklevel=2,
         )
-    elif model.recipe.solved and not _is_minimum(model, X, y, weights):
+    elif model.recipe.solved and (
+        model.recipe.stopped_early or not _is_minimum(model, X, y, weights)
+    ):
         warnings.warn(
             "the model is not at the minimum of its objective on these rows: its solver stopped early, "
             "or fit was given other rows, targets or sample weights than the model was trained on. Pass "
