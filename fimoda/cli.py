@@ -21,19 +21,21 @@ import fimoda
 from ._files import (
     WRITERS,
     UsageError,
-    as_fitted,
-    check_dtypes,
     check_out,
-    check_target,
     load_model,
-    naming_text,
     note,
-    read_tables,
-    separated,
     suffix,
-    with_labels,
     without_formulas,
     write_whole,
+)
+from ._tables import (
+    as_fitted,
+    check_dtypes,
+    check_target,
+    naming_text,
+    read_tables,
+    separated,
+    with_labels,
 )
 from .adapters import default_estimator
 from .attribution import attribute

@@ -36,6 +36,7 @@ ORDER = [
     "attribution",
     "__init__",
     "_files",
+    "_tables",
     "cli",
     "utils",
 ]
