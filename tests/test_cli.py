@@ -24,7 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import fimoda
 from fimoda import GradDot
-from fimoda._files import read_tables
+from fimoda._tables import read_tables
 from fimoda.cli import main
 
 
