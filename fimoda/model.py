@@ -229,6 +229,14 @@ class FinalModel:
             return self.decay if self.l2 is None else self.l2
         return self.l2 + self.decay
 
+    @cached_property
+    def key(self) -> object:
+        """What tells it from other models of this process: no two are alike if parts cannot be compared."""
+        try:
+            return self.fingerprint
+        except (ValueError, RecursionError):
+            return object()
+
     # ---- outputs ----------------------------------------------------------------------------
 
     @cached_property

@@ -336,3 +336,27 @@ def test_targets_that_are_neither_labels_nor_numbers(dtype):
     X, y = rows()
     with pytest.raises(ValueError, match=r"y must hold (class )?labels or real numbers"):
         GradDot(nn.Linear(D, 1).double(), criterion=nn.MSELoss()).fit(X, y.astype(dtype))
+
+
+def test_a_module_that_holds_what_cannot_be_compared(tmp_path):
+    """Only a directory has to know one run from another."""
+    X, y = rows()
+    module = net()
+    settings = {"n_epochs": 2, "n_seeds": 1, "leave_out": [0, 5], "random_state": 0}
+    gold = FurtherTraining(module, criterion=nn.CrossEntropyLoss(), **settings)
+    expected = gold.fit(X, y).transform(X, y)
+    module[0].held = Incomparable()
+    gold = FurtherTraining(module, criterion=nn.CrossEntropyLoss(), **settings)
+    assert_allclose(gold.fit(X, y).transform(X, y), expected, rtol=0)
+    with pytest.raises(ValueError, match="leave checkpoint_dir out"):
+        gold.set_params(checkpoint_dir=str(tmp_path / "run")).fit(X, y)
+
+
+class Incomparable:
+    """Can be copied, and says nothing of itself."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("no")

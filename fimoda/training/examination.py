@@ -68,7 +68,7 @@ def examine(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Ver
     -------
     Verdict
     """
-    key = (model.fingerprint, spec.cls, repr(sorted(spec.params.items())))
+    key = (model.key, spec.cls, repr(sorted(spec.params.items())))
     if key not in _VERDICTS:
         with seeded(model, 0):
             _VERDICTS[key] = _examined(model, X, y, spec)

@@ -185,7 +185,7 @@ def norm(part: Tensor) -> float:
     return float(part.double().norm())
 
 
-_COMPILED: dict[str, StackedGradient] = {}
+_COMPILED: dict[object, StackedGradient] = {}
 
 
 def _cache_settings() -> dict[str, Any]:
@@ -201,7 +201,7 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
     Dropout draws what it draws uncompiled. Without a working compiler, or where the first gradient
     is not that of the uncompiled function, the latter takes over, with one warning.
     """
-    if model.fingerprint not in _COMPILED:
+    if model.key not in _COMPILED:
         eager = stacked_gradient(model)
         options: dict[str, Any] = {"fallback_random": True}
         current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
@@ -239,5 +239,5 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
             current = eager
             return expected
 
-        _COMPILED[model.fingerprint] = guarded
-    return _COMPILED[model.fingerprint]
+        _COMPILED[model.key] = guarded
+    return _COMPILED[model.key]
