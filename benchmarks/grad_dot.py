@@ -62,7 +62,9 @@ def main() -> None:
     y = rng.integers(10, size=n + n_test)
     net = network()
 
-    attributor = GradDot(net, criterion=nn.CrossEntropyLoss(), lr=1.0, batch_size=n)
+    attributor = GradDot(
+        net, criterion=nn.CrossEntropyLoss(), lr=1.0, batch_size=n, reweight_others=False
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     attributor.fit(X[:n], y[:n])
