@@ -6,12 +6,10 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Seed the global generators, which estimators without a ``random_state`` draw from."""
+    """Seed the generators that estimators without a ``random_state`` draw from."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    torch.manual_seed(0)
