@@ -76,6 +76,12 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     #: Whether a recorded run tells which rows were trained on, and how often.
     _knows_rows: ClassVar[bool] = False
 
+    #: The model is trained again from its beginning, by `SubsetTrainer`.
+    _retrains: ClassVar[bool] = False
+
+    #: The method averages over several models itself (parameter ``models``), not its scores.
+    _averages_models: ClassVar[bool] = False
+
     #: Parameters that hold fitted models: a clone shares them, as it does a fitted estimator.
     _shared: ClassVar[tuple[str, ...]] = ()
 
@@ -349,6 +355,19 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """Hook of `_caveats`: whether balanced class weights change when a row leaves."""
         return bool(getattr(self, "reweight_others", False))
 
+    @classmethod
+    def _known_parameters(cls) -> set[str]:
+        """Hook of `attribute`: return the parameters that can be set without knowing the model."""
+        return set(cls._parameter_constraints)
+
+    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
+        """Hook of `attribute`: return after how many epochs of one model the scores are there.
+
+        Called before `fit`, with another method that is `fitted` to the model and its rows. Infinite
+        if the method does not apply; this one takes next to nothing.
+        """
+        return 0.0
+
     # ---- views of the scores ----------------------------------------------------------------
 
     @with_gradients
@@ -402,6 +421,17 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         return TopRows.of(
             scores, self.train_indices_, k, self._standard_errors(), self._row_labels(), names
         )
+
+    def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
+        """Hook of `agreement_curve`: return scores (n_epochs, n_test, n_columns) at each horizon.
+
+        Or the only ones (n_test, n_columns), of a method that does not have them all.
+        """
+        return np.asarray(self.transform(X, y), dtype=np.float64)
+
+    def _n_runs(self) -> int:
+        """Hook of `significant_scores`: return the number of runs behind the standard errors."""
+        return 1
 
     def _standard_errors(self) -> NDArray[np.float64] | None:
         """Hook of `top`: standard errors of the scores last computed, if the method has any."""

@@ -39,7 +39,6 @@ from ._tables import (
 )
 from .adapters import default_estimator
 from .attribution import attribute
-from .attribution.choice import parameters
 from .evaluation.comparison import compare_methods
 from .top_rows import distinct
 
@@ -242,7 +241,7 @@ def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
     }
     if name not in classes:
         raise UsageError(f'--method must be "auto" or one of {", ".join(classes)}; got {name!r}.')
-    known = parameters(classes[name])
+    known = classes[name]._known_parameters()
     if "n_epochs" in asked and "n_epochs" not in known:
         raise UsageError(f"--n-epochs: {name} does not look ahead. Leave it out.")
     return classes[name](**{k: v for k, v in asked.items() if k in known})

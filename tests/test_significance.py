@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp
 from sklearn.datasets import make_regression
 from sklearn.linear_model import Ridge
 
-from fimoda import FurtherTraining, GradDot, significant_scores
+from fimoda import EnsembleAttributor, FurtherTraining, GradDot, significant_scores
 
 
 def per_seed(n_test=3, n_columns=20, n_seeds=6, seed=0):
@@ -83,6 +83,19 @@ def test_an_attributor(trained):
     assert result.mask.shape == (4, 8)
     assert_array_equal(result.mask, by_hand.mask)
     assert result.mask.any()
+
+
+def test_models_of_an_ensemble_are_its_runs(trained):
+    """Given models have no seeds, and yet are independent."""
+    _, X, y = trained
+    models = [Ridge(alpha).fit(X, y) for alpha in (8.0, 9.0, 10.0, 11.0)]
+    ensemble = EnsembleAttributor(models[0], models=models).fit(X, y)
+    each = [GradDot(model).fit(X, y).transform(X[:4], y[:4]) for model in models]
+    p = ttest_1samp(each, 0).pvalue
+    found = significant_scores(ensemble, X[:4], y[:4], fdr=0.01)
+    for z in range(4):
+        assert_array_equal(found.mask[z], benjamini_hochberg(p[z], 0.01))
+    assert found.mask.any()
 
 
 def test_errors(trained):

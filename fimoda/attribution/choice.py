@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,15 @@ from joblib import cpu_count, effective_n_jobs
 
 from .._validation import n_rows
 from ..adapters import has_earlier_steps, is_random, last_step, part_to_refit
-from ..attributors._kernel_run import kernel_bytes
-from ..attributors._retraining import BaseRetraining
-from ..attributors._segmented_run import bytes_per_component, components_that_fit
 from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.downsampling import Downsampling
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training import FurtherTraining
 from ..attributors.grad_dot import GradDot
 from ..attributors.leave_one_out import LeaveOneOut
-from ..attributors.linearized_further_training import SEGMENTS, LinearizedFurtherTraining
-from ..attributors.unrolled_differentiation import BLOCK, UnrolledDifferentiation
+from ..attributors.linearized_further_training import LinearizedFurtherTraining
+from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
-from ..losses import SquaredError
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
 from ..training.runner import Deadline
@@ -33,9 +28,6 @@ from ..training.runner import Deadline
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
 TestRows = tuple[Any, Any]
-
-#: Parameters of training that an estimator with a ``fit`` of its own does not take.
-_OF_NETWORKS = {"n_epochs", "optimizer", "lr", "batch_size", "optimizer_params", "criterion"}
 
 #: Seeds where training is random.
 N_SEEDS = 5
@@ -53,10 +45,6 @@ _WARM = 0.1
 #: Seconds where no time is left.
 _AT_ONCE = 1e-9
 
-#: Training passes over the rows that one test row takes to walk back an epoch, and by how much the
-#: Krylov spaces of segments take longer than their operations: both for 8-128-128-1 and 927 rows.
-_WALK, _KRYLOV = 7.0, 3.5
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -65,19 +53,11 @@ class Candidate:
     attributor: BaseAttributor
     seconds: float
     note: str = ""
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        once = getattr(self.attributor, "n_segments", None) == 1
-        return type(self.attributor).__name__ + " (one segment)" * once
-
-
-def parameters(cls: type[BaseAttributor]) -> set[str]:
-    """Names of the parameters that can be set without knowing the model."""
-    # a model's own fit knows how it is trained again
-    return set(cls._parameter_constraints) - (
-        _OF_NETWORKS if issubclass(cls, BaseRetraining) else set()
-    )
+        return f"{type(self.attributor).__name__}{self.variant}"
 
 
 @dataclass(frozen=True)
@@ -122,8 +102,8 @@ def choose(
     clock = Deadline(budget)
 
     def make(cls: type[BaseAttributor], model: Any = estimator, **own: Any) -> BaseAttributor:
-        known = {k: v for k, v in settings.items() if k in parameters(cls)}
-        return cls(model, **{**known, **own})
+        names = settings.keys() & cls._known_parameters()
+        return cls(model, **{name: settings[name] for name in names} | own)
 
     try:
         probe = make(GradDot).fit(*rows)
@@ -247,15 +227,14 @@ def _influence(make: Make, probe: BaseAttributor) -> Candidate:
 def _network(
     make: Make, rows: Rows, probe: BaseAttributor, n_test: int, clock: Deadline
 ) -> list[Candidate]:
-    """Further training and what approximates it, by falling agreement."""
-    net = probe.estimator_
+    """Return further training and what approximates it, by falling agreement."""
 
     def of(cls: type[BaseAttributor], **own: Any) -> BaseAttributor:
-        return make(cls, net, **own)
+        return make(cls, probe.estimator_, **own)
 
     gold = of(FurtherTraining, n_seeds=N_SEEDS)
     n_epochs, n_jobs = gold.n_epochs, min(effective_n_jobs(gold.n_jobs), cpu_count())
-    n, p, n_outputs = len(probe._X), probe.model_.n_parameters, probe.n_outputs_
+    n = len(probe._X)
     once = np.inf  # seconds of one model and epoch
     for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
         some = range(min(n_left_out, n - 1))
@@ -266,23 +245,16 @@ def _network(
         once = _seconds(trial, rows) / work
     measuring = n_test / (3 * n)  # in epochs
     gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
-    by_segments = of(LinearizedFurtherTraining)
-    each = bytes_per_component(probe.model_, n, n_outputs, SEGMENTS, 1)
-    k = components_that_fit(probe.model_, each, by_segments.memory_budget)
-    krylov = SEGMENTS * _KRYLOV * (2 * k + 10 * k * k / (6 * n))  # in passes of 6 n p operations
-    by_kernel = of(LinearizedFurtherTraining, n_segments=1, solver="kernel")
-    n_steps = n_epochs * ceil(n / (by_kernel.batch_size or probe.model_.recipe.batch_size or n))
-    modes = n * n_outputs
-    squared = isinstance(probe.model_.loss, SquaredError)
-    recursion = (10 * modes if squared else 2 * n_test * n_steps) * modes**2 / (6 * n * p)
     found = [
-        Candidate(gold, once * (n + 1) * N_SEEDS * (n_epochs / n_jobs + measuring)),
-        Candidate(
-            of(UnrolledDifferentiation),
-            once * _WALK * n_test * n_epochs / min(n_jobs, ceil(n_test / BLOCK)),
-        ),
-        Candidate(by_segments, once * (krylov + n_epochs) / min(n_jobs, SEGMENTS)),
+        (gold, ""),
+        (of(UnrolledDifferentiation), ""),
+        (of(LinearizedFurtherTraining), ""),
+        (of(LinearizedFurtherTraining, n_segments=1, solver="kernel"), " (one segment)"),
+        (probe, ""),
     ]
-    if probe.model_.l2 is None and kernel_bytes(n, n_outputs, 1, 1) <= by_kernel.memory_budget:
-        found.append(Candidate(by_kernel, once * (recursion + n_epochs)))
-    return [*found, Candidate(probe, 0.0)]
+    passes = [one._n_passes(probe, n_test, n_jobs) for one, _ in found]
+    return [
+        Candidate(one, once * count, variant=variant)
+        for (one, variant), count in zip(found, passes, strict=True)
+        if np.isfinite(count)
+    ]

@@ -132,5 +132,8 @@ class BaseFurtherTraining(BaseAttributor):
         """Standard error over seeds of the scores last returned, (n_test, n_columns)."""
         return self._of_last_call("scores_sem_")
 
+    def _n_runs(self) -> int:
+        return len(self.seeds_)
+
     def _standard_errors(self) -> NDArray[np.float64] | None:
         return self._seen.get("scores_sem_")

@@ -72,6 +72,11 @@ class BaseHorizons(BaseFurtherTraining):
         rows, targets, measure = self._test_tensors(X, y)
         return self._finite(self._horizon_scores(rows, targets, measure, self.horizons_))
 
+    def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
+        if not set(epochs) <= set(self.horizons_):
+            return super()._at_horizons(X, y, epochs)
+        return self.transform_horizons(X, y)[[self.horizons_.index(epoch) for epoch in epochs]]
+
     def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         if not np.isfinite(scores).all():
             raise FloatingPointError(

@@ -51,6 +51,17 @@ from ._further_training import BaseFurtherTraining
 
 Retraining = StackedRetraining | Refits
 
+#: Parameters to leave alone where a model is trained again by a ``fit`` of its own.
+OF_NETWORKS = (
+    "n_epochs",
+    "optimizer",
+    "lr",
+    "batch_size",
+    "optimizer_params",
+    "init",
+    "criterion",
+)
+
 
 class BaseRetraining(BaseFurtherTraining):
     """Base of the methods that retrain: `fit` trains on subsets, `transform` measures the models.
@@ -60,6 +71,7 @@ class BaseRetraining(BaseFurtherTraining):
     """
 
     _from_scratch = True
+    _retrains = True
 
     @property
     def process(self) -> str:  # type: ignore[override]
@@ -236,16 +248,7 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _refuse_settings_of_networks(self) -> None:
         """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
-        names = [
-            "n_epochs",
-            "optimizer",
-            "lr",
-            "batch_size",
-            "optimizer_params",
-            "init",
-            "criterion",
-        ]
-        given = [name for name in names if getattr(self, name) is not None]
+        given = [name for name in OF_NETWORKS if getattr(self, name) is not None]
         if self.compile is True:
             given.append("compile")
         if not given:
@@ -372,6 +375,10 @@ class BaseRetraining(BaseFurtherTraining):
         return self._of_last_call("failed_")
 
     # ---- what `attribute` says --------------------------------------------------------------
+
+    @classmethod
+    def _known_parameters(cls) -> set[str]:
+        return super()._known_parameters().difference(OF_NETWORKS)
 
     def _process(self) -> str:
         return self.process

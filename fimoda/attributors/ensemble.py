@@ -20,7 +20,6 @@ from ..training.recording import Checkpoints
 from ._ensemble_training import BaseEnsembleTraining
 from ._members import fit_member, models_and_runs
 from .grad_dot import GradDot
-from .trak import TRAK
 
 
 class EnsembleAttributor(BaseEnsembleTraining):
@@ -170,7 +169,7 @@ class EnsembleAttributor(BaseEnsembleTraining):
             given = self._trained(None)
             self.seeds_ = given.seeds
         models, runs = models_and_runs(given)
-        if isinstance(template, TRAK):
+        if template._averages_models:
             self.members_ = [fit_member(self, template, models[0], models=models[1:])]
         else:
             pairs = zip(models, runs, strict=True)
@@ -189,6 +188,9 @@ class EnsembleAttributor(BaseEnsembleTraining):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         measured, scores = zip(*(one._coupled(X, y, measure) for one in self.members_), strict=True)
         return np.concatenate(measured), np.concatenate(scores)
+
+    def _n_runs(self) -> int:
+        return len(self.members_)
 
     def _self_influence(self) -> NDArray[np.float64]:
         return np.mean([member._self_influence() for member in self.members_], axis=0)

@@ -19,7 +19,9 @@ from .._validation import (
     check_horizons,
     check_leave_out,
     check_random_state,
+    check_seeds,
 )
+from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.batches import FULL_DATA, LeaveOutMode
@@ -319,6 +321,12 @@ class FurtherTraining(BaseFurtherTraining):
         return super()._caveats() + [f"the time was over after {n} of {planned} seeds"] * (
             n < planned
         )
+
+    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
+        n = len(fitted._X)
+        seeds = check_seeds(self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds, 0)
+        training = check_horizons(self.n_epochs)[-1] / n_jobs
+        return (n + 1) * len(seeds) * (training + n_test / (3 * n))
 
     @one_warning()
     def _self_influence(self) -> NDArray[np.float64]:

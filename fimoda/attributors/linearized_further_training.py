@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from math import ceil, inf
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from .._validation import (
     check_random_state,
     check_targets,
 )
+from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
 from ..losses import SquaredError
 from ..measurements import Measurement
@@ -32,7 +34,7 @@ from ..training.optimizers import LearningRate
 from ._horizons import BaseHorizons
 from ._kernel_run import KernelRun, kernel_bytes, kernel_runs
 from ._linearized import LinearizedRun
-from ._segmented_run import segmented_runs
+from ._segmented_run import bytes_per_component, components_that_fit, segmented_runs
 from ._stepped_run import stepped_runs
 from ._walks import Walk, kink_sharpness
 
@@ -41,6 +43,9 @@ KINK_SMOOTHING = 100.0
 
 #: Segments of ``n_segments="auto"``.
 SEGMENTS = 6
+
+#: By how much the Krylov spaces of segments take longer than their operations (8-128-128-1, 927 rows).
+KRYLOV = 3.5
 
 #: Part of the outputs' change that the linearised run may miss before it is said.
 MISSED = 0.5
@@ -273,6 +278,22 @@ class LinearizedFurtherTraining(BaseHorizons):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+
+    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
+        model, n, n_outputs = fitted.model_, len(fitted._X), fitted.n_outputs_
+        n_epochs = self._check_horizons()[-1]
+        if self.n_segments != 1:
+            each = bytes_per_component(model, n, n_outputs, SEGMENTS, 1)
+            k = components_that_fit(model, each, self.memory_budget)
+            krylov = SEGMENTS * KRYLOV * (2 * k + 10 * k * k / (6 * n))  # a pass: 6 n p operations
+            return (krylov + n_epochs) / min(n_jobs, SEGMENTS)
+        if model.l2 is not None or kernel_bytes(n, n_outputs, 1, 1) > self.memory_budget:
+            return inf
+        n_steps = n_epochs * ceil(n / (self.batch_size or model.recipe.batch_size or n))
+        modes = n * n_outputs
+        squared = isinstance(model.loss, SquaredError)
+        each = 10 * modes if squared else 2 * n_test * n_steps
+        return each * modes**2 / (6 * n * model.n_parameters) + n_epochs
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         missed = f"the linearised run misses {self.discrepancy_[-1]:.0%} of the outputs' change"

@@ -142,6 +142,7 @@ class TRAK(BaseAttributor):
     process = "training to convergence near the final model"
 
     _shared = ("models",)
+    _averages_models = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from math import ceil
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from .._validation import (
     check_leave_out,
     check_random_state,
 )
+from ..base import BaseAttributor
 from ..curvature.unrolled import Unrolled
 from ..measurements import Measurement
 from ..row_gradients import Measure
@@ -34,6 +36,9 @@ KINK_SMOOTHING = 400.0
 
 #: Test rows that walk back through a run together; a unit of work.
 BLOCK = 64
+
+#: Passes over the rows that one test row takes to walk back an epoch (8-128-128-1, 927 rows).
+WALK = 7.0
 
 #: A vector that grows by more than this on its way says more of the derivative than of training.
 GROWTH = 100.0
@@ -349,6 +354,10 @@ class UnrolledDifferentiation(BaseHorizons):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+
+    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
+        n_epochs = self._check_horizons()[-1]
+        return WALK * n_test * n_epochs / min(n_jobs, ceil(n_test / BLOCK))
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         growth = f"small changes grow {self.growth_:.2g}-fold at most"

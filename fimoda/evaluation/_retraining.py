@@ -50,12 +50,11 @@ def as_train(
 
 def _method(train: Any) -> BaseRetraining:
     """The retraining method that an estimator or attributor stands for."""
-    if isinstance(train, BaseRetraining):
+    if not isinstance(train, BaseAttributor):
+        return LeaveOneOut(train)
+    if train._retrains:
         return train.__sklearn_clone__()
-    if isinstance(train, BaseAttributor):
-        model = getattr(train, "estimator_", train.estimator)
-        return LeaveOneOut(model, criterion=train.criterion)
-    return LeaveOneOut(train)
+    return LeaveOneOut(getattr(train, "estimator_", train.estimator), criterion=train.criterion)
 
 
 class _Correct:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ..attributors._horizons import BaseHorizons
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 from ._scores import check_training_rows
@@ -173,7 +172,8 @@ def _aligned(
             raise ValueError("X_test must be given to score with attributors.")
         if curve.n_train is not None:
             check_training_rows(f"methods[{name!r}]", method, curve.n_train)
-        scores = _transformed(method, curve, X_test, y_test)
+        epochs = [int(epoch) for epoch in curve.epochs]
+        scores = method._at_horizons(X_test, y_test, epochs)
         columns = {int(row): k for k, row in enumerate(method.train_indices_)}
         missing = [int(row) for row in curve.leave_out if int(row) not in columns]
         if missing:
@@ -207,14 +207,3 @@ def _aligned(
     if not np.isfinite(scores).all():
         raise ValueError(f"methods[{name!r}] has scores that are NaN or infinite.")
     return scores if scores.ndim == 3 else scores[None]
-
-
-def _transformed(
-    method: BaseAttributor, curve: FurtherTrainingCurve, X_test: Any, y_test: Any
-) -> NDArray[np.float64]:
-    """Scores at each horizon of the curve if the method has them all, otherwise its only ones."""
-    wanted = [int(epoch) for epoch in curve.epochs]
-    if isinstance(method, BaseHorizons) and set(wanted) <= set(method.horizons_):
-        places = [method.horizons_.index(epoch) for epoch in wanted]
-        return method.transform_horizons(X_test, y_test)[places]
-    return np.asarray(method.transform(X_test, y_test), dtype=float)

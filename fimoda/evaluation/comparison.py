@@ -229,16 +229,14 @@ def compare_methods(
             continue
         start = time.perf_counter()
         try:
-            transform = method.fit(X, y).transform
-            scores[name] = getattr(method, "transform_horizons", transform)(X_test, y_test)
+            scores[name] = method.fit(X, y)._at_horizons(X_test, y_test, horizons)
         except _NOT_APPLICABLE as error:
             skipped[name] = f"{type(error).__name__}: {error}"
             continue
         seconds[name] = time.perf_counter() - start
     if not scores:
         raise ValueError(f"methods: none of them ran; {skipped}.")
-    models = (getattr(methods[name], "model_", None) for name in scores)
-    if any(model is not None and model.recipe.solved for model in models):
+    if any(methods[name].model_.recipe.solved for name in scores):
         warnings.warn(
             "compare_methods: this model was fitted by a solver, and is compared with further training "
             "by gradient steps all the same. For what fitting it again without a row would give take "

@@ -118,9 +118,10 @@ def _of_attributor(
     if X_test is None:
         raise ValueError("X_test must be given to score with an attributor.")
     values = np.asarray(attributor.transform(X_test, y_test), dtype=float)
-    if not hasattr(attributor, "scores_sem_"):
+    errors = attributor._standard_errors()
+    if errors is None:
         raise ValueError(
             f"scores must be an attributor with standard errors over seeds (scores_sem_), got "
             f"{type(attributor).__name__}, which has none. FurtherTraining has them."
         )
-    return values, attributor.scores_sem_, len(attributor.seeds_)
+    return values, errors, attributor._n_runs()
