@@ -70,6 +70,11 @@ class FactoredGradients:
         signals = [(d / length).to(d.dtype) for d in self.signals]
         return FactoredGradients(self.inputs, signals, self.places)
 
+    def squared(self) -> FactoredGradients:
+        """The squares of the gradients' entries, in float64."""
+        inputs, signals = ([f.double() ** 2 for f in fs] for fs in (self.inputs, self.signals))
+        return FactoredGradients(inputs, signals, self.places)
+
     def apply(self, vectors: Tensor) -> Tensor:
         """Inner products with the vectors (k, p), (n, k)."""
         total = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
@@ -127,6 +132,9 @@ class DenseGradients:
     def unit(self) -> DenseGradients:
         return DenseGradients((self.rows / _lengths(self)).to(self.rows.dtype))
 
+    def squared(self) -> DenseGradients:
+        return DenseGradients(self.rows.double() ** 2)
+
     def apply(self, vectors: Tensor) -> Tensor:
         return self.rows @ vectors.mT
 
@@ -167,6 +175,7 @@ class RowGradients(Protocol):
     def inner(self, other: Any) -> Tensor: ...
     def inner_rowwise(self, other: Any) -> Tensor: ...
     def unit(self) -> RowGradients: ...
+    def squared(self) -> RowGradients: ...
     def apply(self, vectors: Tensor) -> Tensor: ...
     def combine(self, coefficients: Tensor) -> Tensor: ...
     def dense(self) -> Tensor: ...

@@ -50,9 +50,10 @@ def check_gradients(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) ->
         model.recipe.stopped_early or not _is_minimum(model, X, y, weights)
     ):
         warnings.warn(
-            "the model is not at the minimum of its objective on these rows: its solver stopped early, "
-            "or fit was given other rows, targets or sample weights than the model was trained on. Pass "
-            "those (sample_weight included), or fit the model again.",
+            "the model is not at the minimum of its objective on these rows: its solver stopped early, or "
+            "left out directions because columns of X differ much in size (put a StandardScaler before the "
+            "model), or fit was given other rows, targets or sample weights than the model was trained on "
+            "(pass those, sample_weight included, or fit the model again).",
             UserWarning,
             stacklevel=2,
         )
@@ -115,13 +116,33 @@ def _a_gradient_is_left(model: FinalModel, X: Tensor, y: Tensor) -> bool:
 
 
 def _is_minimum(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> bool:
-    """Whether the objective's gradient is what a solver leaves, beside the rows' shares of it."""
+    """Whether the objective's gradient is what a solver leaves, beside the rows' shares of it.
+
+    Each parameter of the linear model has a scale of its own, that of its column and its output, so
+    that columns of very different size are looked at alike. The penalty counts as the column does: it
+    holds parameters of small columns where they are.
+    """
     share = weights.double() / weights.double().sum()
-    total = torch.zeros_like(model.theta) if model.penalty is None else model.penalty * model.theta
-    spread = 0.0
-    for rows, g in RowDifferentiator(model, X[:2]).chunks(X, y, model.loss, _ROWS):
-        total += g.combine(share[rows, None].to(total))[0]
-        spread += float(share[rows] ** 2 @ g.inner_rowwise(g))
+    penalty = torch.zeros_like(model.theta) if model.penalty is None else model.penalty
+    total = (penalty * model.theta).double()
+    squares = torch.zeros_like(total)
+    slopes: Tensor | float = 0.0
+    gradients = RowDifferentiator(model, X[:2])
+    for rows, g in gradients.chunks(X, y, model.loss, _ROWS):
+        total += g.combine(share[rows, None].to(model.theta))[0]
+        columns = gradients(X[rows], y[rows], _sum_of_outputs).squared()
+        squares += columns.combine(share[rows, None])[0]
+        slope = model.loss.gradient(model.outputs(X[rows]).double(), y[rows])
+        slopes = slopes + share[rows] @ slope**2
     if float(total.abs().max()) <= 2 * model.recipe.tolerance:
         return True
-    return float(total.double().norm()) <= _AT_MINIMUM * spread**0.5
+    typical = torch.as_tensor(slopes).sqrt().to(model.theta)
+    of_output = gradients(
+        torch.ones_like(X[:1]), y[:1], lambda outputs, _: _sum_of_outputs(outputs * typical, _)
+    ).dense()[0]
+    spread = of_output.double() * ((share**2).sum() * (squares + penalty)).sqrt()
+    return bool((total.abs() <= _AT_MINIMUM * spread).all())
+
+
+def _sum_of_outputs(outputs: Tensor, y: Tensor) -> Tensor:
+    return outputs.sum(1)
