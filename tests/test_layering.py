@@ -171,7 +171,7 @@ def test_finds_what_it_looks_for():
     assert "attributors.further_training_curve" in own_imports("evaluation.agreement")
     assert starts_with("sklearn.base.clone", MACHINERY)
     assert any(starts_with(name, USER_LIBRARIES) for name in imports("adapters.dispatch"))
-    assert any(starts_with(name, EXTRAS) for name in imports("plotting.agreement"))
+    assert any(starts_with(name, EXTRAS) for name in imports("plotting.curves"))
     assert not any(
-        starts_with(name, EXTRAS) for name in imports("plotting.agreement", everywhere=False)
+        starts_with(name, EXTRAS) for name in imports("plotting.curves", everywhere=False)
     )

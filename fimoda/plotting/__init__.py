@@ -1,10 +1,9 @@
 """Display classes."""
 
-from .agreement import AgreementCurveDisplay
+from .curves import AgreementCurveDisplay, SubsetRemovalCurveDisplay
 from .lds import LinearDatamodelingScoreDisplay
 from .mislabels import MislabelDetectionDisplay
 from .outcomes import MeanVarianceDisplay, OutcomeDensityDisplay
-from .removal import SubsetRemovalCurveDisplay
 from .scores import ScoreMapDisplay, SelfInfluenceDisplay
 from .seeds import SeedsNeededDisplay
 from .top_rows import TopRowsDisplay

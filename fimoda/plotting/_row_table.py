@@ -18,7 +18,7 @@ _FULL = 2.0
 
 
 def as_frame(X: Any) -> Any:
-    """Rows as a pandas DataFrame; columns without a name are x0, x1, ..."""
+    """Return rows as a pandas DataFrame; columns without a name are x0, x1, ..."""
     import pandas as pd
 
     if isinstance(X, dict | tuple):  # parts of rows
@@ -37,7 +37,7 @@ def as_frame(X: Any) -> Any:
 
 
 def _single(names: list[Any]) -> list[Any]:
-    """Names of columns that differ, each a single one: levels are joined, repeated ones numbered."""
+    """Return names of columns that differ: levels are joined, repeated names numbered."""
     found = [as_text(one) if isinstance(one, tuple) else one for one in names]
     if len(set(found)) == len(found):
         return found
@@ -45,7 +45,7 @@ def _single(names: list[Any]) -> list[Any]:
 
 
 def with_values(facts: dict[str, Any], test: Any, train: Any, indices: NDArray[np.int64]) -> Any:
-    """Facts of each row, its values, and their differences from the test row's (first row)."""
+    """Return facts of each row, its values, and their differences from the test row's (first row)."""
     import pandas as pd
 
     values = pd.concat([test[train.columns], train.iloc[indices]], ignore_index=True)
@@ -56,7 +56,7 @@ def with_values(facts: dict[str, Any], test: Any, train: Any, indices: NDArray[n
 
 
 def _difference(values: Any) -> Any:
-    """From the first value: a number, or whether it is another category."""
+    """Return the differences from the first value; of categories, True for another one."""
     if is_number(values):
         sizes = values.astype(np.float64)  # small integers would wrap around
         return sizes - sizes.iloc[0]
@@ -66,7 +66,7 @@ def _difference(values: Any) -> Any:
 
 
 def is_number(values: Any) -> bool:
-    """Whether differences of a column are numbers."""
+    """Return whether differences of a column are numbers."""
     from pandas.api import types
 
     other = types.is_bool_dtype(values) or types.is_complex_dtype(values)
@@ -74,7 +74,7 @@ def is_number(values: Any) -> bool:
 
 
 def styled(frame: Any, train: Any, caption: str) -> Any:
-    """The table with each value's difference in brackets and as colour."""
+    """Return the table with each value's difference in brackets and as colour."""
     import pandas as pd
 
     shown = frame.drop(columns="difference", level=0)
@@ -101,7 +101,7 @@ def styled(frame: Any, train: Any, caption: str) -> Any:
 
 
 def _cell(value: Any) -> str:
-    """Whatever a cell or a header holds, as text that is no HTML."""
+    """Return what a cell or a header holds, as text that is no HTML."""
     return f"{value:.10g}" if isinstance(value, float) else escape(as_text(value))
 
 

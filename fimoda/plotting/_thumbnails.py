@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._text import LITERAL
+from ._base import LITERAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def pictures(
     X_test: Any, row: int, X_train: Any, indices: NDArray[np.int64], image_shape: Any
 ) -> NDArray[np.float64]:
-    """The test row and the training rows as images (h, w) or (h, w, 3), jointly scaled to [0, 1]."""
+    """Return test row and training rows as images (h, w) or (h, w, 3), jointly scaled to [0, 1]."""
     test, train = np.asarray(X_test, dtype=float), np.asarray(X_train, dtype=float)
     shape = test.shape[1:] if image_shape is None else tuple(image_shape)
     if len(shape) not in (2, 3) or np.prod(shape) != test[0].size:
@@ -36,7 +36,7 @@ def pictures(
 
 
 def draw(images: NDArray[np.float64], titles: Sequence[str], ax: Axes) -> None:
-    """The first image on the left; beside it half of the others above, half below."""
+    """Draw the first image on the left, half of the others above beside it, half below."""
     ax.set_axis_off()
     k = (len(images) - 1) // 2
     width, height = 1 / (k + 1), 0.5

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
-from ._text import legend
+from ._base import Display, legend, line_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
-class LinearDatamodelingScoreDisplay:
+class LinearDatamodelingScoreDisplay(Display):
     """Linear datamodeling scores as bars, with their intervals and the noise ceiling.
+
+    One group of bars a ratio, with bootstrap intervals as lines and the ceiling as dashes.
 
     Parameters
     ----------
@@ -47,8 +48,6 @@ class LinearDatamodelingScoreDisplay:
 
     def __init__(self, lds: LinearDatamodelingScore):
         self.lds = lds
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
     def from_attributors(
@@ -60,7 +59,7 @@ class LinearDatamodelingScoreDisplay:
         *,
         ax: Axes | None = None,
         **options: Any,
-    ) -> LinearDatamodelingScoreDisplay:
+    ) -> Self:
         """Compute `linear_datamodeling_score` and plot it.
 
         Parameters
@@ -82,22 +81,7 @@ class LinearDatamodelingScoreDisplay:
         """
         return cls(linear_datamodeling_score(methods, outcomes, X_test, y_test, **options)).plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> LinearDatamodelingScoreDisplay:
-        """Draw one group of bars a ratio, with bootstrap intervals and the ceiling as dashes.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        LinearDatamodelingScoreDisplay
-        """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+    def _draw(self, ax: Axes) -> None:
         means, interval = self.lds.mean(), self.lds.interval()
         places = np.arange(len(self.lds.ratios))
         width = 0.8 / len(means)
@@ -115,8 +99,5 @@ class LinearDatamodelingScoreDisplay:
             names.append("noise ceiling")
         ax.set_xticks(places, labels=[f"{ratio:.3g}" for ratio in self.lds.ratios])
         ax.set(xlabel="share of rows kept", ylabel="linear datamodeling score")
-        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+        line_at_zero(ax)
         legend(ax, shown, names)
-        self.ax_ = ax
-        self.figure_ = ax.figure
-        return self

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..evaluation.mislabels import MislabelDetection, mislabel_detection
-from ._text import legend
+from ._base import Display, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
-class MislabelDetectionDisplay:
+class MislabelDetectionDisplay(Display):
     """Share of the mislabelled rows found against the share of rows inspected.
+
+    One line a method, and those of chance and of the perfect order.
 
     Parameters
     ----------
@@ -40,13 +41,11 @@ class MislabelDetectionDisplay:
 
     def __init__(self, detections: Mapping[str, MislabelDetection]):
         self.detections = detections
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
     def from_attributors(
         cls, methods: Mapping[str, Any], is_mislabelled: Any, *, ax: Axes | None = None
-    ) -> MislabelDetectionDisplay:
+    ) -> Self:
         """Compute `mislabel_detection` for each method and plot it.
 
         Parameters
@@ -66,22 +65,7 @@ class MislabelDetectionDisplay:
             {name: mislabel_detection(one, is_mislabelled) for name, one in methods.items()}
         ).plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> MislabelDetectionDisplay:
-        """Draw one line a method, and those of chance and of the perfect order.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        MislabelDetectionDisplay
-        """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+    def _draw(self, ax: Axes) -> None:
         lines = []
         for name, one in self.detections.items():
             label = f"{name} (AUC {one.roc_auc:.2f})"
@@ -91,6 +75,3 @@ class MislabelDetectionDisplay:
         lines += ax.plot([0, 1], [0, 1], color="0.5", ls="--", lw=0.8, zorder=0, label="chance")
         ax.set(xlabel="share of training rows inspected", ylabel="share of mislabelled rows found")
         legend(ax, lines, [str(line.get_label()) for line in lines])
-        self.ax_ = ax
-        self.figure_ = ax.figure
-        return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,13 @@ from scipy.stats import gaussian_kde
 
 from ..top_rows import shortened
 from ..training.outcome_samples import OutcomeSamples
-from ._text import LITERAL, legend
+from ._base import LITERAL, OnAxes, legend, line_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
-class OutcomeDensityDisplay:
+class OutcomeDensityDisplay(OnAxes):
     """Densities of a measurement over trainings, with all rows and without one.
 
     Parameters
@@ -58,10 +57,8 @@ class OutcomeDensityDisplay:
             raise ValueError("samples must hold at least one OutcomeSamples, got none.")
         self.row = row
         self.test_row = test_row
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
-    def plot(self, ax: Axes | None = None, bandwidth: float | None = None) -> OutcomeDensityDisplay:
+    def plot(self, ax: Axes | None = None, bandwidth: float | None = None) -> Self:
         """Draw a filled density for all rows, and a line for each kind of samples without the row.
 
         Parameters
@@ -76,11 +73,9 @@ class OutcomeDensityDisplay:
         -------
         OutcomeDensityDisplay
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
-        full = next(iter(self.samples.values())).full[:, self.test_row]
+        ax = self._on(ax)
+        first = next(iter(self.samples.values()))
+        full = first.full[:, self.test_row]
         curves = {
             name: one.of_rows([self.row]).left_out[:, self.test_row, 0]
             for name, one in self.samples.items()
@@ -96,18 +91,15 @@ class OutcomeDensityDisplay:
             line = _density(sample, grid, bandwidth)
             drawn += ax.plot(grid, line, label=label)
             top = max(top, line.max())
-        first = next(iter(self.samples.values()))
         ax.set_xlabel(shortened(first.measurement or "measurement"), **LITERAL)
         ax.set_ylabel("density over trainings")
         ax.set_ylim(0, top * (1.1 + 0.08 * (1 + len(curves))))  # room for the legend
         names = [one.get_label() for one in drawn]
         legend(ax, drawn, names, frameon=False, loc="upper left", fontsize="small")
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self
 
 
-class MeanVarianceDisplay:
+class MeanVarianceDisplay(OnAxes):
     """Effect of each row on the mean of a measurement against its effect on the variance.
 
     Parameters
@@ -137,10 +129,8 @@ class MeanVarianceDisplay:
     def __init__(self, samples: OutcomeSamples, test_row: int = 0):
         self.samples = samples
         self.test_row = test_row
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
-    def plot(self, ax: Axes | None = None, n_named: int = 3) -> MeanVarianceDisplay:
+    def plot(self, ax: Axes | None = None, n_named: int = 3) -> Self:
         """Draw a point for each row.
 
         Parameters
@@ -154,14 +144,11 @@ class MeanVarianceDisplay:
         -------
         MeanVarianceDisplay
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+        ax = self._on(ax)
         mean, variance = (
             self.samples.distance(name)[self.test_row] for name in ("mean", "variance")
         )
-        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+        line_at_zero(ax)
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
         ax.scatter(mean, variance, s=12)
         named = {int(k) for one in (mean, variance) for k in np.argsort(-np.abs(one))[:n_named]}
@@ -173,15 +160,13 @@ class MeanVarianceDisplay:
                 textcoords="offset points",
             )
         ax.set(xlabel="effect on the mean", ylabel="effect on the variance")
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self
 
 
 def _density(
     sample: NDArray[np.float64], grid: NDArray[np.float64], bandwidth: float | None
 ) -> NDArray[np.float64]:
-    """Kernel density; of samples that are all alike, a narrow peak."""
+    """Return the kernel density; of samples that are all alike, a narrow peak."""
     if np.ptp(sample) > 0:
         return np.asarray(gaussian_kde(sample, bandwidth)(grid))
     width = 2 * (grid[1] - grid[0])

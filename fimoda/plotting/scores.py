@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
+from ._base import OnAxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
-class ScoreMapDisplay:
+class ScoreMapDisplay(OnAxes):
     """All scores as a map of test rows by training rows, sorted so that blocks can be seen.
 
     Parameters
@@ -39,11 +39,9 @@ class ScoreMapDisplay:
 
     def __init__(self, scores: NDArray[np.float64]):
         self.scores = scores
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
-    def from_estimator(cls, attributor: BaseAttributor, X: Any, y: Any = None) -> ScoreMapDisplay:
+    def from_estimator(cls, attributor: BaseAttributor, X: Any, y: Any = None) -> Self:
         """Score test rows with a fitted attributor.
 
         Parameters
@@ -62,7 +60,7 @@ class ScoreMapDisplay:
         return cls(np.asarray(attributor.transform(X, y), dtype=np.float64))
 
     @classmethod
-    def from_predictions(cls, scores: ArrayLike) -> ScoreMapDisplay:
+    def from_predictions(cls, scores: ArrayLike) -> Self:
         """Take scores as they are.
 
         Parameters
@@ -88,7 +86,7 @@ class ScoreMapDisplay:
         *,
         test_order: ArrayLike | None = None,
         train_order: ArrayLike | None = None,
-    ) -> ScoreMapDisplay:
+    ) -> Self:
         """Draw the map; colours end at the 99th percentile of the scores' sizes.
 
         Parameters
@@ -102,10 +100,7 @@ class ScoreMapDisplay:
         -------
         ScoreMapDisplay
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+        ax = self._on(ax)
         shown = self.scores
         if test_order is not None:
             shown = shown[np.asarray(test_order)]
@@ -119,12 +114,10 @@ class ScoreMapDisplay:
         ax.set_facecolor("0.7")  # behind NaN
         ax.figure.colorbar(image, ax=ax, label="change without the row", extend="both")
         ax.set(xlabel="training row", ylabel="test row")
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self
 
 
-class SelfInfluenceDisplay:
+class SelfInfluenceDisplay(OnAxes):
     """Distribution of self-influence; rows that are fitted only by their own presence lie far right.
 
     Parameters
@@ -151,13 +144,9 @@ class SelfInfluenceDisplay:
     def __init__(self, scores: NDArray[np.float64], marked: NDArray[np.bool_] | None = None):
         self.scores = scores
         self.marked = marked
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
-    def from_estimator(
-        cls, attributor: BaseAttributor, marked: ArrayLike | None = None
-    ) -> SelfInfluenceDisplay:
+    def from_estimator(cls, attributor: BaseAttributor, marked: ArrayLike | None = None) -> Self:
         """Ask a fitted attributor.
 
         Parameters
@@ -174,9 +163,7 @@ class SelfInfluenceDisplay:
         return cls.from_predictions(attributor.self_influence(), marked)
 
     @classmethod
-    def from_predictions(
-        cls, scores: ArrayLike, marked: ArrayLike | None = None
-    ) -> SelfInfluenceDisplay:
+    def from_predictions(cls, scores: ArrayLike, marked: ArrayLike | None = None) -> Self:
         """Take scores as they are.
 
         Parameters
@@ -198,7 +185,7 @@ class SelfInfluenceDisplay:
             )
         return cls(found, chosen)
 
-    def plot(self, ax: Axes | None = None, bins: int = 40) -> SelfInfluenceDisplay:
+    def plot(self, ax: Axes | None = None, bins: int = 40) -> Self:
         """Draw the histogram, counts on a logarithmic axis.
 
         Parameters
@@ -211,10 +198,7 @@ class SelfInfluenceDisplay:
         -------
         SelfInfluenceDisplay
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+        ax = self._on(ax)
         parts, labels = [self.scores], ["rows"]
         if self.marked is not None:
             parts = [self.scores[~self.marked], self.scores[self.marked]]
@@ -224,6 +208,4 @@ class SelfInfluenceDisplay:
         ax.set(xlabel="self-influence", ylabel="training rows")
         if self.marked is not None:
             ax.legend()
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..attributors.further_training_curve import FurtherTrainingCurve
+from ._base import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
-class SeedsNeededDisplay:
+class SeedsNeededDisplay(Display):
     """Noise of the mean of so many seeds, beside the size of the scores.
+
+    One line a horizon.
 
     Parameters
     ----------
@@ -50,12 +52,10 @@ class SeedsNeededDisplay:
         self.seeds = seeds
         self.noise = noise
         self.epochs = epochs
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
-    def from_curve(cls, curve: FurtherTrainingCurve, max_seeds: int = 50) -> SeedsNeededDisplay:
-        """From the spread over the seeds of a curve, as :math:`\\sigma / \\sqrt{R}` for R seeds.
+    def from_curve(cls, curve: FurtherTrainingCurve, max_seeds: int = 50) -> Self:
+        """Take the spread over the seeds of a curve, as :math:`\\sigma / \\sqrt{R}` for R seeds.
 
         Parameters
         ----------
@@ -79,27 +79,9 @@ class SeedsNeededDisplay:
         part = variance[:, None] / np.where(size > 0, size, np.nan)[:, None]
         return cls(seeds, np.sqrt(part / seeds), np.asarray(curve.epochs))
 
-    def plot(self, ax: Axes | None = None) -> SeedsNeededDisplay:
-        """Draw one line a horizon.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        SeedsNeededDisplay
-        """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
+    def _draw(self, ax: Axes) -> None:
         for epoch, line in zip(self.epochs, self.noise, strict=True):
             ax.plot(self.seeds, line, label=f"{int(epoch)} epochs")
         ax.set(xlabel="seeds", ylabel="standard error / size of the scores", xscale="log")
         ax.set_yscale("log")
         ax.legend()
-        self.ax_ = ax
-        self.figure_ = ax.figure
-        return self

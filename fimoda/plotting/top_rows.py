@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
 from ..top_rows import TopRows, shortened
+from ._base import LITERAL, OnAxes
 from ._row_table import as_frame, styled, with_values
-from ._text import LITERAL
 from ._thumbnails import draw, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 #: Characters of a name above a thumbnail.
 _TITLE = 20
 
 
-class TopRowsDisplay:
+class TopRowsDisplay(OnAxes):
     """The most helpful and most harmful training rows of one test row: bars, a table, or images.
 
     Parameters
@@ -73,8 +72,6 @@ class TopRowsDisplay:
         self.y_train = y_train
         self.X_test = X_test
         self.y_test = y_test
-        self.ax_: Axes
-        self.figure_: Figure | SubFigure
 
     @classmethod
     def from_estimator(
@@ -86,7 +83,7 @@ class TopRowsDisplay:
         k: int = 5,
         X_train: Any = None,
         y_train: Any = None,
-    ) -> TopRowsDisplay:
+    ) -> Self:
         """Score test rows with a fitted attributor.
 
         Parameters
@@ -122,7 +119,7 @@ class TopRowsDisplay:
         y_train: Any = None,
         X_test: Any = None,
         y_test: Any = None,
-    ) -> TopRowsDisplay:
+    ) -> Self:
         """Take scores as they are.
 
         Parameters
@@ -153,7 +150,7 @@ class TopRowsDisplay:
 
     # ---- bars -------------------------------------------------------------------------------
 
-    def plot(self, row: Any = 0, ax: Axes | None = None) -> TopRowsDisplay:
+    def plot(self, row: Any = 0, ax: Axes | None = None) -> Self:
         """Draw the scores for one test row, helpful ones above, with two standard errors.
 
         Parameters
@@ -167,12 +164,9 @@ class TopRowsDisplay:
         -------
         TopRowsDisplay
         """
-        import matplotlib.pyplot as plt
-
         place = self.top.position(row)
         rows, sizes, sems = self.top.of_row(place)
-        if ax is None:
-            _, ax = plt.subplots()
+        ax = self._on(ax)
         k = len(rows) // 2
         order = np.r_[:k, 2 * k - 1 : k - 1 : -1]  # the most harmful one last
         ax.barh(
@@ -189,12 +183,10 @@ class TopRowsDisplay:
         ax.set(xlabel="change of the measurement without the row", ylabel="training row")
         name = shortened(self.top.name(place))
         ax.set_title(f"test row {name}: helpful (blue), harmful (red)", **LITERAL)
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self
 
     def _labels(self, row: int, rows: NDArray[np.int64]) -> list[Any]:
-        """Target of the test row and of its training rows; None where they are not known."""
+        """Return the targets of the test row and of its training rows; None where they are not known."""
         test = None if self.y_test is None else np.asarray(self.y_test)[row]
         train = [None] * len(rows) if self.y_train is None else np.asarray(self.y_train)[rows]
         return [test, *train]
@@ -209,7 +201,7 @@ class TopRowsDisplay:
     # ---- a table ----------------------------------------------------------------------------
 
     def to_frame(self, row: Any = 0) -> Any:
-        """The rows of one test row as a pandas DataFrame, with their differences from it.
+        """Return the rows of one test row as a pandas DataFrame, with their differences from it.
 
         Parameters
         ----------
@@ -242,7 +234,7 @@ class TopRowsDisplay:
         return frame
 
     def style(self, row: Any = 0) -> Any:
-        """The rows of one test row as a styled table, for notebooks and ``to_html()``.
+        """Return the rows of one test row as a styled table, for notebooks and ``to_html()``.
 
         Parameters
         ----------
@@ -262,7 +254,7 @@ class TopRowsDisplay:
 
     def plot_images(
         self, row: Any = 0, ax: Axes | None = None, *, image_shape: Sequence[int] | None = None
-    ) -> TopRowsDisplay:
+    ) -> Self:
         """Draw one test row and its training rows as thumbnails, helpful ones above.
 
         Parameters
@@ -278,21 +270,15 @@ class TopRowsDisplay:
         -------
         TopRowsDisplay
         """
-        import matplotlib.pyplot as plt
-
         self._check_given()
         place = self.top.position(row)
         rows, scores, _ = self.top.of_row(place)
         images = pictures(self.X_test, place, self.X_train, rows, image_shape)
-        if ax is None:
-            k = len(rows) // 2
-            _, ax = plt.subplots(figsize=(1.3 * (k + 1), 3.6))
+        ax = self._on(ax, figsize=(1.3 * (len(rows) // 2 + 1), 3.6))
         labels = ["" if one is None else f": {one}" for one in self._labels(place, rows)]
         titles = [shortened(f"test {self.top.name(place)}{labels[0]}", _TITLE)]
         for name, label, score in zip(self.top.named(rows), labels[1:], scores, strict=True):
             titles.append(f"{shortened(f'{name}{label}', _TITLE)}\n{score:+.2g}")
         draw(images, titles, ax)
         ax.set_title("helpful above, harmful below; change without the row", fontsize="medium")
-        self.ax_ = ax
-        self.figure_ = ax.figure
         return self
