@@ -43,6 +43,7 @@ class Recipe:
     ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
     the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`;
     `stopped_early` that it ran out of iterations before.
+    Training from scratch takes the rows in a new order in each epoch, or without `shuffle` in their own.
     Training began with the learning rate `lr`; where it ended with another, that is `last_lr`, and
     `last_lr_from` says who knows it.
     """
@@ -51,6 +52,7 @@ class Recipe:
     lr: float | None = None
     batch_size: int | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    shuffle: bool = True
     obstacle: str | None = None
     solved: bool = False
     tolerance: float = 0.0

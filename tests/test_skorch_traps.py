@@ -11,11 +11,20 @@ import pytest
 import skorch
 import torch
 from naive import Naive, relative
-from sklearn.neural_network import MLPClassifier
+from sklearn.base import clone
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from skorch.callbacks import LRScheduler
 from torch import nn
 
-from fimoda import FurtherTraining, GradDot, LeaveOneOut, as_final_model, attribute
+from fimoda import (
+    FurtherTraining,
+    GradDot,
+    LeaveOneOut,
+    as_final_model,
+    attribute,
+    train_ensemble,
+    train_on_subsets,
+)
 
 N = 24
 
@@ -225,3 +234,85 @@ def test_mlps_of_scikit_learn(schedule):
     assert recipe.lr == 0.1
     assert (recipe.last_lr is None) == (schedule == "constant")
     assert recipe.continued.lr == mlp._optimizer.learning_rate
+
+
+# ---- the order of the rows ------------------------------------------------------------------
+
+
+def small():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def by_skorch(net, X, y, seed):
+    torch.manual_seed(seed)
+    return clone(net).fit(X, y)
+
+
+def in_order(**settings):
+    X, y = rows()
+    net = skorch.NeuralNetRegressor(
+        small, max_epochs=4, batch_size=5, lr=0.1, verbose=0, train_split=None, **settings
+    )
+    return net.fit(X, y[:, None]), X, y[:, None]
+
+
+def by_sklearn(X, y):
+    settings = {"solver": "sgd", "shuffle": False, "batch_size": 5, "max_iter": 4, "tol": 0}
+    return MLPRegressor(hidden_layer_sizes=(4,), alpha=0, momentum=0, **settings).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", ["skorch", "scikit-learn"])
+def test_what_does_not_shuffle_is_trained_again_in_the_order_of_its_rows(kind):
+    """The very models of the estimator's own ``fit`` without a row."""
+    net, X, y = in_order()
+    if kind == "scikit-learn":
+        y = y.ravel().astype(float)
+        X = X.astype(float)
+        net = by_sklearn(X, y)
+
+    def outputs(kept, seed):
+        if kind == "skorch":
+            return by_skorch(net, X[kept], y[kept], seed).predict(X[:3]).ravel()
+        return clone(net).set_params(random_state=seed).fit(X[kept], y[kept]).predict(X[:3])
+
+    left_out, every = [0, 7, 23], np.arange(N)
+    for seed in (0, 5):
+        expected = [outputs(np.delete(every, i), seed) - outputs(every, seed) for i in left_out]
+        method = LeaveOneOut(net, measurement="output", n_seeds=[seed], leave_out=left_out)
+        found = method.fit(X, y).transform(X[:3])
+        assert relative(found.T, np.array(expected)) < (1e-4 if kind == "skorch" else 1e-8)
+    subsets = [np.arange(0, 24, 2), np.arange(3, 20)]
+    measured = train_on_subsets(
+        net, X, y, subsets, X[:3], measurement="output", n_seeds=[5]
+    ).measured
+    expected = [outputs(kept, 5) for kept in subsets]
+    assert relative(np.squeeze(measured), np.array(expected)) < 1e-5
+
+
+def test_recorded_trainings_keep_the_order_too():
+    net, X, y = in_order()
+    ensemble = train_ensemble(net, X, y, n_seeds=[5])
+    expected = by_skorch(net, X, y, 5).predict(X)
+    model = ensemble.models[0]
+    assert relative(model.outputs(model.encode_X(X)).numpy(), expected) < 1e-5
+    run = ensemble.trajectories[0]
+    assert np.concatenate(run.batches).tolist() == 4 * list(range(N))
+
+
+@pytest.mark.filterwarnings("ignore:.*with a sampler of its own")
+def test_shuffled_nets_are_trained_again_in_a_new_order_and_further_training_always_is():
+    net, X, y = in_order()
+    sampled = {"iterator_train__sampler": torch.utils.data.RandomSampler(range(N))}
+    for settings in ({"iterator_train__shuffle": True}, sampled):
+        shuffled, _, _ = in_order(**settings)
+        assert as_final_model(shuffled, X, y).recipe.shuffle
+        run = train_ensemble(shuffled, X, y, n_seeds=[5]).trajectories[0]
+        assert not np.array_equal(np.concatenate(run.batches)[:N], np.arange(N))
+    assert not as_final_model(net, X, y).recipe.shuffle
+    bare = {"criterion": nn.MSELoss(), "optimizer": "SGD", "lr": 0.1, "batch_size": 5}
+    further = [
+        FurtherTraining(one, n_epochs=2, n_seeds=[1], leave_out=[0, 7], **given).fit(X, y)
+        for one, given in ((net, {}), (net.module_, bare))
+    ]
+    assert np.array_equal(*(method.transform(X, y) for method in further))

@@ -152,8 +152,9 @@ def test_init_makes_what_cannot_be_reset():
 
 def test_skorch_nets_are_initialised():
     X, y, X_test, y_test = data()
+    shuffled = {"iterator_train__shuffle": True}
     net = skorch.NeuralNetRegressor(
-        mlp, lr=0.1, batch_size=8, max_epochs=3, train_split=None, verbose=0
+        mlp, lr=0.1, batch_size=8, max_epochs=3, train_split=None, verbose=0, **shuffled
     ).fit(X, y[:, None])
     subsets = subsets_of_sizes([20, 30])
     outcomes = train_on_subsets(net, X, y[:, None], subsets, X_test, y_test[:, None], n_seeds=SEEDS)

@@ -81,6 +81,7 @@ def from_mlp(estimator: MLPClassifier | MLPRegressor, weights: NDArray[Any]) -> 
         recipe = Recipe("SGD", first, batch, params)
         if last != first:
             recipe = replace(recipe, last_lr=last, last_lr_from="its optimiser's last")
+    recipe = replace(recipe, shuffle=estimator.shuffle)
     return FinalModel(
         module.eval(),
         loss,

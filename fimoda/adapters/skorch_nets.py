@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import skorch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
@@ -42,7 +43,8 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
             obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
         elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
             obstacle = f"its callback {type(callback).__name__} sees the gradients before each step"
-    batch_size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+    iterator = net.get_params_for("iterator_train")
+    batch_size = iterator.get("batch_size", net.batch_size)
     lr = params.pop("lr", net.lr)
     last_lr, source = _last_rate(net, lr)
     recipe = Recipe(
@@ -50,6 +52,7 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
         lr=lr,
         batch_size=len(X) if batch_size == -1 else batch_size,
         params=params,
+        shuffle=_shuffles(net, iterator),
         obstacle=obstacle,
         last_lr=last_lr,
         last_lr_from=source,
@@ -64,6 +67,16 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
     decay = penalty_of_optimizer(getattr(net, "optimizer_", None), net.module_)
     model = replace(model, decay=decay)
     return replace(model, threshold=net.threshold) if binary else model
+
+
+def _shuffles(net: skorch.NeuralNet, iterator: dict[str, Any]) -> bool:
+    """Whether the order of the net's rows changes; what is not torch's own loader is taken to do so."""
+    own = net.iterator_train is not DataLoader
+    return (
+        own
+        or bool(iterator.get("shuffle"))
+        or not {"sampler", "batch_sampler"}.isdisjoint(iterator)
+    )
 
 
 def _last_rate(net: skorch.NeuralNet, first: float) -> tuple[float | None, str]:

@@ -39,9 +39,10 @@ class LeaveOneOut(BaseRetraining):
 
     Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
     trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
-    Every epoch goes through all rows in a new random order, also where the model's own training kept
-    one order (skorch's default) or dropped the last rows (``drop_last``), and there are as many epochs
-    as that training had, or `n_epochs`: a tolerance (``tol``) ends none of them. scikit-learn's MLPs
+    Every epoch goes through all rows, in a new random order or, where the model's own training does
+    not shuffle (skorch's default, ``shuffle=False``), in their own; also where that dropped the last
+    rows (``drop_last``). There are as many epochs as it had, or `n_epochs`: a tolerance (``tol``) ends
+    none of them. scikit-learn's MLPs
     with ``early_stopping`` or a ``learning_rate`` that is not constant are fitted by their own ``fit``.
     Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
     whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know

@@ -41,7 +41,8 @@ def train_ensemble(
 
     Networks are trained through the stack engine: their trajectories hold checkpoints with the
     optimiser's state, learning rates and the rows of every batch. The batches of a seed are those of
-    `FurtherTraining` and `UnrolledDifferentiation` with that seed. Other estimators are cloned and
+    `FurtherTraining` and `UnrolledDifferentiation` with that seed, or always in the order of the rows
+    where the model's own training does not shuffle (skorch's default). Other estimators are cloned and
     fitted, without a trajectory.
 
     Parameters

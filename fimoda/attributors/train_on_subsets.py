@@ -50,7 +50,8 @@ def train_on_subsets(
     .. math:: m_z(\theta(S_k; \xi_r)), \qquad k = 1..M,\ r = 1..R
 
     A seed fixes the randomness :math:`\xi_r`: initial parameters, batch order (one order of all rows
-    an epoch, of which each subset keeps its own) and dropout. So the trainings of one seed on
+    an epoch, of which each subset keeps its own; always the rows' own order where the model's training
+    does not shuffle, as is skorch's default) and dropout. So the trainings of one seed on
     different subsets are coupled. The unit is that of the measurement. A training that fails, for
     example by diverging, is reported with its subset and seed; the others are not disturbed.
 

@@ -33,9 +33,11 @@ class Batch:
     weights: Tensor
 
 
-def epoch_order(n_rows: int, generator: torch.Generator) -> Tensor:
-    """Order of the rows in the next epoch of this generator's seed."""
-    return torch.randperm(n_rows, generator=generator)
+def epoch_orders(n_rows: int, n_epochs: int, seed: int, shuffle: bool = True) -> Iterator[Tensor]:
+    """Order of the rows in each epoch: drawn with the seed, or without `shuffle` their own."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n_epochs):
+        yield torch.randperm(n_rows, generator=generator) if shuffle else torch.arange(n_rows)
 
 
 def masked_epoch(
@@ -90,6 +92,8 @@ class LeaveOutPlan:
         Weight of each row in the training objective.
     batch_size : int
     mode : {"mask", "drop"}
+    shuffle : bool
+        Whether the order is drawn; otherwise each epoch has the rows' own.
     """
 
     seed: int
@@ -97,6 +101,7 @@ class LeaveOutPlan:
     row_weights: Tensor
     batch_size: int
     mode: LeaveOutMode = "mask"
+    shuffle: bool = True
 
     @property
     def n_models(self) -> int:
@@ -104,9 +109,7 @@ class LeaveOutPlan:
 
     def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
         """The batches of each epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
         weights = self.row_weights.cpu()
         cut = masked_epoch if self.mode == "mask" else dropped_epoch
-        for _ in range(n_epochs):
-            order = epoch_order(len(weights), generator)
+        for order in epoch_orders(len(weights), n_epochs, self.seed, self.shuffle):
             yield cut(order, self.left_out, weights, self.batch_size)

@@ -63,6 +63,8 @@ class RecordedRun:
         Initial parameters; those of the final model by default.
     on_moment : callable, default=None
         Called with every moment of the first run, both ends included.
+    shuffle : bool, default=True
+        Whether the order of the rows is drawn; otherwise each epoch has their own.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class RecordedRun:
         n_epochs: int,
         theta: Tensor | None = None,
         on_moment: Callable[[Moment], None] | None = None,
+        shuffle: bool = True,
     ):
         check_differentiable(trainer.optimizer)
         trainer.optimizer.check_epochs(n_epochs)
@@ -89,7 +92,7 @@ class RecordedRun:
         self.seed = seed
         self.steps_per_epoch = ceil(len(row_weights) / batch_size)
         self.n_steps = n_epochs * self.steps_per_epoch
-        plan = LeaveOutPlan(seed, (FULL_DATA,), row_weights, batch_size)
+        plan = LeaveOutPlan(seed, (FULL_DATA,), row_weights, batch_size, shuffle=shuffle)
         self._batches = [batch for epoch in plan.epochs(n_epochs) for batch in epoch]
         self._stretch = ceil(sqrt(self.n_steps))
         start = trainer.model.theta if theta is None else theta

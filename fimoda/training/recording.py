@@ -81,7 +81,8 @@ class RecordedTraining:
         else:
             run = before.extended(folder)
         run.begin_stage(n_rows=len(self.row_weights))
-        plan = LeaveOutPlan(seed, (FULL_DATA,), self.row_weights, self.batch_size)
+        shuffle = self.trainer.model.recipe.shuffle
+        plan = LeaveOutPlan(seed, (FULL_DATA,), self.row_weights, self.batch_size, shuffle=shuffle)
         batches = [batch.rows for epoch in plan.epochs(self.n_epochs) for batch in epoch]
         kept = planned_steps(self.checkpoints, len(batches))
         per_epoch = len(batches) // self.n_epochs
@@ -96,7 +97,14 @@ class RecordedTraining:
 
         with one_thread():
             last = RecordedRun(
-                self.trainer, seed, self.row_weights, self.batch_size, self.n_epochs, start, look
+                self.trainer,
+                seed,
+                self.row_weights,
+                self.batch_size,
+                self.n_epochs,
+                start,
+                look,
+                shuffle,
             ).last
         if self.directory is not None:
             run.save()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._identity import identity_of
-from .batches import Batch, batch_means, epoch_order
+from .batches import Batch, batch_means, epoch_orders
 from .outcomes import Measurer
 from .runner import Training, one_thread
 from .stack import StackTrainer, stack_size
@@ -39,12 +39,15 @@ class SubsetPlan:
     row_weights : Tensor of shape (n,)
         Weight of each row in the training objective.
     batch_size : int
+    shuffle : bool
+        Whether the order is drawn; otherwise each epoch has the rows' own.
     """
 
     seed: int
     subsets: Tensor
     row_weights: Tensor
     batch_size: int
+    shuffle: bool = True
 
     @property
     def n_models(self) -> int:
@@ -52,10 +55,9 @@ class SubsetPlan:
 
     def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
         """The batches of each epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
         weights = self.row_weights.cpu()
-        for _ in range(n_epochs):
-            yield self._epoch(epoch_order(len(weights), generator), weights)
+        for order in epoch_orders(len(weights), n_epochs, self.seed, self.shuffle):
+            yield self._epoch(order, weights)
 
     def _epoch(self, order: Tensor, weights: Tensor) -> Iterator[Batch]:
         inside = self.subsets[:, order]
@@ -145,6 +147,7 @@ class StackedRetraining:
             **self.training.identity(),
             "model": untrained,
             "initial parameters": identity_of(self.probe),
+            "shuffle": self.training.model.recipe.shuffle,
         }
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
@@ -160,7 +163,11 @@ class StackedRetraining:
         """Parameters (L, p) after training."""
         training = self.training
         plan = SubsetPlan(
-            unit.seed, torch.from_numpy(unit.masks), training.row_weights, training.batch_size
+            unit.seed,
+            torch.from_numpy(unit.masks),
+            training.row_weights,
+            training.batch_size,
+            training.model.recipe.shuffle,
         )
         with one_thread():
             trainer = StackTrainer(
