@@ -15,7 +15,7 @@ PACKAGE = Path(fimoda.__file__).parent
 ORDER = [
     "_validation",
     "_identity",
-    "_run_directory",
+    "store",
     "rows",
     "distances",
     "gradient_mode",

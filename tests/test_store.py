@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fimoda import FurtherTraining, further_training_curve
-from fimoda._run_directory import MANIFEST, PART
+from fimoda.store import MANIFEST, PART
 from fimoda.training.store import UnitStore
 
 N, D = 60, 4

@@ -18,8 +18,9 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from fimoda import FurtherTraining, LeaveOneOut, Trajectory, _run_directory, train_on_subsets
-from fimoda._run_directory import MANIFEST, PART, RunDirectory
+from fimoda import FurtherTraining, LeaveOneOut, Trajectory, train_on_subsets
+from fimoda import store as store_module
+from fimoda.store import MANIFEST, PART, Store
 
 D = 3
 
@@ -441,7 +442,7 @@ def test_planted_objects_are_not_executed(kept, tmp_path):
     files = units(run)
     files[0].write_bytes(pickle.dumps(Marker(marker)))
     np.save(files[1], planted, allow_pickle=True)
-    store = RunDirectory(run, "x")
+    store = Store(run, "x")
     store.claim(store.manifest())
     store.write(files[2].name, lambda file: np.lib.format.write_array(file, planted))
     store.write(files[3].name, lambda file: pickle.dump(Marker(marker), file))
@@ -449,7 +450,7 @@ def test_planted_objects_are_not_executed(kept, tmp_path):
         np.testing.assert_array_equal(scores(further(run)), expected)
     record = tmp_path / "trajectory"
     recorded(record)
-    store = RunDirectory(record, "x")
+    store = Store(record, "x")
     store.claim(store.manifest())
     store.write("step-000000002.pt", lambda file: torch.save(Marker(marker), file))
     with pytest.raises(OSError, match=r"step-000000002\.pt"):
@@ -488,8 +489,8 @@ def test_parts_of_killed_runs_are_cleared(tmp_path):
     """Those of a writer that is alive, here in another process, are not."""
     code = (
         "import runpy, sys\n"
-        f"RunDirectory = runpy.run_path({_run_directory.__file__!r})['RunDirectory']\n"
-        f"files = RunDirectory({str(tmp_path)!r}, 'x')\n"
+        f"Store = runpy.run_path({store_module.__file__!r})['Store']\n"
+        f"files = Store({str(tmp_path)!r}, 'x')\n"
         "def save(file):\n"
         "    file.write(b'half'); file.flush(); print('begun', flush=True); sys.stdin.readline()\n"
         "    file.write(b'whole')\n"
@@ -507,7 +508,7 @@ def test_parts_of_killed_runs_are_cleared(tmp_path):
     assert len(list(tmp_path.glob(f"{PART}*"))) == 3
     writers[0].kill()
     writers[0].wait()
-    files = RunDirectory(tmp_path, "checkpoint_dir")
+    files = Store(tmp_path, "checkpoint_dir")
     files.make()
     assert len(list(tmp_path.glob(f"{PART}*"))) == 1
     writers[1].communicate("\n")

@@ -20,7 +20,7 @@ from torch import nn
 
 from fimoda import FurtherTraining, LeaveOneOut, further_training_curve, train_on_subsets
 from fimoda._identity import identity_of
-from fimoda._run_directory import MANIFEST
+from fimoda.store import MANIFEST
 from fimoda.training.store import UnitStore
 
 

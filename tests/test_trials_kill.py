@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from fimoda import FurtherTraining, LeaveOneOut, Trajectory, further_training_curve
-from fimoda._run_directory import MANIFEST, PART
+from fimoda.store import MANIFEST, PART
 from fimoda.training.store import UnitStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._identity import versions
-from .._run_directory import MANIFEST, DamagedFileError, RunDirectory
+from ..store import MANIFEST, DamagedFileError, Store
 
 #: Files that were found damaged since `one_warning` began.
 _FOUND: ContextVar[list[Path] | None] = ContextVar("_FOUND", default=None)
@@ -48,56 +48,40 @@ class UnitStore:
         self, directory: str | os.PathLike[str], identity: dict[str, Any], variant: str = ""
     ):
         self._ending = f"-{variant}.npy" if variant else ".npy"
-        self._files = RunDirectory(directory, "checkpoint_dir")
+        self._files = Store(directory, "checkpoint_dir")
         self._files.make()
-        self.directory = self._files.path
         others = self._files.names()
         # another process may have begun, and finished units, since the files were listed
-        if others and not (self.directory / MANIFEST).exists():
+        if others and not (self._files.path / MANIFEST).exists():
             raise ValueError(
                 f"{self._files} holds other files ({others[0]!r}, ...) and no run of fimoda. Choose an "
                 "empty or new directory."
             )
-        self.identity = json.loads(json.dumps({**versions(), **identity}))
-        self._check_same_run(self._files.claim(self.identity))
-
-    def _check_same_run(self, found: dict[str, Any]) -> None:
-        own = self.identity
-        # as text, in which NaN equals itself
+        own = json.loads(json.dumps({**versions(), **identity}))
+        found = self._files.claim(own)
         different = [
-            key
+            f"{key}: there {_short(found.get(key))}, now {_short(own.get(key))}"
             for key in sorted({*found, *own})
+            # as text, in which NaN equals itself
             if json.dumps(found.get(key)) != json.dumps(own.get(key))
         ]
         if different:
-            shown = "; ".join(
-                f"{k}: there {_short(found.get(k))}, now {_short(own.get(k))}"
-                for k in different[:4]
-            )
             raise ValueError(
-                f"{self._files} belongs to another run ({shown}). Choose another directory, or call "
-                "with the arguments of that run to resume it."
+                f"{self._files} belongs to another run ({'; '.join(different[:4])}). Choose another "
+                "directory, or call with the arguments of that run to resume it."
             )
+
+    def path(self, key: str) -> Path:
+        """Return the path of a unit's file."""
+        return self._files.path / f"{key}{self._ending}"
 
     def has(self, key: str) -> bool:
         """Return whether there is a file of the unit, sound or not."""
-        return self._path(key).is_file()
-
-    def _path(self, key: str) -> Path:
-        return self.directory / self._name(key)
-
-    def _name(self, key: str) -> str:
-        return f"{key}{self._ending}"
+        return self.path(key).is_file()
 
     def read(self, key: str) -> NDArray[Any]:
-        """Return the array of a finished unit.
-
-        Raises
-        ------
-        OSError
-            If there is none, it is damaged, or others can write it.
-        """
-        return self._files.read(self._name(key), lambda file: np.load(file, allow_pickle=False))
+        """Return the array of a finished unit; OSError if there is none, or it is damaged."""
+        return self._files.read(self.path(key).name, lambda file: np.load(file, allow_pickle=False))
 
     def get(self, key: str, again: Callable[[], NDArray[Any]] | None = None) -> StoredArray | None:
         """Return the array of a finished unit, or None if there is none or it is damaged.
@@ -105,11 +89,11 @@ class UnitStore:
         `again` computes it, should it be damaged later.
         """
         try:
-            self._files.read(self._name(key), lambda _: None)
+            self._files.read(self.path(key).name, lambda _: None)
         except FileNotFoundError:
             return None
         except DamagedFileError as error:
-            _note(error.path)
+            _tell([error.path])
             return None
         return StoredArray(self, key, again)
 
@@ -119,13 +103,14 @@ class UnitStore:
         """Keep a finished unit."""
         dense = np.ascontiguousarray(array)
         self._files.write(
-            self._name(key), lambda file: np.lib.format.write_array(file, dense, allow_pickle=False)
+            self.path(key).name,
+            lambda file: np.lib.format.write_array(file, dense, allow_pickle=False),
         )
         return StoredArray(self, key, again)
 
     def require_space(self, n_bytes: int) -> None:
         """Raise OSError unless the file system has room for `n_bytes` more."""
-        free = shutil.disk_usage(self.directory).free
+        free = shutil.disk_usage(self._files.path).free
         if n_bytes > free:
             raise OSError(
                 f"{self._files} needs {n_bytes / 2**20:.0f} MiB and has {free / 2**20:.0f} MiB free. "
@@ -156,7 +141,7 @@ class StoredArray:
         except (FileNotFoundError, DamagedFileError):
             if self.again is None:
                 raise
-            _note(self.store._path(self.key))
+            _tell([self.store.path(self.key)])
             found = self.again()
             with contextlib.suppress(OSError):  # is needed now, kept or not
                 self.store.put(self.key, found)
@@ -165,10 +150,7 @@ class StoredArray:
 
 @contextlib.contextmanager
 def one_warning() -> Iterator[None]:
-    """Say once, at the end, which files were found damaged inside."""
-    if _FOUND.get() is not None:  # the outer one says it
-        yield
-        return
+    """Say once, at the end of the outermost, which files were found damaged inside."""
     found: list[Path] = []
     token = _FOUND.set(found)
     try:
@@ -176,19 +158,15 @@ def one_warning() -> Iterator[None]:
     finally:
         _FOUND.reset(token)
         if found:
-            _warn(found)
+            _tell(found)
 
 
-def _note(path: Path) -> None:
-    """Remember a damaged file, or say it now if nobody gathers them."""
-    found = _FOUND.get()
-    if found is None:
-        _warn([path])
-    else:
-        found.append(path)
-
-
-def _warn(paths: list[Path]) -> None:
+def _tell(paths: list[Path]) -> None:
+    """Warn of damaged files, or leave that to `one_warning` around."""
+    gathered = _FOUND.get()
+    if gathered is not None:
+        gathered.extend(paths)
+        return
     more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
     warnings.warn(
         f"{str(paths[0])!r}{more} in checkpoint_dir vanished or were damaged (their content is not "

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .._run_directory import DamagedFileError
 from ..model import unwrapped
-from .records import Progress, decoded, encoded
+from .records import Record
 from .saved import buffers_by_name, check_steps, rates_of_steps
 from .stages import Stage, check_stages
 from .store import CheckpointStore, OptimizerState, cloned
 
-_RUN = "run"
 
-
-class Trajectory:
+class Trajectory(Record):
     """A recorded training run: checkpoints, learning rates, batches and stages.
 
     Made by `TrajectoryRecorder` (skorch), by `train_ensemble`, or by `from_checkpoints`; in a training
@@ -67,12 +63,8 @@ class Trajectory:
         optimizer_params: Mapping[str, Any] | None = None,
         directory: str | os.PathLike[str] | None = None,
     ):
-        self.optimizer = optimizer
-        self.optimizer_params = dict(optimizer_params or {})
-        self.batches: list[NDArray[np.int64]] | None = None
-        self._rates: list[float] = []
-        self._stages: list[Stage] = []
-        self._recorded = Progress()
+        super().__init__(optimizer, optimizer_params)
+        self._kept = 0, 0  # steps and stages at the last checkpoint
         self._store = CheckpointStore(directory)
         self._store.begin()
 
@@ -91,7 +83,7 @@ class Trajectory:
         batches: Sequence[ArrayLike] | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> Trajectory:
-        """A run from what a training loop has saved.
+        """Return the run that a training loop has saved.
 
         Parameters
         ----------
@@ -154,46 +146,11 @@ class Trajectory:
             if optimizer_states is not None:
                 buffers = buffers_by_name(optimizer_states[k], own, optimizer_names or list(own))
             run._store.put(step, own, buffers)
-        run._stages = list(stages or ())
-        check_stages(run._stages, total)
+        run._begun = list(stages or ())
+        check_stages(run._begun, total)
         return run
 
     # ---- recording --------------------------------------------------------------------------
-
-    def begin_stage(
-        self, name: str | None = None, n_rows: int | None = None, rows: ArrayLike | None = None
-    ) -> None:
-        """Say that the steps from here on are taken on other rows.
-
-        Parameters
-        ----------
-        name : str, default=None
-            ``"stage 0"`` and so on by default.
-        n_rows : int, default=None
-            Number of rows.
-        rows : array-like of int, default=None
-            The rows, see `Stage`.
-        """
-        self._stages = self.stages if self._stages else []
-        found = None if rows is None else np.asarray(rows, dtype=np.int64)
-        number = n_rows if found is None else len(found)
-        name = f"stage {len(self._stages)}" if name is None else name
-        self._stages.append(Stage(name, self.n_steps, self.n_steps, number, found))
-
-    def add_step(self, lr: float, rows: ArrayLike | None = None) -> None:
-        """Record a step of the optimiser.
-
-        Parameters
-        ----------
-        lr : float
-            Its learning rate.
-        rows : array-like of int, default=None
-            Rows of its batch, numbered within the stage.
-        """
-        if rows is not None:
-            self.batches = self.batches or []
-            self.batches.append(np.asarray(rows, dtype=np.int64))
-        self._rates.append(float(lr))
 
     def add_checkpoint(
         self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -231,22 +188,11 @@ class Trajectory:
 
     def _keep(self, step: int, state: Mapping[str, Tensor], buffers: OptimizerState) -> None:
         """Keep a checkpoint, and what was recorded since the last."""
-        self._store.put(step, state, buffers, self._record(self._recorded, step))
-        self._recorded = Progress(step, len(self._stages))
-
-    def _record(self, since: Progress, stop: int | None = None) -> dict[str, Any]:
-        """What was recorded since a moment, up to a step."""
-        batches = None if self.batches is None else self.batches[since.steps : stop]
-        return encoded(
-            since,
-            (self.optimizer, self.optimizer_params),
-            self._rates[since.steps : stop],
-            batches,
-            self.stages[since.stages :],
-        )
+        self._store.put(step, state, buffers, self._encoded(self._kept, step))
+        self._kept = step, len(self._begun)
 
     def extended(self, directory: str | os.PathLike[str] | None = None) -> Trajectory:
-        """A copy of this run, which can be recorded further.
+        """Return a copy of this run, which can be recorded further.
 
         Parameters
         ----------
@@ -258,14 +204,14 @@ class Trajectory:
         Trajectory
         """
         run = Trajectory(self.optimizer, self.optimizer_params, directory)
-        run._rates, run._stages = list(self._rates), self.stages
+        run._rates, run._begun = list(self._rates), list(self._begun)
         run.batches = None if self.batches is None else list(self.batches)
         for k, step in enumerate(self.steps):
             run._keep(step, self.state(k), self.optimizer_state(k))
         return run
 
     def __sklearn_clone__(self) -> Trajectory:
-        """Clones of an estimator share the record."""
+        """Let clones of an estimator share the record."""
         return self
 
     # ---- what was recorded ------------------------------------------------------------------
@@ -284,51 +230,8 @@ class Trajectory:
         """Steps done at each checkpoint."""
         return self._store.steps
 
-    @property
-    def n_steps(self) -> int:
-        """Steps of the whole run."""
-        return len(self._rates)
-
-    @property
-    def learning_rates(self) -> NDArray[np.float64]:
-        """Learning rate of each step."""
-        return np.array(self._rates)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """Parts of the run with rows of their own; at least one."""
-        if not self._stages:
-            return [Stage("stage 0", 0, self.n_steps)]
-        return [*self._stages[:-1], replace(self._stages[-1], stop=self.n_steps)]
-
-    def name_rows(self, *rows: ArrayLike) -> Trajectory:
-        """Say which of the rows that are attributed to each stage was trained on.
-
-        Parameters
-        ----------
-        *rows : array-like of int
-            Row indices, for each stage.
-
-        Returns
-        -------
-        self : Trajectory
-        """
-        stages, own = self.stages, [np.asarray(one, dtype=np.int64) for one in rows]
-        if len(own) != len(stages):
-            raise ValueError(
-                f"rows must be given for each of the {len(stages)} stages, got {len(own)}."
-            )
-        for stage, found in zip(stages, own, strict=True):
-            if stage.n_rows not in (None, len(found)):
-                raise ValueError(
-                    f"rows of {stage.name!r} must be the {stage.n_rows} that it was trained on, got "
-                    f"{len(found)}."
-                )
-        self._stages = [replace(s, rows=r, n_rows=len(r)) for s, r in zip(stages, own, strict=True)]
-        return self
-
     def state(self, k: int) -> dict[str, Tensor]:
-        """The ``state_dict`` of the module at checkpoint k.
+        """Return the ``state_dict`` of the module at checkpoint k.
 
         Parameters
         ----------
@@ -342,7 +245,7 @@ class Trajectory:
         return self._store.get(self.steps[k])["state"]
 
     def optimizer_state(self, k: int) -> OptimizerState:
-        """What the optimiser kept at checkpoint k, by parameter; empty if it was not recorded.
+        """Return what the optimiser kept at checkpoint k, by parameter; nothing if not recorded.
 
         Parameters
         ----------
@@ -366,11 +269,11 @@ class Trajectory:
             The run's own by default.
         """
         run = self if directory is None else self.extended(directory)
-        run._store.write(_RUN, {"steps": run.steps, "record": run._record(Progress())})
+        run._store.finish(run._encoded())
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Trajectory:
-        """A run that was recorded in, or saved to, a directory.
+        """Read a run that was recorded in, or saved to, a directory.
 
         Of a run that was cut off before it was saved, there is what was recorded up to its last
         checkpoint.
@@ -398,31 +301,16 @@ class Trajectory:
             If the run was cut off before it was saved.
         """
         store = CheckpointStore(directory)
-        steps = store.resume()
-        try:
-            known = store.read(_RUN)
-        except (FileNotFoundError, DamagedFileError):
-            known = {"steps": [], "record": None}
-        late = steps if not known["steps"] else [k for k in steps if k > known["steps"][-1]]
-        if known["record"] is None and not late:
-            raise FileNotFoundError(
-                f"directory {str(directory)!r} holds the beginning of a run, and no checkpoint of it. "
-                "Delete it and record the run again."
-            )
-        store.find(sorted({*known["steps"], *late}))
-        records = [store.get(step)["record"] for step in late]
-        if known["record"] is not None:
-            records.insert(0, known["record"])
-        found = decoded(records, str(directory))
-        if late:
+        records, cut_off = store.resume()
+        run = cls()
+        run._store = store
+        run._decode(records, str(directory))
+        run._kept = max(store.steps, default=0), 0
+        if cut_off:
             warnings.warn(
                 f"the run in directory {str(directory)!r} was cut off before it was saved, or its "
-                f"{_RUN}.pt is damaged: it ends at its last checkpoint, after step {late[-1]}.",
+                f"run.pt is damaged: it ends at its last checkpoint, after step {store.steps[-1]}.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        run = cls(*found.optimizer)
-        run._store, run._rates = store, found.rates
-        run.batches, run._stages = found.batches, found.stages
-        run._recorded = Progress(steps[-1] if steps else 0, 0)
         return run

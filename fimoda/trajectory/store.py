@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from .._identity import versions
-from .._run_directory import MANIFEST, DamagedFileError, RunDirectory
+from ..store import MANIFEST, DamagedFileError, Store
 
 #: What an optimiser keeps, by parameter and by its own names.
 OptimizerState = dict[str, dict[str, Any]]
+
+#: Name of the file of a run that has come to its end.
+_RUN = "run"
 
 
 class CheckpointStore:
@@ -28,24 +31,23 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
-        self._files = None if directory is None else RunDirectory(directory, "directory")
+        self._files = None if directory is None else Store(directory, "directory")
         self._kept: dict[int, dict[str, Any] | None] = {}  # None is on disk
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
-    def _on_disk(self) -> RunDirectory:
+    def _on_disk(self) -> Store:
         if self._files is None:
             raise ValueError("directory must be given for a run in memory, got None.")
         return self._files
 
-    def begin(self) -> None:
-        """Make the directory, if there is one.
+    @property
+    def steps(self) -> list[int]:
+        """Steps done at each checkpoint."""
+        return sorted(self._kept)
 
-        Raises
-        ------
-        FileExistsError
-            If it holds a run.
-        """
+    def begin(self) -> None:
+        """Make the directory, if there is one; raise FileExistsError if it holds a run."""
         if self._files is None:
             return
         self._files.make()
@@ -59,10 +61,7 @@ class CheckpointStore:
             "Trajectory.load, which gives what was recorded of it even if it was cut off."
         )
 
-    @property
-    def steps(self) -> list[int]:
-        """Steps done at each checkpoint."""
-        return sorted(self._kept)
+    # ---- writing ----------------------------------------------------------------------------
 
     def put(
         self,
@@ -83,7 +82,7 @@ class CheckpointStore:
             If it cannot be written.
         """
         state = {name: cloned(v) for name, v in state_dict.items()}
-        shapes = {name: tuple(v.shape) for name, v in state.items()}
+        shapes = _shapes(state)
         known = self._shapes or shapes
         if shapes != known:
             wrong = next(k for k in {**known, **shapes} if known.get(k) != shapes.get(k))
@@ -99,13 +98,15 @@ class CheckpointStore:
             )
         kept = {"state": state, "optimizer": buffers}
         if self._files is not None:
-            self.write(file_name(step), {**kept, "record": record})
-            self._kept[step] = None
-        else:
-            self._kept[step] = kept
+            self._write(_file_name(step), {**kept, "record": record})
+        self._kept[step] = kept if self._files is None else None
         self._shapes = shapes
 
-    def write(self, name: str, known: dict[str, Any]) -> None:
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write what was recorded of the whole run to its directory."""
+        self._write(_RUN, {"steps": self.steps, "record": record})
+
+    def _write(self, name: str, known: dict[str, Any]) -> None:
         """Write a file of tensors and numbers; the first one makes the directory this run's."""
         files = self._on_disk
         first = not files.run
@@ -117,7 +118,7 @@ class CheckpointStore:
         files.write(f"{name}.pt", lambda file: torch.save(known, file))
         if first:  # what an optimiser of the user's own keeps may be of any kind
             try:
-                self.read(name)
+                self._read(name)
             except DamagedFileError as error:
                 raise ValueError(
                     "the optimiser's state or settings hold more than tensors, numbers and text, which "
@@ -125,46 +126,38 @@ class CheckpointStore:
                     "(optimizer_state=False), or in memory."
                 ) from error
 
+    # ---- reading ----------------------------------------------------------------------------
+
     def get(self, step: int) -> dict[str, Any]:
-        """The checkpoint after a number of steps: ``state`` and ``optimizer``."""
+        """Return the checkpoint after a number of steps: ``state`` and ``optimizer``."""
         kept = self._kept[step]
         if kept is not None:
             return kept
         try:
-            return self.read(file_name(step))
+            return self._read(_file_name(step))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{self._files} lacks the checkpoint of step {step} ({file_name(step)}.pt), which its "
+                f"{self._files} lacks the checkpoint of step {step} ({_file_name(step)}.pt), which its "
                 "run was recorded with."
             ) from error
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Return what `write` has written.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        DamagedFileError
-            If it is not as it was written.
-        """
+    def _read(self, name: str) -> dict[str, Any]:
         return self._on_disk.read(f"{name}.pt", _load)
 
-    def resume(self) -> list[int]:
-        """Take up a directory's run, and return the steps of its checkpoints.
+    def resume(self) -> tuple[list[dict[str, Any]], bool]:
+        """Take up a directory's run; return the records of its parts, and whether it was cut off.
 
         Raises
         ------
         FileNotFoundError
-            If it holds none.
+            If it holds none, or a checkpoint is missing.
         ValueError
-            If it was written by an earlier version.
+            If it was written by an earlier version, or holds another kind of run.
         OSError
-            If others can write it.
+            If a checkpoint is damaged, or others can write the directory.
         """
         files = self._on_disk
         names = files.names() if files.path.is_dir() else []
-        steps = [int(m[1]) for name in names if (m := re.fullmatch(r"step-(\d+)\.pt", name))]
         if MANIFEST not in names:
             if any(name.endswith(".pt") for name in names):
                 raise ValueError(
@@ -181,33 +174,38 @@ class CheckpointStore:
         if "trajectory" not in found:
             raise ValueError(f"{files} holds a run of another kind, and no recorded one.")
         files.claim(found)
-        return sorted(steps)
-
-    def find(self, steps: list[int]) -> None:
-        """Look for these checkpoints.
-
-        Raises
-        ------
-        FileNotFoundError
-            If one is missing.
-        DamagedFileError
-            If one is not as it was written.
-        """
-        self._kept = dict.fromkeys(steps)
-        for step in steps:
-            state = self.get(step)["state"]
-            self._shapes = {name: tuple(v.shape) for name, v in state.items()}
+        try:
+            known = self._read(_RUN)
+        except (FileNotFoundError, DamagedFileError):
+            known = {"steps": [], "record": None}
+        present = sorted(int(m[1]) for n in names if (m := re.fullmatch(r"step-(\d+)\.pt", n)))
+        late = [step for step in present if step > max(known["steps"], default=-1)]
+        records = [known["record"]] * (known["record"] is not None)
+        if not records and not late:
+            raise FileNotFoundError(
+                f"{files} holds the beginning of a run, and no checkpoint of it. Delete it and record "
+                "the run again."
+            )
+        for step in (*known["steps"], *late):
+            self._kept[step] = None
+            kept = self.get(step)
+            self._shapes = _shapes(kept["state"])
+            records += [kept["record"]] * (step in late)
+        return records, bool(late)
 
 
 def _load(file: IO[bytes]) -> dict[str, Any]:
     return torch.load(file.name, mmap=True, weights_only=True)
 
 
-def file_name(step: int) -> str:
-    """Return the name of the checkpoint after so many steps."""
+def _file_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
 def cloned(value: Any) -> Any:
-    """A copy of a tensor, in main memory; anything else as it is."""
+    """Return a copy of a tensor, in main memory; anything else as it is."""
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""A run's directory: each file with a digest, written whole or not at all, its owner's only."""
+"""The store on disk: a run's directory of files with digests, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ PART = ".part-"
 DIGEST_SIZE = 32
 
 #: What readers raise about contents that are not theirs.
-_READING = (ValueError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError)
+_READING = (
+    ValueError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    pickle.UnpicklingError,
+    OSError,
+)
 
 
 class DamagedFileError(OSError):
@@ -44,7 +52,7 @@ class DamagedFileError(OSError):
         return OSError, self.args
 
 
-class RunDirectory:
+class Store:
     """A directory that belongs to one run.
 
     Each file ends with a digest of the run, its own name and its content, so that one that was
@@ -89,7 +97,7 @@ class RunDirectory:
                     part.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise OSError if the directory belongs to another user or may be written by everybody."""
+        """Raise PermissionError if others own the directory, or everybody may write it."""
         self._check_owner(self.path, self.path.stat())
 
     def _check_owner(self, path: Path, about: os.stat_result) -> None:
@@ -116,8 +124,7 @@ class RunDirectory:
 
     def claim(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest unless there is one, and return what it says: one of several wins."""
-        digest = _digest_of_run(run)
-        text = json.dumps({"digest": digest, "run": run}, indent=1)
+        text = json.dumps({"digest": _digest_of_run(run), "run": run}, indent=1)
         if not (self.path / MANIFEST).exists():
             self._write(MANIFEST, lambda file: file.write(text.encode()), only_new=True)
         found = self.manifest()
@@ -204,12 +211,10 @@ class RunDirectory:
                     digest.update(block)
                     left -= len(block)
                 if left != 0 or file.read() != digest.digest():
-                    raise DamagedFileError(path, "its content is not what was written")
+                    raise ValueError("its content is not what was written")
                 file.seek(0)
                 return load(file)
-            except DamagedFileError:
-                raise
-            except (*_READING, OSError) as error:
+            except _READING as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise DamagedFileError(path, reason) from error
 
@@ -221,44 +226,37 @@ class RunDirectory:
     ) -> None:
         """Write a temporary file, flush it to the disk, and give it its name in one step."""
         path = self.path / name
-        part = None
         try:
             with self._new_part() as file:
-                part = Path(file.name)
                 save(file)
                 file.flush()
                 os.fsync(file.fileno())
                 if sys.platform == "win32":  # where an open file cannot be renamed
                     file.close()
                 if only_new:  # all while it is locked: others clear what is not
-                    _link(part, path)
+                    _link(Path(file.name), path)
                 else:
-                    part.replace(path)
+                    os.replace(file.name, path)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"{self} cannot be written: {error.strerror or error} ({name}). Finished files are "
                 "kept; make room or permissions and call again to resume.",
             ) from error
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _new_part(self) -> Iterator[Any]:
-        """A temporary file of the owner's, locked as long as it is written."""
+        """Open a temporary file of the owner's, locked as long as it is written, gone at the end."""
         while True:
             file = tempfile.NamedTemporaryFile(dir=self.path, prefix=PART, delete=False)
-            with file:
-                _lock(file, wait=True)
-                if os.fstat(file.fileno()).st_nlink == 0:  # cleared by another before it was locked
-                    continue
-                try:
-                    yield file
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-                return
+            try:
+                with file:
+                    _lock(file, wait=True)
+                    if os.fstat(file.fileno()).st_nlink:  # or else another has cleared it before
+                        yield file
+                        return
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 class _Digesting:
@@ -266,6 +264,7 @@ class _Digesting:
 
     def __init__(self, file: IO[bytes], digest: Any):
         self._file, self.digest = file, digest
+        self.flush = file.flush
         self.error: OSError | None = None
 
     def write(self, block: Any) -> int:
@@ -276,10 +275,6 @@ class _Digesting:
         except OSError as error:
             self.error = error
             raise
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._file.flush()
 
 
 def _digest_of_run(run: dict[str, Any]) -> str:
