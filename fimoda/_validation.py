@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import _safe_indexing, check_array, check_random_state
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval as _Interval
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import StrOptions, validate_params
 from sklearn.utils.validation import (
     _check_sample_weight,
     _num_samples,
@@ -27,8 +27,10 @@ from sklearn.utils.validation import (
 __all__ = [
     "MAX_SEED",
     "NON_NEGATIVE_REAL",
+    "OPEN_SHARE",
     "POSITIVE_INTEGER",
     "POSITIVE_REAL",
+    "SHARE",
     "ConvergenceWarning",
     "Interval",
     "StrOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "check_targets",
     "check_unmasked",
     "check_weights",
+    "checks_arguments",
     "checks_parameters",
     "dense_rows",
     "is_integer",
@@ -59,6 +62,14 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 checks_parameters: Callable[[Method], Method] = _fit_context(prefer_skip_nested_validation=False)
 
 
+def checks_arguments(**constraints: list[Any]) -> Callable[[Method], Method]:
+    """Return a decorator of a function: these of its arguments are checked before it runs."""
+    decorator: Callable[[Method], Method] = validate_params(
+        constraints, prefer_skip_nested_validation=False
+    )
+    return decorator
+
+
 class Interval(_Interval):
     """Numbers of an interval, as scikit-learn has them, without True and False."""
 
@@ -70,6 +81,8 @@ class Interval(_Interval):
 POSITIVE_INTEGER = Interval(numbers.Integral, 1, None, closed="left")
 NON_NEGATIVE_REAL = Interval(numbers.Real, 0, None, closed="left")
 POSITIVE_REAL = Interval(numbers.Real, 0, None, closed="neither")
+SHARE = Interval(numbers.Real, 0, 1, closed="both")
+OPEN_SHARE = Interval(numbers.Real, 0, 1, closed="neither")
 
 #: Largest seed drawn from a random state.
 MAX_SEED = 2**31 - 1

@@ -230,16 +230,8 @@ class TopRows:
 
     def __repr__(self) -> str:
         head, cells, more = self._lines()
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        left = [title in ("test row", "helpful", "harmful") for title in head]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if to_left else cell.rjust(width)
-                for cell, width, to_left in zip(line, widths, left, strict=True)
-            ).rstrip()
-            for line in (head, *cells)
-        ]
-        return "\n".join([*lines, *([more] if more else [])])
+        left = [j for j, title in enumerate(head) if title in ("test row", "helpful", "harmful")]
+        return aligned([head, *cells], left) + f"\n{more}" * bool(more)
 
     def _repr_html_(self) -> str:
         head, cells, more = self._lines()
@@ -250,6 +242,18 @@ class TopRows:
         )
         table = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
         return table + (f"<p>{more}</p>" if more else "")
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return cells as text in columns, those at `left` set to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if j in left else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def as_text(name: Any) -> str:

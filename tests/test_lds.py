@@ -25,7 +25,7 @@ from fimoda import (
     random_subsets,
     train_on_subsets,
 )
-from fimoda.evaluation._ranks import Ranks, weighted_spearman
+from fimoda.evaluation._correlation import Ranks, weighted_spearman
 
 mpl.use("Agg")
 
@@ -370,7 +370,7 @@ def test_ceiling_needs_repeats():
     assert np.isnan(noise_ceiling(measured)).all()
     with pytest.raises(ValueError, match=r"measured must have shape .* got shape \(5, 2\)"):
         noise_ceiling(np.ones((5, 2)))
-    with pytest.raises(ValueError, match="n_splits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"'n_splits' parameter of noise_ceiling must be .* Got 0"):
         noise_ceiling(np.ones((5, 2, 2)), n_splits=0)
 
 
@@ -404,9 +404,11 @@ def test_errors(regression):
         linear_datamodeling_score(good, [noise(), outcomes_of(np.ones((5, 3, 1)))])
     with pytest.raises(ValueError, match="outcomes must hold trained subsets, got none"):
         linear_datamodeling_score(good, [])
-    with pytest.raises(ValueError, match="n_bootstrap must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"'n_bootstrap' parameter of .* Got 0"):
         linear_datamodeling_score(good, noise(), n_bootstrap=0)
-    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+    with pytest.raises(
+        ValueError, match=r"'confidence' parameter of .* range \(0.0, 1.0\). Got 95"
+    ):
         linear_datamodeling_score(good, noise(), confidence=95)
     ridge = Ridge().fit(X, y)
     with pytest.raises(ValueError, match="X_test must be given to score with attributors"):

@@ -23,7 +23,7 @@ from fimoda import (
     subset_removal_curve,
     train_on_subsets,
 )
-from fimoda.evaluation._orders import random_rows
+from fimoda.evaluation.removal import _random_rows
 from fimoda.measurements import Output
 
 mpl.use("Agg")
@@ -144,13 +144,13 @@ def test_flipped_rows_and_equal_subsets_are_not_trained_again():
 
 def test_random_baseline_stays_within_the_class():
     y_train, y_test = labels()
-    rows = random_rows(y_train, y_test, N_TEST, 9, True, np.random.RandomState(0))
+    rows = _random_rows(y_train, y_test, N_TEST, 9, True, np.random.RandomState(0))
     for chosen, label in zip(rows, y_test, strict=True):
         own = chosen[chosen >= 0]
         assert len(set(own)) == len(own) == min(9, (y_train == label).sum())
         assert (y_train[own] == label).all()
     assert not np.array_equal(rows[0], rows[1])
-    anywhere = random_rows(y_train, None, N_TEST, 9, False, np.random.RandomState(0))
+    anywhere = _random_rows(y_train, None, N_TEST, 9, False, np.random.RandomState(0))
     assert (anywhere >= 0).all()
     assert len(set(y_train[anywhere[0]])) == 3
 

@@ -117,5 +117,5 @@ def test_errors(trained):
     for bad in (np.nan, np.inf, -1.0):
         with pytest.raises(ValueError, match="must be finite, and sem not negative"):
             significant_scores(flat, sem=np.full((2, 3), bad), n_seeds=3)
-    with pytest.raises(ValueError, match="fdr must lie between 0 and 1, got 5"):
+    with pytest.raises(ValueError, match=r"'fdr' parameter of .* range \(0.0, 1.0\). Got 5"):
         significant_scores(flat, sem=flat, n_seeds=3, fdr=5)

@@ -1,4 +1,4 @@
-"""What trains on subsets for a removal curve: a function of the user's, or a model's retraining."""
+"""Training on subsets for a removal curve: by a function of the user's, or by retraining a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..attributors.leave_one_out import LeaveOneOut
 from ..base import BaseAttributor
 from ..losses import CLASS_KINDS
 from ..model import FinalModel
-from .lds import Outcomes
+from ._scores import Outcomes
 
 Train = Callable[[NDArray[np.bool_]], Outcomes]
 
@@ -24,7 +24,7 @@ Train = Callable[[NDArray[np.bool_]], Outcomes]
 def as_train(
     train: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, classification: bool
 ) -> Train:
-    """The function that trains on subsets, of a model or an attributor if it is not one itself.
+    """Return the function that trains on subsets: `train` itself, or that of its model.
 
     It then measures 1 or -1 for the right or wrong class, or the absolute error.
     """
@@ -49,7 +49,7 @@ def as_train(
 
 
 def _method(train: Any) -> BaseRetraining:
-    """The retraining method that an estimator or attributor stands for."""
+    """Return the retraining method that an estimator or attributor stands for."""
     if not isinstance(train, BaseAttributor):
         return LeaveOneOut(train)
     if train._retrains:
@@ -58,7 +58,7 @@ def _method(train: Any) -> BaseRetraining:
 
 
 class _Correct:
-    """1 where the predicted class is the target, -1 elsewhere."""
+    """The measurement that is 1 where the predicted class is the target, -1 elsewhere."""
 
     def __init__(self, model: FinalModel):
         self.model = model
@@ -68,5 +68,5 @@ class _Correct:
 
 
 def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the outputs."""
+    """Return the mean over the outputs."""
     return (outputs - targets).abs().mean(-1)

@@ -1,9 +1,9 @@
-"""Score matrices of attributors and arrays, checked against what they are judged by."""
+"""Methods and the outcomes that judge them, checked against each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,26 @@ from ..base import BaseAttributor
 Method = BaseAttributor | NDArray[np.float64]
 
 
-def check_methods(methods: Any) -> Mapping[str, Method]:
-    """The methods, if they are named and at least one."""
+class Outcomes(Protocol):
+    """Models trained on subsets, as `train_on_subsets` returns them.
+
+    Attributes
+    ----------
+    subsets : ndarray of bool, shape (n_subsets, n_train)
+        Which rows each model was trained on.
+    measured : ndarray of shape (n_subsets, n_test, n_seeds)
+        Measurements of the test rows; NaN where training failed.
+    """
+
+    @property
+    def subsets(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def measured(self) -> NDArray[np.float64]: ...
+
+
+def check_methods(methods: Any) -> None:
+    """Raise ValueError unless methods are named, and at least one."""
     if not isinstance(methods, Mapping):
         raise ValueError(
             "methods must be a dict of names to fitted attributors or score matrices, got "
@@ -23,11 +41,10 @@ def check_methods(methods: Any) -> Mapping[str, Method]:
         )
     if not methods:
         raise ValueError("methods must name at least one attributor or score matrix, got none.")
-    return methods
 
 
 def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) -> None:
-    """Raise if the attributor was fitted on another number of training rows.
+    """Raise ValueError if the attributor was fitted on another number of training rows.
 
     A fold or a sample of them has columns that are other rows.
     """
@@ -41,22 +58,38 @@ def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) ->
         )
 
 
+def attributed(
+    label: str,
+    attributor: BaseAttributor,
+    n_train: int | None,
+    X_test: Any,
+    y_test: Any,
+    epochs: list[int] | None = None,
+) -> NDArray[np.float64]:
+    """Return an attributor's scores (..., n_test, n_train); NaN for training rows without a score.
+
+    At each of these horizons, if it has them all. Errors name the argument by its `label`.
+    """
+    if X_test is None:
+        raise ValueError("X_test must be given to score with attributors.")
+    if n_train is not None:
+        check_training_rows(label, attributor, n_train)
+    if epochs is None:
+        found = np.asarray(attributor.transform(X_test, y_test), dtype=float)
+    else:
+        found = attributor._at_horizons(X_test, y_test, epochs)
+    scores = np.full((*found.shape[:-1], len(attributor._y)), np.nan)
+    scores[..., attributor.train_indices_] = found
+    return scores
+
+
 def score_matrix(
     label: str, method: Any, shape: tuple[int, int], X_test: Any, y_test: Any
 ) -> NDArray[np.float64]:
-    """Scores of the given shape (n_test, n_train); NaN for training rows that are not scored.
-
-    Errors name the argument by its `label`.
-    """
+    """Return scores of this shape (n_test, n_train); NaN for training rows without a score."""
     n_test, n_train = shape
     if isinstance(method, BaseAttributor):
-        if X_test is None:
-            raise ValueError("X_test must be given to score with attributors.")
-        check_training_rows(label, method, n_train)
-        found = np.asarray(method.transform(X_test, y_test), dtype=float)
-        columns = np.asarray(method.train_indices_)
-        scores = np.full((len(found), n_train), np.nan)
-        scores[:, columns] = found
+        scores = attributed(label, method, n_train, X_test, y_test)
     else:
         scores = np.asarray(method, dtype=float)
         if scores.ndim != 2 or scores.shape[1] != n_train:
@@ -73,3 +106,8 @@ def score_matrix(
             "test rows."
         )
     return scores
+
+
+def largest(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Return the columns of the k largest entries of each row, equal ones in their order, NaN last."""
+    return np.argsort(np.nan_to_num(-scores, nan=np.inf), axis=1, kind="stable")[:, :k]

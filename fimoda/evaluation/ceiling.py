@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import check_count, check_random_state
-from ._ranks import spearman
+from .._validation import POSITIVE_INTEGER, check_random_state, checks_arguments
+from ._correlation import spearman
 
 
+@checks_arguments(n_splits=[POSITIVE_INTEGER])
 def noise_ceiling(measured: Any, *, n_splits: int = 20, random_state: Any = None) -> NDArray[Any]:
-    r"""Rank correlation that the exact expected measurement would reach.
+    r"""Estimate the rank correlation that the exact expected measurement would reach.
 
     A method that predicts the expected measurement of every subset exactly is still compared with
     means of R noisy trainings. The seeds are split into two halves of h, and the rank correlation r
@@ -60,7 +61,6 @@ def noise_ceiling(measured: Any, *, n_splits: int = 20, random_state: Any = None
             "measured must have shape (n_subsets, n_test, n_seeds), got shape "
             f"{measured.shape}. Keep the seeds as the last axis."
         )
-    check_count(n_splits, "n_splits")
     measured = measured[np.isfinite(measured).all((1, 2))]
     n_subsets, n_test, n_seeds = measured.shape
     if n_seeds < 2 or n_subsets < 3:

@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_top, check_unmasked
 from ..base import BaseAttributor
-from ._orders import largest
-from ._scores import score_matrix
+from ._scores import largest, score_matrix
 
 
 def class_detection(
@@ -21,7 +20,7 @@ def class_detection(
     *,
     k: int = 10,
 ) -> NDArray[np.float64]:
-    """Share of the k most helpful rows that have the class of the test row.
+    """Return the share of the k most helpful rows that have the class of the test row.
 
     Rows of the same class should be those that help. It is a check of plausibility, not of
     counterfactuals: a nearest-neighbour search does well at it. Chance is the share of the class.
@@ -58,6 +57,5 @@ def class_detection(
     check_unmasked(y_test, "y_test")
     classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
     matrix = score_matrix("scores", scores, (len(wanted), len(classes)), X_test, y_test)
-    scored = int(np.isfinite(matrix[0]).sum())
-    check_top(k, scored)
+    check_top(k, int(np.isfinite(matrix[0]).sum()))
     return (classes[largest(matrix, k)] == wanted[:, None]).mean(1)

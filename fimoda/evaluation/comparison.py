@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from ..attributors.trak import TRAK
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
+from ..top_rows import aligned
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Outcomes
+from ._correlation import centred, cosine
 from .agreement import AgreementCurve, agreement_curve
 
 #: What a method may raise where it does not apply; torch raises NotImplementedError where an
@@ -67,7 +68,7 @@ class MethodComparison:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self) -> Any:
-        """One row per method: agreement (cosine) at each horizon, and seconds."""
+        """Return one row per method: agreement (cosine) at each horizon, and seconds."""
         import pandas as pd
 
         frame = pd.DataFrame(
@@ -78,16 +79,20 @@ class MethodComparison:
         return frame.assign(seconds=[self.seconds[name] for name in self.agreement.methods])
 
     def __repr__(self) -> str:
+        lines = [
+            [
+                "cosine after so many epochs",
+                *(str(int(e)) for e in self.agreement.epochs),
+                "seconds",
+            ]
+        ]
         names = [*self.agreement.methods, "one seed of further training"]
-        width = max(map(len, names))
-        head = "".join(f"{int(e):>8}" for e in self.agreement.epochs)
-        lines = [f"{'cosine after so many epochs':<{width}}{head} seconds"]
         cost = [*(self.seconds[name] for name in self.agreement.methods), self.gold_seconds]
         values = [*self.agreement.mean(), self.one_seed]
         for name, row, spent in zip(names, values, cost, strict=True):
-            lines.append(f"{name:<{width}}" + "".join(f"{v:8.2f}" for v in row) + f"{spent:8.1f}")
-        lines += [f"{name}: not run, {why}" for name, why in self.skipped.items()]
-        return "\n".join([*lines, f"recommended: {self.recommended}"])
+            lines.append([name, *(f"{value:.2f}" for value in row), f"{spent:.1f}"])
+        skipped = [f"{name}: not run, {why}" for name, why in self.skipped.items()]
+        return "\n".join([aligned(lines), *skipped, f"recommended: {self.recommended}"])
 
 
 def compare_methods(
@@ -286,15 +291,11 @@ def _recommended(agreement: AgreementCurve, seconds: dict[str, float]) -> str:
 
 
 def _one_seed(curve: FurtherTrainingCurve) -> NDArray[np.float64]:
-    """Mean cosine of each seed's scores with the mean of the others."""
-    seeds = range(len(curve.seeds))
-    if len(seeds) < 2:
+    """Return the mean cosine of each seed's scores with the mean of the others, (n_epochs,)."""
+    per_seed = curve.per_seed
+    n_others = per_seed.shape[-1] - 1
+    if not n_others:
         return np.full(len(curve.epochs), np.nan)
-    found = []
-    for seed in seeds:
-        others = [k for k in seeds if k != seed]
-        of = curve.outcomes
-        outcomes = Outcomes(of.left_out[..., others], of.full[..., others], of.final)
-        rest = replace(curve, seeds=[curve.seeds[k] for k in others], outcomes=outcomes)
-        found.append(agreement_curve({"": curve.per_seed[..., seed]}, rest).mean()[0])
-    return np.mean(found, axis=0)
+    others = (per_seed.sum(-1, keepdims=True) - per_seed) / n_others
+    mine, rest = (np.moveaxis(one, -1, 0) for one in (per_seed, others))
+    return cosine(mine, centred(rest)).mean((0, 2))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..distances import resolve_distance
 from ..training.outcome_samples import OutcomeSamples
-from ._ranks import spearman
+from ._correlation import pearson, spearman
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DistributionalAgreement:
 
     @property
     def closer(self) -> float:
-        """Share of the test and left-out rows where `after` is less than `before`."""
+        """Return the share of the test and left-out rows where `after` is less than `before`."""
         return float((self.after < self.before).mean())
 
 
@@ -109,13 +109,6 @@ def distributional_agreement(
         theirs,
         np.abs(between(measured.left_out, start)),
         np.abs(between(measured.left_out, predicted.left_out)),
-        _pearson(ours, theirs),
+        pearson(ours, theirs),
         spearman(ours, theirs),
     )
-
-
-def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation over the last axis; 0 where one is constant."""
-    a, b = (one - one.mean(-1, keepdims=True) for one in (a, b))
-    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 0)

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_count, check_random_state
-from ._effects import MeasuredEffect
-from ._ranks import Ranks, weighted_spearman
-from ._scores import Method, check_methods, score_matrix
+from .._validation import OPEN_SHARE, POSITIVE_INTEGER, check_random_state, checks_arguments
+from ..distances import Distance, resolve_distance
+from ..top_rows import aligned
+from ._correlation import Ranks, weighted_spearman
+from ._scores import Method, Outcomes, check_methods, score_matrix
 from .ceiling import noise_ceiling
+
+#: A distance, and the samples (of each test row) that it is from.
+Against = tuple[Distance, list[NDArray[np.float64]]] | None
 
 #: Subsets below which a rank correlation says nothing.
 MIN_SUBSETS = 3
-
-
-class Outcomes(Protocol):
-    """Models trained on subsets, as `train_on_subsets` returns them.
-
-    Attributes
-    ----------
-    subsets : ndarray of bool, shape (n_subsets, n_train)
-        Which rows each model was trained on.
-    measured : ndarray of shape (n_subsets, n_test, n_seeds)
-        Measurements of the test rows; NaN where training failed.
-    """
-
-    @property
-    def subsets(self) -> NDArray[np.bool_]: ...
-
-    @property
-    def measured(self) -> NDArray[np.float64]: ...
 
 
 @dataclass(frozen=True)
@@ -69,11 +55,11 @@ class LinearDatamodelingScore:
     n_subsets: NDArray[np.int64]
 
     def mean(self) -> NDArray[np.float64]:
-        """Mean over test rows, (n_methods, n_ratios)."""
+        """Return the mean over test rows, (n_methods, n_ratios)."""
         return self.values.mean(-1)
 
     def interval(self) -> NDArray[np.float64]:
-        """Percentile bootstrap interval of the mean, (n_methods, n_ratios, 2).
+        """Return the percentile bootstrap interval of the mean, (n_methods, n_ratios, 2).
 
         It is about which subsets were drawn; the test rows are taken as they are.
         """
@@ -84,7 +70,7 @@ class LinearDatamodelingScore:
         return np.moveaxis(np.quantile(draws, [tail, 1 - tail], axis=-1), 0, -1)
 
     def difference(self, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How far one method is ahead of each.
+        """Return how far one method is ahead of each.
 
         On the same draws of subsets, where all methods are lucky together: the interval says more
         than whether two of `interval` overlap.
@@ -111,7 +97,7 @@ class LinearDatamodelingScore:
         return mean[k] - mean, self._quantiles(self.bootstrap[k] - self.bootstrap)
 
     def to_frame(self) -> Any:
-        """Tidy pandas DataFrame: one row per method and ratio, with interval and ceiling."""
+        """Return a tidy pandas DataFrame: one row per method and ratio, with interval and ceiling."""
         import pandas as pd
 
         means, interval, ceiling = self.mean(), self.interval(), self.ceiling.mean(-1)
@@ -125,20 +111,16 @@ class LinearDatamodelingScore:
         )
 
     def table(self) -> str:
-        """Plain-text table of means and intervals, methods by ratios, and the ceiling."""
-        width = max(len(m) for m in [*self.methods, "ceiling"])
-        header = " " * width + "".join(f"{ratio:>20.3g}" for ratio in self.ratios)
-        rows = (
-            f"{name:<{width}}"
-            + "".join(
-                f"{m:6.2f} [{low:5.2f},{high:5.2f}]" for m, (low, high) in zip(*one, strict=True)
-            )
-            for name, *one in zip(self.methods, self.mean(), self.interval(), strict=True)
-        )
-        last = f"{'ceiling':<{width}}" + "".join(f"{c:6.2f}{'':14}" for c in self.ceiling.mean(-1))
-        return "\n".join([header, *rows, last.rstrip()])
+        """Return a plain-text table of means and intervals, methods by ratios, and the ceiling."""
+        lines = [["", *(f"{ratio:.3g}" for ratio in self.ratios)]]
+        for name, means, intervals in zip(self.methods, self.mean(), self.interval(), strict=True):
+            pairs = zip(means, intervals, strict=True)
+            lines.append([name, *(f"{m:.2f} [{low:5.2f},{high:5.2f}]" for m, (low, high) in pairs)])
+        lines.append(["ceiling", *(f"{one:.2f}{'':14}" for one in self.ceiling.mean(-1))])
+        return aligned(lines)
 
 
+@checks_arguments(n_bootstrap=[POSITIVE_INTEGER], confidence=[OPEN_SHARE])
 def linear_datamodeling_score(
     methods: Mapping[str, Method],
     outcomes: Outcomes | Mapping[float, Outcomes] | list[Outcomes],
@@ -151,7 +133,7 @@ def linear_datamodeling_score(
     confidence: float = 0.95,
     random_state: Any = None,
 ) -> LinearDatamodelingScore:
-    r"""How well methods rank the effects of training on subsets of the rows.
+    r"""Judge how well methods rank the effects of training on subsets of the rows.
 
     For each test row z, the rank correlation over the subsets S between the predicted effect of
     the rows that are missing and the measurement after training without them,
@@ -225,9 +207,6 @@ def linear_datamodeling_score(
     array([[1.]])
     """
     check_methods(methods)
-    check_count(n_bootstrap, "n_bootstrap")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}.")
     by_ratio = _by_ratio(outcomes)
     n_test = by_ratio[0][1].measured.shape[1]
     n_train = by_ratio[0][1].subsets.shape[1]
@@ -236,8 +215,8 @@ def linear_datamodeling_score(
         for name, method in methods.items()
     }
     rng = check_random_state(random_state)
-    effect = MeasuredEffect(distance, reference, n_test)
-    parts = [_judge(scores, one, effect, n_bootstrap, rng) for _, one in by_ratio]
+    against = _check_distance(distance, reference, n_test)
+    parts = [_judge(scores, one, against, n_bootstrap, rng) for _, one in by_ratio]
     values, bootstrap, ceiling, n_subsets = zip(*parts, strict=True)
     return LinearDatamodelingScore(
         list(methods),
@@ -251,7 +230,7 @@ def linear_datamodeling_score(
 
 
 def _by_ratio(outcomes: Any) -> list[tuple[float, Outcomes]]:
-    """Outcomes with the share of rows that they keep, all of the same shape."""
+    """Return outcomes with the share of rows that they keep, all of the same shape."""
     if isinstance(outcomes, Mapping):
         pairs = [(float(ratio), one) for ratio, one in outcomes.items()]
     else:
@@ -282,14 +261,32 @@ def _by_ratio(outcomes: Any) -> list[tuple[float, Outcomes]]:
     return pairs
 
 
+def _check_distance(distance: Any, reference: ArrayLike | None, n_test: int) -> Against:
+    """Return the distance and, of each test row, the measurements after training on all rows."""
+    if (distance is None) != (reference is None):
+        raise ValueError(
+            "distance and reference must be given together: the distance is to measurements after "
+            "training on all rows, for example train_on_subsets(..., [range(n)], ...).measured[0]."
+        )
+    if distance is None:
+        return None
+    samples = np.asarray(reference, dtype=float)
+    if samples.ndim != 2 or len(samples) != n_test or not samples.size:
+        raise ValueError(
+            f"reference must have shape ({n_test}, n_reference), a sample for each test row, got "
+            f"{samples.shape}."
+        )
+    return resolve_distance(distance), [row[np.isfinite(row)] for row in samples]
+
+
 def _judge(
     scores: Mapping[str, NDArray[np.float64]],
     outcomes: Outcomes,
-    effect: MeasuredEffect,
+    against: Against,
     n_bootstrap: int,
     rng: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
-    """Values (n_methods, n_test), bootstrap means (n_methods, n_bootstrap), ceiling, subsets."""
+    """Return values (n_methods, n_test), bootstrap means (n_methods, n_bootstrap), ceiling, subsets."""
     measured = np.asarray(outcomes.measured, dtype=float)
     succeeded = np.isfinite(measured).all(1)  # (n_subsets, n_seeds)
     used = succeeded.any(1)
@@ -300,25 +297,38 @@ def _judge(
             f"{len(used)} without failure. Train more subsets, 50 or more for a useful interval."
         )
     removed = ~np.asarray(outcomes.subsets)[used]
-    effects = effect(measured[used], succeeded[used])
-    predicted = np.stack(
-        [_group_effects(name, one, removed) for name, one in scores.items()]
-    )  # (n_methods, n_test, n_subsets)
-    ranks, true_ranks = Ranks(predicted), Ranks(effects.T)
+    effects = _measured_effects(measured[used], succeeded[used], against)
+    predicted = [_group_effects(name, one, removed) for name, one in scores.items()]
+    ranks, true_ranks = Ranks(np.stack(predicted)), Ranks(effects.T)
     once = np.ones(n_subsets, dtype=np.int64)
     draws = rng.multinomial(n_subsets, once / n_subsets, size=n_bootstrap)
     bootstrap = [weighted_spearman(ranks, true_ranks, weights).mean(-1) for weights in draws]
     values = weighted_spearman(ranks, true_ranks, once)
     ceiling = noise_ceiling(measured, random_state=rng)
-    if effect.distance is not None:  # halves of the seeds are another distance away
+    if against is not None:  # halves of the seeds are another distance away
         ceiling = np.full(len(ceiling), np.nan)
     return values, np.stack(bootstrap, -1), ceiling, n_subsets
+
+
+def _measured_effects(
+    measured: NDArray[np.float64], succeeded: NDArray[np.bool_], against: Against
+) -> NDArray[np.float64]:
+    """Return effects (n_subsets, n_test): means over the trainings that succeeded, or distances."""
+    if against is None:
+        return np.mean(measured, 2, where=succeeded[:, None])
+    distance, samples = against
+    return np.array(
+        [
+            [distance(sample, row) for sample, row in zip(one[:, ok], samples, strict=True)]
+            for one, ok in zip(measured, succeeded, strict=True)
+        ]
+    )
 
 
 def _group_effects(
     name: str, scores: NDArray[np.float64], removed: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Sum of the scores of the removed rows over that of all sizes, (n_test, n_subsets).
+    """Return the sum of the scores of the removed rows over that of all sizes, (n_test, n_subsets).
 
     Rounded to twelve digits, so that the order of summation does not tell equal sums apart.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from .._validation import check_random_state, check_unmasked
+from .._validation import SHARE, check_random_state, check_unmasked, checks_arguments
 from ..base import BaseAttributor
 from ._scores import check_training_rows
 
@@ -40,14 +40,14 @@ class MislabelDetection:
     share: float
 
     def found_after(self, inspected: float) -> float:
-        """Share of the mislabelled rows found after inspecting this share of all rows."""
+        """Return the share of the mislabelled rows found after inspecting this share of all rows."""
         return float(np.interp(inspected, self.inspected, self.found))
 
 
 def mislabel_detection(
     scores: BaseAttributor | ArrayLike, is_mislabelled: ArrayLike
 ) -> MislabelDetection:
-    """How well scores of training rows, such as self-influence, find those with wrong labels.
+    """Judge how well scores of training rows, such as self-influence, find wrong labels.
 
     A row that the model could fit only by its own presence has a large self-influence: without it,
     its own loss would rise most. Rows are inspected from the largest score down.
@@ -117,6 +117,7 @@ def mislabel_detection(
     )
 
 
+@checks_arguments(fraction=[SHARE])
 def flip_labels(
     y: ArrayLike, fraction: float, random_state: Any = None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -149,8 +150,6 @@ def flip_labels(
     y = np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"y must be one label a row, got shape {y.shape}.")
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}.")
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y must have at least two classes, got {len(classes)}.")

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_random_state
 from ..base import BaseAttributor
-from ._orders import most_helpful, random_rows
+from ..training.outcomes import standard_error
+from ..training.subset_outcomes import mean_and_error
 from ._retraining import Train, as_train
-from ._scores import Method, check_methods
+from ._scores import Method, check_methods, largest, score_matrix
 
 #: Name of the baseline that removes rows at random.
 RANDOM = "Random"
@@ -51,18 +52,15 @@ class SubsetRemovalCurve:
     n_failed: int
 
     def mean(self) -> NDArray[np.float64]:
-        """Fraction flipped, or mean change of the absolute error, (n_methods, n_k)."""
+        """Return the fraction flipped, or the mean change of the absolute error, (n_methods, n_k)."""
         return self.effects.mean(-1)
 
     def sem(self) -> NDArray[np.float64]:
-        """Standard error over test rows, (n_methods, n_k); NaN for one test row."""
-        n = self.effects.shape[-1]
-        if n < 2:
-            return np.full(self.effects.shape[:-1], np.nan)
-        return self.effects.std(-1, ddof=1) / np.sqrt(n)
+        """Return the standard error over test rows, (n_methods, n_k); NaN for one test row."""
+        return standard_error(self.effects)
 
     def to_frame(self) -> Any:
-        """Tidy pandas DataFrame: one row per method and k, with mean and sem."""
+        """Return a tidy pandas DataFrame: one row per method and k, with mean and sem."""
         import pandas as pd
 
         means, sems = self.mean(), self.sem()
@@ -187,7 +185,7 @@ def subset_removal_curve(
             f"so for none of {len(full)}."
         )
     orders = [
-        most_helpful(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
+        _most_helpful(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
         for name, method in methods.items()
     ]
     if random_baseline:
@@ -197,7 +195,7 @@ def subset_removal_curve(
                 "random_baseline=False."
             )
         rng = check_random_state(random_state)
-        orders.append(random_rows(y_train, y_test, len(full), sizes[-1], flips, rng))
+        orders.append(_random_rows(y_train, y_test, len(full), sizes[-1], flips, rng))
     removed = np.stack(orders)[:, test_rows]  # (n_methods, n_rows, largest k), -1 is no row
     effects, n_failed = _effects(retrain, removed, test_rows, sizes, None if flips else before)
     names = [*methods, RANDOM] if random_baseline else list(methods)
@@ -213,7 +211,7 @@ class _Retraining:
         self.n_trained = 0
 
     def measured(self, subsets: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Measurements (n_subsets, n_test, n_seeds); equal subsets are trained once."""
+        """Return measurements (n_subsets, n_test, n_seeds); equal subsets are trained once."""
         distinct, place = np.unique(subsets, axis=0, return_inverse=True)
         measured = np.asarray(self.train(distinct).measured, dtype=float)
         if measured.ndim != 3 or len(measured) != len(distinct):
@@ -232,7 +230,7 @@ def _effects(
     sizes: NDArray[np.int64],
     before: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.float64], int]:
-    """Effects (n_methods, n_k, n_rows) and the number of failures; `before` for a regression."""
+    """Return effects (n_methods, n_k, n_rows) and the number of failures; `before` for a regression."""
     n_methods, n_rows, _ = removed.shape
     effects = np.zeros((n_methods, len(sizes), n_rows))
     n_failed = 0
@@ -256,14 +254,44 @@ def _effects(
 
 
 def _mean(measured: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the seeds (last axis) that did not fail; NaN if all did."""
-    known = np.isfinite(measured)
-    total = np.sum(measured, -1, where=known)
-    return np.divide(total, known.sum(-1), out=np.full(total.shape, np.nan), where=known.any(-1))
+    """Return the mean over the seeds (last axis) that did not fail; NaN if all did."""
+    return mean_and_error(np.where(np.isfinite(measured), measured, np.nan))[0]
+
+
+def _most_helpful(
+    label: str, method: Method, shape: tuple[int, int], X_test: Any, y_test: Any, k: int
+) -> NDArray[np.int64]:
+    """Return the k most helpful rows of each test row, the most helpful first, (n_test, k)."""
+    scores = score_matrix(label, method, shape, X_test, y_test)
+    scored = int(np.isfinite(scores[0]).sum())
+    if k > scored:
+        raise ValueError(f"k must be at most the {scored} rows that {label} scores, got {k}.")
+    return largest(scores, k)
+
+
+def _random_rows(
+    y_train: Any, y_test: Any, n_test: int, k: int, same_class: bool, rng: Any
+) -> NDArray[np.int64]:
+    """Return up to k random rows for each test row, (n_test, k); -1 where its class has no more."""
+    order = np.array([rng.permutation(len(y_train)) for _ in range(n_test)])
+    if not same_class:
+        return order[:, :k]
+    if y_test is None:
+        raise ValueError("y_test must be given for the baseline, which removes rows of its class.")
+    classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
+    if len(wanted) != n_test:
+        raise ValueError(
+            f"y_test must have one entry for each of the {n_test} test rows that train measures, got "
+            f"{len(wanted)}."
+        )
+    other = classes[order] != wanted[:, None]
+    first = np.argsort(other, axis=1, kind="stable")[:, :k]
+    rows = np.take_along_axis(order, first, 1)
+    return np.where(np.take_along_axis(other, first, 1), -1, rows)
 
 
 def _check_measurements(methods: Mapping[str, Method]) -> None:
-    """Attributors must not be of a measurement that is better when larger."""
+    """Raise ValueError for attributors of a measurement that is better when larger."""
     for name, method in methods.items():
         if isinstance(method, BaseAttributor) and method.measurement in ("margin", "log_prob"):
             raise ValueError(
@@ -273,7 +301,7 @@ def _check_measurements(methods: Mapping[str, Method]) -> None:
 
 
 def _check_two_classes(y_train: ArrayLike, largest_k: int) -> None:
-    """The baseline must leave a row of either class."""
+    """Raise ValueError unless the baseline leaves a row of either class."""
     classes, sizes = np.unique(np.asarray(y_train).ravel(), return_counts=True)
     if len(classes) == 2 and largest_k >= sizes.min():
         raise ValueError(
@@ -284,7 +312,7 @@ def _check_two_classes(y_train: ArrayLike, largest_k: int) -> None:
 
 
 def _check_k(k: Any, n_train: int) -> NDArray[np.int64]:
-    """Increasing numbers of rows that leave one at least."""
+    """Return increasing numbers of rows that leave one at least."""
     sizes = np.atleast_1d(np.asarray(k))
     fine = sizes.ndim == 1 and sizes.size and sizes.dtype.kind in "iu"
     if not fine or sizes[0] < 1 or (np.diff(sizes) <= 0).any() or sizes[-1] >= n_train:

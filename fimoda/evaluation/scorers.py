@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import n_rows
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
+from ._scores import Outcomes
 from .agreement import agreement_curve
-from .lds import Outcomes, linear_datamodeling_score
+from .lds import linear_datamodeling_score
 from .mislabels import mislabel_detection
 
 
@@ -35,7 +36,7 @@ class AllRows:
     def split(
         self, X: Any, y: Any = None, groups: Any = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The split.
+        """Yield the split.
 
         Parameters
         ----------
@@ -55,7 +56,7 @@ class AllRows:
         yield rows, rows
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """One.
+        """Return 1.
 
         Parameters
         ----------
@@ -115,7 +116,7 @@ class AgreementScorer:
     metric: str = "cosine"
 
     def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
-        """Mean agreement of the attributor over the test rows of the curve."""
+        """Return the mean agreement of the attributor over the test rows of the curve."""
         horizons = [int(e) for e in self.curve.epochs]
         if self.epochs is not None and self.epochs not in horizons:
             raise ValueError(
@@ -166,7 +167,7 @@ class LinearDatamodelingScorer:
     y_test: Any = None
 
     def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
-        """Mean score of the attributor over the test rows of the outcomes."""
+        """Return the mean score of the attributor over the test rows of the outcomes."""
         methods = {type(attributor).__name__: attributor}
         result = linear_datamodeling_score(
             methods, self.outcomes, self.X_test, self.y_test, n_bootstrap=1, random_state=0
@@ -212,7 +213,7 @@ class MislabelScorer:
     metric: str = "roc_auc"
 
     def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
-        """How well the attributor finds the mislabelled rows."""
+        """Return how well the attributor finds the mislabelled rows."""
         if self.metric not in ("roc_auc", "average_precision"):
             raise ValueError(
                 f"metric must be 'roc_auc' or 'average_precision', got {self.metric!r}."

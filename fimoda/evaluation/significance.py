@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, t
 
+from .._validation import OPEN_SHARE, StrOptions, checks_arguments
 from ..base import BaseAttributor
 
 
@@ -28,6 +29,7 @@ class Significance:
     p_values: NDArray[np.float64]
 
 
+@checks_arguments(fdr=[OPEN_SHARE], method=[StrOptions({"bh", "by"})])
 def significant_scores(
     scores: BaseAttributor | ArrayLike,
     X_test: Any = None,
@@ -38,7 +40,7 @@ def significant_scores(
     fdr: float = 0.05,
     method: Literal["bh", "by"] = "bh",
 ) -> Significance:
-    r"""Which training rows matter for a test row by more than the noise over seeds.
+    r"""Find the training rows that matter for a test row by more than the noise over seeds.
 
     A t-test of each score against zero, :math:`t = s / \mathrm{sem}` with R - 1 degrees of freedom
     for R seeds, two-sided, and for each test row a control of the false discovery rate over all its
@@ -103,8 +105,6 @@ def significant_scores(
         raise ValueError(f"n_seeds must be at least 2 for a standard error, got {n_seeds}.")
     if not np.isfinite(values).all() or not np.isfinite(errors).all() or (errors < 0).any():
         raise ValueError("scores and sem must be finite, and sem not negative.")
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr must lie between 0 and 1, got {fdr}.")
     size = np.abs(values)
     ratio = np.divide(size, errors, out=np.where(size > 0, np.inf, 0.0), where=errors > 0)
     p_values = false_discovery_control(2 * t.sf(ratio, n_seeds - 1), axis=1, method=method)
@@ -114,7 +114,7 @@ def significant_scores(
 def _of_attributor(
     attributor: BaseAttributor, X_test: Any, y_test: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Scores, their standard errors and the number of seeds."""
+    """Return scores, their standard errors and the number of runs."""
     if X_test is None:
         raise ValueError("X_test must be given to score with an attributor.")
     values = np.asarray(attributor.transform(X_test, y_test), dtype=float)
