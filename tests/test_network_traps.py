@@ -17,7 +17,7 @@ from skorch.callbacks import Checkpoint
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from fimoda import FurtherTraining, GradDot, TracIn, TrajectoryRecorder, as_final_model
+from fimoda import FurtherTraining, GradDot, LeaveOneOut, TracIn, TrajectoryRecorder, as_final_model
 
 N, D, C = 12, 4, 3
 
@@ -226,6 +226,17 @@ class Bag(nn.Module):
         return self.out(self.e(x).mean(1))
 
 
+class FunctionalBag(Bag):
+    """Settings are where nothing but the gradients shows them."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.settings, self.e = settings, nn.Parameter(self.e.weight.detach())
+
+    def forward(self, x):
+        return self.out(F.embedding(x, self.e, **self.settings).mean(1))
+
+
 def test_sparse_embeddings_are_dense_ones():
     ids = np.random.default_rng(0).integers(7, size=(N, 5))
     y = np.arange(N) % C
@@ -240,13 +251,34 @@ def test_sparse_embeddings_are_dense_ones():
     ("module", "message"),
     [
         (lambda: Bag(max_norm=1.0), "max_norm"),
+        (lambda: Bag(scale_grad_by_freq=True), r"depend on the other rows.*scale_grad_by_freq"),
+        (lambda: FunctionalBag(scale_grad_by_freq=True), "scale_grad_by_freq"),
+        (lambda: FunctionalBag(sparse=True), r"gradients are sparse \(e\).*sparse=False"),
         (lambda: torch.jit.script(net()), "torch.jit"),
     ],
-    ids=["max_norm", "script"],
+    ids=["max_norm", "frequencies", "functional", "sparse", "script"],
 )
 def test_modules_that_cannot_be_taken_row_by_row(module, message):
+    made = module()
+    X, y = rows()
+    if isinstance(made, Bag):
+        X = np.random.default_rng(0).integers(7, size=(N, 5))
     with pytest.raises(ValueError, match=message):
-        as_final_model(module(), *rows(), criterion=nn.CrossEntropyLoss())
+        as_final_model(made, X, y, criterion=nn.CrossEntropyLoss())
+    if not isinstance(made, torch.jit.ScriptModule):
+        with pytest.raises(ValueError, match=message):
+            LeaveOneOut(made, criterion=nn.CrossEntropyLoss(), n_epochs=1).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [{}, {"padding_idx": 0}, {"sparse": True}])
+@pytest.mark.parametrize("bag", [False, True])
+def test_other_embeddings_are_taken(kind, bag):
+    """Their gradients are those of the rows apart, also where a word comes up twice."""
+    ids = np.random.default_rng(0).integers(7, size=(N, 5))
+    made = Bag(**kind)
+    if bag:
+        made = nn.Sequential(nn.EmbeddingBag(7, 4, **kind), nn.Linear(4, C))
+    as_final_model(made, ids, np.arange(N) % C, criterion=nn.CrossEntropyLoss())
 
 
 # ---- rows that were held out, or drawn unevenly -------------------------------------------------

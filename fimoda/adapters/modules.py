@@ -20,6 +20,7 @@ from ..losses import (
 from ..model import FinalModel, Recipe, unwrapped
 from .private_copy import (
     N_TRIED,
+    check_gradients_apart,
     check_rows_apart,
     first_output,
     has_hooks,
@@ -122,6 +123,7 @@ def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, bool, Any]:
             frozen.register_forward_pre_hook(keep_inputs)
         if isinstance(outputs, Tensor) and outputs.dim() in (1, 2) and len(outputs) == len(rows):
             check_rows_apart(frozen, rows, outputs)
+            check_gradients_apart(frozen, rows)
     return frozen, integers, raw
 
 

@@ -131,3 +131,49 @@ def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
             "estimator's outputs for a row depend on the other rows of the batch (it takes a mean over "
             "rows, for example), so that the loss of one row cannot be told from the others."
         )
+
+
+def check_gradients_apart(module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError unless rows that come up twice have twice the gradient of rows that come up once.
+
+    Gradients of ``nn.Embedding(scale_grad_by_freq=True)`` have not, whatever its outputs are. What
+    cannot be differentiated here at all is left to those who need it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode.
+    x : Tensor of shape (n, ...)
+        A few rows.
+    """
+    parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
+
+    def gradients(rows: Tensor) -> tuple[Tensor | None, ...]:
+        outputs = first_output(module(rows.clone()))
+        # outputs count differently, or those of a softmax would sum to a constant
+        counted = outputs.reshape(len(outputs), -1)
+        counted = counted * torch.linspace(1, 2, counted.shape[1]).to(counted)
+        return torch.autograd.grad(counted.sum(), tuple(parameters.values()), allow_unused=True)
+
+    try:
+        with torch.enable_grad():
+            once, twice = gradients(x), gradients(torch.cat([x, x]))
+    except RuntimeError:
+        return
+    for name, found in zip(parameters, once, strict=True):
+        if found is not None and found.layout != torch.strided:
+            raise ValueError(
+                f"estimator has a parameter whose gradients are sparse ({name}). Use sparse=False in its "
+                "forward: the values are the same."
+            )
+    off = size = 0.0
+    for one, two in zip(once, twice, strict=True):
+        if one is not None and two is not None:
+            off += float((two - 2 * one).double().square().sum())
+            size += float((2 * one).double().square().sum())
+    if off > 1e-6 * size:
+        raise ValueError(
+            "estimator's gradients for a row depend on the other rows of the batch, as those of "
+            "nn.Embedding(scale_grad_by_freq=True) do, so that a row's part cannot be told from that of "
+            "the others. Train the module without that, and pass it then."
+        )
