@@ -21,7 +21,7 @@ _FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def split_breast_cancer(test_size: float = 0.1, random_state: int = 0) -> Split:
-    """Breast cancer (569 rows, 30 standardised features), split into training and test rows.
+    """Return breast cancer (569 rows, 30 standardised features), split into training and test rows.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def split_breast_cancer(test_size: float = 0.1, random_state: int = 0) -> Split:
 
 
 def split_concrete(path: str | os.PathLike[str] | None = None) -> Split:
-    """Concrete compressive strength by the protocol of the papers: 927 training, 103 test rows.
+    """Return concrete compressive strength by the protocol of the papers: 927 training, 103 test rows.
 
     All nine columns, the target included, are standardised with the training rows' statistics.
 
@@ -105,7 +105,7 @@ def split_fashion_mnist(
     n_test: int | None = None,
     data_home: str | os.PathLike[str] | None = None,
 ) -> Split:
-    """Fashion-MNIST (28 x 28 grey images of ten kinds of clothes), split as it is published.
+    """Return Fashion-MNIST (28 x 28 grey images of ten kinds of clothes), split as it is published.
 
     The first rows of the 60,000 for training and the first of the 10,000 for testing; both are
     published in random order. Pixels lie in [0, 1].
@@ -147,7 +147,7 @@ def split_fashion_mnist(
 def _images(
     folder: Path, part: str, name: str, n_rows: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images as rows of float32, and labels, of one part of Fashion-MNIST."""
+    """Return images as rows of float32, and labels, of one part of Fashion-MNIST."""
     X = _read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     y = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
     if len(X) != len(y):
@@ -162,7 +162,7 @@ def _images(
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:
-    """The array of bytes in a gzipped file of the idx format."""
+    """Return the array of bytes in a gzipped file of the idx format."""
     if not file.exists():
         raise FileNotFoundError(
             f"{str(file)!r} does not exist. Fashion-MNIST is not part of fimoda: on Debian and Ubuntu "

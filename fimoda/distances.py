@@ -28,7 +28,7 @@ class Distance(ABC):
     minimum: ClassVar[int] = 1
 
     def __call__(self, left_out: ArrayLike, full: ArrayLike) -> NDArray[np.float64]:
-        """From samples (n_left_out, ...) and (n_full, ...), an array of the other axes."""
+        """Return an array of the other axes, from samples (n_left_out, ...) and (n_full, ...)."""
         samples = []
         for name, given in (("left_out", left_out), ("full", full)):
             sample = np.asarray(given, dtype=float)
@@ -48,40 +48,49 @@ class Distance(ABC):
         """Hook: the distance."""
 
 
+class Difference(Distance):
+    """Base of the differences of one number of each sample."""
+
+    signed: ClassVar[bool] = True
+
+    def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
+        return self._of(left_out) - self._of(full)
+
+    @abstractmethod
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        """Hook: return the number of each sample."""
+
+
 @dataclass(frozen=True)
-class Mean(Distance):
+class Mean(Difference):
     """Difference of the means, in the unit of the measurement."""
 
-    signed: ClassVar[bool] = True
-
-    def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
-        return left_out.mean(0) - full.mean(0)
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        return samples.mean(0)
 
 
 @dataclass(frozen=True)
-class Variance(Distance):
+class Variance(Difference):
     """Difference of the (unbiased) variances, in the squared unit of the measurement."""
 
-    signed: ClassVar[bool] = True
     minimum: ClassVar[int] = 2
 
-    def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
-        return left_out.var(0, ddof=1) - full.var(0, ddof=1)
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        return samples.var(0, ddof=1)
 
 
 @dataclass(frozen=True)
-class StandardDeviation(Distance):
+class StandardDeviation(Difference):
     """Difference of the standard deviations, in the unit of the measurement."""
 
-    signed: ClassVar[bool] = True
     minimum: ClassVar[int] = 2
 
-    def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
-        return left_out.std(0, ddof=1) - full.std(0, ddof=1)
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        return samples.std(0, ddof=1)
 
 
 @dataclass(frozen=True)
-class Quantile(Distance):
+class Quantile(Difference):
     """Difference of a quantile, in the unit of the measurement.
 
     Parameters
@@ -98,7 +107,6 @@ class Quantile(Distance):
     """
 
     q: float
-    signed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.q < 1:
@@ -111,11 +119,14 @@ class Quantile(Distance):
                 f"{self} needs at least {needed} samples, got {len(left_out)} and {len(full)}. Use "
                 "more seeds or models, or a quantile nearer to the median."
             )
-        return np.quantile(left_out, self.q, axis=0) - np.quantile(full, self.q, axis=0)
+        return super()._between(left_out, full)
+
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        return np.quantile(samples, self.q, axis=0)
 
 
 @dataclass(frozen=True)
-class TailProbability(Distance):
+class TailProbability(Difference):
     """Difference of the share of samples above a threshold.
 
     Parameters
@@ -131,10 +142,9 @@ class TailProbability(Distance):
     """
 
     threshold: float
-    signed: ClassVar[bool] = True
 
-    def _between(self, left_out: Samples, full: Samples) -> NDArray[np.float64]:
-        return (left_out > self.threshold).mean(0) - (full > self.threshold).mean(0)
+    def _of(self, samples: Samples) -> NDArray[np.float64]:
+        return (samples > self.threshold).mean(0)
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ class KullbackLeibler(Distance):
         return (p * np.log(p / q)).sum(0)
 
     def _histogram(self, sample: Samples, low: Any, width: Any, more: float) -> Samples:
-        """Smoothed shares, (bins, ...)."""
+        """Return smoothed shares, (bins, ...)."""
         place = np.divide(
             sample - low, width, out=np.zeros(np.broadcast(sample, low).shape), where=width > 0
         )
@@ -266,7 +276,7 @@ class SlicedWasserstein:
     random_state: Any = 0
 
     def __call__(self, left_out: ArrayLike, full: ArrayLike) -> NDArray[np.float64]:
-        """From vectors (n_left_out, d, ...) and (n_full, d, ...), an array of the other axes."""
+        """Return an array of the other axes, from vectors (n_left_out, d, ...), (n_full, d, ...)."""
         ours, theirs = np.asarray(left_out, dtype=float), np.asarray(full, dtype=float)
         if min(ours.ndim, theirs.ndim) < 2 or ours.shape[1] != theirs.shape[1]:
             raise ValueError(
@@ -323,7 +333,7 @@ NAMED: dict[str, Distance] = {
 
 
 def resolve_distance(distance: Any) -> Distance:
-    """The distance that a name, a `Distance` or a function of two vectors stands for.
+    """Return the distance that a name, a `Distance` or a function of two vectors stands for.
 
     Raises
     ------
@@ -343,12 +353,12 @@ def resolve_distance(distance: Any) -> Distance:
 
 
 def _sorted(samples: Samples) -> NDArray[np.float64]:
-    """Samples in increasing order along the last axis."""
+    """Return samples in increasing order along the last axis."""
     return np.sort(np.ascontiguousarray(np.moveaxis(samples, 0, -1)), axis=-1)
 
 
 def _merged(left_out: Samples, full: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """All samples in increasing order (..., n + m), and F - G after each of them."""
+    """Return all samples in increasing order (..., n + m), and F - G after each of them."""
     n, m = len(left_out), len(full)
     shape = np.broadcast_shapes(left_out.shape[1:], full.shape[1:])
     both = np.empty((*shape, n + m))

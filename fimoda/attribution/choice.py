@@ -136,13 +136,13 @@ def choose(
 
 
 def _is_refitted(estimator: Any) -> bool:
-    """Whether it is an estimator with a ``fit`` of its own, and no network in it."""
+    """Return whether it is an estimator with a ``fit`` of its own, and no network in it."""
     last = last_step(estimator)
     return hasattr(last, "fit") and not hasattr(last, "module_")
 
 
 def _is_linear(probe: BaseAttributor) -> bool:
-    """Whether the model is one linear layer, trained by a ``fit`` of its own."""
+    """Return whether the model is one linear layer, trained by a ``fit`` of its own."""
     links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
     one = links is not None and len(links) == 1 and isinstance(links[0], Affine)
     return one and _is_refitted(probe.estimator_)
@@ -177,12 +177,12 @@ class _Refits:
         self.known: list[str] = []
 
     def _settings(self) -> dict[str, Any]:
-        """How long to train, and in which portions."""
+        """Return how long to train, and in which portions."""
         left = max(self._clock.left * self._training / self._each, _AT_ONCE)
         return {"max_seconds": left, "chunk_size": self._chunk}
 
     def leave_one_out(self) -> list[Candidate]:
-        """Leave-one-out with as many seeds as the model needs, if memory can hold the models."""
+        """Return leave-one-out with as many seeds as the model needs, if memory can hold the models."""
         n_models = n_rows(self._rows[0]) + 1
         seconds = self._each * n_models
         if n_models > self._n_models:
@@ -201,7 +201,7 @@ class _Refits:
         return [Candidate(method, seconds * n_seeds)]
 
     def downsampling(self) -> Candidate:
-        """As many subsets as there is time for, each with a seed of its own."""
+        """Return as many subsets as there is time for, each with a seed of its own."""
         affordable = self._clock.left / self._each
         n_subsets = int(np.clip(affordable, N_SUBSETS, min(MAX_SUBSETS, self._n_models)))
         method = self._make(
@@ -215,7 +215,7 @@ class _Refits:
 
 
 def _influence(make: Make, probe: BaseAttributor) -> Candidate:
-    """One step of Newton's method without each row."""
+    """Return one step of Newton's method without each row."""
     newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
     method = make(ExactInfluence, probe.estimator_, newton_step=newton)
     in_part = " The earlier steps of the Pipeline stay as they are." * has_earlier_steps(

@@ -90,7 +90,7 @@ class Attribution:
 
     @property
     def _test_labels(self) -> Any:
-        """The index of the test frame, with all it knows, or the names."""
+        """Return the index of the test frame, with all it knows, or the names."""
         given = self.data["X_test"]
         return given.index if hasattr(given, "iloc") else self.test_names
 

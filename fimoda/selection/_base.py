@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
-from sklearn.utils import Tags, _safe_indexing, column_or_1d, get_tags
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Tags, column_or_1d, gen_batches, get_tags
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _num_samples
 
-from .._validation import check_consistent_length, check_targets, validate_data
+from .._validation import check_consistent_length, check_targets, n_rows, take_rows, validate_data
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
@@ -32,10 +32,10 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     random_state: Any
 
     def _checked(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
-        """Validated rows and targets; rows for an `estimator` are left for it to check."""
+        """Return validated rows and targets; rows for an `estimator` are left for it to check."""
         rows = self._checked_rows(X, reset=True)
         check_consistent_length(rows, y)
-        targets = check_targets(y, _num_samples(rows))
+        targets = check_targets(y, n_rows(rows))
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         if self._is_classification(targets):
@@ -49,7 +49,7 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         return validate_data(self, X, reset=reset, dtype="numeric")
 
     def _is_classification(self, y: NDArray[Any]) -> bool:
-        """Whether targets are classes: as the model says, if one is given."""
+        """Return whether targets are classes: as the model says, if one is given."""
         if self.estimator is None:
             return is_class_target(y)
         return get_tags(self.estimator).estimator_type == "classifier"
@@ -57,7 +57,7 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     def _fitted(
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> tuple[Any, dict[str, Any]]:
-        """A new model fitted on rows, and the weights as ``fit`` of an attributor takes them."""
+        """Return a new model fitted on rows, and the weights as ``fit`` of an attributor takes them."""
         if self.estimator is None:
             model = default_linear_model(self._is_classification(y))
         else:
@@ -75,25 +75,25 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     def _scored(
         self, model: Any, X: Any, y: NDArray[Any], given: dict[str, Any]
     ) -> BaseAttributor | None:
-        """The attributor, fitted on a model of the rows; None if none is given and it has no gradients."""
+        """Return the attributor, fitted on a model of the rows; None by default without gradients."""
         if self.attributor is not None:
             return self._of(self.attributor, model).fit(X, y, **given)
         try:
             return self._of(EKFACInfluence(), model).fit(X, y, **given)
         except (TypeError, ValueError):  # not for the rows: the model has taken them
-            if type(model).__name__ == "FrozenEstimator":  # is never fitted again
+            if isinstance(model, FrozenEstimator):  # is never fitted again
                 raise
         return None
 
     def _of(self, attributor: BaseAttributor, model: Any) -> BaseAttributor:
-        """A clone of an attributor, for a model."""
+        """Return a clone of an attributor, for a model."""
         new = clone(attributor).set_params(estimator=model)
         return new.set_params(random_state=self.random_state) if new.random_state is None else new
 
     def _own_losses(
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> tuple[Any, NDArray[np.float64]]:
-        """A new model of rows, and each row's self-influence, or held-out loss without gradients."""
+        """Return a new model and each row's self-influence, or held-out loss without gradients."""
         model, given = self._fitted(X, y, weights)
         attributor = self._scored(model, X, y, given)
         if attributor is None:
@@ -107,18 +107,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         return tags
 
 
-def take(rows: Any, indices: NDArray[Any]) -> Any:
-    """Some rows of an array, a list or a frame."""
-    return _safe_indexing(rows, indices)
-
-
 def mean_effect(
     attributor: BaseAttributor, X: Any, y: NDArray[Any], block: int = 1024
 ) -> NDArray[np.float64]:
-    """Mean over test rows of the scores of each column, a block of rows at a time."""
-    places = np.arange(len(y))
-    total = np.zeros(len(attributor.train_indices_))
-    for a in range(0, len(y), block):
-        some = places[a : a + block]
-        total += np.asarray(attributor.transform(take(X, some), y[some])).sum(0)
+    """Return the mean over test rows of the scores of each column, a block of rows at a time."""
+    places, total = np.arange(len(y)), np.zeros(len(attributor.train_indices_))
+    for rows in gen_batches(len(y), block):
+        some = places[rows]
+        total += np.asarray(attributor.transform(take_rows(X, some), y[some])).sum(0)
     return total / max(len(y), 1)

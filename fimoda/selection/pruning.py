@@ -11,10 +11,17 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils.metaestimators import available_if
 
-from .._validation import Interval, StrOptions, check_is_fitted, check_weights, checks_parameters
+from .._validation import (
+    Interval,
+    StrOptions,
+    check_is_fitted,
+    check_weights,
+    checks_parameters,
+    take_rows,
+)
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
-from ._base import BaseSelection, mean_effect, take
+from ._base import BaseSelection, mean_effect
 
 #: What scores rows for held-out ones where the model has no gradients.
 WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
@@ -139,23 +146,23 @@ class InfluencePruner(BaseSelection):
     def _held_out(
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None, classes: bool
     ) -> NDArray[np.float64]:
-        """Mean effect of each row on held-out rows."""
+        """Return the mean effect of each row on held-out rows."""
         total, times = np.zeros(len(y)), np.zeros(len(y))
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
             kept = None if weights is None else weights[train]
-            rows = take(X, train), y[train]
+            rows = take_rows(X, train), y[train]
             model, given = self._fitted(*rows, kept)
             attributor = self._scored(model, *rows, given)
             if attributor is None:
                 attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows, **given)
             columns = train[attributor.train_indices_]
-            total[columns] += mean_effect(attributor, take(X, seen), y[seen])
+            total[columns] += mean_effect(attributor, take_rows(X, seen), y[seen])
             times[columns] += 1
         return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
 
     def _support(self, y: NDArray[Any], classes: bool) -> NDArray[np.bool_]:
-        """Rows to keep."""
+        """Return the rows to keep, as a mask."""
         kept = np.ones(len(y), dtype=bool)
         lowest = np.argsort(self.scores_, kind="stable")[: int(self.fraction * len(y))]  # NaN last
         kept[lowest[self.scores_[lowest] < 0]] = False
@@ -186,7 +193,7 @@ class InfluencePruner(BaseSelection):
         """
         self.fit(X, y, sample_weight)
         kept = np.flatnonzero(self.support_)
-        return take(X, kept), take(y, kept)
+        return take_rows(X, kept), take_rows(y, kept)
 
 
 class BasePruned(InfluencePruner):
@@ -196,10 +203,10 @@ class BasePruned(InfluencePruner):
         super()._prune(X, y, weights)
         kept = np.flatnonzero(self.support_)
         own = None if weights is None else weights[kept]
-        self.estimator_ = self._fitted(take(X, kept), y[kept], own)[0]
+        self.estimator_ = self._fitted(take_rows(X, kept), y[kept], own)[0]
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Predictions of the model.
+        """Return predictions of the model.
 
         Parameters
         ----------
@@ -318,13 +325,13 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
 
     @property
     def classes_(self) -> NDArray[Any]:
-        """Classes of the fitted model."""
+        """Return the classes of the fitted model."""
         check_is_fitted(self, "estimator_")
         return self.estimator_.classes_
 
     @_has("predict_proba")
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities of the model.
+        """Return class probabilities of the model.
 
         Parameters
         ----------
@@ -340,7 +347,7 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
 
     @_has("decision_function")
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Decision function of the model.
+        """Return the decision function of the model.
 
         Parameters
         ----------
