@@ -126,6 +126,19 @@ def test_distances_of_two_normal_laws(distance, expected):
     assert_allclose(resolve_distance(distance)(0.4 + 1.5 * GRID, GRID), expected, rtol=3e-3)
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_wasserstein_against_the_optimal_plan(p):
+    """Of different numbers of samples, whose plan splits them; POT solves the transport problem."""
+    ot = pytest.importorskip("ot")
+    rng = np.random.default_rng(p)
+    left_out, full = rng.normal(size=(7, 3)), 1 + 2 * rng.normal(size=(5, 3))
+    found = Wasserstein(p)(left_out, full)
+    for z in range(3):
+        costs = np.abs(left_out[:, z, None] - full[:, z]) ** p
+        plan = ot.emd(np.full(7, 1 / 7), np.full(5, 1 / 5), costs)
+        assert_allclose(found[z], (plan * costs).sum() ** (1 / p), rtol=1e-10)
+
+
 def test_sliced_wasserstein_of_a_shift_and_a_rotation():
     cloud = np.random.default_rng(0).normal(size=(300, 3)) * [1.0, 3.0, 0.2]
     shift = np.array([2.0, -1.0, 0.5])
