@@ -310,19 +310,11 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         if y is not None:
             targets = self._model_targets(check_targets(y, len(rows)))
             return rows, self.model_.encode_y(targets, self.n_outputs_), self._measure
-        kind = self.model_.loss.kind
-        if kind == "custom":
-            raise ValueError(
-                "y must be given to transform: the meaning of this model's outputs is known to its "
-                "own criterion only."
-            )
-        outputs = self.model_.outputs(rows)
-        if kind == "regression":
-            measure = self._measure
-            if self.measurement == "loss":
-                measure = measurements.resolve("output", self.model_)
-            return rows, outputs, measure
-        return rows, self.model_.predicted_targets(outputs), self._measure
+        predicted = self.model_.predicted_targets(self.model_.outputs(rows))
+        loss, measure = self.model_.loss, self._measure
+        if self.measurement == "loss" and not loss.is_classifier:
+            measure = loss.target_output  # a number has no loss at its own prediction
+        return rows, predicted, measure
 
     if TYPE_CHECKING:
 

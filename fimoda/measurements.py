@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import CLASS_KINDS, ProbabilityNLL, RowLoss
+from .losses import RowLoss
 
 Measurement = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -54,60 +53,6 @@ class Output:
                 f"Output(index) must be in [0, {outputs.shape[-1]}) for this model, got {self.index}."
             )
         return outputs[..., self.index]
-
-
-class _ClassMeasurement:
-    """A measurement of the probability that a classifier gives to the target class."""
-
-    def __init__(self, loss: RowLoss):
-        self.loss = loss
-        self.kind = loss.kind
-
-    def _log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """log p of the target class."""
-        if self.kind == "binary_logit":
-            return -F.softplus(torch.where(targets == 1, -1.0, 1.0) * outputs.squeeze(-1))
-        if self.kind == "binary_probability":
-            p = outputs.squeeze(-1)
-            return torch.where(targets == 1, p, 1 - p).log()
-        if self.kind == "logits":
-            outputs = outputs.log_softmax(-1)
-        elif self.kind == "probabilities":
-            if isinstance(self.loss, ProbabilityNLL):
-                outputs = self.loss.smoothed(outputs)
-            outputs = outputs.log()
-        return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
-class _LogProb(_ClassMeasurement):
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._log_prob(outputs, targets)
-
-
-class _Margin(_ClassMeasurement):
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.kind == "binary_logit":
-            return torch.where(targets == 1, 1.0, -1.0) * outputs.squeeze(-1)
-        if self.kind == "logits":
-            # log p_y - log sum_{k != y} p_k, without forming 1 - p_y
-            index = targets.unsqueeze(-1)
-            others = outputs.scatter(-1, index, float("-inf"))
-            return outputs.gather(-1, index).squeeze(-1) - others.logsumexp(-1)
-        log_p = self._log_prob(outputs, targets)
-        return log_p - torch.log1p(-log_p.exp())
-
-
-def _single_output(outputs: Tensor, targets: Tensor) -> Tensor:
-    if outputs.shape[-1] != 1:
-        raise ValueError(
-            "measurement='output' needs a model with one output, or a classifier; this one has "
-            f"{outputs.shape[-1]}. Choose one with measurement=fimoda.measurements.Output(index)."
-        )
-    return outputs.squeeze(-1)
-
-
-def _target_output(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 class _OfUser:
@@ -150,18 +95,17 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
             f"measurement must be one of {', '.join(map(repr, NAMES))} or a callable "
             f"m(outputs, targets), got {measurement!r}."
         )
-    kind = model.loss.kind
+    loss = model.loss
     if measurement == "loss":
-        return model.loss
+        return loss
     if measurement == "output":
-        many = kind in CLASS_KINDS and not kind.startswith("binary")
-        return _target_output if many else _single_output
-    if kind not in CLASS_KINDS or kind == "one_vs_rest_logits":
+        return loss.target_output
+    if not loss.has_probabilities:
         raise ValueError(
             f"measurement={measurement!r} needs a classifier with class probabilities; the outputs "
-            f"of this model are {kind.replace('_', ' ')}. Use 'loss', 'output' or a callable."
+            f"of this model are {loss.outputs_are}. Use 'loss', 'output' or a callable."
         )
-    return _Margin(model.loss) if measurement == "margin" else _LogProb(model.loss)
+    return loss.margin if measurement == "margin" else loss.log_prob
 
 
 def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.func import functional_call, jacrev, vmap
 
 from ._identity import identity_of
 from ._validation import native
-from .losses import CLASS_KINDS, RowLoss
+from .losses import RowLoss
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
@@ -327,28 +327,6 @@ class FinalModel:
             )
         return torch.cat(list(self.jacobian_chunks(X, budget)))
 
-    def output_hessian(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Second derivative of each row's loss in its outputs, (n, C, C).
-
-        Raises
-        ------
-        TypeError
-            If torch does not know it.
-        """
-
-        def one(output: Tensor, target: Tensor) -> Tensor:
-            return self.loss(output.unsqueeze(0), target.unsqueeze(0)).squeeze(0)
-
-        try:
-            return vmap(hessian(one))(outputs, y)
-        except NotImplementedError as error:
-            raise TypeError(
-                f"criterion must have a second derivative for this method, but torch has none of this one "
-                f"({(str(error).splitlines() or ['not implemented'])[0]}). Use a method that needs the first "
-                "alone (GradDot, DataInf, TRAK, FurtherTraining), or write the criterion in differentiable "
-                "functions of torch."
-            ) from error
-
     # ---- rows -------------------------------------------------------------------------------
 
     def encode_X(self, X: ArrayLike | Tensor) -> Tensor:
@@ -367,52 +345,13 @@ class FinalModel:
             not that of the outputs.
         """
         array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-        kind = self.loss.kind
-        if kind in CLASS_KINDS:
-            return torch.as_tensor(self._class_indices(array), device=self.device)
-        if array.dtype.kind in "OSU":
-            raise ValueError(f"y must be numbers for this model, got {array.ravel()[:1].tolist()}.")
-        if kind == "custom":
-            tensor = torch.as_tensor(np.array(array, copy=True), device=self.device)
-            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        if array.ndim == 1 and n_outputs == 1:
-            array = array[:, None]
-        if array.shape[1:] != (n_outputs,):
-            raise ValueError(
-                f"y must have one column per output of the model ({n_outputs}), got shape "
-                f"{array.shape}. Pass y of shape (n_samples, {n_outputs})."
-            )
-        return torch.as_tensor(array.astype(np.float64), device=self.device).to(self.dtype)
-
-    def _class_indices(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        if self.classes is None:
-            raise RuntimeError("a classifier's FinalModel needs `classes`")
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if labels.ndim != 1:
-            raise ValueError(f"y must be a vector of class labels, got shape {labels.shape}.")
-        order = np.argsort(self.classes)
-        try:
-            position = np.searchsorted(self.classes, labels, sorter=order)
-        except TypeError:  # they have no order: None among strings
-            position = (labels[:, None] == self.classes[order]).argmax(1)
-        indices = order[np.minimum(position, len(order) - 1)]
-        unseen = np.asarray(self.classes[indices] != labels)
-        if unseen.any():
-            found = sorted({str(label) for label in labels[unseen]})[:5]
-            raise ValueError(
-                f"y contains labels that the model was not trained on: {', '.join(found)}. "
-                f"Its classes are {', '.join(map(str, self.classes[:10]))}."
-            )
-        return indices.astype(np.int64)
+        given = self.loss.encode(array, n_outputs, self.classes)
+        encoded = torch.as_tensor(np.array(given, copy=True), device=self.device)
+        return encoded.to(self.dtype) if encoded.is_floating_point() else encoded
 
     def predicted_targets(self, outputs: Tensor) -> Tensor:
-        """The predicted class of each row, encoded."""
-        if self.loss.kind == "binary_logit":
-            return (outputs[..., 0].sigmoid() > self.threshold).long()
-        if self.loss.kind == "binary_probability":
-            return (outputs[..., 0] > self.threshold).long()
-        return outputs.argmax(-1)
+        """Return the targets that the model predicts, encoded."""
+        return self.loss.predicted_targets(outputs, self.threshold)
 
     def row_weights(self, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Weight of each row in the training objective, (n,): class weight times sample weight."""

@@ -72,13 +72,13 @@ def freeze(estimator, X, y, **options):
 def probabilities(model, outputs: torch.Tensor) -> np.ndarray:
     """Probability of each class, from outputs of any kind."""
     f = outputs.numpy()
-    kind = model.loss.kind
+    kind = model.loss.outputs_are
     if kind.startswith("binary"):
-        second = expit(f) if kind == "binary_logit" else f
+        second = expit(f) if kind == "binary logit" else f
         return np.hstack([1 - second, second])
     if kind == "probabilities":
         return f
-    if kind == "one_vs_rest_logits":
+    if kind == "one vs rest logits":
         return expit(f) / expit(f).sum(1, keepdims=True)
     return softmax(f, axis=1)
 
@@ -146,7 +146,7 @@ def test_classifiers_predict_the_same(name, strings):
     predicted = model.classes[model.predicted_targets(outputs).numpy()]
     assert_array_equal(predicted, estimator.predict(X))
     assert_array_equal(model.classes[encoded.numpy()], y)
-    if model.loss.kind != "one_vs_rest_logits":
+    if model.loss.outputs_are != "one vs rest logits":
         p = estimator.predict_proba(X)[np.arange(len(y)), encoded.numpy()]
         assert_allclose(model.losses(rows, encoded), -np.log(p), rtol=1e-9, atol=1e-12)
 
@@ -460,7 +460,7 @@ def test_skorch_classifier(criterion, weight):
     settings = {} if weight is None else {"criterion__weight": weight}
     net = net_of(skorch.NeuralNetClassifier, module, criterion=criterion, **settings).fit(X, y)
     model, rows, encoded = freeze(net, X, y)
-    assert model.loss.kind == ("probabilities" if last else "logits")
+    assert model.loss.outputs_are == ("probabilities" if last else "logits")
     assert_allclose(
         probabilities(model, model.outputs(rows)), net.predict_proba(X), rtol=1e-5, atol=1e-7
     )

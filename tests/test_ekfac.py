@@ -13,7 +13,7 @@ from torch import nn
 from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.layers import LayerDifferentiator
-from fimoda.curvature.operators import GaussNewton, SampledFisher, sampled_targets
+from fimoda.curvature.operators import GaussNewton, SampledFisher
 
 N, D = 12, 5
 
@@ -176,7 +176,7 @@ def test_bases_are_those_of_the_second_moments(case):
     _, model, X, y, _ = problem(case)
     weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
     ekfac = EKFAC(model, X, y, weights, fisher="sampled", seed=3)
-    targets = sampled_targets(model, X, torch.Generator().manual_seed(3))
+    targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
     factors = LayerDifferentiator(model, X[:2])(X, targets, model.loss)
     for block, f in zip(ekfac.blocks, factors, strict=True):
         if len(block.place) == 2:
@@ -199,7 +199,7 @@ def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
     weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
     ekfac = EKFAC(model, X, y, weights, fisher=fisher, seed=3, chunk_size=5)
     if fisher == "sampled":
-        targets = sampled_targets(model, X, torch.Generator().manual_seed(3))
+        targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
         g = gradients(model, X, targets)
         matrix = (g * (weights / weights.sum())[:, None]).T @ g
         assert_allclose(SampledFisher(model, X, y, weights, seed=3).dense(), matrix, atol=1e-12)

@@ -29,14 +29,14 @@ def draw(kind: str, n_outputs: int = C, lead: tuple[int, ...] = (N,)):
     labels = torch.randint(n_outputs, lead, generator=g)
     if kind == "regression":
         return outputs, torch.randn(*lead, n_outputs, generator=g, dtype=torch.float64)
-    if kind == "log_probabilities":
+    if kind == "log probabilities":
         return outputs.log_softmax(-1), labels
     if kind == "probabilities":
         return outputs.softmax(-1), labels
     if kind.startswith("binary"):
         outputs = outputs[..., :1]
         targets = torch.randint(2, lead, generator=g)
-        return (outputs.sigmoid() if kind == "binary_probability" else outputs), targets
+        return (outputs.sigmoid() if kind == "binary probability" else outputs), targets
     return outputs, labels
 
 
@@ -59,13 +59,13 @@ CASES = {
     ),
     "binary cross-entropy": (
         BinaryCrossEntropy(),
-        "binary_logit",
+        "binary logit",
         1,
         lambda o, y: F.binary_cross_entropy_with_logits(o[:, 0], y.double(), reduction="none"),
     ),
     "one-vs-rest": (
         OneVsRestCrossEntropy(),
-        "one_vs_rest_logits",
+        "one vs rest logits",
         C,
         lambda o, y: F.binary_cross_entropy_with_logits(
             o, F.one_hot(y, C).double(), reduction="none"
@@ -85,14 +85,14 @@ CRITERIA = {
     "Huber": (nn.HuberLoss(delta=0.3), "regression", C),
     "cross-entropy": (nn.CrossEntropyLoss(), "logits", C),
     "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), "logits", C),
-    "NLL": (nn.NLLLoss(), "log_probabilities", C),
-    "BCE with logits": (nn.BCEWithLogitsLoss(), "binary_logit", 1),
+    "NLL": (nn.NLLLoss(), "log probabilities", C),
+    "BCE with logits": (nn.BCEWithLogitsLoss(), "binary logit", 1),
     "BCE with pos_weight": (
         nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0, dtype=torch.float64)),
-        "binary_logit",
+        "binary logit",
         1,
     ),
-    "BCE": (nn.BCELoss(), "binary_probability", 1),
+    "BCE": (nn.BCELoss(), "binary probability", 1),
 }
 
 
@@ -106,7 +106,7 @@ def as_criterion_wants(kind: str, outputs: torch.Tensor, targets: torch.Tensor):
 def test_values(name):
     loss, kind, n_outputs, reference = CASES[name]
     outputs, targets = draw(kind, n_outputs)
-    assert loss.kind == kind
+    assert loss.outputs_are == kind
     torch.testing.assert_close(
         loss(outputs, targets), reference(outputs, targets), rtol=1e-12, atol=1e-12
     )
@@ -117,7 +117,7 @@ def test_criterion_mean_is_mean_of_rows(name):
     criterion, kind, n_outputs = CRITERIA[name]
     outputs, targets = draw(kind, n_outputs)
     loss = row_loss(criterion, 2, n_outputs)
-    assert loss.kind == kind
+    assert loss.outputs_are == kind
     rows = loss(outputs, targets)
     assert rows.shape == (N,)
     torch.testing.assert_close(
@@ -149,6 +149,82 @@ def test_gradient_equals_autograd_and_finite_differences(name):
         torch.testing.assert_close(gradient[:, c], slope, rtol=1e-6, atol=1e-7)
 
 
+def loss_of(name: str):
+    """Loss, kind of outputs and their number."""
+    if name in CASES:
+        return CASES[name][:3]
+    criterion, kind, n_outputs = CRITERIA[name.removeprefix("criterion ")]
+    return row_loss(criterion, 2, n_outputs), kind, n_outputs
+
+
+ALL = [*CASES, *(f"criterion {name}" for name in CRITERIA)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_second_derivative_equals_autograd(name):
+    loss, kind, n_outputs = loss_of(name)
+    outputs, targets = draw(kind, n_outputs, lead=(2, N))
+    found = loss.output_hessian(outputs, targets)
+    assert found.shape == (2, N, n_outputs, n_outputs)
+    for model in range(2):
+        for i in range(N):
+            y = targets[model, i : i + 1]
+            own = torch.func.hessian(lambda o, y=y: loss(o[None], y)[0])(outputs[model, i])
+            torch.testing.assert_close(found[model, i], own, rtol=1e-10, atol=1e-13)
+    h = loss.constant_curvature(n_outputs)
+    assert (h is not None) == ("quared" in name or name == "criterion MSE")
+    if h is not None:
+        torch.testing.assert_close(found, h * torch.eye(n_outputs).double().expand_as(found))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fisher_matrix_is_the_expected_square_of_the_gradient(name):
+    """For a log-likelihood it is the second derivative, too; of other losses that is what is meant."""
+    loss, kind, n_outputs = loss_of(name)
+    outputs, targets = draw(kind, n_outputs)
+    vectors = torch.stack(loss.fisher_cotangents(outputs, targets))
+    found = torch.einsum("cna,cnb->nab", vectors, vectors)
+    expected = loss.output_hessian(outputs, targets)
+    if loss.has_probabilities:
+        p = loss.probabilities(outputs)
+        torch.testing.assert_close(p.sum(-1), torch.ones(N).double())
+        assert p.shape == (N, loss.n_classes(n_outputs))
+        expected = torch.zeros_like(expected)
+        for c in range(p.shape[1]):
+            g = loss.gradient(outputs, torch.full((N,), c))
+            expected += p[:, c, None, None] * g[:, :, None] * g[:, None, :]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if loss_of(n)[0].has_probabilities])
+def test_sampled_classes_have_their_probabilities(name):
+    loss, kind, n_outputs = loss_of(name)
+    row, _ = draw(kind, n_outputs, lead=(1,))
+    drawn = loss.sample_targets(row.expand(20_000, -1), torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=loss.n_classes(n_outputs)) / len(drawn)
+    torch.testing.assert_close(share.double(), loss.probabilities(row)[0], rtol=0, atol=0.015)
+    log_prob = [loss.log_prob(row, torch.tensor([c])).exp() for c in range(len(share))]
+    torch.testing.assert_close(torch.cat(log_prob), loss.probabilities(row)[0])
+
+
+@pytest.mark.parametrize("loss", [SquaredError(), SquaredError(0.5, "sum")])
+def test_sampled_numbers_have_the_variance_that_the_loss_stands_for(loss):
+    """exp(-loss) is proportional to their density: the mean loss of C outputs is C/2."""
+    outputs, _ = draw("regression", lead=(20_000,))
+    drawn = loss.sample_targets(outputs, torch.Generator().manual_seed(0))
+    assert abs(float((drawn - outputs).mean())) < 0.03
+    np.testing.assert_allclose(loss(outputs, drawn).mean(), C / 2, rtol=0.02)
+
+
+def test_targets_that_cannot_be_sampled_or_predicted():
+    outputs, _ = draw("regression")
+    for loss in (row_loss(nn.L1Loss(), 2, C), OneVsRestCrossEntropy(), row_loss(PerRow(), 2, C)):
+        with pytest.raises(ValueError, match="targets cannot be sampled for this loss"):
+            loss.sample_targets(outputs, torch.Generator())
+    with pytest.raises(ValueError, match="y must be given to transform"):
+        row_loss(PerRow(), 2, C).predicted_targets(outputs)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_leading_axes(name):
     """A stack of models is outputs with one axis more."""
@@ -165,7 +241,7 @@ def test_cross_entropies_equal_sklearn():
     outputs, y = draw("logits")
     expected = log_loss(y, outputs.softmax(1).numpy(), labels=range(C))
     np.testing.assert_allclose(CrossEntropy()(outputs, y).mean(), expected, rtol=1e-12)
-    logit, y = draw("binary_logit")
+    logit, y = draw("binary logit")
     expected = log_loss(y, logit.sigmoid().numpy().ravel(), labels=[0, 1])
     np.testing.assert_allclose(BinaryCrossEntropy()(logit, y).mean(), expected, rtol=1e-12)
 
@@ -179,7 +255,7 @@ def test_binary_cross_entropy_does_not_overflow():
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), OneVsRestCrossEntropy()])
 def test_small_losses_of_confident_rows_are_kept(loss):
     logit = torch.tensor([[40.0], [21.0]], dtype=torch.float64)
-    y = torch.tensor([1, 1]) if loss.kind == "binary_logit" else torch.tensor([0, 0])
+    y = torch.tensor([1, 1]) if loss.outputs_are == "binary logit" else torch.tensor([0, 0])
     np.testing.assert_allclose(loss(logit, y), np.exp([-40.0, -21.0]), rtol=1e-6)
 
 
@@ -216,7 +292,7 @@ def test_custom_criterion(output_ndim):
     if output_ndim == 1:
         targets = targets[:, 0]
     loss = row_loss(PerRow(), output_ndim, outputs.shape[1])
-    assert loss.kind == "custom"
+    assert loss.outputs_are == "custom"
     shaped = outputs[:, 0] if output_ndim == 1 else outputs
     expected = (shaped - targets).abs().sqrt().reshape(N, -1).mean(1)
     torch.testing.assert_close(loss(outputs, targets), expected)

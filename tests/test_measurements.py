@@ -16,19 +16,19 @@ N = 6
 LOSSES = {
     "regression": losses.SquaredError(),
     "logits": losses.CrossEntropy(),
-    "log_probabilities": losses.row_loss(torch.nn.NLLLoss(), 2, 3),
+    "log probabilities": losses.row_loss(torch.nn.NLLLoss(), 2, 3),
     "probabilities": losses.ProbabilityNLL(1e-12),
-    "binary_logit": losses.BinaryCrossEntropy(),
-    "binary_probability": losses.row_loss(torch.nn.BCELoss(), 2, 1),
-    "one_vs_rest_logits": losses.OneVsRestCrossEntropy(),
+    "binary logit": losses.BinaryCrossEntropy(),
+    "binary probability": losses.row_loss(torch.nn.BCELoss(), 2, 1),
+    "one vs rest logits": losses.OneVsRestCrossEntropy(),
     "custom": losses.row_loss(torch.nn.PoissonNLLLoss(), 2, 1),
 }
 WITH_PROBABILITIES = [
     "logits",
-    "log_probabilities",
+    "log probabilities",
     "probabilities",
-    "binary_logit",
-    "binary_probability",
+    "binary logit",
+    "binary probability",
 ]
 
 
@@ -44,10 +44,10 @@ def draw(kind: str):
         y = torch.tensor([0, 1, 1, 0, 1, 0])
         second = raw[:, 0].sigmoid()
         p = torch.where(y == 1, second, 1 - second)
-        return (raw[:, :1] if kind == "binary_logit" else second[:, None]), y, p
+        return (raw[:, :1] if kind == "binary logit" else second[:, None]), y, p
     y = torch.tensor([0, 2, 1, 1, 0, 2])
     p = raw.softmax(1)[torch.arange(N), y]
-    if kind == "log_probabilities":
+    if kind == "log probabilities":
         return raw.log_softmax(1), y, p
     return (raw.softmax(1) if kind == "probabilities" else raw), y, p
 
@@ -81,7 +81,7 @@ def test_gradients_against_finite_differences(name, kind):
         torch.testing.assert_close(gradient[:, c], slope, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["logits", "binary_logit"])
+@pytest.mark.parametrize("kind", ["logits", "binary logit"])
 def test_margin_of_confident_rows(kind):
     """1 - p is zero in floating point; the margin and its gradient are not lost."""
     if kind == "logits":
@@ -98,7 +98,7 @@ def test_margin_of_confident_rows(kind):
 
 def test_log_prob_of_confident_rows():
     outputs = torch.tensor([[800.0], [-800.0]], dtype=torch.float64)
-    log_prob = resolve("log_prob", model_of("binary_logit"))
+    log_prob = resolve("log_prob", model_of("binary logit"))
     np.testing.assert_allclose(log_prob(outputs, torch.tensor([0, 1])), [-800.0, -800.0])
 
 
@@ -112,9 +112,9 @@ def test_margin_of_two_classes_is_the_difference_of_logits():
 def test_output():
     one, many = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     y = torch.tensor([1, 0])
-    for kind in ("regression", "binary_logit", "binary_probability"):
+    for kind in ("regression", "binary logit", "binary probability"):
         assert resolve("output", model_of(kind))(one, y).tolist() == [1.0, 2.0]
-    for kind in ("logits", "log_probabilities", "probabilities", "one_vs_rest_logits"):
+    for kind in ("logits", "log probabilities", "probabilities", "one vs rest logits"):
         assert resolve("output", model_of(kind))(many, y).tolist() == [2.0, 3.0]
     with pytest.raises(ValueError, match=r"needs a model with one output.*Output\(index\)"):
         resolve("output", model_of("regression"))(many, y)
@@ -144,7 +144,7 @@ def test_callable_is_used_on_copies():
     assert targets.tolist() == [4.0, 5.0, 6.0]
 
 
-@pytest.mark.parametrize("kind", ["regression", "one_vs_rest_logits", "custom"])
+@pytest.mark.parametrize("kind", ["regression", "one vs rest logits", "custom"])
 @pytest.mark.parametrize("name", ["margin", "log_prob"])
 def test_needs_probabilities(name, kind):
     message = f"measurement='{name}' needs a classifier with class probabilities"

@@ -97,7 +97,7 @@ def test_output_hessian_against_finite_differences(index):
     rows = model.encode_X(X)
     outputs = model.outputs(rows)
     targets = model.encode_y(y[:N], outputs.shape[1])
-    hessian = model.output_hessian(outputs, targets)
+    hessian = model.loss.output_hessian(outputs, targets)
     step = 1e-5
     for c in range(outputs.shape[1]):
         move = torch.zeros(outputs.shape[1], dtype=torch.float64)

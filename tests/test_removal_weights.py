@@ -308,7 +308,7 @@ def test_newton_step_of_a_mean(n_rows):
     J = model.jacobian(found._X)
     f = model.outputs(found._X)
     g = torch.einsum("ncp,nc->np", J, model.loss.gradient(f, found._y))
-    C = torch.einsum("ncp,ncd,ndq->npq", J, model.output_hessian(f, found._y), J)
+    C = torch.einsum("ncp,ncd,ndq->npq", J, model.loss.output_hessian(f, found._y), J)
     share = torch.from_numpy(weights / weights.sum())
     before = torch.einsum("n,np->p", share, g)
     eye = torch.eye(g.shape[1]).double()

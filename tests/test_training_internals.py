@@ -359,7 +359,7 @@ LOSSES = list(row_losses())
 def loss_inputs(loss, n_outputs, lead=(4, 6)):
     generator = torch.Generator().manual_seed(2)
     outputs = torch.rand(*lead, n_outputs, generator=generator, dtype=torch.float64) * 0.8 + 0.1
-    if loss.kind in losses.CLASS_KINDS:
+    if loss.is_classifier:
         return outputs, torch.randint(0, max(n_outputs, 2), lead, generator=generator)
     return outputs, torch.rand(*lead, n_outputs, generator=generator, dtype=torch.float64)
 
@@ -695,7 +695,7 @@ def test_fake_devices_do_not_mix(device):
 
 
 def on_device(name: str, loss, n_outputs: int, device) -> FinalModel:
-    last = [nn.Softmax(-1)] if loss.kind == "probabilities" else []
+    last = [nn.Softmax(-1)] if loss.outputs_are == "probabilities" else []
     with device:
         module = {
             "chain": lambda: nn.Sequential(
@@ -719,7 +719,7 @@ def loss_on_device(name: str, device):
 
 
 def targets_on_device(loss, shape, n_outputs, device):
-    if loss.kind in losses.CLASS_KINDS:
+    if loss.is_classifier:
         return torch.zeros(shape, dtype=torch.long, device=device)
     return torch.zeros(*shape, n_outputs, device=device)
 
@@ -739,7 +739,9 @@ def test_training_stays_on_the_device(loss_name, name, device):
     """Gradient and optimiser; orders and weights of the batches are drawn on the CPU."""
     loss, n_outputs = loss_on_device(loss_name, device)
     model = on_device(name, loss, n_outputs, device)
-    assert (read_chain(model) is None) == (name == "no chain" or loss.kind == "probabilities")
+    assert (read_chain(model) is None) == (
+        name == "no chain" or loss.outputs_are == "probabilities"
+    )
     X = torch.rand(10, D, device=device)
     y = targets_on_device(loss, (10,), n_outputs, device)
     spec = OptimizerSpec(torch.optim.SGD, 0.1, {"momentum": 0.9, "fused": False})

@@ -78,7 +78,7 @@ def by_hand(estimator, X, y, weights, damping, n_test=M):
         Q = -(1 - margin.sigmoid())[:, None]
     else:
         f = model.outputs(rows)
-        factor = model.loss.factor(f)
+        factor = model.loss.constant_curvature(f.shape[1]) / 2
         Q = 2 * factor * (f - targets)
     share = torch.from_numpy(weights / weights.sum())
     C = torch.einsum("n,nfp,nfq->pq", share, J, J) + damping * torch.eye(J.shape[2]).double()
@@ -102,7 +102,7 @@ def test_regression_without_projection_is_the_exact_influence():
     """Under half the squared error the outputs have unit curvature."""
     model, X, y = trained("regression")
     found = TRAK(model, n_components=None, damping=0.1).fit(X, y).transform(X[:M], y[:M])
-    factor = as_final_model(model, X, y).loss.factor(torch.zeros(1, 1))
+    factor = as_final_model(model, X, y).loss.constant_curvature(1) / 2
     exact = ExactInfluence(model, damping=0.2 * factor, reweight_others=False).fit(X, y)
     wanted = exact.transform(X[:M], y[:M])  # its curvature is 2 * factor times TRAK's
     assert_allclose(found, wanted * 2 * factor, rtol=1e-8, atol=1e-12)
@@ -432,7 +432,7 @@ def test_sign_and_size_agree_with_leave_one_out():
     full = losses(fit(everything))
     truth = np.stack([losses(fit(np.delete(everything, i))) - full for i in range(60)], axis=1)
     model = fit(everything)
-    factor = as_final_model(model, X, y).loss.factor(torch.zeros(1, 1))
+    factor = as_final_model(model, X, y).loss.constant_curvature(1) / 2
     scores = TRAK(model, damping=0.0).fit(X, y).transform(X, y)
     # the output has unit curvature in the kernel where the loss has 2 * factor
     assert np.corrcoef(scores.ravel(), truth.ravel())[0, 1] > 0.97

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import (
-    CLASS_KINDS,
     ProbabilityNLL,
     RowLoss,
     SquaredError,
@@ -88,10 +87,10 @@ def freeze(
     else:
         loss = row_loss(criterion, raw.dim(), n_outputs)
     classes = None
-    if loss.kind in CLASS_KINDS:
+    if loss.is_classifier:
         if binary and n_outputs != 1:
             raise ValueError("a NeuralNetBinaryClassifier must have one output.")
-        classes = np.arange(2 if loss.kind.startswith("binary") else n_outputs)
+        classes = np.arange(loss.n_classes(n_outputs))
     weight = class_weight_of(criterion, n_outputs)
     if weight is not None:
         weight = weight.to(raw)

@@ -64,7 +64,8 @@ def _check_estimator(model: FinalModel, estimator: Any, X: NDArray[np.float64]) 
         _require_same(estimator, "predict", bare.predict(X), outputs, _ROUNDING)
         return
     own = bare.predict_proba(X)
-    _require_same(estimator, "predict_proba", own, _probabilities(model, outputs), _ROUNDING)
+    probabilities = model.loss.probabilities(torch.from_numpy(outputs)).numpy()
+    _require_same(estimator, "predict_proba", own, probabilities, _ROUNDING)
     _check_labels(estimator, bare.predict(X), own, estimator.classes_)
 
 
@@ -96,18 +97,6 @@ def _as_it_was(net: skorch.NeuralNet) -> Iterator[None]:
         yield
     for part, training in modes.items():
         part.training = training
-
-
-def _probabilities(model: FinalModel, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probability of each class, from the outputs of a model of scikit-learn."""
-    if model.loss.kind == "binary_logit":
-        outputs = np.hstack([np.zeros_like(outputs), outputs])
-    tensor = torch.from_numpy(outputs)
-    if model.loss.kind != "one_vs_rest_logits":
-        return tensor.softmax(-1).numpy()
-    each = tensor.sigmoid()
-    total = each.sum(-1, keepdim=True)
-    return torch.where(total > 0, each / total, 1 / each.shape[1]).numpy()
 
 
 def _check_labels(

@@ -21,7 +21,7 @@ from sklearn.utils import get_tags
 from torch import Tensor, nn
 
 from .._validation import check_rows
-from ..losses import FlatRowLoss, OutputKind, ProbabilityNLL, SquaredError
+from ..losses import ProbabilityNLL, SquaredError, ZeroOneLoss
 from ..model import FinalModel
 from ..rows import RawRows
 from .dispatch import frozen_view
@@ -310,16 +310,6 @@ def _final_model(estimator: Any, X: RawRows, y: NDArray[Any]) -> FinalModel:
 def _seen(estimator: Any, X: RawRows) -> NDArray[Any]:
     """Return rows as the model inside sees them."""
     return check_rows(RawRows(transform_rows(estimator, X.values)).dense(), _SEEN)
-
-
-class ZeroOneLoss(FlatRowLoss):
-    """One where the target class is not the predicted one, else zero."""
-
-    kind: OutputKind = "probabilities"
-    detail = "1 for a wrong prediction, else 0"
-
-    def _rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 1 - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 class _Outputs(nn.Module):

@@ -190,8 +190,6 @@ def _behaviour(attributor: BaseAttributor, y_test: Any) -> str:
     )
     if asked in ("loss", "log_prob", "margin") and loss.detail:
         name = f"{name} ({loss.detail})"
-    if y_test is not None or loss.kind == "custom":
-        return f"{name} of each test row"
-    if loss.kind == "regression":
-        return f"{'prediction' if asked == 'loss' else name} of each test row"
-    return f"{name} of each test row at its predicted class"
+    if y_test is None and loss.is_classifier:
+        return f"{name} of each test row at its predicted class"
+    return f"{'prediction' if y_test is None and asked == 'loss' else name} of each test row"

@@ -16,7 +16,6 @@ from ..curvature.output_space import (
 )
 from ..curvature.outputs import push_outputs
 from ..curvature.quadratic_removal import QuadraticRemoval
-from ..losses import SquaredError
 from ..row_gradients import Measure, RowDifferentiator
 from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.observed import ObservedRun
@@ -51,13 +50,13 @@ class KernelRun(LinearizedRun):
         self._kernel = OutputKernel(walk.model, walk.X, memory_budget, self.steps.preconditioner)
         loss = walk.model.loss
         self._removal = None
-        if isinstance(loss, SquaredError):
-            bend = 2 * loss.factor(run.outputs)
+        bend = loss.constant_curvature(run.outputs.shape[-1])
+        if bend is not None:
             self._removal = QuadraticRemoval(self._kernel(), self._share, bend, self.steps, exact)
             largest = float(self._removal.values[-1:].sum())
         else:
             self._gram = self._kernel()
-            curvature = walk.model.output_hessian(run.outputs[0], walk.y)
+            curvature = loss.output_hessian(run.outputs[0], walk.y)
             largest = largest_curvature(self._gram, self._share, curvature)
         self.steps.check_stable(largest + self.steps.coupled_decay, run.rates)
         if self._removal is not None:
@@ -82,7 +81,7 @@ class KernelRun(LinearizedRun):
         return adjoint_in_outputs(
             self._gram,
             self._share,
-            lambda epoch: self.walk.model.output_hessian(self.run.outputs[epoch], self.walk.y),
+            lambda epoch: self.walk.model.loss.output_hessian(self.run.outputs[epoch], self.walk.y),
             self.run.residuals,
             self.steps,
             self.run.rates,

@@ -35,7 +35,6 @@ from ..adapters import (
     trained_in_stacks,
     training_epochs,
 )
-from ..losses import CLASS_KINDS
 from ..measurements import Measurement, values
 from ..model import FinalModel
 from ..row_gradients import Measure
@@ -176,8 +175,8 @@ class BaseRetraining(BaseFurtherTraining):
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
         super()._prepare(X, y, sample_weight)
-        kind = self.model_.loss.kind
-        if self._in_stacks or callable(self.measurement) or kind not in CLASS_KINDS:
+        numbers = not self.model_.loss.is_classifier
+        if self._in_stacks or callable(self.measurement) or numbers:
             return
         measured = values(self._measure, self.model_.outputs(self._X), self._y)
         if not torch.isfinite(measured).all():

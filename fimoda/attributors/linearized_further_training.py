@@ -27,7 +27,6 @@ from .._validation import (
 )
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
-from ..losses import SquaredError
 from ..measurements import Measurement
 from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
@@ -291,7 +290,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             return inf
         n_steps = n_epochs * ceil(n / (self.batch_size or model.recipe.batch_size or n))
         modes = n * n_outputs
-        squared = isinstance(model.loss, SquaredError)
+        squared = model.loss.constant_curvature(n_outputs) is not None
         each = 10 * modes if squared else 2 * n_test * n_steps
         return each * modes**2 / (6 * n * model.n_parameters) + n_epochs
 
@@ -336,7 +335,8 @@ class LinearizedFurtherTraining(BaseHorizons):
 
     def _check_removal(self) -> None:
         if self.removal == "exact" and not (
-            self.solver_ == "kernel" and isinstance(self.model_.loss, SquaredError)
+            self.solver_ == "kernel"
+            and self.model_.loss.constant_curvature(self.n_outputs_) is not None
         ):
             raise ValueError(
                 "removal='exact' needs n_segments=1, solver='kernel' and a squared error, got "

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .. import measurements
 from .._validation import (
     MAX_SEED,
     NON_NEGATIVE_REAL,
@@ -26,7 +25,6 @@ from ..curvature.checks import check_gradients
 from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
 from ..curvature.removal import Removal
-from ..losses import CLASS_KINDS
 from ..measurements import Measurement, Output
 from ..model import FinalModel
 from ..row_gradients import Measure, RowDifferentiator
@@ -205,9 +203,7 @@ class TRAK(BaseAttributor):
 
     def _fit(self) -> None:
         check_gradients(self.model_, self._X, self._y, self._weights)
-        kind = self.model_.loss.kind
-        margin = kind in CLASS_KINDS and kind != "one_vs_rest_logits"
-        self.output_function_ = "margin" if margin else "output"
+        self.output_function_ = "margin" if self.model_.loss.has_probabilities else "output"
         self._share = (self._weights.double() / self._weights.double().sum()).to(self._X.device)
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
@@ -230,7 +226,7 @@ class TRAK(BaseAttributor):
     def _functions(self, model: FinalModel) -> list[Measure]:
         """The output functions whose gradients are the features of a row."""
         if self.output_function_ == "margin":
-            return [measurements.resolve("margin", model)]
+            return [model.loss.margin]
         return [Output(c) for c in range(self.n_outputs_)]
 
     def _member(self, model: FinalModel, seed: int) -> _Member:
@@ -328,7 +324,7 @@ def _damping_part(model: FinalModel) -> float:
 
 
 def _same_targets(a: FinalModel, b: FinalModel) -> bool:
-    """Whether two models have the same classes and the same kind of loss."""
+    """Return whether two models have the same classes and the same kind of outputs."""
     if a.classes is None or b.classes is None:
-        return a.loss.kind == b.loss.kind and a.classes is b.classes
-    return a.loss.kind == b.loss.kind and np.array_equal(a.classes, b.classes)
+        return a.loss.outputs_are == b.loss.outputs_are and a.classes is b.classes
+    return a.loss.outputs_are == b.loss.outputs_are and np.array_equal(a.classes, b.classes)

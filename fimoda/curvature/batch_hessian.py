@@ -158,7 +158,7 @@ class ChainHessian(BatchHessian):
         outputs, kept = outputs[0], [h[0] for h in tape]
         gradient = self.model.loss.gradient(outputs, y)
         with self._smoothed():
-            curvature = self.model.output_hessian(outputs, y) * w[:, None, None]
+            curvature = self.model.loss.output_hessian(outputs, y) * w[:, None, None]
         upstream = gradient * w[:, None]
         signals: list[Tensor] = []
         slopes: dict[int, Tensor] = {}

@@ -88,7 +88,7 @@ def check_curvature(model: FinalModel, X: Tensor, y: Tensor) -> None:
     """
     for start in range(0, len(X), _ROWS):
         rows = slice(start, start + _ROWS)
-        if model.output_hessian(model.outputs(X[rows]).double(), y[rows]).any():
+        if model.loss.output_hessian(model.outputs(X[rows]).double(), y[rows]).any():
             return
     warnings.warn(
         "the loss has no curvature at any training row (its second derivative in the outputs is zero, as "

@@ -10,12 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..losses import CLASS_KINDS
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import Measure, bilinear
 from .fisher_cosine import cosine_with_fisher
 from .layers import Factors, LayerDifferentiator
-from .operators import sampled_targets
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class EKFAC:
         self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, X[:2]),
-                sampled_targets(one, X, torch.Generator().manual_seed(seed))
+                one.loss.sample_targets(one.outputs(X), torch.Generator().manual_seed(seed))
                 if fisher == "sampled"
                 else y,
             )
@@ -171,15 +169,7 @@ class EKFAC:
         loss = self.model.loss
         if self.fisher == "sampled":
             return [loss.gradient(outputs, y)]
-        if loss.kind in CLASS_KINDS and loss.kind != "one_vs_rest_logits":
-            p = class_probabilities(outputs, loss.kind)
-            classes = [torch.full_like(y, c) for c in range(p.shape[1])]
-            return [p[:, c, None].sqrt() * loss.gradient(outputs, k) for c, k in enumerate(classes)]
-        values, vectors = torch.linalg.eigh(self.model.output_hessian(outputs.double(), y))
-        if bool((values < -1e-10 * values.abs().amax(1, keepdim=True)).any()):
-            raise ValueError("the loss is not convex in the outputs: EK-FAC needs one that is.")
-        columns = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-        return list(columns.to(outputs).unbind(2))
+        return loss.fisher_cotangents(outputs, y)
 
     def _covariances(self, X: Tensor, share: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A and S of each layer, float64."""
@@ -290,16 +280,6 @@ def _forms(matrices: Sequence[Tensor], a: list[Factors], b: list[Factors]) -> Te
             part = (f.dense() * g.dense() * entries).flatten(1).sum(1)
         total = total + part.double()
     return total
-
-
-def class_probabilities(outputs: Tensor, kind: str) -> Tensor:
-    """Probabilities (n, classes) that a classifier predicts, from its outputs."""
-    if kind.startswith("binary"):
-        p = outputs[:, 0].sigmoid() if kind == "binary_logit" else outputs[:, 0]
-        return torch.stack([1 - p, p], 1)
-    if kind == "logits":
-        return outputs.softmax(1)
-    return outputs.exp() if kind == "log_probabilities" else outputs
 
 
 def inner(matrices: Tensor, factors: Factors) -> Tensor:

@@ -272,7 +272,7 @@ def row_factors(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> tup
     """
     outputs = model.outputs(X)
     share = (weights.double() / weights.double().sum())[:, None]  # (n, 1)
-    values, vectors = torch.linalg.eigh(model.output_hessian(outputs, y))
+    values, vectors = torch.linalg.eigh(model.loss.output_hessian(outputs, y))
     largest = values.abs().amax(1, keepdim=True)
     if bool((values < -1e-10 * largest).any()):
         raise ValueError("the loss is not convex in the outputs: use curvature='hessian'.")

@@ -28,7 +28,7 @@ class FrozenJacobians(BatchHessian):
         model = self.model
         outputs = model.forward(theta, x)
         with self._smoothed():
-            curvature = model.output_hessian(outputs, y) * w[:, None, None]
+            curvature = model.loss.output_hessian(outputs, y) * w[:, None, None]
         moved = push_outputs(model, x, model.theta, V)
         bent = torch.einsum("bcd,bkd->kbc", curvature, moved)
         _, pull, *_ = vjp(lambda parameters: model.forward(parameters, x), model.theta)

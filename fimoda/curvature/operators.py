@@ -14,7 +14,6 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from ..losses import CLASS_KINDS, SquaredError
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import RowDifferentiator
 from .jacobian import FactoredJacobian, factored_jacobian
@@ -142,7 +141,7 @@ class GaussNewton(Curvature):
 
         f, pull_back, *_ = vjp(outputs, self.model.theta)
         pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1], out_dims=1)(V)
-        curved = pushed @ self.model.output_hessian(f, self.y[rows])  # (b, k, C)
+        curved = pushed @ self.model.loss.output_hessian(f, self.y[rows])  # (b, k, C)
         return vmap(pull_back, in_dims=1)(curved * w)[0]
 
     def _chunk_size(self, n_vectors: int) -> int:
@@ -157,7 +156,7 @@ class GaussNewton(Curvature):
 
     @cached_property
     def _output_hessian(self) -> Tensor:
-        return self.model.output_hessian(self.model.outputs(self.X), self.y)
+        return self.model.loss.output_hessian(self.model.outputs(self.X), self.y)
 
     def restricted(self, rows: NDArray[np.int64]) -> Curvature:
         other = super().restricted(rows)
@@ -235,32 +234,8 @@ class SampledFisher(EmpiricalFisher):
         penalty: bool = False,
         memory_budget: int = DEFAULT_BUDGET,
     ):
-        targets = sampled_targets(model, X, torch.Generator().manual_seed(seed))
+        targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(seed))
         super().__init__(model, X, targets, weights, penalty=penalty, memory_budget=memory_budget)
-
-
-def sampled_targets(model: FinalModel, X: Tensor, generator: torch.Generator) -> Tensor:
-    """Targets of the rows drawn from the distribution that the model predicts."""
-    outputs = model.outputs(X).double().cpu()
-    kind = model.loss.kind
-    if kind in CLASS_KINDS and kind != "one_vs_rest_logits":
-        if kind.startswith("binary"):
-            p = outputs[:, 0].sigmoid() if kind == "binary_logit" else outputs[:, 0]
-            drawn = torch.bernoulli(p, generator=generator).long()
-        else:
-            p = {"logits": lambda o: o.softmax(1), "log_probabilities": torch.exp}.get(
-                kind, lambda o: o
-            )(outputs)
-            drawn = torch.multinomial(p, 1, generator=generator)[:, 0]
-        return drawn.to(model.device)
-    if isinstance(model.loss, SquaredError):
-        # exp(-loss) is Gaussian with variance 1 / (2 * factor)
-        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
-        return (outputs + noise / (2 * model.loss.factor(outputs)) ** 0.5).to(model.theta)
-    raise ValueError(
-        "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
-        "error or a classifier with class probabilities. Use curvature='gauss-newton'."
-    )
 
 
 def activation_bytes(model: FinalModel, X: Tensor) -> int:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import measurements
-from ..losses import CLASS_KINDS
 from ..measurements import Output
 from ..model import FinalModel
 from ..row_gradients import DenseGradients, Measure, RowDifferentiator, RowGradients
@@ -111,8 +109,8 @@ class ProjectedStationary(Stationary):
 
 def _functions(model: FinalModel, X: Tensor) -> list[Measure]:
     """The functions of the outputs whose gradients are projected."""
-    if model.loss.kind in CLASS_KINDS and model.loss.kind != "one_vs_rest_logits":
-        return [measurements.resolve("margin", model)]
+    if model.loss.has_probabilities:
+        return [model.loss.margin]
     return [Output(c) for c in range(model.outputs(X[:1]).shape[1])]
 
 
@@ -123,4 +121,4 @@ def _derivatives(
     if len(functions) == 1 and not isinstance(functions[0], Output):
         missing = torch.sigmoid(-functions[0](outputs, y))  # 1 - p
         return -missing[:, None], (missing * (1 - missing))[:, None, None]
-    return model.loss.gradient(outputs, y), model.output_hessian(outputs, y)
+    return model.loss.gradient(outputs, y), model.loss.output_hessian(outputs, y)

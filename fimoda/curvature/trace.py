@@ -39,7 +39,7 @@ def gauss_newton_trace(
     for start in range(0, len(X), chunk_size):
         rows = slice(start, start + chunk_size)
         outputs = model.outputs(X[rows])
-        root = _root(model.output_hessian(outputs.double(), y[rows])).to(outputs)
+        root = _root(model.loss.output_hessian(outputs.double(), y[rows])).to(outputs)
         for direction in _directions(outputs.shape[1]).to(outputs):
             gradients = differentiate(X[rows], root @ direction, _along)
             total += float(gradients.inner_rowwise(gradients).double() @ share[rows])

@@ -14,7 +14,6 @@ from ..attributors._retraining import BaseRetraining
 from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.leave_one_out import LeaveOneOut
 from ..base import BaseAttributor
-from ..losses import CLASS_KINDS
 from ..model import FinalModel
 from ._scores import Outcomes
 
@@ -38,10 +37,10 @@ def as_train(
         )
     trainer = SubsetTrainer(_method(train), X_train, y_train, X_test, y_test, None)
     model = trainer.model
-    if classification != (model.loss.kind in CLASS_KINDS):
+    if classification != model.loss.is_classifier:
         task = "classification" if classification else "regression"
         raise ValueError(
-            f"task={task!r} does not fit train, whose outputs are {model.loss.kind.replace('_', ' ')}."
+            f"task={task!r} does not fit train, whose outputs are {model.loss.outputs_are}."
         )
     measure = _Correct(model) if classification else _absolute_error
     trainer.measurer = replace(trainer.measurer, measure=measure)

@@ -1,0 +1,160 @@
+"""The base of all losses: what every caller may ask of one, with answers that fit any loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import hessian, vmap
+
+
+class RowLoss(ABC):
+    """A loss that gives one number per row, whatever the leading axes.
+
+    The answers here are those of a loss that knows nothing of its outputs and targets: a user's own.
+    """
+
+    #: What the outputs are, in the words of error messages.
+    outputs_are: str = "custom"
+
+    #: True if targets are indices of classes.
+    is_classifier: bool = False
+
+    #: True if the outputs are one distribution over the classes.
+    has_probabilities: bool = False
+
+    #: What is special about it, in a few words for `attribute`.
+    detail: str = ""
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, of shape ``outputs.shape[:-1]``."""
+
+    # ---- derivatives ------------------------------------------------------------------------
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of each row's loss in its outputs, of the shape of `outputs`."""
+        return torch.func.grad(lambda o: self(o, targets).sum())(outputs)
+
+    def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the second derivative of each row's loss in its outputs, (..., C, C).
+
+        Raises
+        ------
+        TypeError
+            If torch does not know it.
+        """
+        try:
+            return by_rows(vmap(hessian(self)), outputs, targets)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"criterion must have a second derivative for this method, but torch has none of this one "
+                f"({(str(error).splitlines() or ['not implemented'])[0]}). Use a method that needs the first "
+                "alone (GradDot, DataInf, TRAK, FurtherTraining), or write the criterion in differentiable "
+                "functions of torch."
+            ) from error
+
+    def constant_curvature(self, n_outputs: int) -> float | None:
+        """Return h if each row's second derivative is h times the identity, always; else None."""
+        return None
+
+    def fisher_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not convex in the outputs.
+        """
+        values, vectors = torch.linalg.eigh(self.output_hessian(outputs.double(), targets))
+        if bool((values < -1e-10 * values.abs().amax(-1, keepdim=True)).any()):
+            raise ValueError("the loss is not convex in the outputs: EK-FAC needs one that is.")
+        columns = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        return list(columns.to(outputs).unbind(-1))
+
+    # ---- targets ----------------------------------------------------------------------------
+
+    def n_classes(self, n_outputs: int) -> int:
+        """Return the number of classes of a model with so many outputs; 0 if targets are none."""
+        return 0
+
+    def encode(self, y: NDArray[Any], n_outputs: int, classes: NDArray[Any] | None) -> NDArray[Any]:
+        """Return targets as the loss takes them.
+
+        Raises
+        ------
+        ValueError
+            If a label is not one of `classes`, a target is not a number, or the shape is not that of
+            the outputs.
+        """
+        if y.dtype.kind in "OSU":
+            raise ValueError(f"y must be numbers for this model, got {y.ravel()[:1].tolist()}.")
+        return y
+
+    def predicted_targets(self, outputs: Tensor, threshold: float = 0.5) -> Tensor:
+        """Return the targets that a model with these outputs predicts, encoded.
+
+        With one output for two classes, the second is predicted above the probability `threshold`.
+
+        Raises
+        ------
+        ValueError
+            If the meaning of the outputs is not known.
+        """
+        raise ValueError(
+            "y must be given to transform: the meaning of this model's outputs is known to its "
+            "own criterion only."
+        )
+
+    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return targets drawn from the distribution that the outputs (n, C) predict.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not the negative log-likelihood of a distribution that can be sampled.
+        """
+        raise ValueError(
+            "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
+            "error or a classifier with class probabilities. Use curvature='gauss-newton'."
+        )
+
+    # ---- measurements -----------------------------------------------------------------------
+
+    def target_output(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the only output of each row or, of one output per class, that of its target."""
+        if outputs.shape[-1] != 1:
+            raise ValueError(
+                "measurement='output' needs a model with one output, or a classifier; this one has "
+                f"{outputs.shape[-1]}. Choose one with measurement=fimoda.measurements.Output(index)."
+            )
+        return outputs.squeeze(-1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, (..., n_classes)."""
+        raise NotImplementedError(self._NO_CLASSES)
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return log p of each row's target class."""
+        raise NotImplementedError(self._NO_CLASSES)
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return log p - log(1 - p) of each row's target class."""
+        raise NotImplementedError(self._NO_CLASSES)
+
+    _NO_CLASSES = "the outputs are no probabilities of classes"
+
+
+def by_rows(
+    of_rows: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
+) -> Tensor:
+    """Return a function of N rows, of outputs and targets with any leading axes."""
+    lead = outputs.shape[:-1]
+    found = of_rows(
+        outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, *targets.shape[len(lead) :])
+    )
+    return found.reshape((*lead, *found.shape[1:]))

@@ -1,0 +1,60 @@
+"""Losses of real outputs, with targets of the same shape."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .base import RowLoss
+
+
+class Regression(RowLoss):
+    """A loss of real outputs (..., C) and targets of the same shape."""
+
+    outputs_are = "regression"
+
+    def encode(self, y: NDArray[Any], n_outputs: int, classes: NDArray[Any] | None) -> NDArray[Any]:
+        y = super().encode(y, n_outputs, classes)
+        if y.ndim == 1 and n_outputs == 1:
+            y = y[:, None]
+        if y.shape[1:] != (n_outputs,):
+            raise ValueError(
+                f"y must have one column per output of the model ({n_outputs}), got shape "
+                f"{y.shape}. Pass y of shape (n_samples, {n_outputs})."
+            )
+        return y.astype(np.float64)
+
+    def predicted_targets(self, outputs: Tensor, threshold: float = 0.5) -> Tensor:
+        return outputs
+
+
+class SquaredError(Regression):
+    """``scale * (f - y)**2``, averaged (or summed) over the outputs."""
+
+    def __init__(self, scale: float = 1.0, over_outputs: Literal["mean", "sum"] = "mean"):
+        self.scale = scale
+        self.over_outputs = over_outputs
+
+    def constant_curvature(self, n_outputs: int) -> float:
+        return 2 * self.scale / (n_outputs if self.over_outputs == "mean" else 1)
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        half = self.constant_curvature(outputs.shape[-1]) / 2
+        return half * (outputs - targets).square().sum(-1)
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.constant_curvature(outputs.shape[-1]) * (outputs - targets)
+
+    def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        h = torch.full_like(outputs, self.constant_curvature(outputs.shape[-1]))
+        return torch.diag_embed(h)
+
+    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        # exp(-loss) is Gaussian with the variance one over the curvature
+        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        noise = noise / self.constant_curvature(outputs.shape[-1]) ** 0.5
+        return (outputs.double().cpu() + noise).to(outputs)
