@@ -170,7 +170,7 @@ def test_finds_what_it_looks_for():
     assert "model" in own_imports("training.stack")
     assert "attributors.further_training_curve" in own_imports("evaluation.agreement")
     assert starts_with("sklearn.base.clone", MACHINERY)
-    assert any(starts_with(name, USER_LIBRARIES) for name in imports("adapters.dispatch"))
+    assert any(starts_with(name, USER_LIBRARIES) for name in imports("adapters.mlp"))
     assert any(starts_with(name, EXTRAS) for name in imports("plotting.curves"))
     assert not any(
         starts_with(name, EXTRAS) for name in imports("plotting.curves", everywhere=False)

@@ -1,15 +1,26 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
-from .dispatch import as_final_model
-from .initial import initial_parameters, is_network, training_epochs
 from .mlp import default_estimator, default_linear_model, is_class_target
+from .models import (
+    as_final_model,
+    check_columns,
+    check_fitted,
+    initial_parameters,
+    is_fitted,
+    is_network,
+    own_training,
+    require_dense_rows,
+    takes_several_inputs,
+    takes_sparse_rows,
+    training_epochs,
+    warn_of_rows,
+)
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
     RefittableModel,
     as_refittable,
     fit_with,
-    own_training,
     part_to_refit,
     refit,
     refit_outputs,
@@ -17,20 +28,14 @@ from .refits import (
     trained_in_stacks,
     weights_name,
 )
-from .rows_of_training import training_rows, warn_of_rows
+from .rows_of_training import training_rows
 from .wrappers import (
     caveats,
-    check_columns,
-    check_fitted,
     has_earlier_steps,
-    is_fitted,
     last_step,
-    require_dense_rows,
-    takes_sparse_rows,
     transform_rows,
     transform_targets,
     transforms,
-    unwrap,
 )
 
 __all__ = [
@@ -58,6 +63,7 @@ __all__ = [
     "refit_outputs",
     "require_dense_rows",
     "takes_pairs",
+    "takes_several_inputs",
     "takes_sparse_rows",
     "trained_in_stacks",
     "training_epochs",
@@ -65,7 +71,6 @@ __all__ = [
     "transform_rows",
     "transform_targets",
     "transforms",
-    "unwrap",
     "warn_of_rows",
     "weights_name",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.base import is_classifier
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
+    LogisticRegressionCV,
     Ridge,
     SGDClassifier,
     SGDRegressor,
@@ -29,10 +31,11 @@ from ..losses import (
 )
 from ..model import FinalModel, Recipe, Weighting
 from .dense import dense_layer, weight_penalty
+from .kinds import ScikitLearn
 
 
 def _layer(estimator: Any) -> nn.Linear:
-    """The coefficients and the intercept, if there is one."""
+    """Return the coefficients and the intercept, if there is one."""
     intercept = estimator.intercept_ if estimator.fit_intercept else None
     return dense_layer(np.atleast_2d(estimator.coef_), intercept)
 
@@ -51,7 +54,7 @@ def _balanced(estimator: Any, by_weight: bool = False) -> str | None:
 def _class_weights(
     estimator: Any, y: Any, weights: NDArray[Any], balanced: str | None
 ) -> tuple[Tensor | None, float]:
-    """Class weights, and the total weight of the training rows with them."""
+    """Return class weights, and the total weight of the training rows with them."""
     if estimator.class_weight is None:
         return None, float(weights.sum())
     if y is None:
@@ -73,7 +76,7 @@ def _require_l2(estimator: Any, penalty: str | None, l1_ratio: float | None) -> 
 
 
 def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) -> FinalModel:
-    """LogisticRegression: softmax, one logit or one against the rest, with its L2 penalty."""
+    """Freeze softmax, one logit or one against the rest, with the L2 penalty."""
     penalty, l1_ratio = estimator.penalty, estimator.l1_ratio
     if penalty == "deprecated":  # the penalty follows from l1_ratio and C
         penalty = "elasticnet"
@@ -105,8 +108,10 @@ def from_logistic(estimator: LogisticRegression, y: Any, weights: NDArray[Any]) 
     )
 
 
-def from_least_squares(estimator: LinearRegression | Ridge, weights: NDArray[Any]) -> FinalModel:
-    """LinearRegression and Ridge, of any number of outputs."""
+def from_least_squares(
+    estimator: LinearRegression | Ridge, y: Any, weights: NDArray[Any]
+) -> FinalModel:
+    """Freeze least squares of any number of outputs, with the ridge."""
     if estimator.positive:
         raise ValueError(
             f"{type(estimator).__name__}(positive=True) constrains its coefficients; scores are "
@@ -124,7 +129,7 @@ def from_least_squares(estimator: LinearRegression | Ridge, weights: NDArray[Any
 
 
 def from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[Any]) -> FinalModel:
-    """SGDClassifier and SGDRegressor with a smooth loss."""
+    """Freeze a linear model with a smooth loss, with its L2 penalty."""
     _require_l2(estimator, estimator.penalty, estimator.l1_ratio)
     by_class, total, balanced = None, float(weights.sum()), None
     loss: RowLoss
@@ -162,3 +167,32 @@ def from_sgd(estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[A
         l2=weight_penalty(module, strength),
         weighting=Weighting("rows", balanced),
     )
+
+
+class Logistic(ScikitLearn):
+    """LogisticRegression."""
+
+    types = (LogisticRegression,)
+    but = (LogisticRegressionCV,)
+    view = staticmethod(from_logistic)
+
+
+class LeastSquares(ScikitLearn):
+    """LinearRegression and Ridge."""
+
+    types = (LinearRegression, Ridge)
+    view = staticmethod(from_least_squares)
+
+
+class SGD(ScikitLearn):
+    """SGDClassifier and SGDRegressor."""
+
+    types = (SGDClassifier, SGDRegressor)
+    view = staticmethod(from_sgd)
+
+    def rows_seen(self) -> int | None:
+        """Return how many rows early stopping has left to an epoch."""
+        if not self.model.early_stopping or not getattr(self.model, "n_iter_", 0):
+            return None
+        given = round((self.model.t_ - 1) / self.model.n_iter_)
+        return given - ceil(self.model.validation_fraction * given)

@@ -17,6 +17,7 @@ from ..losses import (
     row_loss,
 )
 from ..model import FinalModel, Recipe, unwrapped
+from .kinds import Kind
 from .private_copy import (
     N_TRIED,
     check_gradients_apart,
@@ -148,3 +149,47 @@ def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, bool]:
     raise ValueError(
         f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {failed}"
     ) from failed
+
+
+class Module(Kind):
+    """A bare module."""
+
+    types = (nn.Module,)
+    takes_criterion = True
+    knows_columns = False
+    takes_sparse = False
+
+    def is_fitted(self) -> bool:
+        return True
+
+    def is_network(self) -> bool:
+        return True
+
+    def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
+        return from_module(self.model, X, criterion)
+
+    def fresh(self, seed: int) -> nn.Module:
+        """Return a copy whose parts have drawn their parameters again."""
+        return drawn_again(copy.deepcopy(self.model).cpu())
+
+
+def drawn_again(module: nn.Module) -> nn.Module:
+    """Draw all trainable parameters again, children first, as their constructors do; return the module."""
+    left: list[str] = []
+
+    def reset(part: nn.Module) -> None:
+        draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+        if callable(draw):
+            draw()
+        elif any(p.requires_grad for p in part.parameters(recurse=False)):
+            left.extend(name for name, _ in part.named_parameters(recurse=False))
+
+    with torch.no_grad():
+        module.apply(reset)
+    if left:
+        raise ValueError(
+            f"estimator has parameters that no reset_parameters draws again ({', '.join(left)}), so "
+            "it cannot be trained from scratch. Give the module that owns them a method "
+            "reset_parameters, or pass init, a callable that makes a new module."
+        )
+    return module

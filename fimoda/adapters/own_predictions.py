@@ -33,30 +33,8 @@ def some_rows(n_rows: int) -> NDArray[np.int64]:
 
 
 def check_predictions(model: FinalModel, estimator: Any, X: Any) -> None:
-    """Raise unless the frozen view of a model predicts as the model itself does.
-
-    Parameters
-    ----------
-    model : FinalModel
-        The frozen view.
-    estimator : object
-        The model: of scikit-learn, or a skorch net.
-    X : array-like or sparse matrix of shape (n_rows, ...)
-        Rows as it sees them.
-
-    Raises
-    ------
-    TypeError
-        If the model overrides how predictions are made of its parameters.
-    """
-    if isinstance(estimator, skorch.NeuralNet):
-        _check_net(model, estimator, X)
-    else:
-        dense = X.toarray() if issparse(X) else X
-        _check_estimator(model, estimator, np.asarray(dense, dtype=np.float64))
-
-
-def _check_estimator(model: FinalModel, estimator: Any, X: NDArray[np.float64]) -> None:
+    """Raise TypeError unless a model of scikit-learn predicts rows as its frozen view does."""
+    X = np.asarray(X.toarray() if issparse(X) else X, dtype=np.float64)
     bare = copy.copy(estimator)  # the names of columns were compared before
     vars(bare).pop("feature_names_in_", None)
     outputs = model.double.outputs(model.double.encode_X(X)).cpu().numpy()
@@ -69,7 +47,8 @@ def _check_estimator(model: FinalModel, estimator: Any, X: NDArray[np.float64]) 
     _check_labels(estimator, bare.predict(X), own, estimator.classes_)
 
 
-def _check_net(model: FinalModel, net: skorch.NeuralNet, X: Any) -> None:
+def check_net(model: FinalModel, net: skorch.NeuralNet, X: Any) -> None:
+    """Raise TypeError unless a net predicts rows as its frozen view does."""
     own_type = next(net.module_.parameters()).dtype
     if own_type != model.dtype:  # half precision: its view is another, and numpy may not know it
         return

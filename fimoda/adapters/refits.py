@@ -15,7 +15,6 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
-from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from torch import Tensor, nn
@@ -24,11 +23,10 @@ from .._validation import check_rows
 from ..losses import ProbabilityNLL, SquaredError, ZeroOneLoss
 from ..model import FinalModel
 from ..rows import RawRows
-from .dispatch import frozen_view
-from .initial import is_network
-from .own_predictions import check_predictions, some_rows
+from .models import check_columns, frozen_view, is_network, kind_of, own_training
+from .own_predictions import some_rows
 from .randomness import global_generators, seed_parameters
-from .wrappers import caveats, check_columns, last_step, transform_rows
+from .wrappers import caveats, last_step, transform_rows
 
 #: Name of rows as a model at the end of a Pipeline sees them.
 _SEEN = "X after the Pipeline's earlier steps"
@@ -49,7 +47,7 @@ def trained_in_stacks(estimator: Any, refit: str) -> bool:
     refit : {"all", "last", "search"}
         See `part_to_refit`.
     """
-    if own_training(last_step(estimator)):
+    if own_training(estimator):
         return False
     if refit != "all":
         return refit == "last" and is_network(estimator)
@@ -59,23 +57,6 @@ def trained_in_stacks(estimator: Any, refit: str) -> bool:
             return False
         estimator = estimator[-1]
     return is_network(estimator) and last_step(estimator) is estimator
-
-
-def own_training(model: Any) -> str | None:
-    """Return what a stack cannot repeat of a network's training, if there is such a thing.
-
-    Parameters
-    ----------
-    model : object
-        The model itself, fitted or not.
-    """
-    if not isinstance(model, MLPClassifier | MLPRegressor):
-        return None
-    if model.early_stopping:
-        return "early_stopping=True"
-    if model.solver == "sgd" and model.learning_rate != "constant":
-        return f"learning_rate={model.learning_rate!r}"
-    return None
 
 
 def part_to_refit(estimator: Any, refit: str) -> Any:
@@ -250,7 +231,7 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     try:
         check_columns(estimator, X.values)
         known = _final_model(estimator, X, y)
-        check_predictions(known, last_step(estimator), _seen(estimator, X[some_rows(len(X))]))
+        kind_of(estimator).check_predictions(known, _seen(estimator, X[some_rows(len(X))]))
         known = known.double
     except (TypeError, ValueError):
         if not (is_classifier(estimator) or is_regressor(estimator)):

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import skorch
+from sklearn.base import clone
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
-from .modules import freeze
+from .kinds import Kind
+from .modules import Module, drawn_again, freeze
+from .own_predictions import check_net
 from .weight_decay import penalty_of_optimizer
 
 #: Methods that make the training objective another than the mean of the criterion.
@@ -129,5 +132,71 @@ def _check_pairing(net: skorch.NeuralNet, model: FinalModel, X: Any, y: Any) -> 
         f"each row with its own target. Train the net again with {cure}; if it was trained with that, "
         "pass it here too.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
+
+
+class Net(Module):
+    """A skorch net."""
+
+    types = (skorch.NeuralNet,)
+    takes_criterion = False
+
+    def is_fitted(self) -> bool:
+        return Kind.is_fitted(self)
+
+    def n_epochs(self) -> int | None:
+        return self.model.max_epochs
+
+    def rows_seen(self) -> int | None:
+        """Return how many rows the last epochs in its history had."""
+        settings = self.model.get_params_for("iterator_train")
+        if settings.get("drop_last") or settings.get("batch_sampler") is not None:
+            return None
+        epochs = (self.model.history_ or [])[-2:]  # the last may have been interrupted
+        sizes = [
+            sum(batch.get("train_batch_size", 0) for batch in epoch.get("batches", []))
+            for epoch in epochs
+        ]
+        return max(sizes, default=0) or None
+
+    def warn_of_batches(self, weighted: bool) -> None:
+        """Warn of a collate_fn, an iterator or a sampler of its own."""
+        name, settings = type(self.model).__name__, self.model.get_params_for("iterator_train")
+        if self._makes_other_rows(settings.get("collate_fn")):
+            warnings.warn(
+                f"{name} makes its batches by a collate_fn or an iterator of its own in training "
+                "(iterator_train) and otherwise without: what it does to the rows is not known. Scores "
+                "are those of the rows as they are given, each once an epoch.",
+                UserWarning,
+                stacklevel=3,
+            )
+        drawn = {settings.get("sampler"), settings.get("batch_sampler")} != {None}
+        if drawn and not weighted:
+            warnings.warn(
+                f"{name} draws its rows with a sampler of its own (iterator_train), and scores are those "
+                "of rows that come up once an epoch. Where the sampler draws some rows more often, give "
+                "their weights as sample_weight.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _makes_other_rows(self, collate: Any) -> bool:
+        """Return whether batches are made otherwise than for predictions, which are checked."""
+        own = self.model.get_params_for("iterator_valid").get("collate_fn")
+        if collate is not None and collate is not own:
+            return True
+        return self.model.iterator_train not in (DataLoader, self.model.iterator_valid)
+
+    def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
+        return from_skorch(self.model, X, y)
+
+    def check_predictions(self, view: FinalModel, X: Any) -> None:
+        check_net(view, self.model, X)
+
+    def fresh(self, seed: int) -> nn.Module:
+        """Return the module of a clone, initialised."""
+        net = clone(self.model).set_params(device="cpu", verbose=0).initialize()
+        # skorch uses a module that it was given as an instance as it stands
+        given = isinstance(self.model.module, nn.Module)
+        return drawn_again(net.module_) if given else net.module_

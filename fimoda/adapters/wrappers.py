@@ -1,4 +1,4 @@
-"""What stands around a model: Pipelines, target transforms, finished searches; fitted or not."""
+"""Estimators around a model: Pipelines, target transforms, finished searches."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from typing import Any
 import numpy as np
 import skorch
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
-from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_array, check_is_fitted
-from torch import nn
-
-from ..model import FinalModel
-from ..rows import RawRows
-from .own_predictions import some_rows
-
-#: What `as_final_model` takes, for messages.
-SUPPORTED = (
-    "a fitted skorch net, a torch.nn.Module with criterion=..., MLPClassifier, MLPRegressor, "
-    "LogisticRegression, LinearRegression, Ridge, SGDClassifier or SGDRegressor with a smooth "
-    "loss, alone or in a Pipeline, a search, a FrozenEstimator, a TransformedTargetRegressor, a "
-    "classifier with another threshold, or a CalibratedClassifierCV of a FrozenEstimator"
-)
-
-
-def unsupported(estimator: Any) -> str:
-    """Message for what is none of the models."""
-    if isinstance(estimator, type):
-        got = f"the class {estimator.__name__}. Pass a fitted instance of it"
-    else:
-        got = (
-            f"{type(estimator).__name__}. Methods that train again (LeaveOneOut, Downsampling, "
-            "Datamodel) take other scikit-learn estimators too"
-        )
-    return f"estimator must be {SUPPORTED}; got {got}."
-
+from sklearn.utils.validation import check_array
 
 # ---- one wrapper after another --------------------------------------------------------------
 
@@ -72,7 +44,7 @@ class Wrapper:
 
 
 def _wrapper(estimator: Any) -> Wrapper | None:
-    """The wrapper that a (fitted) estimator is, or None if it is a model itself."""
+    """Return the wrapper that a (fitted) estimator is, or None if it is a model itself."""
     if isinstance(estimator, FrozenEstimator):
         return Wrapper(estimator.estimator)
     if hasattr(estimator, "best_estimator_"):
@@ -153,14 +125,14 @@ def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
 
 
 def _through_target_transform(estimator: TransformedTargetRegressor, y: Any) -> NDArray[Any]:
-    """Targets as the regressor inside is fitted on them."""
+    """Return targets as the regressor inside is fitted on them."""
     y = check_array(y, input_name="y", ensure_2d=False, dtype="numeric", allow_nd=True)
     found = np.asarray(estimator.transformer_.transform(y.reshape(-1, 1) if y.ndim == 1 else y))
     return found[:, 0] if y.ndim == 1 and found.ndim == 2 and found.shape[1] == 1 else found
 
 
 def wrappers(estimator: Any) -> Iterator[Wrapper]:
-    """All that stands around a model, from the outside to the inside.
+    """Yield all that stands around a model, from the outside to the inside.
 
     Raises
     ------
@@ -173,14 +145,14 @@ def wrappers(estimator: Any) -> Iterator[Wrapper]:
 
 
 def last_step(estimator: Any) -> Any:
-    """The model itself, without wrappers and without the earlier steps of a Pipeline."""
+    """Return the model itself, without wrappers and without the earlier steps of a Pipeline."""
     for wrapper in wrappers(estimator):
         estimator = wrapper.inner
     return estimator
 
 
 def unwrap(estimator: Any) -> Any:
-    """The estimator inside frozen estimators and finished searches, which predicts the same."""
+    """Return the estimator inside frozen estimators and finished searches, which predicts the same."""
     for wrapper in wrappers(estimator):
         if wrapper.rows or wrapper.targets or wrapper.caveat or isinstance(estimator, Pipeline):
             break
@@ -189,12 +161,12 @@ def unwrap(estimator: Any) -> Any:
 
 
 def caveats(estimator: Any) -> list[str]:
-    """What scores of the model inside do not say about a fitted estimator as a whole."""
+    """Return what scores of the model inside do not say about a fitted estimator as a whole."""
     return [wrapper.caveat for wrapper in wrappers(estimator) if wrapper.caveat]
 
 
 def obstacle(estimator: Any) -> str | None:
-    """Why the model inside cannot stand for a fitted estimator as a whole, if it cannot."""
+    """Return why the model inside cannot stand for a fitted estimator as a whole, if it cannot."""
     return next((wrapper.obstacle for wrapper in wrappers(estimator) if wrapper.obstacle), None)
 
 
@@ -202,7 +174,7 @@ def obstacle(estimator: Any) -> str | None:
 
 
 def has_earlier_steps(estimator: Any) -> bool:
-    """Whether there is a Pipeline in it, whose earlier steps rows have to pass."""
+    """Return whether there is a Pipeline in it, whose earlier steps rows have to pass."""
     if isinstance(estimator, Pipeline):
         return True
     if isinstance(estimator, FrozenEstimator):  # keeps the parameters of what is inside to itself
@@ -214,12 +186,12 @@ def has_earlier_steps(estimator: Any) -> bool:
 
 
 def transforms(estimator: Any) -> bool:
-    """Whether rows or targets are changed before they reach the model inside."""
+    """Return whether rows or targets are changed before they reach the model inside."""
     return any(wrapper.rows or wrapper.targets for wrapper in wrappers(estimator))
 
 
 def transform_rows(estimator: Any, X: Any) -> Any:
-    """Rows as the model itself sees them: after the earlier steps of a Pipeline.
+    """Return rows as the model itself sees them: after the earlier steps of a Pipeline.
 
     Raises
     ------
@@ -235,86 +207,8 @@ def transform_rows(estimator: Any, X: Any) -> Any:
 
 
 def transform_targets(estimator: Any, y: NDArray[Any]) -> NDArray[Any]:
-    """Targets as the model itself is fitted on them."""
+    """Return targets as the model itself is fitted on them."""
     for wrapper in wrappers(estimator):
         if wrapper.targets:
             y = wrapper.targets(y)
     return y
-
-
-def takes_sparse_rows(estimator: Any) -> bool:
-    """Whether sparse rows are no mistake: a network's gradients are taken of dense ones."""
-    networks = (MLPClassifier, MLPRegressor, nn.Module, skorch.NeuralNet)
-    return estimator is not None and not isinstance(last_step(estimator), networks)
-
-
-def require_dense_rows(estimator: Any, X: Any) -> None:
-    """Raise TypeError if rows are sparse where they reach a network."""
-    if issparse(X) and not takes_sparse_rows(estimator):
-        raise TypeError(
-            f"X is sparse where it reaches the {type(last_step(estimator)).__name__}, whose gradients "
-            "are taken of dense rows. Pass X.toarray(), or let the step of the Pipeline before it give "
-            "dense rows: by sparse_output=False, or a FunctionTransformer that calls toarray()."
-        )
-
-
-def check_columns(estimator: Any, X: Any) -> None:
-    """Let a fitted scikit-learn estimator look at some rows: it knows its columns by name and number.
-
-    Raises
-    ------
-    ValueError
-        That of scikit-learn, if the columns are not those that it was fitted on, in their order.
-    TypeError
-        If it does not predict what the model inside predicts of the rows that reach it.
-    """
-    model = last_step(estimator)
-    if isinstance(model, nn.Module | skorch.NeuralNet | FinalModel):
-        return
-    if not (hasattr(estimator, "predict") and hasattr(model, "predict")):
-        return
-    given = RawRows(X)
-    rows = given[some_rows(len(given))].values
-    predicted = estimator.predict(rows)
-    if estimator is model or caveats(estimator) or obstacle(estimator):
-        return
-    if not np.array_equal(predicted, model.predict(transform_rows(estimator, rows))):
-        raise TypeError(
-            f"estimator {type(estimator).__name__} must predict what the {type(model).__name__} inside "
-            "predicts of the rows that reach it, but does not. Methods that fit it again "
-            "(LeaveOneOut, Downsampling, Datamodel) take it as it is."
-        )
-
-
-# ---- fitted or not --------------------------------------------------------------------------
-
-
-def is_fitted(estimator: Any) -> bool:
-    """Whether the model itself can be used as it stands; earlier steps complain when rows reach them.
-
-    Raises
-    ------
-    NotFittedError
-        If the estimator is a search that kept no model.
-    """
-    if isinstance(estimator, nn.Module | FinalModel):
-        return True
-    wrapper = _wrapper(estimator)
-    if wrapper is not None:
-        return is_fitted(wrapper.inner)
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError:
-        return False
-    except TypeError as error:
-        raise TypeError(unsupported(estimator)) from error
-    return True
-
-
-def check_fitted(estimator: Any) -> None:
-    """Raise NotFittedError unless the model can be used as it stands."""
-    if not is_fitted(estimator):
-        raise NotFittedError(
-            f"estimator {type(unwrap(estimator)).__name__} is not fitted. Attribution starts from "
-            "a final model: call fit on it first."
-        )

@@ -1,0 +1,258 @@
+"""From a user's model to its kind, and so to a `FinalModel` and all else that is asked of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from .._validation import n_rows, take_rows
+from ..model import FinalModel, unwrapped
+from ..rows import RawRows
+from .kinds import Frozen, Kind
+from .linear_models import SGD, LeastSquares, Logistic
+from .mlp import MLP
+from .modules import Module
+from .own_predictions import some_rows
+from .randomness import global_generators
+from .skorch_nets import Net
+from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
+
+#: All kinds; the last one takes everything.
+KINDS: tuple[type[Kind], ...] = (Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD, Kind)
+
+
+def kind_of(estimator: Any) -> Kind:
+    """Return the model inside an estimator, as one of its kind."""
+    model = last_step(estimator)
+    return next(
+        kind(model)
+        for kind in KINDS
+        if isinstance(model, kind.types) and not isinstance(model, kind.but)
+    )
+
+
+# ---- the frozen view ------------------------------------------------------------------------
+
+
+def as_final_model(
+    estimator: Any,
+    X: NDArray[Any] | Tensor,
+    y: ArrayLike | None = None,
+    *,
+    sample_weight: NDArray[Any] | None = None,
+    criterion: nn.Module | None = None,
+) -> FinalModel:
+    """Freeze a fitted model into a `FinalModel`.
+
+    Parameters
+    ----------
+    estimator : object
+        The fitted model, see the user guide for what is supported; a `FinalModel` is itself.
+    X : array-like of shape (n_samples, ...)
+        Its training rows as the model itself sees them, after the earlier steps of a Pipeline. The
+        model is run on some of them, and their number scales penalties given per data set.
+    y : array-like of shape (n_samples,), default=None
+        Their targets, as the model itself sees them; needed for balanced class weights, and to see
+        whether a skorch net's loss has paired every output with every target.
+    sample_weight : ndarray of shape (n_samples,), default=None
+        Weights of the rows in the training objective.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``.
+
+    Returns
+    -------
+    FinalModel
+        A private copy; `estimator` is not changed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model, its criterion or one of its options cannot be attributed, or if it makes
+        other predictions of its parameters than the class that it is derived from.
+    """
+    model = frozen_view(estimator, X, y, sample_weight=sample_weight, criterion=criterion)
+    kind_of(estimator).check_predictions(model, take_rows(X, some_rows(n_rows(X))))
+    return model
+
+
+def frozen_view(
+    estimator: Any,
+    X: NDArray[Any] | Tensor,
+    y: ArrayLike | None = None,
+    *,
+    sample_weight: NDArray[Any] | None = None,
+    criterion: nn.Module | None = None,
+) -> FinalModel:
+    """Return what `as_final_model` does, of a model that is known to predict by its parameters."""
+    check_fitted(estimator)
+    if reason := obstacle(estimator):
+        raise TypeError(reason)
+    kind = kind_of(estimator)
+    if criterion is not None and not kind.takes_criterion:
+        raise ValueError(
+            f"criterion is for a bare torch.nn.Module; {type(kind.model).__name__} has its own. "
+            "Leave criterion=None."
+        )
+    return kind.frozen(X, y, sample_weight, criterion)
+
+
+def is_fitted(estimator: Any) -> bool:
+    """Return whether the model itself can be used; earlier steps complain when rows reach them.
+
+    Raises
+    ------
+    NotFittedError
+        If the estimator is a search that kept no model.
+    """
+    return kind_of(estimator).is_fitted()
+
+
+def check_fitted(estimator: Any) -> None:
+    """Raise NotFittedError unless the model can be used as it stands."""
+    if not is_fitted(estimator):
+        raise NotFittedError(
+            f"estimator {type(unwrap(estimator)).__name__} is not fitted. Attribution starts from "
+            "a final model: call fit on it first."
+        )
+
+
+# ---- its training ---------------------------------------------------------------------------
+
+
+def is_network(estimator: Any) -> bool:
+    """Return whether the model is trained by gradient steps in batches of the rows given."""
+    return not obstacle(estimator) and kind_of(estimator).is_network()
+
+
+def own_training(estimator: Any) -> str | None:
+    """Return what a stack cannot repeat of the training of a network, if there is such a thing."""
+    return kind_of(estimator).own_training()
+
+
+def training_epochs(estimator: Any, n_epochs: int | None) -> int:
+    """Return the epochs to train: as given, or those of the network's own training.
+
+    Raises
+    ------
+    ValueError
+        If neither is known.
+    """
+    found = kind_of(estimator).n_epochs() if n_epochs is None else n_epochs
+    if found is None:
+        raise ValueError(
+            "n_epochs must be given for a bare torch.nn.Module, which does not say for how long it "
+            "was trained; got None."
+        )
+    return found
+
+
+def initial_parameters(
+    estimator: Any, model: FinalModel, seed: int, init: Callable[[], nn.Module] | None = None
+) -> Tensor:
+    """Return the parameters (p,) that a network has before training with this seed.
+
+    Parameters
+    ----------
+    estimator : object
+        A fitted network (`is_network`).
+    model : FinalModel
+        Its frozen view; parameters that are constants there are not drawn.
+    seed : int
+        A scikit-learn MLP takes it as its ``random_state``; for others it is torch's seed.
+    init : callable, default=None
+        Makes a new module of the same architecture. By default a skorch net is cloned and
+        initialised, and a bare module's parts draw their parameters by ``reset_parameters``.
+
+    Raises
+    ------
+    ValueError
+        If a parameter cannot be drawn again, or `init` makes another architecture.
+    """
+    with global_generators(seed):
+        module = kind_of(estimator).fresh(seed) if init is None else init()
+    found = dict(unwrapped(module).named_parameters())
+    shapes = {name: found[name].shape for name in model.shapes if name in found}
+    if shapes != model.shapes:
+        wrong = next(name for name in model.shapes if shapes.get(name) != model.shapes[name])
+        raise ValueError(
+            f"init must make a module of the estimator's architecture: parameter {wrong!r} should "
+            f"have shape {tuple(model.shapes[wrong])}, got {shapes.get(wrong) and tuple(shapes[wrong])}."
+        )
+    return torch.cat([found[name].detach().reshape(-1) for name in model.shapes]).to(model.theta)
+
+
+# ---- its rows -------------------------------------------------------------------------------
+
+
+def takes_several_inputs(estimator: Any) -> bool:
+    """Return whether rows may be a dict or a tuple of arrays: for a module, alone or in a net."""
+    return estimator is not None and not kind_of(estimator).knows_columns
+
+
+def takes_sparse_rows(estimator: Any) -> bool:
+    """Return whether sparse rows are no mistake: gradients of a network are taken of dense ones."""
+    return estimator is not None and kind_of(estimator).takes_sparse
+
+
+def require_dense_rows(estimator: Any, X: Any) -> None:
+    """Raise TypeError if rows are sparse where they reach a network."""
+    if issparse(X) and not takes_sparse_rows(estimator):
+        raise TypeError(
+            f"X is sparse where it reaches the {type(last_step(estimator)).__name__}, whose gradients "
+            "are taken of dense rows. Pass X.toarray(), or let the step of the Pipeline before it give "
+            "dense rows: by sparse_output=False, or a FunctionTransformer that calls toarray()."
+        )
+
+
+def check_columns(estimator: Any, X: Any) -> None:
+    """Let a fitted scikit-learn estimator look at some rows: it knows its columns by name and number.
+
+    Raises
+    ------
+    ValueError
+        That of scikit-learn, if the columns are not those that it was fitted on, in their order.
+    TypeError
+        If it does not predict what the model inside predicts of the rows that reach it.
+    """
+    kind = kind_of(estimator)
+    if not (
+        kind.knows_columns and hasattr(estimator, "predict") and hasattr(kind.model, "predict")
+    ):
+        return
+    given = RawRows(X)
+    rows = given[some_rows(len(given))].values
+    predicted = estimator.predict(rows)
+    if estimator is kind.model or caveats(estimator) or obstacle(estimator):
+        return
+    if not np.array_equal(predicted, kind.model.predict(transform_rows(estimator, rows))):
+        raise TypeError(
+            f"estimator {type(estimator).__name__} must predict what the {type(kind.model).__name__} "
+            "inside predicts of the rows that reach it, but does not. Methods that fit it again "
+            "(LeaveOneOut, Downsampling, Datamodel) take it as it is."
+        )
+
+
+def warn_of_rows(estimator: Any, n_rows: int, weighted: bool) -> None:
+    """Warn if a fitted model was trained on fewer rows than these, or not evenly on them.
+
+    `weighted` says that weights were given for them.
+    """
+    kind = kind_of(estimator)
+    seen = kind.rows_seen()
+    if seen is not None and seen < n_rows:
+        warnings.warn(
+            f"{type(kind.model).__name__} was trained on {seen} rows and is given {n_rows}: those that "
+            "were held out (train_split, early_stopping), or were not there, are scored and counted like "
+            "the others. Pass the rows that it was trained on, or train without holding rows out.",
+            UserWarning,
+            stacklevel=2,
+        )
+    kind.warn_of_batches(weighted)
