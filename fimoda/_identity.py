@@ -1,4 +1,4 @@
-"""What tells one object from another, in every process: values, settings and code."""
+"""Digests that tell one object from another, in every process: by values, settings and code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
-    """The version of a package, without its build; empty if it has none."""
+    """Return the version of a package, without its build; empty if it has none."""
     known = getattr(sys.modules.get(package), "__version__", None)
     if not isinstance(known, str):
         try:
@@ -86,7 +86,7 @@ def _version(package: str) -> str:
 
 @functools.cache
 def _is_installed(module: str) -> bool:
-    """Whether code is fimoda's, another package's or the language's, and not the user's."""
+    """Return whether code is fimoda's, another package's or the language's, and not the user's."""
     top = module.split(".")[0]
     if top == "__main__":
         return False
@@ -115,13 +115,12 @@ class _Walk:
     """A walk over an object and its parts; each is looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[
-            int, tuple[Any, bytes]
-        ] = {}  # keeps the object, so that its id stays its own
+        # keeps each object, so that its id stays its own
+        self._known: dict[int, tuple[Any, bytes]] = {}
         self._above: dict[int, int] = {}
 
     def digest(self, thing: Any) -> bytes:
-        """Digest of an object."""
+        """Return the digest of an object."""
         kind = type(thing)
         if thing is None or thing is Ellipsis or thing is NotImplemented:
             return _hash(repr(thing).encode())
@@ -141,7 +140,7 @@ class _Walk:
         return found
 
     def unfitted(self, thing: Any) -> bytes:
-        """Digest of an estimator without what it has learned, or of anything else."""
+        """Return the digest of an estimator without what it has learned, or of anything else."""
         kind = type(thing)
         if _is_made_by_parameters(thing):
             given = thing.get_params(deep=False)
@@ -159,9 +158,8 @@ class _Walk:
         return _hash(name.encode(), *(self.digest(part) for part in parts))
 
     def _unordered(self, name: str, pairs: Iterable[tuple[Any, Any]]) -> bytes:
-        return _hash(
-            name.encode(), *sorted(_hash(self.digest(k), self.digest(v)) for k, v in pairs)
-        )
+        found = (_hash(self.digest(k), self.digest(v)) for k, v in pairs)
+        return _hash(name.encode(), *sorted(found))
 
     def _compound(self, thing: Any) -> bytes:
         kind = type(thing)
@@ -171,37 +169,9 @@ class _Walk:
             return _hash(kind.__name__.encode(), *sorted(map(self.digest, thing)))
         if kind is dict:
             return self._unordered("dict", thing.items())
-        if isinstance(thing, np.ndarray):
-            return self._array(thing)
-        if isinstance(thing, Tensor):
-            return self._tensor(thing)
-        if isinstance(thing, torch.Generator):
-            return self._all("generator", thing.get_state())
-        if isinstance(thing, types.ModuleType):
-            return self._module(thing)
-        if isinstance(thing, type):
-            return self._class(thing)
-        if isinstance(thing, types.FunctionType):
-            return self._function(thing)
-        if isinstance(thing, types.CodeType):
-            return self._code(thing)
-        if isinstance(thing, types.CellType):
-            try:
-                return self._all("cell", thing.cell_contents)
-            except ValueError as error:
-                if str(error) != "Cell is empty":
-                    raise
-                return _hash(b"empty cell")
-        if isinstance(thing, staticmethod | classmethod):
-            return self._all(kind.__name__, thing.__func__)
-        if isinstance(thing, property):
-            return self._all("property", thing.fget, thing.fset, thing.fdel)
-        if isinstance(thing, types.MappingProxyType):
-            return self._unordered("mapping", thing.items())
-        if isinstance(thing, weakref.ref):  # belongs to somebody else
-            return _hash(b"weak reference")
-        if isinstance(thing, nn.Module):
-            return self._network(thing)
+        for known, digest in _KINDS.items():
+            if isinstance(thing, known):
+                return digest(self, thing)
         if issparse(thing):
             return self._sparse(thing)
         if kind.__module__.split(".")[0] == "pandas" and hasattr(thing, "iloc"):
@@ -222,14 +192,14 @@ class _Walk:
         return _hash(b"array", about, self.digest(mask), data.tobytes())
 
     def _sparse(self, matrix: Any) -> bytes:
-        """Digest of a sparse matrix, whatever the order in which it holds its entries."""
+        """Return the digest of a sparse matrix, whatever the order in which it holds its entries."""
         rows = csr_array(matrix, copy=True)
         rows.sum_duplicates()
         parts = rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data
         return self._all("sparse", type(matrix), rows.shape, *parts)
 
     def _frame(self, frame: Any) -> bytes:
-        """Digest of a frame or series, however pandas has laid out its columns."""
+        """Return the digest of a frame or series, however pandas has laid out its columns."""
         wide = frame.ndim == 2
         columns = [frame.iloc[:, k] for k in range(frame.shape[1])] if wide else [frame]
         arrays = [c.to_numpy() if isinstance(c.dtype, np.dtype) else c.array for c in columns]
@@ -254,12 +224,19 @@ class _Walk:
                 return _hash(b"module", Path(file).read_bytes())
         return _hash(b"module", name.encode(), _version(name.split(".")[0]).encode())
 
+    def _cell(self, cell: types.CellType) -> bytes:
+        try:
+            return self._all("cell", cell.cell_contents)
+        except ValueError as error:
+            if str(error) != "Cell is empty":
+                raise
+            return _hash(b"empty cell")
+
     def _named(self, thing: Any, name: str) -> bytes:
-        """Digest of what is known by its name and the version of its package."""
+        """Return the digest of what is known by its name and the version of its package."""
         module = getattr(thing, "__module__", None) or ""
-        return _hash(
-            b"named", module.encode(), name.encode(), _version(module.split(".")[0]).encode()
-        )
+        known = module, name, _version(module.split(".")[0])
+        return _hash(b"named", *(part.encode() for part in known))
 
     def _class(self, cls: type) -> bytes:
         if _is_installed(cls.__module__):
@@ -287,7 +264,7 @@ class _Walk:
         return self._all("function", function.__code__, settings, closure, read)
 
     def _if_known(self, value: Any) -> Any:
-        """The value of a global name, or its type if it cannot be compared."""
+        """Return the value of a global name, or its type if it cannot be compared."""
         try:
             self.digest(value)
         except (ValueError, RecursionError):
@@ -300,63 +277,65 @@ class _Walk:
         return self._all("code", code.co_code, code.co_consts, names, code.co_exceptiontable)
 
     def _network(self, module: nn.Module) -> bytes:
-        """Class, state and settings of a module; its parts in their order, its hooks by what they do."""
-        if isinstance(
-            module, torch.fx.GraphModule | torch.jit.ScriptModule
-        ):  # has no class of its own
-            parts = [*module.named_children()], [*module.state_dict().items()]
-            return self._all("graph", module.code, *parts)
+        """Return that of class, state and settings, parts in their order, and what hooks do."""
+        if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):  # without a class
+            return self._all(
+                "graph", module.code, [*module.named_children()], [*module.state_dict().items()]
+            )
         state = dict(vars(module))
         state.pop("_compiled_call_impl", None)
-        ordered = [
-            list(state.pop(name).items()) for name in ("_parameters", "_buffers", "_modules")
-        ]
-        hooks = {
-            name: list(state.pop(name).values()) for name in [*state] if _is_hooks(name, state)
-        }
+        parts = ("_parameters", "_buffers", "_modules")
+        ordered = [list(state.pop(name).items()) for name in parts]
+        # the keys of hooks count all hooks of the process
+        own = [name for name in state if "_hooks" in name and isinstance(state[name], dict)]
+        hooks = {name: list(state.pop(name).values()) for name in own}
         return self._all("network", type(module), ordered, hooks, state)
 
     def _state(self, thing: Any) -> bytes:
-        """Digest of what pickle would keep, without pickling."""
+        """Return the digest of what pickle would keep, without pickling."""
         try:
-            if type(thing) in copyreg.dispatch_table:
-                reduced = copyreg.dispatch_table[type(thing)](thing)
-            else:
-                reduced = thing.__reduce_ex__(4)
+            by_hand = copyreg.dispatch_table.get(type(thing))
+            reduced = thing.__reduce_ex__(4) if by_hand is None else by_hand(thing)
         except Exception as error:  # what objects raise has no class in common
             raise _unknown(thing, error) from error
         if isinstance(reduced, str):
             return self._named(thing, reduced)
-        make, arguments, state, items, pairs = (*reduced, *(None,) * (5 - len(reduced)))[:5]
-        listed = None if items is None else list(items)
-        ordered = None if pairs is None else list(pairs)
-        return self._all("object", type(thing), make, arguments, state, listed, ordered)
+        make, arguments, state, *iterators = (*reduced, *(None,) * (5 - len(reduced)))[:5]
+        items = (None if one is None else list(one) for one in iterators)
+        return self._all("object", type(thing), make, arguments, state, *items)
+
+
+#: Digests of objects by their class, the first that fits.
+_KINDS: dict[Any, Callable[[_Walk, Any], bytes]] = {
+    np.ndarray: _Walk._array,
+    Tensor: _Walk._tensor,
+    torch.Generator: lambda walk, thing: walk._all("generator", thing.get_state()),
+    types.ModuleType: _Walk._module,
+    type: _Walk._class,
+    types.FunctionType: _Walk._function,
+    types.CodeType: _Walk._code,
+    types.CellType: _Walk._cell,
+    staticmethod: lambda walk, thing: walk._all("staticmethod", thing.__func__),
+    classmethod: lambda walk, thing: walk._all("classmethod", thing.__func__),
+    property: lambda walk, thing: walk._all("property", thing.fget, thing.fset, thing.fdel),
+    types.MappingProxyType: lambda walk, thing: walk._unordered("mapping", thing.items()),
+    weakref.ref: lambda walk, thing: _hash(b"weak reference"),  # belongs to somebody else
+    nn.Module: _Walk._network,
+}
 
 
 def _is_made_by_parameters(thing: Any) -> bool:
-    """Whether ``clone`` makes an object from its parameters; a frozen estimator is kept as it is."""
-    if isinstance(thing, type) or not hasattr(thing, "set_params"):
-        return False
-    if not callable(getattr(thing, "get_params", None)):
+    """Return whether ``clone`` makes an object from its parameters; a frozen estimator is kept as it is."""
+    made = hasattr(thing, "set_params") and callable(getattr(thing, "get_params", None))
+    if isinstance(thing, type) or not made:
         return False
     cloned = getattr(type(thing), "__sklearn_clone__", None)
     return cloned is None or cloned.__qualname__ == "BaseEstimator.__sklearn_clone__"
 
 
-def _is_hooks(name: str, state: dict[str, Any]) -> bool:
-    """Whether an entry of a module is a dict of hooks, whose keys count all hooks of the process."""
-    return "_hooks" in name and isinstance(state[name], dict)
-
-
 @functools.cache
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Global names that a code reads, also in the functions that it makes."""
-    found = {
-        str(step.argval)
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    for constant in code.co_consts:
-        if inspect.iscode(constant):
-            found.update(_globals_of(constant))
-    return tuple(sorted(found))
+    loads = ("LOAD_GLOBAL", "LOAD_NAME")
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in loads}
+    return tuple(sorted(found.union(*map(_globals_of, filter(inspect.iscode, code.co_consts)))))
