@@ -56,16 +56,8 @@ def check_engine(path: str) -> None:
 def load_model(path: str, trust: str | None) -> Any:
     """Load a model.
 
-    Parameters
-    ----------
-    path : str
-    trust : str or None
-        None: nothing that could run code. Empty: everything. Otherwise types of a .skops file that
-        may be loaded, separated by commas.
-
-    Returns
-    -------
-    model : object
+    `trust` is None for nothing that could run code, empty for everything, or otherwise the types of
+    a .skops file that may be loaded, separated by commas.
     """
     if not Path(path).is_file():
         raise UsageError(f"--model: there is no file {path}.")
@@ -125,17 +117,9 @@ def _load_pickle(path: str, trust: str | None) -> Any:
 def check_out(
     path: str, kinds: Collection[str], inputs: Mapping[str, str], overwrite: bool
 ) -> None:
-    """Raise unless results may be written to a path; nothing is written.
+    """Raise unless results may be written to a path that ends in one of `kinds`; write nothing.
 
-    Parameters
-    ----------
-    path : str
-    kinds : collection of str
-        Endings that are known.
-    inputs : mapping of str to str
-        Files that are read, by their options: never overwritten.
-    overwrite : bool
-        Whether another file that exists may be.
+    The files in `inputs`, by their options, are never overwritten; others only with `overwrite`.
     """
     if suffix(path) not in kinds:
         raise UsageError(f"--out must end in {', '.join(kinds)}, got {path!r}.")
@@ -159,14 +143,7 @@ def check_out(
 
 
 def write_whole(path: str, save: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: until it is written, an older one stays.
-
-    Parameters
-    ----------
-    path : str
-    save : callable
-        Writes to the path that it is given.
-    """
+    """Write a file whole or not at all, by `save`: until it is written, an older one stays."""
     out = Path(path).resolve()
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as beside:
@@ -184,17 +161,7 @@ def write_whole(path: str, save: Callable[[Path], object]) -> None:
 
 
 def without_formulas(label: Any) -> Any:
-    """Return a label that no spreadsheet takes for a formula: a quote stands before its beginning.
-
-    Parameters
-    ----------
-    label : object
-
-    Returns
-    -------
-    label : object
-        The same, if it is no text or a number.
-    """
+    """Return a label that no spreadsheet takes for a formula: with a quote before one that it would."""
     if not isinstance(label, str) or not _FORMULA.match(label):
         return label
     try:

@@ -44,20 +44,9 @@ def check_dtypes(asked: Collection[str]) -> dict[str, Any]:
 
 
 def read_table(path: str, index: str | None, dtypes: Mapping[str, Any]) -> Any:
-    """Read a table.
+    """Read a table, whose rows the column `index` names.
 
-    Parameters
-    ----------
-    path : str
-        A .csv, .parquet or .feather file.
-    index : str or None
-        Column that names the rows.
-    dtypes : mapping of str to dtype
-        Types of columns of a .csv file; of others pandas finds them.
-
-    Returns
-    -------
-    table : DataFrame
+    `dtypes` are types of columns of a .csv file; those of others pandas finds.
     """
     import pandas as pd
 
@@ -86,20 +75,7 @@ def read_table(path: str, index: str | None, dtypes: Mapping[str, Any]) -> Any:
 def read_tables(
     train_path: str, test_path: str, index: str | None, dtypes: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """Read training and test rows; a column has one type in both, where its values allow it.
-
-    Parameters
-    ----------
-    train_path, test_path : str
-    index : str or None
-        Column that names the rows.
-    dtypes : mapping of str to dtype
-        Types of columns of .csv files.
-
-    Returns
-    -------
-    train, test : DataFrame
-    """
+    """Read training and test rows; a column has one type in both, where its values allow it."""
     import pandas as pd
 
     train = read_table(train_path, index, dtypes)
@@ -128,7 +104,7 @@ def read_tables(
 
 
 def _as_in(train: Any, test: Any, train_path: str, test_path: str) -> Any:
-    """A column of the test table with the type of the training table, if that keeps its values."""
+    """Return a column of the test table in the type of the training table, if that keeps its values."""
     import pandas as pd
 
     if train.dtype == test.dtype:
@@ -173,18 +149,7 @@ def _tell_of_zeros(path: str, table: Any) -> None:
 def with_labels(table: Any, target: str, path: str, model: Any) -> Any:
     """Return a table whose target has the labels again that pandas takes for missing values.
 
-    Parameters
-    ----------
-    table : DataFrame
-    target : str
-    path : str
-        Where it was read from; only text (.csv) has such labels.
-    model : object
-        Its ``classes_`` tell which words are labels: "NA", "None" and "null" may be, or may not.
-
-    Returns
-    -------
-    table : DataFrame
+    Only text (.csv) has such labels: "NA", "None" and "null" may be some, as the model's ``classes_`` tell.
     """
     import numpy as np
     import pandas as pd
@@ -203,15 +168,7 @@ def with_labels(table: Any, target: str, path: str, model: Any) -> Any:
 
 
 def check_target(table: Any, target: str, path: str) -> None:
-    """Raise unless a table has the target, with a value in each row.
-
-    Parameters
-    ----------
-    table : DataFrame
-    target : str
-    path : str
-        Where the table was read from.
-    """
+    """Raise unless a table that was read from `path` has the target, with a value in each row."""
     if target not in table:
         raise UsageError(
             f"--target must be a column of {path}, one of {_listed(table)}; got {target!r}."
@@ -227,19 +184,7 @@ def _listed(table: Any) -> str:
 
 
 def as_fitted(model: Any, X: Any, path: str) -> Any:
-    """Return the columns that a model was fitted on, in its order, where it knows their names.
-
-    Parameters
-    ----------
-    model : object
-    X : DataFrame
-    path : str
-        Where it was read from.
-
-    Returns
-    -------
-    X : DataFrame
-    """
+    """Return the columns that a model was fitted on, in its order, where it knows their names."""
     known = getattr(model, "feature_names_in_", None)
     if known is None:
         unnamed = [column for column in X if str(column).startswith("Unnamed:")]
@@ -265,14 +210,7 @@ def as_fitted(model: Any, X: Any, path: str) -> Any:
 
 @contextmanager
 def naming_text(X: Any, path: str) -> Iterator[None]:
-    """Add the columns that hold text to an error about text where numbers are needed.
-
-    Parameters
-    ----------
-    X : DataFrame
-    path : str
-        Where it was read from.
-    """
+    """Add the columns that hold text to an error about text where numbers are needed."""
     from pandas.api import types
 
     try:
@@ -288,17 +226,7 @@ def naming_text(X: Any, path: str) -> Iterator[None]:
 
 
 def separated(table: Any) -> str:
-    """Return a hint for a table of one column that seems to be separated by another sign.
-
-    Parameters
-    ----------
-    table : DataFrame
-
-    Returns
-    -------
-    hint : str
-        Empty where there is nothing to say.
-    """
+    """Return a hint for a table of one column that seems to be separated by another sign, or nothing."""
     found = [sign for sign in (";", "\t", "|") if all(sign in str(column) for column in table)]
     return (
         f" Its cells seem to be separated by {found[0]!r}; they must be by commas." if found else ""

@@ -24,35 +24,13 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+#: What others take from scikit-learn by way of this file.
 __all__ = [
-    "MAX_SEED",
-    "NON_NEGATIVE_REAL",
-    "OPEN_SHARE",
-    "POSITIVE_INTEGER",
-    "POSITIVE_REAL",
-    "SHARE",
     "ConvergenceWarning",
-    "Interval",
     "StrOptions",
     "check_consistent_length",
-    "check_count",
-    "check_horizons",
     "check_is_fitted",
-    "check_leave_out",
     "check_random_state",
-    "check_rows",
-    "check_seeds",
-    "check_subsets",
-    "check_targets",
-    "check_unmasked",
-    "check_weights",
-    "checks_arguments",
-    "checks_parameters",
-    "dense_rows",
-    "is_integer",
-    "n_rows",
-    "native",
-    "take_rows",
     "validate_data",
 ]
 
@@ -129,7 +107,7 @@ def check_unmasked(values: Any, name: str) -> None:
 
 
 def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
-    """Rows as the model sees them: dense, numeric, finite, at least one."""
+    """Return rows as the model sees them: dense, numeric, finite, at least one."""
     check_unmasked(X, name)
     if hasattr(X, "detach"):
         X = X.detach().cpu().numpy()
@@ -190,7 +168,7 @@ def check_top(k: int, n_columns: int) -> None:
 
 
 def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
-    """Targets, one per row, without NaN or infinity.
+    """Return targets, one per row, without NaN or infinity.
 
     Raises
     ------
@@ -229,7 +207,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
 
 
 def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[Any] | None:
-    """Weights of the training rows: non-negative, not all zero; None stays None."""
+    """Return weights of the training rows: non-negative, not all zero; None stays None."""
     if sample_weight is None:
         return None
     check_unmasked(sample_weight, "sample_weight")
@@ -244,8 +222,15 @@ def check_weights(sample_weight: ArrayLike | None, X: NDArray[Any]) -> NDArray[A
     return weights
 
 
+def _require_inside(indices: NDArray[Any], n_rows: int, message: str) -> None:
+    """Raise ValueError if an index is none of a training row."""
+    outside = indices[(indices < 0) | (indices >= n_rows)]
+    if outside.size:
+        raise ValueError(message.format(f"[0, {n_rows}), the training rows", outside[0]))
+
+
 def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[np.int64]:
-    """Indices of the rows to leave out: all (None), a random number of them, or a list.
+    """Return the indices of the rows to leave out: all (None), a random number of them, or a list.
 
     Raises
     ------
@@ -269,11 +254,7 @@ def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[n
             "leave_out must be None, a number of rows, or a list of row indices (integers), got "
             f"{leave_out!r}."
         )
-    outside = indices[(indices < 0) | (indices >= n_rows)]
-    if outside.size:
-        raise ValueError(
-            f"leave_out must hold indices in [0, {n_rows}), the training rows; got {outside[0]}."
-        )
+    _require_inside(indices, n_rows, "leave_out must hold indices in {}; got {}.")
     unique, counts = np.unique(indices, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -284,7 +265,7 @@ def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[n
 
 
 def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
-    """Explicit list of seeds: as given, or drawn from `random_state`.
+    """Return an explicit list of seeds: as given, or drawn from `random_state`.
 
     The first k of m drawn seeds are the k that would have been drawn alone.
     """
@@ -306,7 +287,7 @@ def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
 
 
 def check_subsets(subsets: Any, n_rows: int) -> NDArray[np.bool_]:
-    """Subsets of the training rows as a mask (M, n_rows): a mask, or a list of index arrays.
+    """Return subsets of the training rows as a mask (M, n_rows): a mask, or a list of index arrays.
 
     Raises
     ------
@@ -345,12 +326,9 @@ def _as_mask(rows: Any, number: int, n_rows: int) -> NDArray[np.bool_]:
             f"indices (integers); subset {number} is an array of {indices.dtype} of shape "
             f"{indices.shape}."
         )
-    outside = indices[(indices < 0) | (indices >= n_rows)]
-    if outside.size:
-        raise ValueError(
-            f"subsets must hold indices in [0, {n_rows}), the training rows; subset {number} has "
-            f"{outside[0]}."
-        )
+    _require_inside(
+        indices, n_rows, f"subsets must hold indices in {{}}; subset {number} has {{}}."
+    )
     mask[indices] = True
     if mask.sum() < len(indices):
         raise ValueError(
@@ -360,7 +338,7 @@ def _as_mask(rows: Any, number: int, n_rows: int) -> NDArray[np.bool_]:
 
 
 def check_horizons(epochs: Any, name: str = "epochs") -> list[int]:
-    """Increasing list of positive numbers of epochs."""
+    """Return an increasing list of positive numbers of epochs."""
     values = list(epochs) if np.iterable(epochs) else [epochs]
     if not values or not all(is_integer(e) and e >= 1 for e in values):
         raise ValueError(f"{name} must be positive whole numbers of epochs, got {epochs!r}.")

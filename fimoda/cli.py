@@ -186,7 +186,7 @@ def _check(given: argparse.Namespace, kinds: list[str]) -> None:
 
 
 def _write(found: Any, given: argparse.Namespace) -> None:
-    """Scores of an attribution, with the names of rows and columns (but for .npy)."""
+    """Write the scores of an attribution, with the names of rows and columns (but for .npy)."""
     if given.out is None:
         return
     frame = found.to_frame()
@@ -232,7 +232,7 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
-    """The attributor of that name with those of the parameters that it has."""
+    """Return the attributor of that name with those of the parameters that it has."""
     classes = {
         one.__name__: one
         for one in map(vars(fimoda).get, fimoda.__all__)
@@ -248,7 +248,7 @@ def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
 
 
 def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
-    """The model, and rows and targets of both tables."""
+    """Return the model, and rows and targets of both tables."""
     dtypes = check_dtypes(given.dtype)
     model = load_model(given.model, given.trust)
     train, test = read_tables(given.train, given.test, given.index, dtypes)
