@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fimoda import as_final_model
+from fimoda.attributors._walks import kink_sharpness
 from fimoda.training.linear_steps import linear_steps, rates
 from fimoda.training.observed import observe
 from fimoda.training.optimizers import OptimizerSpec
@@ -131,6 +132,38 @@ def test_what_has_no_linear_form(name, params):
 def test_maximize(name):
     with pytest.raises(ValueError, match=rf"{name} with maximize=True is not supported"):
         linear_steps(as_spec(name, {"maximize": True}), {})
+
+
+class Tagged(torch.optim.AdamW):
+    """An optimiser of the user's own that steps as AdamW does."""
+
+
+class SGD(torch.optim.SGD):
+    """One whose name is that of another."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data -= group["lr"] * p.grad.sign()
+
+
+def test_an_optimizer_is_known_by_its_step_and_not_by_its_name():
+    second = torch.rand(P, dtype=torch.float64)
+    buffers = {"step": 3, "exp_avg_sq": second}
+    params = {"weight_decay": 0.3}
+    for _ in range(2):  # torch wraps the step of a class when it is first used
+        own, known = (OptimizerSpec(cls, 0.1, params) for cls in (Tagged, torch.optim.AdamW))
+        found, expected = (linear_steps(spec, buffers) for spec in (own, known))
+        assert found.decoupled_decay == expected.decoupled_decay == 0.3
+        torch.testing.assert_close(found.preconditioner, expected.preconditioner)
+        torch.testing.assert_close(rates(own, 4, 2), rates(known, 4, 2))
+        with pytest.raises(ValueError, match="SGD with these settings cannot be linearised"):
+            linear_steps(OptimizerSpec(SGD, 0.1), {})
+    spec = as_spec("SGD", {})
+    assert kink_sharpness("auto", spec, 3.0) == 3.0
+    assert kink_sharpness("auto", OptimizerSpec(SGD, 0.1), 3.0) is None
+    assert kink_sharpness("auto", own, 3.0) is None
+    assert kink_sharpness(2, own, 3.0) == 2.0
 
 
 # ---- a run that is looked at ----------------------------------------------------------------

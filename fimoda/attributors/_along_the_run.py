@@ -22,6 +22,7 @@ from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_LR,
     OptimizerSpec,
+    optimizer_class,
     resolve_optimizer,
 )
 from ..trajectory import Stage, Trajectory, check_architecture, stage_rows
@@ -133,12 +134,12 @@ class BaseAlongTheRun(BaseAttributor):
         epochs = training_epochs(self.estimator_, self.n_epochs)
         batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
         own = DEFAULT_LR if recipe.lr is None else recipe.lr
-        used = recipe.optimizer or "SGD"
+        used = optimizer_class(recipe.optimizer) or torch.optim.SGD
         return Trajectory.from_checkpoints(
             [self.model_.module.state_dict()],
             [epochs * -(-len(self._X) // batch)],
             own if self.lr is None else self.lr,
-            optimizer=getattr(used, "__name__", str(used)),
+            optimizer=used.__name__,
             optimizer_params=recipe.params,
         )
 
@@ -169,7 +170,7 @@ class BaseAlongTheRun(BaseAttributor):
 
     def _gain(self) -> float:
         """What momentum makes of a gradient over time, of optimisers whose steps have a unit."""
-        if self.trajectory_.optimizer != "SGD":
+        if optimizer_class(self.trajectory_.optimizer) is not torch.optim.SGD:
             return 1.0
         return gain(linear_steps(self._optimizer(), {}))
 

@@ -103,7 +103,7 @@ class BaseFurtherTraining(BaseAttributor):
         own = self.lr is None and recipe.last_lr == spec.lr
         source = f" ({recipe.last_lr_from}; its training began with {recipe.lr:g})" if own else ""
         return (
-            f"{self.process}: {self.n_epochs} epochs of {spec.cls.__name__}, learning rate "
+            f"{self.process}: {self.n_epochs} epochs of {spec.name}, learning rate "
             f"{spec.lr_at(0):g}{source}, batches of {steps.batch_size}"
         )
 

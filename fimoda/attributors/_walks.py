@@ -100,7 +100,7 @@ def kink_sharpness(
     curvature of kinks up.
     """
     if given == "auto":
-        return auto if getattr(optimizer.cls, "__name__", "") == "SGD" else None
+        return auto if optimizer.step_of is torch.optim.SGD else None
     return None if given is None else float(given)
 
 

@@ -20,18 +20,10 @@ from ..curvature.stationary_ekfac import EKFACStationary
 from ..curvature.stationary_projected import ProjectedStationary
 from ..measurements import Measurement
 from ..row_gradients import Measure
-from ..training.linear_steps import LinearSteps, linear_steps
+from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory, buffers_at, mean_model, model_at
 from ._along_the_run import BaseAlongTheRun, gain
-
-#: Buffers in which adaptive optimisers keep second moments of gradients.
-_SECOND_MOMENTS = {
-    "Adam": "exp_avg_sq",
-    "AdamW": "exp_avg_sq",
-    "RMSprop": "square_avg",
-    "Adagrad": "sum",
-}
 
 #: Rows whose gradients are squared at a time.
 _ROWS = 1024
@@ -276,15 +268,15 @@ class SOURCE(BaseAlongTheRun):
 
     def _linear_steps(self, k: int, X: Tensor, y: Tensor, weights: Tensor) -> LinearSteps:
         """The optimiser at checkpoint k, with second moments as recorded or estimated."""
-        run = self.trajectory_
+        run, optimizer = self.trajectory_, self._optimizer()
         buffers = buffers_at(run, k, self.model_)
-        name = _SECOND_MOMENTS.get(run.optimizer)
+        name = second_moment_name(optimizer)
         if name is not None and name not in buffers:
             batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
             model = model_at(run, k, self.model_)
             square = batch_second_moment(model, X, y, weights, min(batch, len(X)), _ROWS)
             buffers = {name: square * (run.n_steps if name == "sum" else 1), "step": float("inf")}
-        return linear_steps(self._optimizer(), buffers)
+        return linear_steps(optimizer, buffers)
 
     def _stationary(self, segments: list[Segment]) -> Stationary:
         budget: dict[str, Any] = {

@@ -63,11 +63,11 @@ def check_differentiable(spec: OptimizerSpec) -> None:
     """Raise ValueError if a step of the optimiser cannot be differentiated."""
     if "differentiable" not in inspect.signature(spec.cls).parameters:
         raise ValueError(
-            f"optimizer {getattr(spec.cls, '__name__', spec.cls)} cannot be differentiated: it has "
+            f"optimizer {spec.name} cannot be differentiated: it has "
             "no `differentiable` option. Use one of torch.optim that has: SGD, Adam, AdamW, "
             "RMSprop, Adagrad, ..."
         )
-    if inspect.isclass(spec.cls) and issubclass(spec.cls, torch.optim.Rprop):
+    if issubclass(spec.cls, torch.optim.Rprop):
         raise ValueError(
             "optimizer Rprop cannot be differentiated: it looks at the signs of gradients only, so "
             "the derivative is zero. Use SGD, Adam, AdamW, RMSprop, Adagrad, ..."

@@ -216,7 +216,7 @@ def _optimizer_fault(spec: OptimizerSpec, theta: Parameters, gradients: list[Par
         if wrong:
             name = max(wrong, key=lambda one: wrong[one])
             return (
-                f"torch's fast step of {getattr(spec.cls, '__name__', spec.cls)} was found to differ "
+                f"torch's fast step of {spec.name} was found to differ "
                 f"from its plain one (that of {name!r} by {wrong[name]:.0%}); the plain one is taken"
             )
     return ""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .differentiable import Buffers
 from .optimizers import OptimizerSpec
-
-_SUPPORTED = "SGD, Adam, AdamW, RMSprop and Adagrad"
-
 
 Number = TypeVar("Number", Tensor, float)
 
@@ -57,7 +55,7 @@ class LinearSteps:
     def pull(
         self, rates: Sequence[float], X: Tensor, V: Tensor, curved: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step backwards in modes of the preconditioned curvature.
+        """Take one step backwards in modes of the preconditioned curvature.
 
         Parameters
         ----------
@@ -82,7 +80,7 @@ class LinearSteps:
     def push(
         self, rates: Sequence[float], x: Number, v: Number, gradient: Number
     ) -> tuple[Number, Number]:
-        """One step forwards: preconditioned changes of parameters, and velocity, after it."""
+        """Return preconditioned changes of parameters, and the velocity, after one step forwards."""
         rate, plain = rates
         v = self.momentum * v + self.intake * gradient
         move = self.of_gradient * gradient + self.of_velocity * v
@@ -103,7 +101,7 @@ class LinearSteps:
                 )
 
     def velocity(self, buffers: Buffers) -> Tensor | None:
-        """What the optimiser's buffers hold of v, in units of the gradient."""
+        """Return v as the optimiser's buffers hold it, in units of the gradient, if they do."""
         if not self.of_velocity:
             return None
         if "momentum_buffer" not in buffers:
@@ -113,66 +111,102 @@ class LinearSteps:
         return buffer if self.preconditioner is None else buffer / self.preconditioner
 
 
+def _sgd(options: dict[str, Any], buffers: Buffers) -> LinearSteps:
+    mu, decay = float(options["momentum"]), float(options["weight_decay"])
+    if mu == 0:
+        return LinearSteps(coupled_decay=decay)
+    a, c = (1.0, mu) if options["nesterov"] else (0.0, 1.0)
+    return LinearSteps(mu, 1 - float(options["dampening"]), a, c, coupled_decay=decay)
+
+
+def _adam(options: dict[str, Any], buffers: Buffers, decoupled: bool = False) -> LinearSteps:
+    beta1, beta2 = (float(b) for b in options["betas"])
+    square = buffers["exp_avg_sq"] / (1 - beta2 ** float(buffers["step"]))
+    decay = float(options["weight_decay"])
+    decoupled = bool(options.get("decoupled_weight_decay", decoupled))
+    return LinearSteps(
+        momentum=beta1,
+        intake=1 - beta1,
+        of_gradient=0.0,
+        of_velocity=1.0,
+        coupled_decay=0.0 if decoupled else decay,
+        decoupled_decay=decay if decoupled else 0.0,
+        preconditioner=1 / (square.sqrt() + float(options["eps"])),
+    )
+
+
+def _rmsprop(options: dict[str, Any], buffers: Buffers) -> LinearSteps:
+    mu = float(options["momentum"])
+    a, c = (1.0, 0.0) if mu == 0 else (0.0, 1.0)
+    preconditioner = 1 / (buffers["square_avg"].sqrt() + float(options["eps"]))
+    return LinearSteps(mu, 1.0, a, c, float(options["weight_decay"]), 0.0, preconditioner)
+
+
+def _adagrad(options: dict[str, Any], buffers: Buffers) -> LinearSteps:
+    preconditioner = 1 / (buffers["sum"].sqrt() + float(options["eps"]))
+    return LinearSteps(coupled_decay=float(options["weight_decay"]), preconditioner=preconditioner)
+
+
+class _Form(NamedTuple):
+    """The linear form of an optimiser.
+
+    `steps` makes it of the optimiser's settings and buffers, of which `second_moment` is that of the
+    squared gradients. With the setting `excluded` there is none. `corrects` says that the first steps
+    are larger, as the average of the gradients has only begun.
+    """
+
+    steps: Callable[[dict[str, Any], Buffers], LinearSteps]
+    second_moment: str | None = None
+    excluded: str = ""
+    corrects: bool = False
+
+
+_FORMS: dict[type, _Form] = {
+    torch.optim.SGD: _Form(_sgd),
+    torch.optim.Adam: _Form(_adam, "exp_avg_sq", "amsgrad", corrects=True),
+    # a class with a step of its own in older versions of torch
+    torch.optim.AdamW: _Form(
+        partial(_adam, decoupled=True), "exp_avg_sq", "amsgrad", corrects=True
+    ),
+    torch.optim.RMSprop: _Form(_rmsprop, "square_avg", "centered"),
+    torch.optim.Adagrad: _Form(_adagrad, "sum", "lr_decay"),
+}
+
+
 def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
-    """The optimiser as a linear recursion, preconditioned as its buffers say.
+    """Return the optimiser as a linear recursion, preconditioned as its buffers say.
 
     Raises
     ------
     ValueError
         If the optimiser has no such form, or uses an option that has none.
     """
-    name = getattr(spec.cls, "__name__", str(spec.cls))
     options = spec.defaults()
-    decay = float(options.get("weight_decay", 0.0))
     if options.get("maximize"):
-        raise ValueError(f"optimizer {name} with maximize=True is not supported.")
-    if name == "SGD":
-        mu, damp = float(options["momentum"]), float(options["dampening"])
-        if mu == 0:
-            return LinearSteps(coupled_decay=decay)
-        a, c = (1.0, mu) if options["nesterov"] else (0.0, 1.0)
-        return LinearSteps(mu, 1 - damp, a, c, coupled_decay=decay)
-    if name in ("Adam", "AdamW") and not options.get("amsgrad"):
-        beta1, beta2 = (float(b) for b in options["betas"])
-        square = buffers["exp_avg_sq"] / (1 - beta2 ** float(buffers["step"]))
-        decoupled = name == "AdamW" or bool(options.get("decoupled_weight_decay"))
-        return LinearSteps(
-            momentum=beta1,
-            intake=1 - beta1,
-            of_gradient=0.0,
-            of_velocity=1.0,
-            coupled_decay=0.0 if decoupled else decay,
-            decoupled_decay=decay if decoupled else 0.0,
-            preconditioner=1 / (square.sqrt() + float(options["eps"])),
+        raise ValueError(f"optimizer {spec.name} with maximize=True is not supported.")
+    form = _FORMS.get(spec.step_of)
+    if form is None or options.get(form.excluded):
+        raise ValueError(
+            f"optimizer {spec.name} with these settings cannot be linearised; supported are SGD, Adam, "
+            "AdamW, RMSprop and Adagrad (without amsgrad, centered or lr_decay). Use "
+            "UnrolledDifferentiation, which takes every optimiser of torch that can be differentiated."
         )
-    if name == "RMSprop" and not options.get("centered"):
-        mu = float(options["momentum"])
-        return LinearSteps(
-            mu,
-            1.0,
-            *((1.0, 0.0) if mu == 0 else (0.0, 1.0)),
-            coupled_decay=decay,
-            preconditioner=1 / (buffers["square_avg"].sqrt() + float(options["eps"])),
-        )
-    if name == "Adagrad" and not options.get("lr_decay"):
-        return LinearSteps(
-            coupled_decay=decay,
-            preconditioner=1 / (buffers["sum"].sqrt() + float(options["eps"])),
-        )
-    raise ValueError(
-        f"optimizer {name} with these settings cannot be linearised; supported are {_SUPPORTED} "
-        "(without amsgrad, centered or lr_decay). Use UnrolledDifferentiation, which takes every "
-        "optimiser of torch that can be differentiated."
-    )
+    return form.steps(options, buffers)
+
+
+def second_moment_name(spec: OptimizerSpec) -> str | None:
+    """Return the buffer in which the optimiser keeps second moments of gradients, if it does."""
+    form = _FORMS.get(spec.step_of)
+    return None if form is None else form.second_moment
 
 
 def rates(spec: OptimizerSpec, n_steps: int, steps_per_epoch: int) -> Tensor:
-    """Learning rates of each step (n_steps, 2): with Adam's correction of the first, and without."""
+    """Return the rates of each step (n_steps, 2), with Adam's correction of the first and without."""
     plain = torch.tensor(
         [spec.lr_at(step // steps_per_epoch) for step in range(n_steps)], dtype=torch.float64
     )
-    rate = plain
-    if getattr(spec.cls, "__name__", "") in ("Adam", "AdamW"):
+    rate, form = plain, _FORMS.get(spec.step_of)
+    if form is not None and form.corrects:
         beta1 = float(spec.defaults()["betas"][0])
         rate = plain / (1 - beta1 ** torch.arange(1, n_steps + 1, dtype=torch.float64))
     return torch.stack([rate, plain], dim=1)

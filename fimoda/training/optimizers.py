@@ -35,9 +35,21 @@ class OptimizerSpec:
         Other settings (momentum, weight_decay, betas, ...).
     """
 
-    cls: Callable[..., torch.optim.Optimizer]
+    cls: type[torch.optim.Optimizer]
     lr: LearningRate
     params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The optimiser as messages and recorded runs call it."""
+        return self.cls.__name__
+
+    @property
+    def step_of(self) -> type:
+        """The class whose ``step`` it takes: a subclass that has its own is another optimiser."""
+        own = inspect.unwrap(self.cls.step)
+        bases = [one for one in self.cls.__mro__ if issubclass(one, torch.optim.Optimizer)]
+        return [one for one in bases if inspect.unwrap(one.step) is own][-1]
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch.
@@ -67,7 +79,7 @@ class OptimizerSpec:
             self.lr_at(epoch)
 
     def build(self, stack: Iterable[Tensor], **options: Any) -> torch.optim.Optimizer:
-        """The optimiser over stacked parameters, in its fused form where there is one.
+        """Return the optimiser of stacked parameters, in its fused form where there is one.
 
         `options` (``differentiable=True``) come on top of the settings.
         """
@@ -75,10 +87,10 @@ class OptimizerSpec:
         chosen = {"fused", "foreach", "differentiable"} & set(params)
         if not chosen and "fused" in inspect.signature(self.cls).parameters:
             params["fused"] = True
-        return self.cls(list(stack), lr=self.lr_at(0), **params)
+        return self.cls(list(stack), lr=self.lr_at(0), **params)  # type: ignore[call-arg]
 
     def plain(self) -> OptimizerSpec:
-        """The same optimiser as a loop over the parameters, neither fused nor by whole lists."""
+        """Return it as a loop over the parameters, neither fused nor by whole lists."""
         known = inspect.signature(self.cls).parameters
         switches = {name: False for name in ("fused", "foreach") if name in known}
         if self.params.get("differentiable"):  # is such a loop, and goes with neither
@@ -86,24 +98,29 @@ class OptimizerSpec:
         return replace(self, params={**self.params, **switches})
 
     def defaults(self) -> dict[str, Any]:
-        """All settings but the learning rate, the optimiser's own defaults included."""
+        """Return all settings but the learning rate, the optimiser's own defaults included."""
         return {**self.build([torch.zeros(1, requires_grad=True)]).defaults}
 
     def describe(self, n_epochs: int) -> dict[str, Any]:
-        """What identifies the optimiser of a run of `n_epochs`."""
+        """Return what identifies the optimiser of a run of `n_epochs`."""
         lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr_at(0)
-        name = getattr(self.cls, "__name__", type(self.cls).__name__)
-        own = getattr(torch.optim, name, None) is not self.cls
+        own = optimizer_class(self.name) is not self.cls
         return {
-            "optimizer": f"{name} {identity_of(self.cls)}" if own else name,
+            "optimizer": f"{self.name} {identity_of(self.cls)}" if own else self.name,
             "lr": lr,
             "optimizer_params": {k: _plain(v) for k, v in sorted(self.params.items())},
         }
 
 
 def _plain(value: Any) -> Any:
-    """A setting as it is if JSON keeps it, else its digest."""
+    """Return a setting as it is if JSON keeps it, else its digest."""
     return value if isinstance(value, bool | int | float | str | NoneType) else identity_of(value)
+
+
+def optimizer_class(optimizer: Any) -> type[torch.optim.Optimizer] | None:
+    """Return the optimiser that a class, or the name of one of torch, stands for; None if none."""
+    found = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else optimizer
+    return found if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) else None
 
 
 def resolve_optimizer(
@@ -112,7 +129,7 @@ def resolve_optimizer(
     params: dict[str, Any] | None,
     recipe: Recipe,
 ) -> OptimizerSpec:
-    """The optimiser asked for; what is None is the model's own.
+    """Return the optimiser asked for; what is None is the model's own.
 
     Settings of the model's own optimiser (momentum, weight decay, ...) are kept only if the
     optimiser is the model's own too. A model that has none gets SGD with learning rate 0.01.
@@ -128,18 +145,14 @@ def resolve_optimizer(
             f"optimizer must be given for this model: {recipe.obstacle}, which further training "
             "cannot repeat. Choose one, for example optimizer='SGD' with lr."
         )
-    own = recipe.optimizer if recipe.optimizer is not None else "SGD"
-    chosen = own if optimizer is None else optimizer
-    if isinstance(chosen, str):
-        name = chosen
-        chosen = getattr(torch.optim, name, None)
-        if not (inspect.isclass(chosen) and issubclass(chosen, torch.optim.Optimizer)):
-            raise ValueError(
-                f"optimizer must be a torch.optim class or its name ('SGD', 'Adam', ...), got {name!r}."
-            )
-    if not (inspect.isclass(chosen) and issubclass(chosen, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer must be a torch.optim class or its name, got {chosen!r}.")
-    same = chosen is own or chosen is getattr(torch.optim, str(own), None)
+    own = torch.optim.SGD if recipe.optimizer is None else recipe.optimizer
+    asked = own if optimizer is None else optimizer
+    chosen = optimizer_class(asked)
+    if chosen is None:
+        raise ValueError(
+            f"optimizer must be a torch.optim class or its name ('SGD', 'Adam', ...), got {asked!r}."
+        )
+    same = chosen is optimizer_class(own)
     settings = {**(recipe.params if same else {}), **(params or {})}
     allowed = inspect.signature(chosen).parameters
     unknown = sorted(set(settings) - set(allowed))
@@ -151,9 +164,8 @@ def resolve_optimizer(
     if lr is None:
         lr = recipe.lr if same and recipe.lr is not None else DEFAULT_LR
     spec = OptimizerSpec(chosen, lr, settings)
-    rate = spec.lr_at(0)
-    if not rate > 0:
-        raise ValueError(f"lr must be positive, got {rate}.")
+    if not spec.lr_at(0) > 0:
+        raise ValueError(f"lr must be positive, got {spec.lr_at(0)}.")
     if not acts_elementwise(spec):
         raise ValueError(
             f"optimizer {chosen.__name__} mixes coordinates, so models trained as one stack would "
@@ -164,7 +176,7 @@ def resolve_optimizer(
 
 
 def acts_elementwise(spec: OptimizerSpec) -> bool:
-    """Whether each coordinate's update depends on that coordinate alone, found by trying.
+    """Return whether each coordinate's update depends on that coordinate alone, found by trying.
 
     Four steps on a stack of two vectors must equal four steps on each coordinate by itself, with
     gradients of very different sizes: clipping shows at large ones only.

@@ -77,7 +77,7 @@ class RecordedTraining:
         folder = None if self.directory is None else self.directory / f"seed-{seed}"
         if before is None:
             spec = self.trainer.optimizer
-            run = Trajectory(getattr(spec.cls, "__name__", str(spec.cls)), spec.params, folder)
+            run = Trajectory(spec.name, spec.params, folder)
         else:
             run = before.extended(folder)
         run.begin_stage(n_rows=len(self.row_weights))
