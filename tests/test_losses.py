@@ -298,6 +298,44 @@ def test_custom_criterion(output_ndim):
     torch.testing.assert_close(loss(outputs, targets), expected)
 
 
+def bent(base: type) -> nn.Module:
+    """A criterion that is derived from one of torch and is another function of the same outputs."""
+
+    class Bent(base):
+        def forward(self, outputs, targets):
+            rows = super().forward(outputs, targets)
+            return rows + 0.1 * rows**2
+
+    return Bent()
+
+
+@pytest.mark.parametrize("name", [n for n in CRITERIA if "L1" not in n and n != "Huber"])
+def test_a_derived_criterion_is_its_own_function(name):
+    criterion, kind, n_outputs = CRITERIA[name]
+    outputs, targets = draw(kind, n_outputs)
+    loss, exact = (
+        row_loss(one, 2, n_outputs) for one in (bent(type(criterion)), type(criterion)())
+    )
+    assert loss.outputs_are == exact.outputs_are
+    assert loss.is_classifier == exact.is_classifier
+    assert loss.has_probabilities == exact.has_probabilities
+    assert loss.constant_curvature(n_outputs) is None
+    of_output = type(criterion)(reduction="none")(*as_criterion_wants(kind, outputs, targets))
+    expected = (of_output + 0.1 * of_output**2).reshape(N, -1).mean(1)
+    torch.testing.assert_close(loss(outputs, targets), expected)
+    leaf = outputs.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(loss(leaf, targets).sum(), leaf, create_graph=True)
+    torch.testing.assert_close(loss.gradient(outputs, targets), slopes.detach())
+    curved = torch.stack(
+        [
+            torch.autograd.grad(slopes[:, c].sum(), leaf, retain_graph=True)[0]
+            for c in range(n_outputs)
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(loss.output_hessian(outputs, targets), curved)
+
+
 @pytest.mark.parametrize("criterion_class", [nn.BCEWithLogitsLoss, nn.BCELoss])
 def test_multilabel_targets(criterion_class):
     outputs, _ = draw("logits")

@@ -41,13 +41,7 @@ class RowLoss(ABC):
         return torch.func.grad(lambda o: self(o, targets).sum())(outputs)
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the second derivative of each row's loss in its outputs, (..., C, C).
-
-        Raises
-        ------
-        TypeError
-            If torch does not know it.
-        """
+        """Return the second derivative of each row's loss in its outputs, (..., C, C)."""
         try:
             return by_rows(vmap(hessian(self)), outputs, targets)
         except NotImplementedError as error:
@@ -63,13 +57,7 @@ class RowLoss(ABC):
         return None
 
     def fisher_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
-        r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not convex in the outputs.
-        """
+        r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs."""
         values, vectors = torch.linalg.eigh(self.output_hessian(outputs.double(), targets))
         if bool((values < -1e-10 * values.abs().amax(-1, keepdim=True)).any()):
             raise ValueError("the loss is not convex in the outputs: EK-FAC needs one that is.")
@@ -83,14 +71,7 @@ class RowLoss(ABC):
         return 0
 
     def encode(self, y: NDArray[Any], n_outputs: int, classes: NDArray[Any] | None) -> NDArray[Any]:
-        """Return targets as the loss takes them.
-
-        Raises
-        ------
-        ValueError
-            If a label is not one of `classes`, a target is not a number, or the shape is not that of
-            the outputs.
-        """
+        """Return targets as the loss takes them; ValueError if they do not fit it."""
         if y.dtype.kind in "OSU":
             raise ValueError(f"y must be numbers for this model, got {y.ravel()[:1].tolist()}.")
         return y
@@ -99,11 +80,6 @@ class RowLoss(ABC):
         """Return the targets that a model with these outputs predicts, encoded.
 
         With one output for two classes, the second is predicted above the probability `threshold`.
-
-        Raises
-        ------
-        ValueError
-            If the meaning of the outputs is not known.
         """
         raise ValueError(
             "y must be given to transform: the meaning of this model's outputs is known to its "
@@ -111,13 +87,7 @@ class RowLoss(ABC):
         )
 
     def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return targets drawn from the distribution that the outputs (n, C) predict.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not the negative log-likelihood of a distribution that can be sampled.
-        """
+        """Return targets drawn from the distribution that the outputs (n, C) predict."""
         raise ValueError(
             "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
             "error or a classifier with class probabilities. Use curvature='gauss-newton'."

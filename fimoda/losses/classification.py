@@ -24,34 +24,6 @@ def _at(values: Tensor, targets: Tensor) -> Tensor:
     return values.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def class_indices(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the index of each label among the classes.
-
-    Raises
-    ------
-    ValueError
-        If a label is none of them, or the labels are no vector.
-    """
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise ValueError(f"y must be a vector of class labels, got shape {labels.shape}.")
-    order = np.argsort(classes)
-    try:
-        position = np.searchsorted(classes, labels, sorter=order)
-    except TypeError:  # they have no order: None among strings
-        position = (labels[:, None] == classes[order]).argmax(1)
-    indices = order[np.minimum(position, len(order) - 1)]
-    unseen = np.asarray(classes[indices] != labels)
-    if unseen.any():
-        found = sorted({str(label) for label in labels[unseen]})[:5]
-        raise ValueError(
-            f"y contains labels that the model was not trained on: {', '.join(found)}. "
-            f"Its classes are {', '.join(map(str, classes[:10]))}."
-        )
-    return indices.astype(np.int64)
-
-
 class Classification(RowLoss):
     """A loss of one output per class."""
 
@@ -63,7 +35,24 @@ class Classification(RowLoss):
     def encode(self, y: NDArray[Any], n_outputs: int, classes: NDArray[Any] | None) -> NDArray[Any]:
         if classes is None:
             raise RuntimeError("a classifier's FinalModel needs `classes`")
-        return class_indices(y, classes)
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim != 1:
+            raise ValueError(f"y must be a vector of class labels, got shape {y.shape}.")
+        order = np.argsort(classes)
+        try:
+            position = np.searchsorted(classes, y, sorter=order)
+        except TypeError:  # they have no order: None among strings
+            position = (y[:, None] == classes[order]).argmax(1)
+        indices = order[np.minimum(position, len(order) - 1)]
+        unseen = np.asarray(classes[indices] != y)
+        if unseen.any():
+            found = sorted({str(label) for label in y[unseen]})[:5]
+            raise ValueError(
+                f"y contains labels that the model was not trained on: {', '.join(found)}. "
+                f"Its classes are {', '.join(map(str, classes[:10]))}."
+            )
+        return indices.astype(np.int64)
 
     def predicted_targets(self, outputs: Tensor, threshold: float = 0.5) -> Tensor:
         return outputs.argmax(-1)
@@ -124,13 +113,9 @@ class ClassProbabilities(Classification):
 class ProbabilityNLL(ClassProbabilities):
     """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier).
 
-    Parameters
-    ----------
-    eps : float
-    n_rows : int, default=None
-        Smooths probabilities p of K classes that are counts of so many training rows, and so may be
-        0: ``(n_rows p + 1/K) / (n_rows + 1)``, as if one more row had been shared by the classes.
-        The loss, ``log_prob`` and ``margin`` are of these.
+    Probabilities p of K classes that are counts of `n_rows` training rows may be 0. The loss,
+    ``log_prob`` and ``margin`` are then of ``(n_rows p + 1/K) / (n_rows + 1)``, as if one more row
+    had been shared by the classes.
     """
 
     def __init__(self, eps: float, n_rows: int | None = None):
@@ -210,13 +195,7 @@ class SmoothedCrossEntropy(CrossEntropy):
     torch's loss of a row with class weights is :math:`(1 - \epsilon) w_y (-\log p_y) +
     \frac{\epsilon}{C} \sum_c w_c (-\log p_c)`, and its mean divides by the sum of the rows'
     :math:`w_y`. Here it is divided by the row's own. Rows of weight zero keep the first term only.
-
-    Parameters
-    ----------
-    smoothing : float
-        The :math:`\epsilon` of the formula.
-    weight : Tensor of shape (C,), default=None
-        Weight of each class; None is the same for all.
+    `smoothing` is :math:`\epsilon`; `weight` (C,) are the weights, the same for all if None.
     """
 
     def __init__(self, smoothing: float, weight: Tensor | None = None):
@@ -270,13 +249,7 @@ class BinaryProbabilityNLL(ClassProbabilities):
 
 
 class BinaryCrossEntropy(BinaryProbabilityNLL):
-    """Logistic loss on one logit, that of the second class.
-
-    Parameters
-    ----------
-    pos_weight : Tensor of one number, default=None
-        Multiplies the losses of rows of the second class.
-    """
+    """Logistic loss on one logit, that of the second class, whose rows have `pos_weight`."""
 
     outputs_are = "binary logit"
 
@@ -306,4 +279,4 @@ class BinaryCrossEntropy(BinaryProbabilityNLL):
     def _weighted(self, of_rows: Tensor, targets: Tensor) -> Tensor:
         if self.pos_weight is None:
             return of_rows
-        return torch.where(targets == 1, self.pos_weight.to(of_rows), 1) * of_rows
+        return torch.where(targets == 1, self.pos_weight.to(of_rows).squeeze(), 1) * of_rows

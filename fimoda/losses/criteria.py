@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,13 @@ from .regression import Regression, SquaredError
 
 
 class TorchCriterion(RowLoss):
-    """Any torch criterion that knows ``reduction="none"``, of targets as they are given.
+    """Any criterion that knows ``reduction="none"``; ``(n,)`` are its outputs if they are flat."""
 
-    Parameters
-    ----------
-    criterion : nn.Module
-        The criterion; a copy with ``reduction="none"`` is kept.
-    flat_outputs : bool, default=False
-        Whether the criterion takes outputs of shape ``(n,)``, as the module returns them.
-    """
+    gradient = RowLoss.gradient
+    output_hessian = RowLoss.output_hessian
 
-    def __init__(self, criterion: nn.Module, flat_outputs: bool = False):
-        self.criterion = _per_row(criterion)
+    def __init__(self, criterion: nn.Module, flat_outputs: bool = False, **changes: Any):
+        self.criterion = _copy(criterion, reduction="none", **changes)
         self.flat_outputs = flat_outputs
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -41,9 +37,7 @@ class TorchCriterion(RowLoss):
     def _of_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.flat_outputs:
             outputs = outputs.squeeze(-1)
-        if targets.is_floating_point():
-            targets = targets.to(outputs.dtype)
-        values = self.criterion.to(outputs.dtype)(outputs, targets)
+        values = self.criterion.to(outputs.dtype)(outputs, self._wanted(targets, outputs.dtype))
         if values.dim() == 0 or values.shape[0] != outputs.shape[0]:
             raise ValueError(
                 "criterion must give one loss per row when its reduction is 'none'; "
@@ -53,9 +47,32 @@ class TorchCriterion(RowLoss):
             )
         return values.flatten(1).mean(1) if values.dim() > 1 else values
 
+    def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the targets as the criterion takes them."""
+        return targets.to(dtype) if targets.is_floating_point() else targets
+
 
 class RegressionCriterion(TorchCriterion, Regression):
-    """A torch criterion of real outputs and targets of the same shape, averaged over the outputs."""
+    """A criterion of real outputs and targets of the same shape, averaged over the outputs."""
+
+
+class LogitsCriterion(TorchCriterion, CrossEntropy):
+    """A criterion of logits."""
+
+
+class LogProbabilitiesCriterion(TorchCriterion, LogProbabilityNLL):
+    """A criterion of log-probabilities."""
+
+
+class BinaryProbabilityCriterion(TorchCriterion, BinaryProbabilityNLL):
+    """A criterion of the probability of the second class, and targets 0.0 and 1.0."""
+
+    def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        return targets.to(dtype)
+
+
+class BinaryLogitCriterion(BinaryProbabilityCriterion, BinaryCrossEntropy):
+    """A criterion of the logit of the second class, and targets 0.0 and 1.0."""
 
 
 def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
@@ -96,19 +113,24 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
             f"criterion {name} must have reduction 'mean' or 'none', got {reduction!r}: scores are "
             "defined for an objective that averages over rows. Use reduction='mean' and scale lr."
         )
-    if isinstance(criterion, nn.MSELoss):
+    # one that is derived from torch's may be another function of the same outputs
+    own = type(criterion).forward.__module__ != nn.MSELoss.__module__
+    if isinstance(criterion, nn.MSELoss) and not own:
         return SquaredError()
+    if isinstance(criterion, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
+        return RegressionCriterion(criterion)
+    weight = getattr(criterion, "weight", None)
     if isinstance(criterion, nn.CrossEntropyLoss):
-        if criterion.label_smoothing == 0:
-            return CrossEntropy()
-        weight = criterion.weight
-        return SmoothedCrossEntropy(
-            criterion.label_smoothing, None if weight is None else weight.detach().clone()
-        )
+        if own:
+            return LogitsCriterion(criterion, weight=None, ignore_index=-100)
+        smoothing = criterion.label_smoothing
+        return SmoothedCrossEntropy(smoothing, _kept(weight)) if smoothing else CrossEntropy()
     if isinstance(criterion, nn.NLLLoss):
+        if own:
+            return LogProbabilitiesCriterion(criterion, weight=None, ignore_index=-100)
         return LogProbabilityNLL()
     if isinstance(criterion, nn.BCEWithLogitsLoss | nn.BCELoss):
-        if criterion.weight is not None:
+        if weight is not None:
             raise ValueError(
                 f"criterion {name} has a `weight`, which torch ties to positions in the batch; "
                 "use sample_weight in fit instead."
@@ -116,12 +138,11 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
         if n_outputs > 1:
             return TorchCriterion(criterion)
         if isinstance(criterion, nn.BCELoss):
-            return BinaryProbabilityNLL()
-        weight = criterion.pos_weight
-        return BinaryCrossEntropy(None if weight is None else weight.detach().reshape(()).clone())
-    if isinstance(criterion, nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
-        return RegressionCriterion(criterion)
-    return TorchCriterion(criterion, flat_outputs=output_ndim == 1)
+            return BinaryProbabilityCriterion(criterion, True) if own else BinaryProbabilityNLL()
+        if own:
+            return BinaryLogitCriterion(criterion, True)
+        return BinaryCrossEntropy(_kept(criterion.pos_weight))
+    return TorchCriterion(criterion, output_ndim == 1)
 
 
 def pairs_all_rows(
@@ -132,7 +153,7 @@ def pairs_all_rows(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = _per_row(criterion)(torch.zeros(outputs), torch.zeros(targets))
+            values = _copy(criterion, reduction="none")(torch.zeros(outputs), torch.zeros(targets))
     except (TimeoutError, MemoryError):
         raise
     except Exception:  # a criterion that refuses them raises what it likes
@@ -147,15 +168,21 @@ def class_weight_of(criterion: nn.Module, n_outputs: int) -> Tensor | None:
     """
     if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return None
-    weight = None if criterion.weight is None else criterion.weight.detach().clone()
+    weight = _kept(criterion.weight)
     if 0 <= criterion.ignore_index < n_outputs:
         weight = torch.ones(n_outputs) if weight is None else weight
         weight[criterion.ignore_index] = 0
     return weight
 
 
-def _per_row(criterion: nn.Module) -> nn.Module:
-    """Return a copy that gives one value per row."""
+def _kept(weight: Tensor | None) -> Tensor | None:
+    """Return a copy of a criterion's buffer."""
+    return None if weight is None else weight.detach().clone()
+
+
+def _copy(criterion: nn.Module, **changes: Any) -> nn.Module:
+    """Return a copy with some attributes changed."""
     criterion = copy.deepcopy(criterion)
-    setattr(criterion, "reduction", "none")  # noqa: B010
+    for name, value in changes.items():
+        setattr(criterion, name, value)
     return criterion

@@ -50,8 +50,8 @@ class SquaredError(Regression):
         return self.constant_curvature(outputs.shape[-1]) * (outputs - targets)
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        h = torch.full_like(outputs, self.constant_curvature(outputs.shape[-1]))
-        return torch.diag_embed(h)
+        curvature = self.constant_curvature(outputs.shape[-1])
+        return torch.diag_embed(torch.full_like(outputs, curvature))
 
     def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         # exp(-loss) is Gaussian with the variance one over the curvature

@@ -57,19 +57,8 @@ class LinearSteps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step backwards in modes of the preconditioned curvature.
 
-        Parameters
-        ----------
-        rates : (float, float)
-            Learning rates of the step, of `rates`.
-        X, V : Tensor
-            Adjoints of parameters and velocity after the step.
-        curved : Tensor
-            Eigenvalues of the modes, along the last axis.
-
-        Returns
-        -------
-        X, V, G : Tensor
-            Adjoints of parameters, velocity and gradient before the step.
+        Of adjoints X and V of parameters and velocity after the step, and the modes' eigenvalues
+        `curved` along the last axis, come those before it, and that of the gradient.
         """
         rate, plain = rates
         s = -rate * X
@@ -148,17 +137,12 @@ def _adagrad(options: dict[str, Any], buffers: Buffers) -> LinearSteps:
 
 
 class _Form(NamedTuple):
-    """The linear form of an optimiser.
-
-    `steps` makes it of the optimiser's settings and buffers, of which `second_moment` is that of the
-    squared gradients. With the setting `excluded` there is none. `corrects` says that the first steps
-    are larger, as the average of the gradients has only begun.
-    """
+    """The linear form of an optimiser, made of its settings and buffers."""
 
     steps: Callable[[dict[str, Any], Buffers], LinearSteps]
-    second_moment: str | None = None
-    excluded: str = ""
-    corrects: bool = False
+    second_moment: str | None = None  # its buffer of squared gradients
+    excluded: str = ""  # a setting that has no such form
+    corrects: bool = False  # the first steps, as the average of gradients has only begun
 
 
 _FORMS: dict[type, _Form] = {
