@@ -18,7 +18,9 @@ from influence_scale import data, network
 from torch import nn
 
 from fimoda import TRAK, as_final_model, measurements
+from fimoda.measured import Measured
 from fimoda.row_gradients import RowDifferentiator
+from fimoda.rows import Rows
 
 
 def exact(
@@ -28,7 +30,10 @@ def exact(
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     margin = measurements.resolve("margin", model)
     differentiate = RowDifferentiator(model, X[:2])
-    train, test = differentiate(X, y, margin), differentiate(X_test, y_test, model.loss)
+    train, test = (
+        differentiate(Measured(Rows(X, y), margin)),
+        differentiate(Measured(Rows(X_test, y_test), model.loss)),
+    )
     K, K_test = train.inner(train).double(), test.inner(train).double()
     n = len(X)
     damping = 1000 * K.diagonal().mean() / model.n_parameters

@@ -29,7 +29,6 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.estimator_checks import check_estimator
 
 from fimoda import BaseAttributor, GradDot, agreement_curve, further_training_curve
-from fimoda.row_gradients import RowDifferentiator
 from fimoda.utils.estimator_checks import check_attributor
 
 
@@ -58,15 +57,14 @@ class SignProduct(BaseAttributor):
         self.threshold = threshold
 
     def _fit(self):
-        self._gradients = RowDifferentiator(self.model_, self._X[:2])
-        self._signs = self._signs_of(self._X, self._y, self.model_.loss)
+        self._signs = self._signs_of(self._objective.losses)
 
-    def _signs_of(self, X, y, measure):
-        gradients = self._gradients(X, y, measure).dense()
+    def _signs_of(self, measured):
+        gradients = self._objective.differentiate(measured).dense()
         return gradients.sign() * (gradients.abs() > self.threshold)
 
-    def _scores(self, X, y, measure):
-        agree = self._signs_of(X, y, measure) @ self._signs.mT
+    def _scores(self, test):
+        agree = self._signs_of(test) @ self._signs.mT
         return (agree / self.model_.n_parameters).double().cpu().numpy()
 
 

@@ -29,6 +29,7 @@ from ._validation import (
     check_weights,
     checks_parameters,
     dense_rows,
+    is_structure,
     n_rows,
     require_no_dates,
     validate_data,
@@ -43,6 +44,7 @@ from .adapters import (
     is_fitted,
     last_step,
     require_dense_rows,
+    takes_several_inputs,
     takes_sparse_rows,
     training_rows,
     transform_rows,
@@ -50,9 +52,11 @@ from .adapters import (
     warn_of_rows,
 )
 from .gradient_mode import with_gradients
+from .measured import Measured
 from .measurements import Measurement
-from .model import FinalModel
-from .row_gradients import Measure
+from .model import DEFAULT_BUDGET, FinalModel
+from .objective import Objective
+from .rows import Rows, parts, taken
 from .top_rows import TopRows, as_text, distinct
 
 #: Bytes that sparse rows may take as an array, if ``memory_budget`` is not larger.
@@ -66,8 +70,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     measurement m. With ``measurement="loss"`` a positive score says that row i helps on z.
 
     A subclass implements `_fit` (whatever depends on training rows only) and `_scores`, and may
-    implement `_self_influence`. Both find the frozen model in ``model_`` and the encoded training
-    rows in ``_X``, ``_y``, ``_weights``.
+    implement `_self_influence`. They find the frozen model in ``model_``, and with its encoded training
+    rows in ``_objective``.
     """
 
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
@@ -121,7 +125,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_train, n_features) or (n_train, ...)
+        X : array-like of shape (n_train, n_features) or (n_train, ...), dict or tuple of them
             The rows the model was trained on, as the model (or its Pipeline) takes them.
         y : array-like of shape (n_train,) or (n_train, n_outputs)
             Their targets.
@@ -133,7 +137,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self : BaseAttributor
         """
         self._prepare(X, y, sample_weight)
-        self.train_indices_ = np.arange(len(self._X))
+        self.train_indices_ = np.arange(len(self._objective))
         self._fit()
         return self
 
@@ -155,23 +159,47 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         seen, y = self._model_rows(rows, y), self._model_targets(y)
         self._check_columns(X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
-        self._X = self.model_.encode_X(seen)
-        _require_squares(self._X)
-        outputs = self.model_.outputs(self._X[:2])
+        inputs = self.model_.encode_X(seen)
+        _require_squares(inputs)
+        outputs = self.model_.outputs(taken(inputs, slice(2)))
         self.n_outputs_ = outputs.shape[1]
-        self._y = self.model_.encode_y(y, self.n_outputs_)
-        self._weights = self.model_.row_weights(
-            self._y, None if weights is None else torch.tensor(weights)
+        targets = self.model_.encode_y(y, self.n_outputs_)
+        given = None if weights is None else torch.tensor(weights)
+        self._objective = Objective(
+            self.model_,
+            Rows(inputs, targets, self.model_.row_weights(targets, given)),
+            memory_budget=getattr(self, "memory_budget", DEFAULT_BUDGET),
+            chunk_size=getattr(self, "chunk_size", None),
         )
         self._row_names = X.index if hasattr(X, "iloc") else None
         self._measure = measurements.resolve(self.measurement, self.model_)
         for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
-            if torch.isnan(measurements.values(measure, outputs, self._y[:2])).any():
+            if torch.isnan(measurements.values(measure, outputs, targets[:2])).any():
                 name = "measurement" if measure is self._measure else "the loss"
                 raise ValueError(
                     f"{name} must be a number for every row, but is NaN for one of the first two training "
                     "rows. Look for 0 / 0, or the logarithm or root of a negative number."
                 )
+
+    @property
+    def _own(self) -> Measured:
+        """The training rows, with what is attributed measured of them."""
+        return Measured(self._objective.rows, self._measure)
+
+    @property
+    def _X(self) -> Any:
+        return self._objective.rows.inputs
+
+    @property
+    def _y(self) -> Tensor:
+        return self._objective.rows.targets
+
+    @property
+    def _weights(self) -> Tensor:
+        weights = self._objective.rows.weights
+        if weights is None:
+            raise RuntimeError("training rows have weights")
+        return weights
 
     def _leaves_rows(self, estimator: Any) -> bool:
         """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
@@ -193,11 +221,14 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _adopt(self, other: BaseAttributor) -> None:
         """Take over the model and the training rows that another attributor has prepared."""
-        for name in ("estimator_", "model_", "n_outputs_", "_X", "_y", "_weights", "_measure"):
+        for name in ("estimator_", "model_", "n_outputs_", "_objective", "_measure"):
             setattr(self, name, getattr(other, name))
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
+        if is_structure(X) and takes_several_inputs(self.estimator):
+            check_unmasked(X, "X")
+            return X if raw else check_rows(X)
         strange = isinstance(X, dict | set | str | bytes | Iterator)
         if strange and not issparse(X):  # one of scipy's is a dict
             raise TypeError(
@@ -284,8 +315,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             Scores in the unit of the measurement; column j is training row ``train_indices_[j]``.
         """
         check_is_fitted(self, "model_")
-        rows, targets, measure = self._test_tensors(X, y)
-        return self._finite(self._scores(rows, targets, measure))
+        return self._finite(self._scores(self._test(X, y)))
 
     def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores, if all are numbers."""
@@ -296,25 +326,40 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             )
         return scores
 
-    def _test_tensors(self, X: Any, y: Any) -> tuple[Any, Tensor, Measure]:
-        """Encoded test rows and targets, and the measurement to take on them."""
+    def _test(self, X: Any, y: Any) -> Measured:
+        """Return encoded test rows, with the measurement to take on them."""
         checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
-        rows = self.model_.encode_X(self._model_rows(checked))
-        _require_squares(rows)
-        if isinstance(rows, Tensor) and rows.dim() != self._X.dim():
-            raise ValueError(
-                f"X must have rows of shape {tuple(self._X.shape[1:])}, as in fit, got rows of shape "
-                f"{tuple(rows.shape[1:])}."
-            )
+        inputs = self.model_.encode_X(self._model_rows(checked))
+        _require_squares(inputs)
+        self._require_same_inputs(inputs)
         self._check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
-            targets = self._model_targets(check_targets(y, len(rows)))
-            return rows, self.model_.encode_y(targets, self.n_outputs_), self._measure
-        predicted = self.model_.predicted_targets(self.model_.outputs(rows))
+            targets = self._model_targets(check_targets(y, n_rows(checked)))
+            rows = Rows(inputs, self.model_.encode_y(targets, self.n_outputs_))
+            return Measured(rows, self._measure)
+        predicted = self.model_.predicted_targets(self.model_.outputs(inputs))
         loss, measure = self.model_.loss, self._measure
         if self.measurement == "loss" and not loss.is_classifier:
             measure = loss.target_output  # a number has no loss at its own prediction
-        return rows, predicted, measure
+        return Measured(Rows(inputs, predicted), measure)
+
+    def _require_same_inputs(self, inputs: Any) -> None:
+        """Raise ValueError unless test rows are made as the training rows are."""
+        known = self._objective.rows.inputs
+        same_kind = type(inputs) is type(known) or not isinstance(known, dict | tuple)
+        keys = [set(one) if isinstance(one, dict) else len(parts(one)) for one in (inputs, known)]
+        if not same_kind or keys[0] != keys[1]:
+            raise ValueError(
+                f"X must have the inputs that it had in fit, {_named(known)}, got {_named(inputs)}."
+            )
+        if isinstance(known, dict):
+            inputs = {name: inputs[name] for name in known}
+        for own, new in zip(parts(known), parts(inputs), strict=True):
+            if isinstance(new, Tensor) and new.dim() != own.dim():
+                raise ValueError(
+                    f"X must have rows of shape {tuple(own.shape[1:])}, as in fit, got rows of shape "
+                    f"{tuple(new.shape[1:])}."
+                )
 
     if TYPE_CHECKING:
 
@@ -322,19 +367,17 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             """That of scikit-learn: `fit`, then `transform` of the same rows without targets."""
 
     @abstractmethod
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         """Hook of `transform`: scores (n_test, n_columns) in float64."""
 
-    def _coupled(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Hook of `DistributionalInfluence`: measurements and scores, run by run.
 
         The measurements (n_runs, n_test) where each run ends, and the scores (n_runs, n_test,
         n_columns) there. This one has the final model alone.
         """
-        scores = self._scores(X, y, measure)
-        measured = measurements.values(measure, self.model_.outputs(X), y)
+        scores = self._scores(test)
+        measured = measurements.values(test.measure, self.model_.outputs(test.inputs), test.targets)
         return measured.cpu().numpy()[None], scores[None]
 
     def _caveats(self) -> list[str]:
@@ -376,17 +419,11 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _self_influence(self) -> NDArray[np.float64]:
         """Hook of `self_influence`; this one goes through `_scores` in blocks of rows."""
-        blocks = np.array_split(
-            np.arange(len(self.train_indices_)), -(-len(self.train_indices_) // 256)
-        )
-        rows = self.train_indices_
+        columns = np.arange(len(self.train_indices_))
+        blocks = np.array_split(columns, -(-len(columns) // 256))
+        own = self._own
         return np.concatenate(
-            [
-                self._scores(self._X[rows[b]], self._y[rows[b]], self._measure)[
-                    np.arange(len(b)), b
-                ]
-                for b in blocks
-            ]
+            [self._scores(own[self.train_indices_[b]])[np.arange(len(b)), b] for b in blocks]
         )
 
     @with_gradients
@@ -407,8 +444,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self, "model_")
         check_top(k, len(self.train_indices_))
-        rows, targets, measure = self._test_tensors(X, y)
-        scores = self._finite(self._scores(rows, targets, measure))
+        scores = self._finite(self._scores(self._test(X, y)))
         names = X.index if hasattr(X, "iloc") else None
         return TopRows.of(
             scores, self.train_indices_, k, self._standard_errors(), self._row_labels(), names
@@ -513,14 +549,22 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         return tags
 
 
-def _require_squares(X: Any) -> None:
+def _named(inputs: Any) -> str:
+    """Return the inputs in words."""
+    if isinstance(inputs, dict):
+        return f"a dict with {', '.join(map(repr, inputs))}"
+    return f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else "one array"
+
+
+def _require_squares(inputs: Any) -> None:
     """Raise ValueError if the square of a number, which gradients have in them, overflows."""
-    if not isinstance(X, Tensor) or not X.is_floating_point() or not X.numel():
-        return
-    largest = max(abs(float(end)) for end in X.detach().aminmax())
-    if largest > torch.finfo(X.dtype).max ** 0.5:
-        row = int((X.abs().flatten(1).amax(1) == X.abs().max()).nonzero()[0])
-        raise ValueError(
-            f"X holds {largest:.3g} in row {row}, whose square is more than {X.dtype} can hold, so that "
-            "gradients would be infinite. Scale the features, or remove the row."
-        )
+    for X in parts(inputs):
+        if not isinstance(X, Tensor) or not X.is_floating_point() or not X.numel():
+            continue
+        largest = max(abs(float(end)) for end in X.detach().aminmax())
+        if largest > torch.finfo(X.dtype).max ** 0.5:
+            row = int((X.abs().flatten(1).amax(1) == X.abs().max()).nonzero()[0])
+            raise ValueError(
+                f"X holds {largest:.3g} in row {row}, whose square is more than {X.dtype} can hold, so "
+                "that gradients would be infinite. Scale the features, or remove the row."
+            )

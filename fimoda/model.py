@@ -18,6 +18,7 @@ from torch.func import functional_call, jacrev, vmap
 from ._identity import identity_of
 from ._validation import native
 from .losses import RowLoss
+from .rows import Inputs, chunks, mapped, n_inputs, taken
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
@@ -115,7 +116,7 @@ class FinalModel:
     threshold : float
         A model with one output predicts the second class above this probability.
     takes_integers : bool
-        Whether rows of integers reach the module as integers, as embeddings need them.
+        Whether integers reach the module as integers, as embeddings need them.
 
     Examples
     --------
@@ -267,28 +268,29 @@ class FinalModel:
             for part in self.module.modules()
         )
 
-    def forward(self, theta: Tensor, x: Tensor, training: bool = False) -> Tensor:
+    def forward(self, theta: Tensor, x: Inputs, training: bool = False) -> Tensor:
         """Outputs (B, C) of one model with parameters `theta` (p,)."""
         return self.call(self.views(theta), x, training)
 
-    def call(self, parameters: dict[str, Tensor], x: Tensor, training: bool = False) -> Tensor:
+    def call(self, parameters: dict[str, Tensor], x: Inputs, training: bool = False) -> Tensor:
         """Outputs (B, C) of one model with named parameters."""
         if training:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        outputs = functional_call(module, parameters, (x,))
+        named = isinstance(x, dict)  # as skorch calls a module
+        outputs = functional_call(module, parameters, () if named else (x,), x if named else None)
         if isinstance(outputs, tuple):
             outputs = outputs[0]
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
 
-    def outputs(self, X: Tensor, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
+    def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
         """Outputs (n, C), a chunk of rows at a time, without gradients."""
         theta = self.theta if theta is None else theta
         with torch.no_grad():
-            return torch.cat([self.forward(theta, x) for x in X.split(chunk_size)])
+            return torch.cat([self.forward(theta, x) for x in chunks(X, chunk_size)])
 
-    def stacked_outputs(self, thetas: Tensor, X: Tensor) -> Tensor:
+    def stacked_outputs(self, thetas: Tensor, X: Inputs) -> Tensor:
         """Outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
         with torch.no_grad():
             try:
@@ -296,20 +298,27 @@ class FinalModel:
             except RuntimeError:  # vmap has no rule for a layer, or the forward looks at numbers
                 return torch.stack([self.forward(theta, X) for theta in thetas])
 
-    def losses(self, X: Tensor, y: Tensor) -> Tensor:
+    def losses(self, X: Inputs, y: Tensor) -> Tensor:
         """Loss of each row (n,), in float64."""
         return self.loss(self.outputs(X).double(), y)
 
     # ---- derivatives ------------------------------------------------------------------------
 
-    def jacobian_chunks(self, X: Tensor, budget: int = DEFAULT_BUDGET) -> Iterator[Tensor]:
+    def jacobian_chunks(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Iterator[Tensor]:
         """Jacobians df/dtheta, (b, C, p) at a time, each chunk within `budget` bytes."""
-        row_bytes = self.outputs(X[:1]).shape[1] * self.n_parameters * self.theta.element_size()
-        rows = jacrev(lambda theta, x: self.forward(theta, x.unsqueeze(0))[0])
-        for x in X.split(max(1, budget // (2 * row_bytes))):
+        row_bytes = self._jacobian_bytes(X)
+        rows = jacrev(
+            lambda theta, x: self.forward(theta, mapped(lambda part: part.unsqueeze(0), x))[0]
+        )
+        for x in chunks(X, max(1, budget // (2 * row_bytes))):
             yield vmap(rows, in_dims=(None, 0))(self.theta, x)
 
-    def jacobian(self, X: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
+    def _jacobian_bytes(self, X: Inputs) -> int:
+        """Return the bytes of the Jacobian of one row."""
+        n_outputs = self.outputs(taken(X, slice(1))).shape[1]
+        return n_outputs * self.n_parameters * self.theta.element_size()
+
+    def jacobian(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Tensor:
         """Jacobians df/dtheta of all rows, (n, C, p).
 
         Raises
@@ -317,20 +326,20 @@ class FinalModel:
         MemoryError
             If the result would take more than `budget` bytes.
         """
-        n_bytes = (
-            len(X) * self.outputs(X[:1]).shape[1] * self.n_parameters * self.theta.element_size()
-        )
+        n_bytes = n_inputs(X) * self._jacobian_bytes(X)
         if n_bytes > budget:
             raise MemoryError(
-                f"the Jacobian of {len(X)} rows takes {n_bytes / 2**20:.0f} MiB, more than budget="
+                f"the Jacobian of {n_inputs(X)} rows takes {n_bytes / 2**20:.0f} MiB, more than budget="
                 f"{budget / 2**20:.0f} MiB. Raise budget or go through jacobian_chunks."
             )
         return torch.cat(list(self.jacobian_chunks(X, budget)))
 
     # ---- rows -------------------------------------------------------------------------------
 
-    def encode_X(self, X: ArrayLike | Tensor) -> Tensor:
-        """Rows as a tensor on the model's device, in its dtype, or integers where it takes them."""
+    def encode_X(self, X: Any) -> Inputs:
+        """Return inputs as tensors on the model's device, in its dtype, or integers where it takes them."""
+        if isinstance(X, dict | tuple):
+            return mapped(self.encode_X, X)
         tensor = X if isinstance(X, Tensor) else torch.as_tensor(native(np.array(X, copy=True)))
         keep = self.takes_integers and not tensor.is_floating_point()
         return tensor.to(self.device, torch.long if keep else self.dtype)

@@ -8,7 +8,7 @@ layers' gradients are formed explicitly, a chunk of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, vmap
 
+from .measured import Measured
 from .model import FinalModel
-
-Measure = Callable[[Tensor, Tensor], Tensor]
+from .rows import Inputs, mapped, n_inputs, taken
 
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
@@ -187,14 +187,14 @@ class RowDifferentiator:
     Parameters
     ----------
     model : FinalModel
-    X : Tensor of shape (n, ...)
-        A few rows, to find out whether every parameter belongs to a linear layer that is used once
-        on vectors; only then do gradients factor.
+    inputs : Inputs
+        Those of a few rows, to find out whether every parameter belongs to a linear layer that is used
+        once on vectors; only then do gradients factor.
     """
 
-    def __init__(self, model: FinalModel, X: Tensor):
+    def __init__(self, model: FinalModel, inputs: Inputs):
         self.model = model
-        self._layers = _factoring_layers(model, X)
+        self._layers = _factoring_layers(model, inputs)
 
     @property
     def factors(self) -> bool:
@@ -208,44 +208,38 @@ class RowDifferentiator:
             return 3 * self.model.n_parameters * size
         return 4 * size * sum(layer.in_features + layer.out_features for layer in self._layers)
 
-    def __call__(self, X: Tensor, y: Tensor, measure: Measure) -> RowGradients:
-        """Gradients of ``measure(outputs, y)`` for each row of X, all at once."""
+    def __call__(self, measured: Measured) -> RowGradients:
+        """Return the gradients of all rows at once."""
         if self._layers is None:
-            return DenseGradients(self._dense(X, y, measure))
-        return self._factored(X, y, measure, self._layers)
+            return DenseGradients(self._dense(measured))
+        return self._factored(measured, self._layers)
 
-    def chunks(
-        self, X: Tensor, y: Tensor, measure: Measure, chunk_size: int
-    ) -> Iterator[tuple[slice, RowGradients]]:
-        """Gradients `chunk_size` rows at a time, with the rows they belong to."""
-        for start in range(0, len(X), chunk_size):
-            rows = slice(start, min(start + chunk_size, len(X)))
-            yield rows, self(X[rows], y[rows], measure)
+    def chunks(self, measured: Measured, chunk_size: int) -> Iterator[tuple[slice, RowGradients]]:
+        """Yield the gradients of `chunk_size` rows at a time, with the rows they belong to."""
+        for start in range(0, len(measured), chunk_size):
+            rows = slice(start, min(start + chunk_size, len(measured)))
+            yield rows, self(measured[rows])
 
-    def _dense(self, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
-        def one(theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-            outputs = self.model.forward(theta, x.unsqueeze(0))
-            return measure(outputs, target.unsqueeze(0)).squeeze(0)
+    def _dense(self, measured: Measured) -> Tensor:
+        def one(theta: Tensor, x: Inputs, target: Tensor) -> Tensor:
+            outputs = self.model.forward(theta, mapped(lambda part: part.unsqueeze(0), x))
+            return measured.measure(outputs, target.unsqueeze(0)).squeeze(0)
 
+        inputs, targets = measured.inputs, measured.targets
         try:
-            return vmap(grad(one), in_dims=(None, 0, 0))(self.model.theta, X, y)
+            return vmap(grad(one), in_dims=(None, 0, 0))(self.model.theta, inputs, targets)
         except RuntimeError:  # vmap has no rule for a layer, such as nn.GRU
             pass
         theta = self.model.theta.clone().requires_grad_()
         with torch.enable_grad():
-            return torch.stack(
-                [
-                    torch.autograd.grad(one(theta, x, target), theta)[0]
-                    for x, target in zip(X, y, strict=True)
-                ]
-            )
+            losses = [one(theta, taken(inputs, k), target) for k, target in enumerate(targets)]
+            return torch.stack([torch.autograd.grad(loss, theta)[0] for loss in losses])
 
-    def _factored(
-        self, X: Tensor, y: Tensor, measure: Measure, layers: list[nn.Linear]
-    ) -> FactoredGradients:
+    def _factored(self, measured: Measured, layers: list[nn.Linear]) -> FactoredGradients:
         theta = self.model.theta.clone().requires_grad_()
         with _recording(layers) as calls, torch.enable_grad():
-            total = measure(self.model.forward(theta, X), y).sum()
+            outputs = self.model.forward(theta, measured.inputs)
+            total = measured.measure(outputs, measured.targets).sum()
         return _factors(total, layers, calls, _places(self.model, layers))
 
 
@@ -292,10 +286,10 @@ def _recording(layers: Sequence[nn.Module]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _factoring_layers(model: FinalModel, X: Tensor) -> list[nn.Linear] | None:
+def _factoring_layers(model: FinalModel, inputs: Inputs) -> list[nn.Linear] | None:
     """The linear layers if they hold all trainable parameters and each is used once on vectors.
 
-    Found by trying: on the rows X, the factors must give gradients of the right length.
+    Found by trying: on these rows, the factors must give gradients of the right length.
     """
     layers = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
     held = [p for layer in layers for p in layer.parameters()]
@@ -306,11 +300,11 @@ def _factoring_layers(model: FinalModel, X: Tensor) -> list[nn.Linear] | None:
         return None
     theta = model.theta.clone().requires_grad_()
     with _recording(layers) as calls, torch.enable_grad():
-        outputs = model.forward(theta, X)
+        outputs = model.forward(theta, inputs)
         # outputs count differently, or those of a softmax would sum to a constant
         outputs = outputs * torch.linspace(1, 2, outputs.shape[1]).to(outputs)
     shapes = [[a.shape[:-1] for a, _ in calls[layer]] for layer in layers]
-    if any(shape != [X.shape[:1]] for shape in shapes):
+    if any(shape != [(n_inputs(inputs),)] for shape in shapes):
         return None
     gradients = DenseGradients(
         torch.stack(

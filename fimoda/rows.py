@@ -1,8 +1,14 @@
-"""Rows as they were given, for estimators that are fitted again by their own ``fit``."""
+"""Rows: what a model is given, with targets and weights. Nothing else knows what a row is made of.
+
+The inputs of rows are a tensor, a dict or a tuple of tensors with one first axis (for modules of
+several inputs, as skorch has them), or `RawRows`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +17,127 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
 
+from ._identity import identity_of
 from ._validation import n_rows, take_columns, take_rows
+
+#: A tensor, a dict or a tuple of tensors, or `RawRows`.
+Inputs = Any
+
+
+def mapped(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
+    """Return inputs of the same structure, with a function applied to each of their tensors."""
+    if isinstance(inputs, dict):
+        return {name: mapped(function, part) for name, part in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(mapped(function, part) for part in inputs)
+    return function(inputs)
+
+
+def parts(inputs: Inputs) -> list[Any]:
+    """Return the tensors of which inputs consist."""
+    if isinstance(inputs, dict | tuple):
+        held = inputs.values() if isinstance(inputs, dict) else inputs
+        return [one for part in held for one in parts(part)]
+    return [inputs]
+
+
+def n_inputs(inputs: Inputs) -> int:
+    """Return the number of rows."""
+    return len(parts(inputs)[0])
+
+
+def taken(inputs: Inputs, key: Any) -> Inputs:
+    """Return the inputs of some rows, by a slice, a mask or indices."""
+    return mapped(lambda part: part[key], inputs)
+
+
+def chunks(inputs: Inputs, size: int) -> list[Inputs]:
+    """Return the inputs of at most `size` rows at a time, in their order."""
+    n = n_inputs(inputs)
+    if n <= size:
+        return [inputs]
+    return [taken(inputs, slice(start, start + size)) for start in range(0, n, size)]
+
+
+def doubled(values: Tensor) -> Tensor:
+    """Return floating point numbers in float64, others as they are."""
+    return values.double() if values.is_floating_point() else values
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    r"""Rows of a model with their targets and weights.
+
+    Parameters
+    ----------
+    inputs : Tensor, dict or tuple of Tensor, or RawRows
+        What the model takes, each with n rows.
+    targets : Tensor of shape (n, ...)
+        Encoded targets.
+    weights : Tensor of shape (n,), default=None
+        Weights in the objective; ones by default.
+    total : Tensor, default=None
+        The weight that shares are parts of: that of these rows by default, and that of all rows
+        where these are some of them.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    weights: Tensor | None = None
+    total: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, key: slice | Tensor | NDArray[Any] | list[int]) -> Rows:
+        """Return some of the rows, each with the share that it has among all."""
+        if not isinstance(key, slice):
+            key = torch.as_tensor(key, device=self.targets.device)
+        weights = None if self.weights is None else self.weights[key]
+        return Rows(taken(self.inputs, key), self.targets[key], weights, self._total)
+
+    @property
+    def alone(self) -> Rows:
+        """The same rows as an objective of their own: their shares sum to one."""
+        return Rows(self.inputs, self.targets, self.weights)
+
+    def split(self, size: int) -> list[Rows]:
+        """Return parts of at most `size` rows, in their order."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    @cached_property
+    def _total(self) -> Tensor:
+        if self.total is not None:
+            return self.total
+        if self.weights is None:
+            return torch.tensor(len(self), dtype=torch.float64, device=self.targets.device)
+        return self.weights.double().sum()
+
+    @cached_property
+    def shares(self) -> Tensor:
+        r"""Parts of the rows in the mean of the objective, :math:`w_i / \sum_j w_j` (n,), float64."""
+        if self.weights is None:
+            return torch.ones(len(self), device=self._total.device).double() / self._total
+        return self.weights.double() / self._total
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs."""
+        return parts(self.inputs)[0].device
+
+    @cached_property
+    def double(self) -> Rows:
+        """The same rows in float64, where they are floating point numbers."""
+        weights = None if self.weights is None else self.weights.double()
+        return Rows(mapped(doubled, self.inputs), doubled(self.targets), weights, self.total)
+
+    def identity(self) -> dict[str, str]:
+        """Return digests of what the rows are, for a directory that keeps results."""
+        return {
+            "X": identity_of(self.inputs),
+            "y": identity_of(self.targets),
+            "sample_weight": identity_of(self.weights),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +163,7 @@ class RawRows:
             values = values.detach().cpu().numpy()
         elif issparse(values):
             values = values.tocsr()  # rows of others cannot be taken, or slowly
-        elif not hasattr(values, "shape") and not isinstance(values, list | tuple):
+        elif not hasattr(values, "shape") and not isinstance(values, list | tuple | dict):
             if not hasattr(values, "__array__"):
                 raise TypeError(
                     "X must be an array, a sparse matrix, a DataFrame or a list with one entry a row, "
@@ -50,7 +176,7 @@ class RawRows:
         return n_rows(self.values)
 
     def __getitem__(self, key: Any) -> RawRows:
-        """Rows by a slice, a mask or indices, as arrays or tensors."""
+        """Return rows by a slice, a mask or indices, as arrays or tensors."""
         if isinstance(key, slice):
             key = np.arange(*key.indices(len(self)))
         key = np.asarray(key.cpu() if isinstance(key, Tensor) else key)
@@ -64,14 +190,12 @@ class RawRows:
 
     @property
     def device(self) -> torch.device:
-        """Where outputs of these rows are."""
+        """The device of outputs of these rows."""
         return torch.device("cpu")
 
     def split(self, size: int) -> list[RawRows]:
         """Return parts of at most `size` rows, in their order."""
-        if len(self) <= size:
-            return [self]
-        return [self[a : a + size] for a in range(0, len(self), size)]
+        return chunks(self, size)
 
     def dense(self) -> Any:
         """Return the rows, an array in place of a sparse matrix."""

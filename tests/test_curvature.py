@@ -30,8 +30,10 @@ from fimoda.curvature.operators import (
 )
 from fimoda.curvature.preconditioner import EKFACPreconditioner
 from fimoda.losses import SquaredError
+from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+from fimoda.rows import Rows
 
 N, D = 11, 4
 
@@ -332,7 +334,9 @@ def test_sampled_fisher_needs_a_distribution():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_apply_combine_dense(network):
     case = problem(network)
-    gradients = RowDifferentiator(case.model, case.X[:2])(case.X, case.y, case.model.loss)
+    gradients = RowDifferentiator(case.model, case.X[:2])(
+        Measured(Rows(case.X, case.y), case.model.loss)
+    )
     assert isinstance(gradients, FactoredGradients if network == "chain" else DenseGradients)
     G = torch.stack([case.gradient(i) for i in range(N)])
     rng = np.random.default_rng(0)
@@ -358,7 +362,9 @@ def test_output_kernel(network, loss):
 
 def test_output_kernel_is_of_the_outputs():
     case = problem()
-    first = RowDifferentiator(case.model, case.X[:2])(case.X, case.y, Output(1)).dense()
+    first = RowDifferentiator(case.model, case.X[:2])(
+        Measured(Rows(case.X, case.y), Output(1))
+    ).dense()
     close(first, torch.stack([case.jacobian(i)[1] for i in range(N)]))
 
 

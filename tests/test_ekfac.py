@@ -14,6 +14,8 @@ from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.layers import LayerDifferentiator
 from fimoda.curvature.operators import GaussNewton, SampledFisher
+from fimoda.measured import Measured
+from fimoda.rows import Rows
 
 N, D = 12, 5
 
@@ -146,7 +148,9 @@ def test_factors_are_the_gradients(case):
     assert not differentiate.skipped
     expected = gradients(model, X, y)
     found = torch.full_like(expected, torch.nan)
-    for place, f in zip(differentiate.places, differentiate(X, y, model.loss), strict=True):
+    for place, f in zip(
+        differentiate.places, differentiate(Measured(Rows(X, y), model.loss)), strict=True
+    ):
         G = f.dense()
         for s, part in zip(
             place, G.split([(s.stop - s.start) // G.shape[1] for s in place], 2), strict=True
@@ -157,7 +161,7 @@ def test_factors_are_the_gradients(case):
 
 def test_matrices_take_the_place_of_larger_factors():
     _, model, X, y, _ = problem("conv")
-    factors = LayerDifferentiator(model, X[:2])(X, y, model.loss)
+    factors = LayerDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     conv, head = (f.compressed() for f in factors)
     assert conv.matrices is not None
     assert conv.matrices.shape == factors[0].dense().shape
@@ -177,7 +181,7 @@ def test_bases_are_those_of_the_second_moments(case):
     weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
     ekfac = EKFAC(model, X, y, weights, fisher="sampled", seed=3)
     targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
-    factors = LayerDifferentiator(model, X[:2])(X, targets, model.loss)
+    factors = LayerDifferentiator(model, X[:2])(Measured(Rows(X, targets), model.loss))
     for block, f in zip(ekfac.blocks, factors, strict=True):
         if len(block.place) == 2:
             assert bool((f.inputs[..., -1] == 1).all())

@@ -13,8 +13,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from fimoda import FurtherTraining, GradCos, GradDot, as_final_model
+from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+from fimoda.rows import Rows
 
 N, N_TEST, D = 14, 5, 6
 
@@ -278,7 +280,7 @@ def test_factored_and_dense_gradients_agree():
     factored = RowDifferentiator(model, rows_[:1])
     dense = RowDifferentiator(model, rows_[:1])
     dense._layers = None
-    a, b = (d(rows_, targets, model.loss) for d in (factored, dense))
+    a, b = (d(Measured(Rows(rows_, targets), model.loss)) for d in (factored, dense))
     assert isinstance(a, FactoredGradients)
     assert isinstance(b, DenseGradients)
     expected = gradients(network("mlp"), X, y, MEASUREMENTS["loss"])

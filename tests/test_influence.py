@@ -27,6 +27,8 @@ from fimoda import (
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
 from fimoda.curvature.operators import GaussNewton
 from fimoda.curvature.trace import gauss_newton_trace
+from fimoda.measured import Measured
+from fimoda.rows import Rows
 
 N_TEST = 4
 
@@ -145,7 +147,7 @@ def test_automatic_damping_by_gradients():
     noise = np.random.default_rng(0).normal(size=outputs.shape)
     y = outputs.numpy() + 1e-3 * noise
     fitted = ExactInfluence(case.problem.module, criterion=case.criterion).fit(case.X, y)
-    G = fitted._differentiate(fitted._X, fitted._y, fitted.model_.loss).dense()
+    G = fitted._differentiate(Measured(Rows(fitted._X, fitted._y), fitted.model_.loss)).dense()
     assert_allclose(fitted.damping_, 1000 * float((G**2).mean()), rtol=1e-10)
     assert fitted.damping_ < 0.05 * float(fitted._curvature("gauss-newton").dense().trace())
 

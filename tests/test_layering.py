@@ -22,9 +22,11 @@ ORDER = [
     "losses",
     "measurements",
     "model",
+    "measured",
     "trajectory",
     "adapters",
     "row_gradients",
+    "objective",
     "top_rows",
     "base",
     "training",
@@ -164,9 +166,7 @@ def test_extras_are_imported_where_they_are_used(module):
 
 def test_finds_what_it_looks_for():
     """The parser sees relative, absolute, deferred and type-checking imports."""
-    assert {"adapters.__init__", "_validation", "measurements", "row_gradients"} <= own_imports(
-        "base"
-    )
+    assert {"adapters.__init__", "_validation", "measurements", "objective"} <= own_imports("base")
     assert "model" in own_imports("training.stack")
     assert "attributors.further_training_curve" in own_imports("evaluation.agreement")
     assert starts_with("sklearn.base.clone", MACHINERY)

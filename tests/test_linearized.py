@@ -28,8 +28,10 @@ from fimoda.curvature.outputs import push_outputs
 from fimoda.curvature.quadratic_removal import QuadraticRemoval
 from fimoda.curvature.responses import responses
 from fimoda.losses import BinaryCrossEntropy, CrossEntropy
+from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.row_gradients import RowDifferentiator
+from fimoda.rows import Rows
 from fimoda.training.linear_steps import LinearSteps
 
 N, D, C, N_TEST = 13, 3, 3, 4
@@ -305,7 +307,7 @@ def test_kernel_of_outputs(net, memory_budget, preconditioned):
     assert relative(kernel(X[:2]), torch.einsum("ncp,mdp->ncmd", J[:2], scaled)) < 1e-12
     # gradients of a model with other parameters
     other = model.at(2 * model.theta)
-    gradients = RowDifferentiator(other, X)(X[3:7], X.new_zeros(4), Output(1))
+    gradients = RowDifferentiator(other, X)(Measured(Rows(X[3:7], X.new_zeros(4)), Output(1)))
     expected = torch.einsum("mp,ncp->mnc", other.jacobian(X[3:7])[:, 1], scaled)
     assert relative(kernel.inner(gradients), expected) < 1e-12
 

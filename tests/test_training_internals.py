@@ -14,8 +14,10 @@ from torch.func import functional_call
 
 from fimoda import as_final_model, losses
 from fimoda.losses import SquaredError, row_loss
+from fimoda.measured import Measured
 from fimoda.model import FinalModel
 from fimoda.row_gradients import RowDifferentiator
+from fimoda.rows import Rows
 from fimoda.training.batches import FULL_DATA, Batch, LeaveOutPlan, dropped_epoch, masked_epoch
 from fimoda.training.chains import Affine, Dropout, Pointwise, read_chain
 from fimoda.training.gradients import _by_autograd, _by_layers, stacked_gradient
@@ -767,7 +769,7 @@ def test_outputs_and_row_gradients_stay_on_the_device(name, device, monkeypatch)
     y = torch.zeros(6, dtype=torch.long, device=device)
     assert model.outputs(X).device == device
     assert model.stacked_outputs(model.theta.expand(2, -1), X).device == device
-    rows = RowDifferentiator(model, X[:1])(X, y, model.loss)
+    rows = RowDifferentiator(model, X[:1])(Measured(Rows(X, y), model.loss))
     assert rows.inner(rows).device == device
     assert rows.inner(rows).shape == (6, 6)
     assert rows.inner_rowwise(rows).device == device

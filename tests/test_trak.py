@@ -18,7 +18,9 @@ from torch import nn
 from fimoda import TRAK, ExactInfluence, as_final_model
 from fimoda.curvature import projection
 from fimoda.curvature.projection import BLOCK, KINDS, Projection, signs
+from fimoda.measured import Measured
 from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+from fimoda.rows import Rows
 
 N, M, D = 30, 5, 4
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -190,7 +192,7 @@ def test_factors_and_gradients_give_the_same_features(kind):
     assert model.n_parameters > BLOCK + 100  # several blocks, cut through layers
     differentiate = RowDifferentiator(model, X[:2])
     assert differentiate.factors
-    gradients = differentiate(X, y, model.loss)
+    gradients = differentiate(Measured(Rows(X, y), model.loss))
     project = Projection(model.n_parameters, 64, kind, seed=5)
     P = project(DenseGradients(torch.eye(model.n_parameters, dtype=torch.float64)))
     found = project(gradients)
@@ -206,7 +208,7 @@ def test_factors_and_gradients_give_the_same_features(kind):
 def test_product_projection_is_a_product_of_signs():
     X, y = classification()
     model = as_final_model(network(), X, criterion=nn.CrossEntropyLoss())
-    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     found = Projection(model.n_parameters, 64, "product", seed=5)(gradients)
     expected = torch.zeros(N, 64, dtype=torch.float64)
     for k, (a, d) in enumerate(zip(gradients.inputs, gradients.signals, strict=True)):
@@ -225,7 +227,7 @@ def test_sparse_projection_has_four_entries_a_parameter(monkeypatch, wrap, n_com
     monkeypatch.setattr(projection, "_SPARSE_SIZE", 1000)  # cuts through rows and parameters
     X, y = classification()
     model = as_final_model(wrap(network()), X, criterion=nn.CrossEntropyLoss())
-    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     project = Projection(model.n_parameters, n_components, "sparse", seed=5)
     P = project(DenseGradients(torch.eye(model.n_parameters, dtype=torch.float64)))
     s = min(4, n_components)
@@ -256,7 +258,7 @@ def test_float32_products_are_exact():
     """Whichever library multiplies: as far from float64 as a float32 product of that length."""
     X, y = classification(torch.float32)
     model = as_final_model(network(torch.float32), X, criterion=nn.CrossEntropyLoss())
-    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     for kind in ("rademacher", "sparse", "product"):
         project = Projection(model.n_parameters, 256, kind, seed=5)
         inputs, signals = ([t.double() for t in g] for g in (gradients.inputs, gradients.signals))
@@ -269,7 +271,7 @@ def test_float32_products_are_exact():
 def test_inner_products_are_unbiased(kind):
     X, y = classification()
     model = as_final_model(network(width=8), X, criterion=nn.CrossEntropyLoss())
-    gradients = RowDifferentiator(model, X[:2])(X, y, model.loss)
+    gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     exact = gradients.inner(gradients).numpy()
     draws = []
     for seed in range(400):
@@ -371,7 +373,7 @@ def test_damping_is_auto_and_may_change_after_fit():
         p = outputs.softmax(1).gather(1, targets[:, None])[:, 0]
         return torch.log(p / (1 - p))
 
-    squares = RowDifferentiator(model, X[:2])(X, y, margin).dense() ** 2
+    squares = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), margin)).dense() ** 2
     assert model.n_parameters < 20_000
     assert trak.damping_ == pytest.approx(0.05 * float(squares.sum(1).mean()), rel=1e-8)
     trak.damping_ = 0.3

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET, Recipe
 from ..training.linear_steps import LinearSteps, linear_steps
@@ -174,10 +175,9 @@ class BaseAlongTheRun(BaseAttributor):
             return 1.0
         return gain(linear_steps(self._optimizer(), {}))
 
-    def _train_rows(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Training rows and encoded targets."""
-        of = torch.from_numpy(rows).to(self._X.device)
-        return self._X[of], self._y[of]
+    def _train_losses(self, rows: NDArray[np.int64]) -> Measured:
+        """Return some training rows, measured by their loss."""
+        return self._objective.losses[rows]
 
     def _self_influence(self) -> NDArray[np.float64]:
         if any(removal.changes_others for removal in self._removals):

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from ..base import BaseAttributor
 from ..curvature.checks import check_gradients
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import Measure, RowDifferentiator, RowGradients
+from ..row_gradients import RowDifferentiator, RowGradients
 
 Product = Callable[[RowGradients, RowGradients], Tensor]
-
-#: Rows, targets, and what of them is differentiated.
-Rows = tuple[Tensor, Tensor, Measure]
 
 
 @dataclass(frozen=True)
@@ -45,27 +43,27 @@ class GradientProducts:
         fitting = self.memory_budget // (2 * self.differentiate.row_bytes())
         return self.chunk_size or int(min(max(fitting, 1), n_rows, 4096))
 
-    def _chunks(self, rows: Rows) -> Iterator[tuple[slice, RowGradients]]:
+    def _chunks(self, rows: Measured) -> Iterator[tuple[slice, RowGradients]]:
         """Gradients of rows."""
-        return self.differentiate.chunks(*rows, self.chunk(len(rows[0])))
+        return self.differentiate.chunks(rows, self.chunk(len(rows)))
 
-    def pairs(self, test: Rows, train: Rows, product: Product) -> NDArray[np.float64]:
+    def pairs(self, test: Measured, train: Measured, product: Product) -> NDArray[np.float64]:
         """``product`` of every test chunk with every training chunk, assembled (m, n)."""
-        result = np.empty((len(test[0]), len(train[0])))
+        result = np.empty((len(test), len(train)))
         for at, left in self._chunks(test):
             for rows, right in self._chunks(train):
                 result[at, rows] = product(left, right).cpu().numpy()
         return result
 
-    def mapped(self, rows: Rows, features: Callable[[RowGradients], Tensor]) -> Tensor:
+    def mapped(self, rows: Measured, features: Callable[[RowGradients], Tensor]) -> Tensor:
         """``features`` of the gradients, (n, k)."""
         return torch.cat([features(gradients) for _, gradients in self._chunks(rows)])
 
-    def along(self, rows: Rows, vectors: Tensor) -> NDArray[np.float64]:
+    def along(self, rows: Measured, vectors: Tensor) -> NDArray[np.float64]:
         """Inner products of the gradients with vectors (k, p), (n, k)."""
         return self.mapped(rows, lambda g: g.apply(vectors)).double().cpu().numpy()
 
-    def combined(self, rows: Rows, coefficients: NDArray[np.float64]) -> Tensor:
+    def combined(self, rows: Measured, coefficients: NDArray[np.float64]) -> Tensor:
         """Linear combinations of the gradients with coefficients (n, k), (k, p)."""
         theta = self.differentiate.model.theta
         total = theta.new_zeros(coefficients.shape[1], len(theta))
@@ -73,7 +71,7 @@ class GradientProducts:
             total += gradients.combine(torch.from_numpy(coefficients[at]).to(theta))
         return total
 
-    def rowwise(self, left: Rows, right: Rows, product: Product) -> NDArray[np.float64]:
+    def rowwise(self, left: Measured, right: Measured, product: Product) -> NDArray[np.float64]:
         """``product`` of row k of the one with row k of the other, (n,)."""
         pairs = zip(self._chunks(left), self._chunks(right), strict=True)
         return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])
@@ -108,15 +106,12 @@ class BaseGradientProduct(BaseAttributor):
         self._differentiate = RowDifferentiator(self.model_, self._X[:3])
         self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
         self._chunk = self._products.chunk
-        self._train_rows: Rows = (self._X, self._y, self.model_.loss)
+        self._train_rows = self._objective.losses
 
-    def _pairs(
-        self, X: Tensor, y: Tensor, measure: Measure, product: Product
-    ) -> NDArray[np.float64]:
+    def _pairs(self, test: Measured, product: Product) -> NDArray[np.float64]:
         """``product`` of test with training gradients, (n_test, n_train)."""
-        return self._products.pairs((X, y, measure), self._train_rows, product)
+        return self._products.pairs(test, self._train_rows, product)
 
     def _diagonal(self, product: Product) -> NDArray[np.float64]:
         """``product`` of each training row's measurement gradient with its own loss gradient."""
-        own = (self._X, self._y, self._measure)
-        return self._products.rowwise(own, self._train_rows, product)
+        return self._products.rowwise(self._own, self._train_rows, product)

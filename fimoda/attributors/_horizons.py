@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._validation import POSITIVE_INTEGER, check_horizons, check_is_fitted
 from ..gradient_mode import with_gradients
-from ..row_gradients import Measure
-from ..training.outcomes import Measurer, standard_error
+from ..measured import Measured
+from ..training.outcomes import standard_error
 from ._further_training import BaseFurtherTraining
 
 
@@ -29,24 +29,20 @@ class BaseHorizons(BaseFurtherTraining):
 
     @abstractmethod
     def _run_scores(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+        self, test: Measured, horizons: list[int]
     ) -> tuple[NDArray[np.float64], Tensor]:
         """Hook: scores of each run, (n_horizons, n_test, n_columns, n_seeds), and its parameters at
         the last horizon, (n_seeds, p)."""
 
-    def _horizon_scores(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> NDArray[np.float64]:
+    def _horizon_scores(self, test: Measured, horizons: list[int]) -> NDArray[np.float64]:
         """Scores (n_horizons, n_test, n_columns)."""
-        per_seed, _ = self._run_scores(X, y, measure, horizons)
+        per_seed, _ = self._run_scores(test, horizons)
         self._seen["scores_sem_"] = standard_error(per_seed)[-1]
         return per_seed.mean(-1)
 
-    def _coupled(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        scores, ends = self._run_scores(X, y, measure, self.horizons_[-1:])
-        measured = Measurer(X, y, measure)(self.model_, ends)
+    def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        scores, ends = self._run_scores(test, self.horizons_[-1:])
+        measured = test.of_stack(self.model_, ends)
         return measured.cpu().numpy(), np.moveaxis(scores[0], -1, 0)
 
     def _check_horizons(self) -> list[int]:
@@ -69,8 +65,8 @@ class BaseHorizons(BaseFurtherTraining):
             ``S[k]`` belongs to ``horizons_[k]``; the last is what `transform` gives.
         """
         check_is_fitted(self, "model_")
-        rows, targets, measure = self._test_tensors(X, y)
-        return self._finite(self._horizon_scores(rows, targets, measure, self.horizons_))
+        test = self._test(X, y)
+        return self._finite(self._horizon_scores(test, self.horizons_))
 
     def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
         if not set(epochs) <= set(self.horizons_):
@@ -86,8 +82,8 @@ class BaseHorizons(BaseFurtherTraining):
             )
         return scores
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        return self._horizon_scores(X, y, measure, self.horizons_[-1:])[0]
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        return self._horizon_scores(test, self.horizons_[-1:])[0]
 
     # ---- other questions than the removal of one row ----------------------------------------
 
@@ -121,8 +117,8 @@ class BaseHorizons(BaseFurtherTraining):
         """
         check_is_fitted(self, "model_")
         factors = self._check_factors(weights)
-        rows, targets, measure = self._test_tensors(X, y)
-        return self._finite(self._reweighted(rows, targets, measure, factors))
+        test = self._test(X, y)
+        return self._finite(self._reweighted(test, factors))
 
     def _check_factors(self, weights: ArrayLike) -> NDArray[np.float64]:
         factors = np.asarray(weights, dtype=np.float64)
@@ -141,9 +137,7 @@ class BaseHorizons(BaseFurtherTraining):
         weights = self._weights.double().cpu().numpy()
         return (weights / weights.sum())[self.train_indices_]
 
-    def _reweighted(
-        self, X: Tensor, y: Tensor, measure: Measure, factors: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _reweighted(self, test: Measured, factors: NDArray[np.float64]) -> NDArray[np.float64]:
         share = self._shares()
         scale = (1 - factors) * (1 - share) / (1 + ((factors - 1) * share).sum())
-        return self._scores(X, y, measure) @ scale
+        return self._scores(test) @ scale

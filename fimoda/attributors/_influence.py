@@ -18,9 +18,11 @@ from ..curvature.checks import check_curvature, check_gradients, is_solved
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..curvature.trace import gauss_newton_trace
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import Measure, RowDifferentiator
+from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from ._tuning import tuned_damping
 
 #: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
@@ -84,14 +86,14 @@ class BaseInfluence(BaseAttributor):
         """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
 
     def _scores_by_damping(
-        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+        self, dampings: Sequence[float], test: Measured
     ) -> Iterator[tuple[float, NDArray[np.float64]]]:
         """Scores for each damping at which the solver succeeds; `damping_` changes on the way."""
         for damping in dampings:
             self.damping_ = damping
             try:
                 self._check_damping()
-                scores = self._scores(X, y, measure)
+                scores = self._scores(test)
             except (ValueError, FloatingPointError):
                 continue  # not positive definite, or divergent, at this damping
             yield damping, scores
@@ -171,7 +173,7 @@ class BaseInfluence(BaseAttributor):
         """(Weighted) mean squared entry of the training rows' gradients, the unit of damping."""
         total = 0.0
         for place, rows in self._differentiate.chunks(
-            self._X, self._y, self.model_.loss, self._chunk()
+            Measured(Rows(self._X, self._y), self.model_.loss), self._chunk()
         ):
             total += float(rows.inner_rowwise(rows).cpu().numpy() @ self._share[place])
         mean = total / self.model_.n_parameters
@@ -187,7 +189,7 @@ class BaseInfluence(BaseAttributor):
         member = torch.from_numpy(self._removal.members() * self._share[:, None])
         total = self.model_.theta.new_zeros(member.shape[1], self.model_.n_parameters)
         for place, rows in self._differentiate.chunks(
-            self._X, self._y, self.model_.loss, self._chunk()
+            Measured(Rows(self._X, self._y), self.model_.loss), self._chunk()
         ):
             total += rows.combine(member[place].to(total))
         return total

@@ -21,7 +21,7 @@ from .._validation import (
 )
 from ..curvature.krylov import shifted_solutions
 from ..curvature.operators import CURVATURES
-from ..row_gradients import Measure
+from ..measured import Measured
 from ..training.products import fast_float32_products
 from ._solved_influence import BaseSolvedInfluence
 
@@ -66,18 +66,18 @@ class BaseIterativeInfluence(BaseSolvedInfluence):
             warnings.warn(f"{type(self).__name__}: {trouble}", ConvergenceWarning, stacklevel=2)
         return u
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         self._iterations["last"] = 0
-        return super()._scores(X, y, measure)
+        return super()._scores(test)
 
     def _scores_by_damping(
-        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+        self, dampings: Sequence[float], test: Measured
     ) -> Iterator[tuple[float, NDArray[np.float64]]]:
         """One Krylov space serves all dampings, whatever the solver of a single one."""
-        result = np.empty((len(dampings), len(X), len(self._X)))
-        n_vectors = min(self._vectors(6 * len(dampings) + self._COPIES), len(X))
-        for rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
-            V = test.dense()
+        result = np.empty((len(dampings), len(test), len(self._X)))
+        n_vectors = min(self._vectors(6 * len(dampings) + self._COPIES), len(test))
+        for rows, gradients in self._differentiate.chunks(test, n_vectors):
+            V = gradients.dense()
             with self._fast_products(V):
                 solved = shifted_solutions(self._matrix, V, dampings, TRIAL_TOL, TRIAL_ITERATIONS)
             for scores, u in zip(result, solved, strict=True):

@@ -16,7 +16,9 @@ from ..curvature.output_space import (
 )
 from ..curvature.outputs import push_outputs
 from ..curvature.quadratic_removal import QuadraticRemoval
-from ..row_gradients import Measure, RowDifferentiator
+from ..measured import Measure, Measured
+from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.observed import ObservedRun
 from ..training.runner import one_thread
@@ -106,7 +108,9 @@ class KernelRun(LinearizedRun):
     def _inner(self, X: Tensor, y: Tensor, measure: Measure, epoch: int) -> Tensor:
         """Inner products of the measurements' gradients at a horizon with the rows, (m, n, C)."""
         model = self.walk.model.at(self.run.theta(epoch))
-        return self._kernel.inner(RowDifferentiator(model, self.walk.X[:2])(X, y, measure))
+        return self._kernel.inner(
+            RowDifferentiator(model, self.walk.X[:2])(Measured(Rows(X, y), measure))
+        )
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         run, walk = self.run, self.walk

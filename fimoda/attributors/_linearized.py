@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..row_gradients import Measure
+from ..measured import Measure
 from ..training.observed import ObservedRun, observe
 from ..training.runner import one_thread
 from ..training.stack import StackTrainer

@@ -35,12 +35,11 @@ from ..adapters import (
     trained_in_stacks,
     training_epochs,
 )
+from ..measured import Measured
 from ..measurements import Measurement, values
 from ..model import FinalModel
-from ..row_gradients import Measure
 from ..rows import RawRows
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer
 from ..training.refits import UNIT_SIZE, Refits
 from ..training.runner import Result, Training, decide_compile, run_units
 from ..training.store import UnitStore, one_warning
@@ -185,10 +184,10 @@ class BaseRetraining(BaseFurtherTraining):
                 f"1, as {type(self.estimator_).__name__} gives. Use measurement='loss' or 'output'."
             )
 
-    def _test_tensors(self, X: Any, y: Any) -> tuple[Any, Tensor, Measure]:
+    def _test(self, X: Any, y: Any) -> Measured:
         if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
             self.model_.require_predictable(self._model_rows(X))
-        return super()._test_tensors(X, y)
+        return super()._test(X, y)
 
     def _fit(self) -> None:
         rng = check_random_state(self.random_state)
@@ -267,7 +266,7 @@ class BaseRetraining(BaseFurtherTraining):
 
     @one_warning()
     def _train(
-        self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measurer | None = None
+        self, subsets: NDArray[np.bool_], seeds: list[int], measurer: Measured | None = None
     ) -> dict[SubsetUnit, Result]:
         """Train on all subsets; keep the models or, with a measurer, its readings of them."""
         way, variant = self._way, ""
@@ -276,7 +275,7 @@ class BaseRetraining(BaseFurtherTraining):
             compiled = decide_compile(way.training, units, self.compile)
             self._way = way = replace(way, training=replace(way.training, compile=compiled))
             variant = way.training.variant
-        size = way.bytes_per_model if measurer is None else 8 * len(measurer.X)
+        size = way.bytes_per_model if measurer is None else 8 * len(measurer)
         store = None
         if self.checkpoint_dir is None:
             self._require_memory(size, len(subsets), len(seeds))
@@ -329,7 +328,7 @@ class BaseRetraining(BaseFurtherTraining):
     # ---- transform --------------------------------------------------------------------------
 
     @one_warning()
-    def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
+    def _outcomes(self, measurer: Measured) -> SubsetOutcomes:
         """What the trained models measure."""
         if self._kept is None:
             readings = self._train(self.subsets_, self.seeds_, measurer)
@@ -340,8 +339,8 @@ class BaseRetraining(BaseFurtherTraining):
             }
         return assemble_subsets(self.subsets_, self.seeds_, readings)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        outcomes = self._outcomes(Measurer(X, y, measure))
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        outcomes = self._outcomes(test)
         outcomes.require_some()
         scores, seen = self._scores_of(outcomes)
         self._seen.update(seen, failed_=outcomes.failed)
@@ -352,7 +351,7 @@ class BaseRetraining(BaseFurtherTraining):
         if self._kept is not None:
             return super()._self_influence()
         rows = self.train_indices_  # all at once, since each call trains
-        return np.diagonal(self._scores(self._X[rows], self._y[rows], self._measure)).copy()
+        return np.diagonal(self._scores(self._own[rows])).copy()
 
     def _require_scores(self, scores: NDArray[np.float64], outcomes: SubsetOutcomes) -> None:
         """Raise FloatingPointError if trainings failed and a row has no score for it."""
@@ -403,7 +402,7 @@ class BaseRetraining(BaseFurtherTraining):
         """Hook of `transform`: scores (n_test, n_columns), and what is known beside them."""
 
 
-def _train_and_measure(way: Retraining, measurer: Measurer, unit: SubsetUnit) -> NDArray[Any]:
+def _train_and_measure(way: Retraining, measurer: Measured, unit: SubsetUnit) -> NDArray[Any]:
     return way.measure(way.train(unit), measurer)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..curvature.batch_hessian import batch_hessian
 from ..curvature.outputs import push_outputs
 from ..curvature.segments import Segment, Segmentation
+from ..measured import Measure
 from ..model import FinalModel
-from ..row_gradients import Measure
 from ..training.observed import ObservedRun
 from ..training.products import fast_float32_products
 from ..training.runner import one_thread

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..row_gradients import Measure
+from ..measured import Measured
 from ._influence import BaseInfluence
 
 
@@ -31,11 +31,11 @@ class BaseSolvedInfluence(BaseInfluence):
         vector_bytes = copies * self.model_.n_parameters * self.model_.theta.element_size()
         return int(max(self.memory_budget // vector_bytes, 1))
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        result = np.empty((len(X), len(self._X)))
-        n_vectors = min(self._vectors(self._COPIES), len(X))
-        for rows, test in self._differentiate.chunks(X, y, measure, n_vectors):
-            result[rows] = self._applied(self._solve(test.dense()))
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        result = np.empty((len(test), len(self._X)))
+        n_vectors = min(self._vectors(self._COPIES), len(test))
+        for rows, gradients in self._differentiate.chunks(test, n_vectors):
+            result[rows] = self._applied(self._solve(gradients.dense()))
         return result
 
     def _applied(self, solved: Tensor) -> NDArray[np.float64]:
@@ -44,8 +44,6 @@ class BaseSolvedInfluence(BaseInfluence):
         pulled = None if pull is None else (solved.double() @ pull.double()).cpu().numpy()
         solved = solved.to(self.model_.dtype)
         result = np.empty((len(solved), len(self._X)))
-        for rows, train in self._differentiate.chunks(
-            self._X, self._y, self.model_.loss, self._chunk()
-        ):
+        for rows, train in self._objective.row_gradients(size=self._chunk()):
             result[:, rows] = train.apply(solved).mT.double().cpu().numpy()
         return self._removal(result * self._share, pulled)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..curvature.frozen_jacobians import FrozenJacobians, LinearizedModule
 from ..curvature.unrolled import adjoint_scores
-from ..row_gradients import Measure
+from ..measured import Measure
 from ..training.observed import ObservedRun
 from ..training.runner import one_thread
 from ._linearized import LinearizedRun, Workers, observe_run, require_memory

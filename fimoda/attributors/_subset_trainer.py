@@ -10,7 +10,6 @@ import numpy as np
 
 from .._validation import check_random_state, check_seeds, check_subsets
 from ..model import FinalModel
-from ..training.outcomes import Measurer
 from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
 from ._retraining import BaseRetraining
 
@@ -58,7 +57,7 @@ class SubsetTrainer:
         self._method = method
         self.seeds = check_seeds(method.n_seeds, check_random_state(method.random_state))
         method._way = method._retraining(self.seeds)
-        self.measurer = Measurer(*method._test_tensors(X_test, y_test))
+        self.measurer = method._test(X_test, y_test)
 
     @property
     def model(self) -> FinalModel:

@@ -64,11 +64,11 @@ def tuned_damping(
         )
     rng = check_random_state(influence.random_state)
     probes = np.sort(rng.choice(others, min(N_PROBES, len(others)), replace=False))
-    at = (influence._X[probes], influence._y[probes], influence._measure)
-    wanted = _centred(truth._scores(*at))
+    at = influence._own[probes]
+    wanted = _centred(truth._scores(at))
     agreement = {}
     dampings = [factor * unit for factor in FACTORS]
-    for damping, scores in influence._scores_by_damping(dampings, *at):
+    for damping, scores in influence._scores_by_damping(dampings, at):
         found = _centred(scores[:, truth.train_indices_])
         agreement[damping] = float((found * wanted).sum(1).mean())
     if not agreement:

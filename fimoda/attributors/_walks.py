@@ -13,8 +13,8 @@ from torch.func import grad, vmap
 
 from ..curvature.batch_hessian import BatchHessian, batch_hessian
 from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
+from ..measured import Measure
 from ..model import FinalModel
-from ..row_gradients import Measure
 from ..training.noise import seeded
 from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products

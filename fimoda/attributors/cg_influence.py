@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
 from ..curvature.cg import conjugate_gradients
 from ..curvature.preconditioner import EKFACPreconditioner
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..rows import Rows
 from ._iterative_influence import BaseIterativeInfluence
 
 
@@ -166,7 +168,9 @@ class CGInfluence(BaseIterativeInfluence):
         """Solve for one random combination of gradients of training rows."""
         rows = np.random.default_rng(self._seed).permutation(len(self._X))[: self._chunk()]
         signs = np.where(np.random.default_rng(self._seed).random((len(rows), 1)) < 0.5, -1.0, 1.0)
-        gradients = self._differentiate(self._X[rows], self._y[rows], self.model_.loss)
+        gradients = self._differentiate(
+            Measured(Rows(self._X[rows], self._y[rows]), self.model_.loss)
+        )
         self._solve(gradients.combine(torch.from_numpy(signs).to(self.model_.theta)))
 
     def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:

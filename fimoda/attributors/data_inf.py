@@ -14,8 +14,8 @@ from ..base import BaseAttributor
 from ..curvature.checks import check_gradients
 from ..curvature.datainf import DataInfSolver
 from ..curvature.removal import Removal
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 
 #: ``damping="auto"`` is this many times the mean squared entry of the gradients in a layer.
 DAMPING_FACTOR = 0.1
@@ -145,7 +145,8 @@ class DataInf(BaseAttributor):
             )
         return damping
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        X, y, measure = test.inputs, test.targets, test.measure
         found = self._solver.scores(X, y, measure, self._damping()).cpu().numpy()
         return self._removal(found * self._share)
 

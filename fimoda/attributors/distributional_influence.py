@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .. import measurements
 from .._validation import check_is_fitted
 from ..adapters import last_step
 from ..base import BaseAttributor
 from ..distances import Distance, SlicedWasserstein, resolve_distance
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import FinalModel
-from ..row_gradients import Measure
 from ..training.ensemble import Ensemble
 from ..training.outcome_samples import BLOCK, OutcomeSamples, joint_distance
 from ._members import fit_member, models_and_runs
@@ -205,13 +205,13 @@ class DistributionalInfluence(BaseAttributor):
             Paired, with a left-out row for each of ``train_indices_``.
         """
         check_is_fitted(self, "model_")
-        return self._samples(*self._test_tensors(X, y))
+        return self._samples(self._test(X, y))
 
-    def _samples(self, X: Tensor, y: Tensor, measure: Measure) -> OutcomeSamples:
-        pairs = [member._coupled(X, y, measure) for member in self.members_]
+    def _samples(self, test: Measured) -> OutcomeSamples:
+        pairs = [member._coupled(test) for member in self.members_]
         full, scores = (np.concatenate(part) for part in zip(*pairs, strict=True))
         self._finite(scores)
-        name = self.measurement if measure is self._measure else "output"
+        name = self.measurement if test.measure is self._measure else "output"
         return OutcomeSamples(
             full,
             full[..., None] + scores,
@@ -219,13 +219,13 @@ class DistributionalInfluence(BaseAttributor):
             measurement=name if isinstance(name, str) else repr(name),
         )
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         size = max(1, 8 * BLOCK // (len(self.train_indices_) * len(self.members_)))
         found = []
-        for x, target in zip(X.split(size), y.split(size), strict=True):
+        for some in test.split(size):
             if self._joint:
-                each = [self._samples(x, target, one) for one in self._joint]
+                each = [self._samples(Measured(some.rows, one)) for one in self._joint]
                 found.append(joint_distance(each, SlicedWasserstein()))
             else:
-                found.append(self._samples(x, target, measure).distance(self._distance))
+                found.append(self._samples(some).distance(self._distance))
         return np.concatenate(found)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .._validation import MAX_SEED, StrOptions, check_random_state
 from ..curvature.ekfac import EKFAC, inner
 from ..curvature.layers import Factors
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ._influence import BaseInfluence
 
 
@@ -164,37 +164,35 @@ class EKFACInfluence(BaseInfluence):
         step = self._ekfac.chunk_size
         for start in range(0, len(self._X), step):
             rows = slice(start, min(start + step, len(self._X)))
-            yield rows, self._ekfac.rotated(self._X[rows], self._y[rows], self.model_.loss)
+            yield rows, self._ekfac.rotated(self._objective.losses[rows])
 
     def _check_damping(self) -> None:
         self._ekfac.check_definite(self.damping_)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)
-        result = np.zeros((len(X), len(self._X)))
+        result = np.zeros((len(test), len(self._X)))
         size = self.model_.theta.element_size()
         step = int(max(1, self.memory_budget // (16 * size * self.model_.n_parameters)))
-        for start in range(0, len(X), step):
-            test = slice(start, min(start + step, len(X)))
-            rotated = self._ekfac.rotated(X[test], y[test], measure)
+        for start in range(0, len(test), step):
+            at = slice(start, min(start + step, len(test)))
+            rotated = self._ekfac.rotated(test[at])
             solved = self._ekfac.divide(rotated, self.damping_)
             for rows, factors in self._train_factors() if self._kept is None else self._kept:
                 for matrices, f in zip(solved, factors, strict=True):
-                    result[test, rows] += inner(matrices, f).double().cpu().numpy()
-        return self._removal(result * self._share, self._pulled(X, y, measure))
+                    result[at, rows] += inner(matrices, f).double().cpu().numpy()
+        return self._removal(result * self._share, self._pulled(test))
 
-    def _pulled(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64] | None:
+    def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
         """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
         if self._removal.pull is None:
             return None
-        return self._along(X, y, measure, self._removal.pull[None])[:, 0]
+        return self._along(test, self._removal.pull[None])[:, 0]
 
-    def _along(
-        self, X: Tensor, y: Tensor, measure: Measure, vectors: Tensor
-    ) -> NDArray[np.float64]:
+    def _along(self, rows: Measured, vectors: Tensor) -> NDArray[np.float64]:
         """Products of rows' gradients with the solutions for vectors (k, p), (m, k)."""
         solved = self._ekfac.solve(vectors, self.damping_)
-        chunks = self._differentiate.chunks(X, y, measure, self._chunk())
+        chunks = self._differentiate.chunks(rows, self._chunk())
         return np.concatenate([g.apply(solved).double().cpu().numpy() for _, g in chunks])
 
     def _self_influence(self) -> NDArray[np.float64]:
@@ -203,11 +201,10 @@ class EKFACInfluence(BaseInfluence):
         for rows, train in self._train_factors() if self._kept is None else self._kept:
             test = train
             if self._measure is not self.model_.loss:
-                test = self._ekfac.rotated(self._X[rows], self._y[rows], self._measure)
+                test = self._ekfac.rotated(self._own[rows])
             result[rows] = self._ekfac.inner_rowwise(test, train, self.damping_).cpu().numpy()
         result *= self._share
         if not self._removal.changes_others:
             return result
-        own = (self._X, self._y, self._measure)
-        sums = self._along(*own, self._group_gradients())
-        return self._removal.diagonal(result, sums, self._pulled(*own))
+        sums = self._along(self._own, self._group_gradients())
+        return self._removal.diagonal(result, sums, self._pulled(self._own))

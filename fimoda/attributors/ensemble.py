@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ..base import BaseAttributor
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ..training.ensemble import Ensemble
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
@@ -178,15 +178,13 @@ class EnsembleAttributor(BaseEnsembleTraining):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        each = np.stack([member._scores(X, y, measure) for member in self.members_], -1)
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        each = np.stack([member._scores(test) for member in self.members_], -1)
         self._seen["scores_sem_"] = standard_error(each)
         return each.mean(-1)
 
-    def _coupled(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        measured, scores = zip(*(one._coupled(X, y, measure) for one in self.members_), strict=True)
+    def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        measured, scores = zip(*(one._coupled(test) for one in self.members_), strict=True)
         return np.concatenate(measured), np.concatenate(scores)
 
     def _n_runs(self) -> int:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .._validation import StrOptions
 from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
 from ..curvature.operators import CURVATURES
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ._solved_influence import BaseSolvedInfluence
 
 
@@ -184,16 +184,16 @@ class ExactInfluence(BaseSolvedInfluence):
             return 0.0
         return super()._damping_at_minimum(trace)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         if self._dual is not None:
             removal = self._removal if self.newton_step else None
-            found = self._dual.scores(X, y, measure, self.damping_ + self._shift, removal)
+            found = self._dual.scores(test, self.damping_ + self._shift, removal)
             scores = found.cpu().numpy()
             return scores if self.newton_step else self._removal(scores)
         if self._newton is not None:
-            test = self._differentiate(X, y, measure).dense()
-            return self._newton.scores(test, self.damping_).cpu().numpy()
-        return super()._scores(X, y, measure)
+            gradients = self._differentiate(test).dense()
+            return self._newton.scores(gradients, self.damping_).cpu().numpy()
+        return super()._scores(test)
 
     def _solve(self, V: Tensor) -> Tensor:
         if self._primal is None:

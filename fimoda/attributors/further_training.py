@@ -22,12 +22,12 @@ from .._validation import (
     check_seeds,
 )
 from ..base import BaseAttributor
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ..training.batches import FULL_DATA, LeaveOutMode
 from ..training.further import FurtherRun
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer, Outcomes, assemble, keep_parameters, standard_error
+from ..training.outcomes import Outcomes, assemble, keep_parameters, standard_error
 from ..training.runner import Result, Training, Unit
 from ..training.store import one_warning
 from ._further_training import BaseFurtherTraining
@@ -241,7 +241,7 @@ class FurtherTraining(BaseFurtherTraining):
     def _fit(self) -> None:
         run = self._run(tuple(check_horizons(self.n_epochs, "n_epochs")))
         some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
-        probe = Measurer(self._X[some], self._y[some], self._measure)
+        probe = self._own[some]
 
         def scores(stacks: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
             return self._outcomes(stacks, seeds, probe).scores(self.correction)
@@ -284,11 +284,11 @@ class FurtherTraining(BaseFurtherTraining):
 
     @one_warning()
     def _outcomes(
-        self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measurer
+        self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measured
     ) -> Outcomes:
         """Measure all stacks, (1, n_test, n_left_out, n_seeds)."""
         readings: dict[Unit, Result] = {
-            unit: measurer(self.model_, self._tensor(stack))[None].cpu().numpy()
+            unit: measurer.of_stack(self.model_, self._tensor(stack))[None].cpu().numpy()
             for unit, stack in stacks.items()
         }
         final = measurer.of_model(self.model_, self.model_.theta)
@@ -300,16 +300,14 @@ class FurtherTraining(BaseFurtherTraining):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        outcomes = self._outcomes(self._stacks, self.seeds_, test)
         per_seed = outcomes.scores(self.correction)[0]
         self._seen["scores_sem_"] = standard_error(per_seed)
         return per_seed.mean(-1)
 
-    def _coupled(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        outcomes = self._outcomes(self._stacks, self.seeds_, Measurer(X, y, measure))
+    def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        outcomes = self._outcomes(self._stacks, self.seeds_, test)
         return outcomes.full[0].T, np.moveaxis(outcomes.scores("full")[0], -1, 0)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
@@ -330,21 +328,19 @@ class FurtherTraining(BaseFurtherTraining):
 
     @one_warning()
     def _self_influence(self) -> NDArray[np.float64]:
-        rows = torch.from_numpy(self.train_indices_)
-        own = Measurer(self._X[rows], self._y[rows], self._measure)
+        own = self._own[self.train_indices_]
         column = {int(row): k for k, row in enumerate(self.train_indices_)}
         n_seeds = len(self.seeds_)
-        scores = np.zeros(len(rows))
+        scores = np.zeros(len(own))
         if self.correction is None:
             scores -= own.of_model(self.model_, self.model_.theta)
         for unit, stack in self._stacks.items():
             for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
                 if row != FULL_DATA:
                     k = column[row]
-                    itself = Measurer(own.X[k : k + 1], own.y[k : k + 1], own.measure)
-                    scores[k] += itself.of_model(self.model_, theta)[0] / n_seeds
+                    scores[k] += own[k : k + 1].of_model(self.model_, theta)[0] / n_seeds
                 if row == FULL_DATA and self.correction == "full":
                     scores -= own.of_model(self.model_, theta) / n_seeds
                 elif row != FULL_DATA and self.correction == "mean":
-                    scores -= own.of_model(self.model_, theta) / (n_seeds * len(rows))
+                    scores -= own.of_model(self.model_, theta) / (n_seeds * len(own))
         return scores

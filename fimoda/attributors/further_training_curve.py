@@ -18,7 +18,7 @@ from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer, Outcomes, assemble, standard_error
+from ..training.outcomes import Outcomes, assemble, standard_error
 from ..training.runner import Result, Unit
 from .further_training import FurtherTraining
 
@@ -225,7 +225,7 @@ def further_training_curve(
     trainer._validate_params()
     trainer._prepare(X, y, sample_weight)
     run = trainer._run(tuple(marks))
-    measurer = Measurer(*trainer._test_tensors(X_test, y_test))
+    measurer = trainer._test(X_test, y_test)
     final = measurer.of_model(trainer.model_, trainer.model_.theta)
 
     def outcomes(readings: dict[Unit, Result], seeds: list[int]) -> Outcomes:
@@ -234,9 +234,9 @@ def further_training_curve(
     def scores(readings: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
         return outcomes(readings, seeds).scores(correction)[-1]
 
-    size = 8 * len(marks) * len(measurer.X)
+    size = 8 * len(marks) * len(measurer)
     identity = None if checkpoint_dir is None else measurer.identity(trainer.n_outputs_)
-    seeds, readings = run.train(measurer, size, scores, identity)
+    seeds, readings = run.train(measurer.of_stack, size, scores, identity)
     return FurtherTrainingCurve(
         np.array(marks),
         run.leave_out,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..row_gradients import Measure
+from ..measured import Measured
 from ._gradient_product import BaseGradientProduct
 
 
@@ -61,8 +60,8 @@ class GradCos(BaseGradientProduct):
 
     process = "a step of gradient descent from the final model (its direction only)"
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        return self._pairs(X, y, measure, lambda a, b: a.unit().inner(b.unit()))
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        return self._pairs(test, lambda a, b: a.unit().inner(b.unit()))
 
     def _self_influence(self) -> NDArray[np.float64]:
         return self._diagonal(lambda a, b: a.unit().inner_rowwise(b.unit()))

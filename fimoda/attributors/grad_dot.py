@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
 from ..curvature.removal import Removal
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import Measure
 from ..training.optimizers import DEFAULT_BATCH_SIZE, DEFAULT_LR
 from ._gradient_product import BaseGradientProduct
 
@@ -133,29 +133,27 @@ class GradDot(BaseGradientProduct):
 
     def _factor(self) -> NDArray[np.float64]:
         """eta T w_i / sum(w), for each training row."""
-        weights = self._weights.double().cpu().numpy()
-        return self._steps_size() * weights / weights.sum()
+        return self._steps_size() * self._objective.rows.shares.cpu().numpy()
 
     def _fit(self) -> None:
         super()._fit()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        scores = self._pairs(X, y, measure, lambda a, b: a.inner(b)) * self._factor()
-        return self._removal(scores, self._pulled(X, y, measure))
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        scores = self._pairs(test, lambda a, b: a.inner(b)) * self._factor()
+        return self._removal(scores, self._pulled(test))
 
     def _self_influence(self) -> NDArray[np.float64]:
         scores = self._diagonal(lambda a, b: a.inner_rowwise(b)) * self._factor()
         if not self._removal.changes_others:
             return scores
-        own = (self._X, self._y, self._measure)
         weights = self._removal.members() * self._factor()[:, None]
-        sums = self._products.along(own, self._products.combined(self._train_rows, weights))
-        return self._removal.diagonal(scores, sums, self._pulled(*own))
+        sums = self._products.along(self._own, self._products.combined(self._train_rows, weights))
+        return self._removal.diagonal(scores, sums, self._pulled(self._own))
 
-    def _pulled(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64] | None:
+    def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
         """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
         if self._removal.pull is None:
             return None
-        found = self._products.along((X, y, measure), self._removal.pull[None])[:, 0]
+        found = self._products.along(test, self._removal.pull[None])[:, 0]
         return found * self._steps_size()

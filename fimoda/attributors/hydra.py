@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..row_gradients import Measure, RowDifferentiator
+from ..measured import Measured
+from ..row_gradients import RowDifferentiator
 from ..trajectory import model_at
 from ._along_the_run import BaseAlongTheRun
 
@@ -150,15 +150,15 @@ class Hydra(BaseAlongTheRun):
                 model = model_at(run, number[t], self.model_)
                 yield RowDifferentiator(model, self._X[:3]), rows, counted
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         last = RowDifferentiator(self.model_, self._X[:3])
         vector = 4 * self.model_.n_parameters * self.model_.theta.element_size()
-        chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(X)))
-        scores = np.zeros((len(X), len(self._X)))
-        for at, test in last.chunks(X, y, measure, chunk):
-            V = test.dense()
+        chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(test)))
+        scores = np.zeros((len(test), len(self._X)))
+        for at, gradients in last.chunks(test, chunk):
+            V = gradients.dense()
             for differentiate, rows, counted in self._steps():
-                train = differentiate(*self._train_rows(rows), self.model_.loss)
+                train = differentiate(self._train_losses(rows))
                 found = train.apply(V).mT.double().cpu().numpy()
                 np.add.at(scores[at].T, rows, self._removal(rows)(found * counted).T)
         return self._columns(scores)
@@ -167,7 +167,6 @@ class Hydra(BaseAlongTheRun):
         last = RowDifferentiator(self.model_, self._X[:3])
         scores = np.zeros(len(self._X))
         for differentiate, rows, counted in self._steps():
-            X, y = self._train_rows(rows)
-            own, train = last(X, y, self._measure), differentiate(X, y, self.model_.loss)
+            own, train = last(self._own[rows]), differentiate(self._train_losses(rows))
             np.add.at(scores, rows, own.inner_rowwise(train).cpu().numpy() * counted)
         return self._columns(scores)

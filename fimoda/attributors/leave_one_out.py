@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .._validation import POSITIVE_INTEGER, check_leave_out, check_random_state
+from ..measured import Measured
 from ..measurements import Measurement, values
-from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Measurer
 from ..training.refits import Refits
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
 from ..training.subsets import SubsetUnit
@@ -221,20 +220,20 @@ class LeaveOneOut(BaseRetraining):
         super()._keep(trained)
         self.train_indices_ = self.train_indices_[trained[1:] - 1]
 
-    def _outcomes(self, measurer: Measurer) -> SubsetOutcomes:
+    def _outcomes(self, measurer: Measured) -> SubsetOutcomes:
         outcomes = super()._outcomes(measurer)
         if isinstance(self._way, Refits):
             self._compare_with_the_model(outcomes.measured[0], measurer)
         return outcomes
 
-    def _compare_with_the_model(self, again: NDArray[np.float64], measurer: Measurer) -> None:
+    def _compare_with_the_model(self, again: NDArray[np.float64], measurer: Measured) -> None:
         """Warn if the fit on all rows is no other by its seed, and is not the model given.
 
         `again` is what the fits on all rows measured, (n_test, n_seeds).
         """
         self._seen["is_another"] = False
-        outputs = self.model_.outputs(measurer.X)
-        given = values(measurer.measure, outputs, measurer.y).cpu().numpy()
+        outputs = self.model_.outputs(measurer.inputs)
+        given = values(measurer.measure, outputs, measurer.targets).cpu().numpy()
 
         def differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
             return bool(np.abs(one - other).max() > _ALIKE * np.abs(given).max())
@@ -285,10 +284,8 @@ class LeaveOneOut(BaseRetraining):
         super()._finite(scores[..., ~self._seen["missing"]])
         return scores
 
-    def _coupled(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        outcomes = self._outcomes(Measurer(X, y, measure))
+    def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        outcomes = self._outcomes(test)
         measured = outcomes.measured
         if outcomes.failed and not np.isfinite(measured).all((0, 1)).any():
             subset, _, reason = outcomes.failed[0]

@@ -27,8 +27,8 @@ from .._validation import (
 )
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
 from ._horizons import BaseHorizons
 from ._kernel_run import KernelRun, kernel_bytes, kernel_runs
@@ -355,8 +355,9 @@ class LinearizedFurtherTraining(BaseHorizons):
     # ---- transform --------------------------------------------------------------------------
 
     def _run_scores(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+        self, test: Measured, horizons: list[int]
     ) -> tuple[NDArray[np.float64], Tensor]:
+        X, y, measure = test.inputs, test.targets, test.measure
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
         chunk = int(max(1, self.memory_budget // vector))
         per_seed = torch.stack(
@@ -377,12 +378,11 @@ class LinearizedFurtherTraining(BaseHorizons):
 
     # ---- other questions than the removal of one row ----------------------------------------
 
-    def _reweighted(
-        self, X: Tensor, y: Tensor, measure: Measure, factors: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _reweighted(self, test: Measured, factors: NDArray[np.float64]) -> NDArray[np.float64]:
         """Exactly, if rows are removed exactly: all rows in question follow the same run."""
+        X, y, measure = test.inputs, test.targets, test.measure
         if self.removal != "exact":
-            return super()._reweighted(X, y, measure, factors)
+            return super()._reweighted(test, factors)
         weights = torch.from_numpy(factors).to(self.model_.device)
         effects = [
             run.reweighted(X, y, measure, self.horizons_[-1], weights)
@@ -418,7 +418,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         check_is_fitted(self, "model_")
         chosen = check_leave_out(rows, len(self._X), None)
         new = self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)
-        test, wanted, measure = self._test_tensors(X, y)
+        test = self._test(X, y)
         share = self._shares()[chosen]
         horizon = self.horizons_[-1:]
         effects = []
@@ -428,7 +428,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             for epoch, outputs in enumerate(run.run.outputs[:, chosen]):
                 other[epoch, chosen] = self.model_.loss.gradient(outputs, new)
             before, after = (
-                run.scores(test, wanted, measure, horizon, own)[0][:, chosen]
+                run.scores(test.inputs, test.targets, test.measure, horizon, own)[0][:, chosen]
                 for own in (residuals, other)
             )
             effects.append((before - after).double().cpu().numpy() * (1 - share))

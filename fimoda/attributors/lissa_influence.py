@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
 from ..curvature.lanczos import extreme_eigenvalues
 from ..curvature.lissa import automatic_scale, batch_series, full_series
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import Measure
 from ._iterative_influence import BaseIterativeInfluence
 
 #: ``depth="auto"`` takes at most this many terms.
@@ -188,10 +188,10 @@ class LiSSAInfluence(BaseIterativeInfluence):
         _ = self.scale_, self.depth_  # impossible settings show now
 
     def _scores_by_damping(
-        self, dampings: Sequence[float], X: Tensor, y: Tensor, measure: Measure
+        self, dampings: Sequence[float], test: Measured
     ) -> Iterator[tuple[float, NDArray[np.float64]]]:
         contracting = [damping for damping in dampings if self._extremes[0] + damping > 0]
-        return super()._scores_by_damping(contracting, X, y, measure)
+        return super()._scores_by_damping(contracting, test)
 
     @property
     def _lowest(self) -> float:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .._validation import StrOptions
 from ..base import BaseAttributor
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import Measure
 
 #: Rows whose representations are computed at a time.
 _ROWS = 4096
@@ -162,7 +162,8 @@ class RepSim(BaseAttributor):
         length = h.norm(dim=1, keepdim=True)
         return h / torch.where(length > 0, length, 1)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        X = test.inputs
         h = self._representations(X)
         if self.metric == "euclidean":
             return -_distances(h, self._train)

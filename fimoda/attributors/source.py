@@ -18,8 +18,8 @@ from ..curvature.segmentation import Cut, auto_cut, cut_run
 from ..curvature.stationary import Dynamics, ExactStationary, Segment, Stationary
 from ..curvature.stationary_ekfac import EKFACStationary
 from ..curvature.stationary_projected import ProjectedStationary
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory, buffers_at, mean_model, model_at
@@ -242,15 +242,15 @@ class SOURCE(BaseAlongTheRun):
         if self._alone:
             return cut_run(self.trajectory_, 1)
         if isinstance(self.segments, str):
-            rows = [self._train_rows(rows) for rows in self._rows]
-            X, y = zip(*rows, strict=True)
-            return auto_cut(self.trajectory_, self.model_, X, y)
+            stages = [self._train_losses(rows) for rows in self._rows]
+            return auto_cut(self.trajectory_, self.model_, stages)
         return cut_run(self.trajectory_, self.segments)
 
     def _segment(self, cut: Cut) -> Segment:
         run = self.trajectory_
         rows = self._rows[cut.stage]
-        X, y = self._train_rows(rows)
+        some = self._train_losses(rows)
+        X, y = some.inputs, some.targets
         weights = self._weights[torch.from_numpy(rows).to(self._weights.device)]
         if self.averaging == "parameters":
             models = [mean_model(run, cut.checkpoints, self.model_)]
@@ -297,16 +297,16 @@ class SOURCE(BaseAlongTheRun):
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
-        scores = np.zeros((len(X), len(self._X)))
-        for test in self._chunks(len(X)):
-            adjoint = self._walk.start(X[test], y[test], measure)
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        scores = np.zeros((len(test), len(self._X)))
+        for at in self._chunks(len(test)):
+            adjoint = self._walk.start(test[at])
             for k in reversed(range(len(self._used))):
                 stage = self._used[k].stage
                 if stage in self._attributed:
                     found = self._walk.products(k, self._walk.respond(k, adjoint)).cpu().numpy()
                     removal = self._removals[stage]
-                    scores[test, self._rows[stage]] += removal(found * self._shares[stage])
+                    scores[at, self._rows[stage]] += removal(found * self._shares[stage])
                 if k:
                     adjoint = self._walk.carry(k, adjoint)
         return self._columns(scores)
@@ -317,7 +317,7 @@ class SOURCE(BaseAlongTheRun):
         for stage, rows in enumerate(self._rows):
             place[stage, rows] = np.arange(len(rows))
         for test in self._chunks(len(self._X)):
-            adjoint = self._walk.start(self._X[test], self._y[test], self._measure)
+            adjoint = self._walk.start(self._own[test])
             for k in reversed(range(len(self._used))):
                 stage = self._used[k].stage
                 own = place[stage, test]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
 from ..curvature.projection import KINDS, Projection
+from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import DenseGradients, Measure, RowDifferentiator, RowGradients
+from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
 from ..trajectory import Trajectory, model_at
 from ._along_the_run import BaseAlongTheRun
-from ._gradient_product import GradientProducts, Product, Rows
+from ._gradient_product import GradientProducts, Product
 
 
 class TracIn(BaseAlongTheRun):
@@ -163,30 +164,29 @@ class TracIn(BaseAlongTheRun):
 
     def _checkpoints(
         self,
-    ) -> Iterator[tuple[int, GradientProducts, dict[int, tuple[float, Rows]]]]:
+    ) -> Iterator[tuple[int, GradientProducts, dict[int, tuple[float, Measured]]]]:
         """Each checkpoint that stands for steps: its number, products of gradients there, and by stage
         the sum of the rates of its steps and its rows."""
         run, before, total = self.trajectory_, 0, self._gain()
         for k, step in enumerate(run.steps):
             stop = run.n_steps if k == len(run) - 1 else step
-            parts: dict[int, tuple[float, Rows]] = {}
+            parts: dict[int, tuple[float, Measured]] = {}
             for s in self._attributed:
                 inside = slice(max(before, run.stages[s].start), min(stop, run.stages[s].stop))
                 rate = total * float(run.learning_rates[inside].sum())
                 if inside.start < inside.stop and rate > 0:
-                    parts[s] = rate, (*self._train_rows(self._rows[s]), self.model_.loss)
+                    parts[s] = rate, self._train_losses(self._rows[s])
             before = stop
             if parts:
                 differentiate = RowDifferentiator(model_at(run, k, self.model_), self._X[:3])
                 yield k, GradientProducts(differentiate, self.chunk_size, self.memory_budget), parts
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
             return a.inner(b)
 
-        scores = np.zeros((len(X), len(self._X)))
+        scores = np.zeros((len(test), len(self._X)))
         for number, (_, products, parts) in enumerate(self._checkpoints()):
-            test = (X, y, measure)
             if self._project is not None:
                 features = DenseGradients(products.mapped(test, self._project))
             for s, (rate, train) in parts.items():
@@ -211,7 +211,7 @@ class TracIn(BaseAlongTheRun):
 
         for _, products, parts in self._checkpoints():
             for s, (rate, train) in parts.items():
-                own = (*train[:2], self._measure)
+                own = Measured(train.rows, self._measure)
                 scores[self._rows[s]] += (
                     rate * self._shares[s] * products.rowwise(own, train, product)
                 )

@@ -25,9 +25,11 @@ from ..curvature.checks import check_gradients
 from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
 from ..curvature.removal import Removal
+from ..measured import Measure, Measured
 from ..measurements import Measurement, Output
 from ..model import FinalModel
-from ..row_gradients import Measure, RowDifferentiator
+from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from ._influence import DAMPING_FACTOR, MOST_OF_TRACE
 
 #: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
@@ -271,7 +273,7 @@ class TRAK(BaseAttributor):
         shape = (len(X), len(functions), project.n_components)
         features = torch.empty(shape, dtype=differentiate.model.dtype, device=X.device)
         for f, function in enumerate(functions):
-            for rows, gradients in differentiate.chunks(X, y, function, chunk):
+            for rows, gradients in differentiate.chunks(Measured(Rows(X, y), function), chunk):
                 features[rows, f] = project(gradients)
         return features
 
@@ -290,7 +292,8 @@ class TRAK(BaseAttributor):
         """Derivative of the loss in the output functions, averaged over members, (n, F)."""
         return torch.stack([member.slopes for member in self._members]).mean(0)
 
-    def _scores(self, X: Tensor, y: Tensor, measure: Measure) -> NDArray[np.float64]:
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        X, y, measure = test.inputs, test.targets, test.measure
         slopes = self._slopes()
         product = torch.zeros(len(X), slopes.numel(), dtype=torch.float64, device=slopes.device)
         for member, solved in zip(self._members, self._solutions(X, y, measure), strict=True):

@@ -25,8 +25,8 @@ from .._validation import (
 )
 from ..base import BaseAttributor
 from ..curvature.unrolled import Unrolled
+from ..measured import Measured
 from ..measurements import Measurement
-from ..row_gradients import Measure
 from ..training.optimizers import LearningRate
 from ._horizons import BaseHorizons
 from ._walks import Walk, check_run, kink_sharpness, walk_back, walk_forward
@@ -290,23 +290,22 @@ class UnrolledDifferentiation(BaseHorizons):
     # ---- transform --------------------------------------------------------------------------
 
     def _run_scores(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
+        self, test: Measured, horizons: list[int]
     ) -> tuple[NDArray[np.float64], Tensor]:
-        load = len(X) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
+        load = len(test) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
         fewer = len(self.train_indices_) < load
         fits = self._bytes(forward=True) <= self.memory_budget
         if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
         walked = self._from_tangents if self._forward else self._from_walks_back
-        per_seed, ends, growth = walked(X, y, measure, horizons)
+        per_seed, ends, growth = walked(test, horizons)
         self._remember(growth)
         return per_seed.cpu().numpy(), ends
 
-    def _from_tangents(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> tuple[Tensor, Tensor, float]:
+    def _from_tangents(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
         """Scores (n_horizons, n_test, n_columns, n_seeds), last parameters (n_seeds, p) and growth,
         of the walks forwards."""
+        X, y, measure = test.inputs, test.targets, test.measure
         places = [self.horizons_.index(h) for h in horizons]
         scores = [
             [
@@ -323,10 +322,9 @@ class UnrolledDifferentiation(BaseHorizons):
         ends = torch.stack([self._forward[seed].thetas[places[-1]] for seed in self.seeds_])
         return stacked, ends, max(one.growth for one in self._forward.values())
 
-    def _from_walks_back(
-        self, X: Tensor, y: Tensor, measure: Measure, horizons: list[int]
-    ) -> tuple[Tensor, Tensor, float]:
+    def _from_walks_back(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
         """The same by walks back from blocks of test rows."""
+        X, y, measure = test.inputs, test.targets, test.measure
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
         block = int(min(BLOCK, max(1, self.memory_budget // vector)))
         blocks = list(zip(X.split(block), y.split(block), strict=True))

@@ -7,8 +7,10 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from ..training.chains import Affine, read_chain
 
 #: Rows that are looked at together.
@@ -128,18 +130,17 @@ def _is_minimum(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> boo
     squares = torch.zeros_like(total)
     slopes: Tensor | float = 0.0
     gradients = RowDifferentiator(model, X[:2])
-    for rows, g in gradients.chunks(X, y, model.loss, _ROWS):
+    for rows, g in gradients.chunks(Measured(Rows(X, y), model.loss), _ROWS):
         total += g.combine(share[rows, None].to(model.theta))[0]
-        columns = gradients(X[rows], y[rows], _sum_of_outputs).squared()
+        columns = gradients(Measured(Rows(X[rows], y[rows]), _sum_of_outputs)).squared()
         squares += columns.combine(share[rows, None])[0]
         slope = model.loss.gradient(model.outputs(X[rows]).double(), y[rows])
         slopes = slopes + share[rows] @ slope**2
     if float(total.abs().max()) <= 2 * model.recipe.tolerance:
         return True
     typical = torch.as_tensor(slopes).sqrt().to(model.theta)
-    of_output = gradients(
-        torch.ones_like(X[:1]), y[:1], lambda outputs, _: _sum_of_outputs(outputs * typical, _)
-    ).dense()[0]
+    one = Rows(torch.ones_like(X[:1]), y[:1])
+    of_output = gradients(Measured(one, lambda outputs, _: (outputs * typical).sum(1))).dense()[0]
     spread = of_output.double() * ((share**2).sum() * (squares + penalty)).sqrt()
     return bool((total.abs() <= _AT_MINIMUM * spread).all())
 

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..measured import Measure, Measured
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import (
     DenseGradients,
     FactoredGradients,
-    Measure,
     RowDifferentiator,
     RowGradients,
 )
+from ..rows import Rows
 
 
 class DataInfSolver:
@@ -85,7 +86,7 @@ class DataInfSolver:
         self, X: Tensor, y: Tensor, measure: Measure
     ) -> Iterator[tuple[slice, list[RowGradients]]]:
         """Gradients a chunk of rows at a time, split into layers."""
-        for rows, g in self._differentiate.chunks(X, y, measure, self.chunk_size):
+        for rows, g in self._differentiate.chunks(Measured(Rows(X, y), measure), self.chunk_size):
             yield rows, self._split(g)
 
     def _split(self, gradients: RowGradients) -> list[RowGradients]:
@@ -155,7 +156,7 @@ class DataInfSolver:
 
     def _by_vectors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
         """Through vectors of the size of the model, one a test row: linear in the training rows."""
-        of_test = self._split(self._differentiate(X, y, measure))
+        of_test = self._split(self._differentiate(Measured(Rows(X, y), measure)))
         sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
         taken = [self.model.theta.new_zeros(len(X), size) for size in sizes]
         shrink = self.share / (damping[:, None] + self._squares)  # (L, n)

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import Measure, bilinear
+from ..row_gradients import bilinear
 from .fisher_cosine import cosine_with_fisher
 from .layers import Factors, LayerDifferentiator
 
@@ -228,9 +229,9 @@ class EKFAC:
         """Bytes that the compressed gradients of one row take."""
         return self.model.theta.element_size() * sum(f.row_size() for f in self._probe(X))
 
-    def rotated(self, X: Tensor, y: Tensor, measure: Measure) -> list[Factors]:
-        """Gradients of ``measure(outputs, y)`` in the eigenbases, compressed."""
-        factors = self.differentiate(X, y, measure)
+    def rotated(self, measured: Measured) -> list[Factors]:
+        """Return the gradients of what is measured in the eigenbases, compressed."""
+        factors = self.differentiate(measured)
         return [b.rotate(f).compressed() for b, f in zip(self.blocks, factors, strict=True)]
 
     def divide(self, rotated: list[Factors], damping: float) -> list[Tensor]:

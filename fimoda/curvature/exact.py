@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import Measure
 from .kernel import OutputKernel
 from .operators import Curvature
 from .removal import Removal
@@ -123,21 +123,14 @@ class DualGaussNewton:
         gram = torch.einsum("nca,ncmd,mdb->namb", self.root, gram, self.root).reshape(n * c, n * c)
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh((gram + gram.mT) / 2)
 
-    def scores(
-        self,
-        X: Tensor,
-        y: Tensor,
-        measure: Measure,
-        damping: float,
-        removal: Removal | None = None,
-    ) -> Tensor:
-        """Products (m, n) of the test rows X with each training row's share of the gradient.
+    def scores(self, test: Measured, damping: float, removal: Removal | None = None) -> Tensor:
+        """Products (m, n) of the test rows with each training row's share of the gradient.
 
         With `removal` they are scores of a Newton step of the objective without each row.
         """
-        outputs = self.model.outputs(_double(X))
-        slope = torch.func.grad(lambda f: measure(f, y).sum())(outputs)  # (m, C)
-        pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(_double(X)), self.root)
+        inputs = test.double.inputs
+        slope = test.slopes(self.model.outputs(inputs))  # (m, C)
+        pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(inputs), self.root)
         curved = self.eigenvalues.clamp_min(0)
         check_definite(curved + damping, self.eigenvalues, damping)
         modes = pushed.flatten(1) @ self.eigenvectors

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..measurements import Output
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
+from ..rows import Rows
 
 
 class OutputKernel:
@@ -46,7 +48,7 @@ class OutputKernel:
         """Gradients of each output, for a chunk of rows."""
         nothing = X.new_zeros(len(X))
         return [
-            self._preconditioned(self._differentiate(X, nothing, Output(c)))
+            self._preconditioned(self._differentiate(Measured(Rows(X, nothing), Output(c))))
             for c in range(self.n_outputs)
         ]
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..measured import Measured
 from ..model import FinalModel
-from ..row_gradients import Measure, _recording
+from ..row_gradients import _recording
 
 #: Gives the vectors (n, C) that are pulled back through the network, from its outputs.
 Cotangents = Callable[[Tensor], list[Tensor]]
@@ -99,13 +100,9 @@ class LayerDifferentiator:
             else:
                 self.skipped.append(f"{label} ({type(part).__name__})")
 
-    def __call__(self, X: Tensor, y: Tensor, measure: Measure) -> list[Factors]:
-        """Factors of the gradients of ``measure(outputs, y)``, one a layer."""
-
-        def slope(outputs: Tensor) -> list[Tensor]:
-            return [torch.func.grad(lambda f: measure(f, y).sum())(outputs)]
-
-        return self.pull_back(X, slope)[0]
+    def __call__(self, measured: Measured) -> list[Factors]:
+        """Return the factors of the gradients of what is measured, one a layer."""
+        return self.pull_back(measured.inputs, lambda outputs: [measured.slopes(outputs)])[0]
 
     def pull_back(self, X: Tensor, cotangents: Cotangents) -> list[list[Factors]]:
         """Factors of the gradients of ``(outputs * v).sum(1)`` for each v of the cotangents."""

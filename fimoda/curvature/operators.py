@@ -14,8 +14,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
+from ..measured import Measured
 from ..model import DEFAULT_BUDGET, FinalModel
 from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from .jacobian import FactoredJacobian, factored_jacobian
 
 
@@ -183,7 +185,7 @@ class EmpiricalFisher(Curvature):
     r"""Second moment of the gradients of the loss, :math:`C_i = g_i g_i^\top`."""
 
     def _product(self, V: Tensor, rows: slice) -> Tensor:
-        gradients = self._differentiate(self.X[rows], self.y[rows], self.model.loss)
+        gradients = self._differentiate(Measured(Rows(self.X[rows], self.y[rows]), self.model.loss))
         return gradients.combine(gradients.apply(V) * self.weights[rows, None])
 
     @cached_property

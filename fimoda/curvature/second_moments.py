@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import FinalModel
 from ..row_gradients import DenseGradients, FactoredGradients, RowDifferentiator, RowGradients
+from ..rows import Rows
 
 
 def batch_second_moment(
@@ -31,7 +33,9 @@ def batch_second_moment(
     """
     share = (weights / weights.sum()).to(model.theta)[:, None]
     mean, square = torch.zeros_like(model.theta), torch.zeros_like(model.theta)
-    for rows, gradients in RowDifferentiator(model, X[:3]).chunks(X, y, model.loss, chunk_size):
+    for rows, gradients in RowDifferentiator(model, X[:3]).chunks(
+        Measured(Rows(X, y), model.loss), chunk_size
+    ):
         mean += gradients.combine(share[rows])[0]
         square += _squared(gradients).combine(share[rows])[0]
     return mean**2 + (square - mean**2).clamp_min(0) / batch_size

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..measured import Measured
 from ..model import FinalModel
-from ..row_gradients import Measure, RowDifferentiator
+from ..row_gradients import RowDifferentiator
 from ..trajectory import Stage, Trajectory, model_at
 from .projection import Projection
 
@@ -93,9 +94,7 @@ def cuts_of(run: Trajectory, stage: int, groups: Sequence[list[int]]) -> list[Cu
     return [Cut(a, b, ks, stage) for a, b, ks in zip(starts, ends, groups, strict=True)]
 
 
-def auto_cut(
-    run: Trajectory, model: FinalModel, X: Sequence[torch.Tensor], y: Sequence[torch.Tensor]
-) -> list[Cut]:
+def auto_cut(run: Trajectory, model: FinalModel, rows: Sequence[Measured]) -> list[Cut]:
     r"""Cut a run where gradients change.
 
     The gradients of some rows of each stage at its checkpoints, randomly projected, are cut into
@@ -107,20 +106,20 @@ def auto_cut(
     run : Trajectory
     model : FinalModel
         The final model.
-    X, y : sequence of Tensor
-        Encoded rows and targets of each stage.
+    rows : sequence of Measured
+        Training rows of each stage, with their loss.
     """
     cut_run(run, len(run.stages))  # a stage without a checkpoint shows now
     cuts = []
     for s, stage in enumerate(run.stages):
         ks = _checkpoints(run, stage)
-        of = torch.linspace(0, len(X[s]) - 1, min(_ROWS, len(X[s]))).long().to(X[s].device)
-        measure: Measure = model.loss
+        n = len(rows[s])
+        some = rows[s][torch.linspace(0, n - 1, min(_ROWS, n)).long()]
         features = []
         project = Projection(model.n_parameters, _COMPONENTS, "sparse")
         for k in ks:
-            differentiate = RowDifferentiator(model_at(run, k, model), X[s][:3])
-            features.append(project(differentiate(X[s][of], y[s][of], measure)).flatten())
+            differentiate = RowDifferentiator(model_at(run, k, model), rows[s][:3].inputs)
+            features.append(project(differentiate(some)).flatten())
         found = contiguous_groups(torch.stack(features).double().cpu().numpy(), EXPLAINED)
         cuts += cuts_of(run, s, [[ks[k] for k in group] for group in found])
     return cuts

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from ..measured import Measured
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.noise import seeded
 from ..training.observed import ObservedRun
@@ -304,7 +306,7 @@ class Segmentation:
             return (outputs * sign).sum(-1)
 
         model = self.model.at(theta)
-        rows = RowDifferentiator(model, X[:2])(X, signs.to(theta), signed).dense()
+        rows = RowDifferentiator(model, X[:2])(Measured(Rows(X, signs.to(theta)), signed)).dense()
         size = rows.norm(dim=1, keepdim=True)
         rows /= torch.where(size > 0, size, 1)
         _, vectors = torch.linalg.eigh((rows @ rows.mT).double())

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import FinalModel
-from ..row_gradients import Measure, RowDifferentiator
+from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 from .operators import GaussNewton
 
 
@@ -86,7 +88,7 @@ class Stationary(ABC):
     """
 
     @abstractmethod
-    def start(self, X: Tensor, y: Tensor, measure: Measure) -> Any:
+    def start(self, test: Measured) -> Any:
         """Adjoints of test rows at the end of the run."""
 
     @abstractmethod
@@ -173,8 +175,8 @@ class ExactStationary(Stationary):
         P = segment.dynamics.preconditioner
         return torch.ones_like(self.final.theta).double() if P is None else P.double().sqrt()
 
-    def start(self, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
-        return self._differentiate(X, y, measure).dense().double()
+    def start(self, test: Measured) -> Tensor:
+        return self._differentiate(test).dense().double()
 
     def respond(self, k: int, adjoint: Tensor) -> Tensor:
         values, vectors = self._modes[k]
@@ -192,7 +194,7 @@ class ExactStationary(Stationary):
         """Gradients of rows at each checkpoint, a chunk at a time."""
         for model in self.segments[k].models:
             differentiate = RowDifferentiator(model, X[:3])
-            yield from differentiate.chunks(X, y, model.loss, self.chunk_size)
+            yield from differentiate.chunks(Measured(Rows(X, y), model.loss), self.chunk_size)
 
     def products(self, k: int, response: Tensor) -> Tensor:
         segment = self.segments[k]

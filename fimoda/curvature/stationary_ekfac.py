@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import FinalModel
-from ..row_gradients import Measure
+from ..rows import Rows
 from ..training.products import fast_float32_products
 from .ekfac import EKFAC, Block, inner
 from .layers import Factors, LayerDifferentiator
@@ -89,8 +90,8 @@ class EKFACStationary(Stationary):
 
     # ---- adjoints ---------------------------------------------------------------------------
 
-    def start(self, X: Tensor, y: Tensor, measure: Measure) -> Matrices:
-        blocks, factors = self._bases[-1].blocks, self._final(X, y, measure)
+    def start(self, test: Measured) -> Matrices:
+        blocks, factors = self._bases[-1].blocks, self._final(test)
         return [b.rotate(f).dense() for b, f in zip(blocks, factors, strict=True)]
 
     def respond(self, k: int, adjoint: Matrices) -> Matrices:
@@ -141,7 +142,7 @@ class EKFACStationary(Stationary):
             for start in range(0, len(rows), ekfac.chunk_size):
                 part = slice(start, min(start + ekfac.chunk_size, len(rows)))
                 of = rows[part].to(segment.X.device)
-                factors = differentiate(segment.X[of], segment.y[of], model.loss)
+                factors = differentiate(Measured(Rows(segment.X[of], segment.y[of]), model.loss))
                 yield (
                     part,
                     [b.rotate(f).compressed() for b, f in zip(ekfac.blocks, factors, strict=True)],

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..measured import Measure, Measured
 from ..measurements import Output
 from ..model import FinalModel
-from ..row_gradients import DenseGradients, Measure, RowDifferentiator, RowGradients
+from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
+from ..rows import Rows
 from .projection import Projection
 from .stationary import Segment, Stationary
 
@@ -71,7 +73,7 @@ class ProjectedStationary(Stationary):
                 rows = slice(start, start + self.chunk_size)
                 x, y = segment.X[rows], segment.y[rows]
                 features = torch.stack(
-                    [self._features(differentiate(x, y, f)) for f in functions], 1
+                    [self._features(differentiate(Measured(Rows(x, y), f))) for f in functions], 1
                 )  # (b, F, k)
                 mean[rows] += (slopes[rows, :, None].to(features) * features).sum(1)
                 weighted = (curved[rows] * share[rows, None, None]).to(features) @ features
@@ -88,8 +90,8 @@ class ProjectedStationary(Stationary):
             gradients = DenseGradients(gradients.dense() * self._root)
         return self.project(gradients)
 
-    def start(self, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
-        chunks = self._differentiate.chunks(X, y, measure, self.chunk_size)
+    def start(self, test: Measured) -> Tensor:
+        chunks = self._differentiate.chunks(test, self.chunk_size)
         return torch.cat([self._features(gradients) for _, gradients in chunks]).double()
 
     def respond(self, k: int, adjoint: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..measured import Measured
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
+from ..rows import Rows
 
 #: Directions in output space, of which a row's share is a mean; all of them if there are no more.
 _DIRECTIONS = 16
@@ -41,7 +43,7 @@ def gauss_newton_trace(
         outputs = model.outputs(X[rows])
         root = _root(model.loss.output_hessian(outputs.double(), y[rows])).to(outputs)
         for direction in _directions(outputs.shape[1]).to(outputs):
-            gradients = differentiate(X[rows], root @ direction, _along)
+            gradients = differentiate(Measured(Rows(X[rows], root @ direction), _along))
             total += float(gradients.inner_rowwise(gradients).double() @ share[rows])
     return total
 

@@ -4,90 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._identity import identity_of
-from ..measurements import stacked_values, values
 from ..model import FinalModel
-from ..row_gradients import Measure
 from .batches import FULL_DATA
 from .runner import Result, Unit
-
-#: Test rows whose outputs are computed at a time for a whole stack.
-ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Measurer:
-    """Measures a stack of models on test rows, in float64.
-
-    Parameters
-    ----------
-    X : Tensor or RawRows
-        Encoded test rows; as they were given for estimators that are fitted again.
-    y : Tensor
-        Encoded targets.
-    measure : callable
-    """
-
-    X: Any
-    y: Tensor
-    measure: Measure
-
-    def __call__(self, model: FinalModel, theta: Tensor) -> Tensor:
-        """Measurement of each model on each test row, (L, n_test)."""
-        return torch.cat(
-            [
-                stacked_values(self.measure, _outputs(model, theta, x), y)
-                for x, y in zip(self.X.split(ROWS), self.y.split(ROWS), strict=True)
-            ],
-            dim=1,
-        )
-
-    def of_model(self, model: FinalModel, theta: Tensor) -> NDArray[np.float64]:
-        """Measurement of one model (p,) on each test row, (n_test,)."""
-        return self(model, theta[None])[0].cpu().numpy()
-
-    def identity(self, n_outputs: int) -> dict[str, str]:
-        """What is measured, for the directory that keeps it.
-
-        The measurement is known by its code and settings and, for what these do not show, by its
-        values on made-up outputs: probabilities, numbers of either sign, and large ones.
-        """
-        generator = torch.Generator().manual_seed(0)
-        shape = (len(self.y), n_outputs)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-        probes = [probe.to(self.X.device) for probe in (uniform, normal, 1e3 * normal)]
-        return {
-            "X_test": identity_of(self.X),
-            "y_test": identity_of(self.y),
-            "measurement": identity_of([self.measure, [self._value(probe) for probe in probes]]),
-        }
-
-    def _value(self, outputs: Tensor) -> Tensor | str:
-        """The measurement of outputs, or the name of its error where it has no value there."""
-        try:
-            return values(self.measure, outputs, self.y).detach()
-        except Exception as error:  # what callables raise has no class in common
-            return type(error).__name__
-
-
-def _outputs(model: FinalModel, theta: Tensor, x: Tensor) -> Tensor:
-    """Outputs (L, n, C) in float64, computed in it unless the forward names another type."""
-    try:
-        return model.double.stacked_outputs(theta.double(), _double(x))
-    except RuntimeError:
-        return model.stacked_outputs(theta, x).double()
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
 
 
 def keep_parameters(model: FinalModel, theta: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from .._identity import identity_of
 from ..adapters import RefittableModel, refit, refit_outputs, takes_pairs
+from ..measured import Measured
 from ..measurements import values
 from ..rows import RawRows
-from .outcomes import Measurer
 from .runner import one_thread, one_thread_in_libraries
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
@@ -96,10 +96,10 @@ class Refits:
         """Return rows without the columns of the rows left out, if there is a column for each row."""
         return X.columns(mask) if takes_pairs(self.estimator) else X
 
-    def measure(self, kept: NDArray[np.uint8], measurer: Measurer) -> NDArray[Any]:
+    def measure(self, kept: NDArray[np.uint8], measurer: Measured) -> NDArray[Any]:
         """Records of measurement and failure of each model that `train` kept."""
         fitted = pickle.loads(kept.tobytes())
-        measured = np.full((len(fitted), len(measurer.X)), np.nan)
+        measured = np.full((len(fitted), len(measurer)), np.nan)
         reasons = [""] * len(fitted)
         with one_thread(), one_thread_in_libraries():
             for k, (estimator, mask) in enumerate(fitted):
@@ -107,12 +107,12 @@ class Refits:
                     reasons[k] = estimator
                     continue
                 try:
-                    rows = self._columns(measurer.X, mask)
+                    rows = self._columns(measurer.inputs, mask)
                     outputs = refit_outputs(self.model, estimator, rows, self.y)
                 except FIT_ERRORS as error:
                     reasons[k] = str(error)
                     continue
-                measured[k] = values(measurer.measure, outputs, measurer.y).cpu().numpy()
+                measured[k] = values(measurer.measure, outputs, measurer.targets).cpu().numpy()
         return as_reading(measured, reasons)
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._identity import identity_of
+from ..measured import Measured
 from .batches import Batch, batch_means, epoch_orders
-from .outcomes import Measurer
 from .runner import Training, one_thread
 from .stack import StackTrainer, stack_size
 from .subset_outcomes import as_reading
@@ -182,13 +182,13 @@ class StackedRetraining:
             )
         return theta.cpu().numpy()
 
-    def measure(self, kept: NDArray[Any], measurer: Measurer) -> NDArray[Any]:
+    def measure(self, kept: NDArray[Any], measurer: Measured) -> NDArray[Any]:
         """Records of measurement and failure of each model that `train` kept."""
         theta = torch.from_numpy(np.array(kept)).to(self.training.model.device)
         finite = torch.isfinite(theta).all(1)
-        measured = np.full((len(theta), len(measurer.X)), np.nan)
+        measured = np.full((len(theta), len(measurer)), np.nan)
         if finite.any():
-            values = measurer(self.training.model, theta[finite])
+            values = measurer.of_stack(self.training.model, theta[finite])
             measured[finite.cpu().numpy()] = values.cpu().numpy()
         epochs = self.training.marks[-1]
         reason = f"parameters are NaN or infinite after {epochs} epochs; lower lr"

@@ -1,0 +1,142 @@
+"""The training objective: the one thing that solvers, runs and trajectories are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from .measured import Measured
+from .model import DEFAULT_BUDGET, FinalModel
+from .row_gradients import RowDifferentiator, RowGradients
+from .rows import Rows
+
+#: Rows whose gradients are held at a time, at most.
+MOST_ROWS = 4096
+
+#: Rows that go through the network together where nothing of a row is kept.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    r"""The objective that a model was trained to minimise on its rows.
+
+    .. math:: F(\theta) = \sum_i s_i \ell_i(\theta) + \frac12 \sum_k (\lambda_k + d_k) \theta_k^2
+
+    with :math:`s_i` the share of row i, :math:`\lambda` the penalty of the loss and d the weight decay
+    of the optimiser (``l2`` and ``decay`` of the model).
+
+    Parameters
+    ----------
+    model : FinalModel
+    rows : Rows
+        Training rows.
+    memory_budget : int, default=512 MiB
+        Bytes for what is held of rows at a time.
+    chunk_size : int, default=None
+        Rows whose gradients are held at a time; from `memory_budget` by default.
+    """
+
+    model: FinalModel
+    rows: Rows
+    memory_budget: int = DEFAULT_BUDGET
+    chunk_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def losses(self) -> Measured:
+        """The training rows, measured by their loss."""
+        return Measured(self.rows, self.model.loss)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """Outputs (n, C) of the rows at the final model."""
+        return self.model.outputs(self.rows.inputs)
+
+    @cached_property
+    def n_outputs(self) -> int:
+        """Number C of outputs."""
+        return self.model.outputs(self.rows[:1].inputs).shape[1]
+
+    @cached_property
+    def differentiate(self) -> RowDifferentiator:
+        """Gradients of rows, by factors where the network has them."""
+        return RowDifferentiator(self.model, self.rows[:3].inputs)
+
+    @cached_property
+    def double(self) -> Objective:
+        """The same objective in float64."""
+        return replace(self, model=self.model.double, rows=self.rows.double)
+
+    def at(self, model: FinalModel) -> Objective:
+        """Return the objective of another model on the same rows."""
+        return replace(self, model=model)
+
+    def of_rows(self, rows: Rows) -> Objective:
+        """Return the objective of the same model on other rows."""
+        return replace(self, rows=rows)
+
+    # ---- values and gradients ---------------------------------------------------------------
+
+    def value(self, theta: Tensor | None = None) -> float:
+        """Return the objective in float64, at the final model unless parameters (p,) are given."""
+        theta = self.model.theta if theta is None else theta
+        total = 0.0
+        for rows in self.rows.split(_ROWS):
+            outputs = self.model.outputs(rows.inputs, theta).double()
+            total += float((rows.shares * self.model.loss(outputs, rows.targets)).sum())
+        penalty = self.model.penalty
+        if penalty is not None:
+            total += 0.5 * float((penalty.double() * theta.double().square()).sum())
+        return total
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """Return the gradient (p,), at the final model unless parameters (p,) are given."""
+        theta = self.model.theta if theta is None else theta
+        penalty = self.model.penalty
+        total = torch.zeros_like(theta) if penalty is None else theta * penalty
+        for rows in self.rows.split(_ROWS):
+            total += grad(lambda t, rows=rows: self._share_of_loss(t, rows))(theta)
+        return total
+
+    def _share_of_loss(self, theta: Tensor, rows: Rows) -> Tensor:
+        losses = self.model.loss(self.model.forward(theta, rows.inputs), rows.targets)
+        return (rows.shares.to(theta) * losses).sum()
+
+    # ---- gradients of rows ------------------------------------------------------------------
+
+    def chunk(self, share_of_budget: float = 0.5) -> int:
+        """Return how many rows' gradients fit that part of the memory budget."""
+        fitting = int(self.memory_budget * share_of_budget) // self.differentiate.row_bytes()
+        return self.chunk_size or int(min(max(fitting, 1), len(self.rows), MOST_ROWS))
+
+    def row_gradients(
+        self, measured: Measured | None = None, size: int | None = None
+    ) -> Iterator[tuple[slice, RowGradients]]:
+        """Yield the gradients of rows in chunks, with the slice that each chunk is of them.
+
+        Parameters
+        ----------
+        measured : Measured, default=None
+            Rows and what is differentiated; the training rows' losses by default.
+        size : int, default=None
+            Rows of a chunk; `chunk` by default.
+        """
+        measured = self.losses if measured is None else measured
+        return self.differentiate.chunks(measured, self.chunk() if size is None else size)
+
+    @cached_property
+    def mean_squared_gradient(self) -> float:
+        """Mean squared entry of the rows' gradients, by share: the unit of a damping."""
+        shares = self.rows.shares.cpu()
+        total = 0.0
+        for at, rows in self.row_gradients():
+            total += float(rows.inner_rowwise(rows).cpu() @ shares[at])
+        return total / self.model.n_parameters
