@@ -335,7 +335,7 @@ def _is_made_by_parameters(thing: Any) -> bool:
 
 @functools.cache
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """Global names that a code reads, also in the functions that it makes."""
+    """Return the global names that a code reads, also in the functions that it makes."""
     loads = ("LOAD_GLOBAL", "LOAD_NAME")
     found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in loads}
     return tuple(sorted(found.union(*map(_globals_of, filter(inspect.iscode, code.co_consts)))))

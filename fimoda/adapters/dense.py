@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def dense_layer(coef: NDArray[Any], intercept: NDArray[Any] | None) -> nn.Linear:
-    """A Linear layer with weights (out, in)."""
+    """Return a Linear layer with weights (out, in)."""
     weight = torch.from_numpy(np.array(coef, copy=True))
     with torch.random.fork_rng([]):  # a new layer draws its weights, which nobody wants
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=intercept is not None)
@@ -23,7 +23,7 @@ def dense_layer(coef: NDArray[Any], intercept: NDArray[Any] | None) -> nn.Linear
 
 
 def weight_penalty(module: nn.Module, weight_l2: float | NDArray[Any]) -> Tensor:
-    """Penalty per coordinate: `weight_l2` (one number, or one per output) on weights only."""
+    """Return the penalty per coordinate: `weight_l2` (one number, or one per output) on weights only."""
     parts = []
     for name, p in module.named_parameters():
         strength = torch.as_tensor(weight_l2, dtype=p.dtype).reshape(-1, 1)

@@ -31,7 +31,7 @@ from .private_copy import (
 
 
 def from_module(module: nn.Module, X: Any, criterion: nn.Module | None) -> FinalModel:
-    """A bare module, which knows neither its criterion nor how it was trained."""
+    """Freeze a bare module, which knows neither its criterion nor how it was trained."""
     if criterion is None:
         raise ValueError(
             "criterion must be given with a bare torch.nn.Module, for example "
@@ -54,7 +54,7 @@ def freeze(
     probabilities: bool = False,
     binary: bool = False,
 ) -> FinalModel:
-    """A private copy of a module, once it is known that it can be attributed.
+    """Return a private copy of a module, once it is known that it can be attributed.
 
     `probabilities` says that the criterion is skorch's, on probabilities; `binary` that the net
     must have one output.

@@ -67,22 +67,20 @@ def private_copy(module: nn.Module) -> nn.Module:
 
 def without_hooks(module: nn.Module) -> nn.Module:
     """Take the user's hooks off the module, in place, and return it."""
-    for part in module.modules():
-        for kind in _HOOKS:
-            hooks: dict[int, Any] = getattr(part, kind, None) or {}
-            for key in [k for k, hook in hooks.items() if not _computes_parameter(hook)]:
-                del hooks[key]
+    for hooks, key in _user_hooks(module):
+        del hooks[key]
     return module
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Say whether the user has registered a hook on any part."""
-    return any(
-        not _computes_parameter(hook)
-        for part in module.modules()
-        for kind in _HOOKS
-        for hook in (getattr(part, kind, None) or {}).values()
-    )
+    """Return whether the user has registered a hook on any part."""
+    return bool(_user_hooks(module))
+
+
+def _user_hooks(module: nn.Module) -> list[tuple[dict[int, Any], int]]:
+    """Return the dicts that hold hooks of the user's, each with a hook's key."""
+    held = [getattr(part, kind, None) or {} for part in module.modules() for kind in _HOOKS]
+    return [(h, key) for h in held for key, hook in h.items() if not _computes_parameter(hook)]
 
 
 def _computes_parameter(hook: Any) -> bool:
@@ -102,14 +100,7 @@ def keep_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
     """Raise ValueError unless the outputs of a row are always the same, whatever rows are beside it.
 
-    Parameters
-    ----------
-    module : nn.Module
-        In evaluation mode.
-    x : Tensor of shape (n, ...)
-        A few rows.
-    outputs : Tensor of shape (n, ...)
-        The module's outputs for them.
+    The module is in evaluation mode, and gives these `outputs` (n, ...) for a few rows `x` (n, ...).
     """
     tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().max().clamp_min(1e-30))
 

@@ -94,7 +94,7 @@ def is_random(
 
 
 def _aside(y: NDArray[Any], is_class: bool) -> NDArray[np.bool_]:
-    """Mask of the rows that are not fitted, never many of a small class."""
+    """Return a mask of the rows that are not fitted, never many of a small class."""
     groups = np.unique(y, return_inverse=True)[1] if is_class and y.ndim == 1 else np.zeros(len(y))
     place = np.zeros(len(y), dtype=int)
     for group in np.unique(groups):

@@ -138,7 +138,7 @@ class TrajectoryRecorder(Callback):
             self._keep(net)
 
     def _plan(self, n_steps: int, before: int) -> set[int]:
-        """Steps of the whole run to keep."""
+        """Return the steps of the whole run to keep."""
         chosen: Iterable[int]
         if isinstance(self.checkpoints, str | bool):
             if self.checkpoints != "all":
@@ -223,7 +223,7 @@ class _Listener:
         rows.__getitems__ = asked
 
     def last(self) -> list[int]:
-        """Rows of the batch that was asked for last, numbered within the data set."""
+        """Return the rows of the batch that was asked for last, numbered within the data set."""
         return self._asked
 
     def close(self) -> None:

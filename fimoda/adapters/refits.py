@@ -26,7 +26,7 @@ from ..rows import RawRows
 from .models import check_columns, frozen_view, is_network, kind_of, own_training
 from .own_predictions import some_rows
 from .randomness import global_generators, seed_parameters
-from .wrappers import caveats, last_step, transform_rows
+from .wrappers import caveats, last_step, transform_rows, uncached
 
 #: Name of rows as a model at the end of a Pipeline sees them.
 _SEEN = "X after the Pipeline's earlier steps"
@@ -38,15 +38,7 @@ _ENTRIES = 2**22
 
 
 def trained_in_stacks(estimator: Any, refit: str) -> bool:
-    """Return whether what is trained again is a network alone, as stacks of models can be.
-
-    Parameters
-    ----------
-    estimator : object
-        The fitted model.
-    refit : {"all", "last", "search"}
-        See `part_to_refit`.
-    """
+    """Return whether what is trained again (`part_to_refit`) is a network alone, as a stack can be."""
     if own_training(estimator):
         return False
     if refit != "all":
@@ -60,20 +52,11 @@ def trained_in_stacks(estimator: Any, refit: str) -> bool:
 
 
 def part_to_refit(estimator: Any, refit: str) -> Any:
-    """Return what is fitted again: a fitted estimator, which is cloned for it.
+    """Return what is fitted again of a fitted estimator, to be cloned for it.
 
-    Parameters
-    ----------
-    estimator : object
-        The fitted model.
-    refit : {"all", "last", "search"}
-        All of it, with the parameters that a search has chosen; its last step; or all of it and the
-        search again.
-
-    Raises
-    ------
-    ValueError
-        If a search is to be done again and there is none.
+    With ``refit="all"`` that is all of it, with the parameters that a search has chosen; with
+    ``"last"`` its last step; with ``"search"`` all of it and the search again, a ValueError if there
+    is none.
     """
     if refit == "last":
         return last_step(estimator)
@@ -170,10 +153,8 @@ def refit(
     `seed` is every ``random_state`` that it has, and that of the global generators of numpy and torch
     for what has none; these are put back afterwards. Nothing is cached on disk.
     """
-    fresh = clone(estimator)
+    fresh = uncached(clone(estimator))
     fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
-    caches = [n for n in fresh.get_params() if n.split("__")[-1] == "memory"]
-    fresh.set_params(**dict.fromkeys(caches))
     with global_generators(seed):
         return fit_with(fresh, X, y, sample_weight)
 
@@ -200,28 +181,19 @@ class RefittableModel(FinalModel):
     def outputs(
         self, X: Tensor | RawRows, theta: Tensor | None = None, chunk_size: int = 8192
     ) -> Tensor:
-        """Outputs (n, C) in float64, a chunk of rows at a time."""
+        """Return outputs (n, C) in float64, a chunk of rows at a time."""
         with torch.no_grad():
             return torch.cat([self.module(rows) for rows in self.encode_X(X).split(chunk_size)])
 
 
 def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableModel:
-    """Return the outputs of an estimator and their loss.
+    """Return the outputs of a fitted estimator and their loss, from its training rows and targets.
 
     They are those of its `FinalModel`, of rows that have passed the estimator's own earlier steps. If
     it has none, the outputs are class probabilities (the loss is the log-loss), predicted classes
     where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared error,
     summed over the outputs). Where a training row has a class of probability 0, probabilities are
     counts of rows, and smoothed in the loss, ``log_prob`` and ``margin`` (`ProbabilityNLL`).
-
-    Parameters
-    ----------
-    estimator : object
-        Fitted.
-    X : RawRows
-        Its training rows.
-    y : ndarray of shape (n_train, ...)
-        Their targets.
 
     Raises
     ------
@@ -261,7 +233,7 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
 
 
 def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:
-    """Outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`.
+    """Return outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
 from .randomness import global_generators
-from .wrappers import through_steps, wrappers
+from .wrappers import through_steps, uncached, wrappers
 
 
 def training_rows(estimator: Any, X: Any, y: NDArray[Any]) -> Any:
@@ -22,15 +22,6 @@ def training_rows(estimator: Any, X: Any, y: NDArray[Any]) -> Any:
     They are those of `transform_rows`, unless an earlier step of a Pipeline cross-fits, as a
     ``TargetEncoder`` does: its ``fit_transform`` gives other rows than its ``transform``. The former are
     made again by fitting a clone of the earlier steps, if that gives the same steps.
-
-    Parameters
-    ----------
-    estimator : object
-        The fitted model.
-    X : array-like of shape (n_train, ...)
-        Training rows as given.
-    y : ndarray of shape (n_train, ...)
-        Their targets as given.
 
     Warns
     -----
@@ -96,8 +87,7 @@ def _cross_fitted(pipeline: Pipeline, X: Any, y: NDArray[Any], seen: Any) -> Any
 
 def _fitted_anew(pipeline: Pipeline, X: Any, y: NDArray[Any], seed: int) -> tuple[Any, Any]:
     """Return what ``fit_transform`` and then ``transform`` of a clone of the earlier steps give."""
-    steps = clone(pipeline[:-1])
-    steps.set_params(**{n: None for n in steps.get_params() if n.split("__")[-1] == "memory"})
+    steps = uncached(clone(pipeline[:-1]))
     with global_generators(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user has seen them
         return steps.fit_transform(X, y), through_steps(steps.steps, X)

@@ -24,7 +24,7 @@ _HOOKS = ("get_loss", "infer", "train_step", "train_step_single")
 
 
 def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
-    """The module of a net, with its criterion and its optimiser.
+    """Freeze the module of a net, with its criterion and its optimiser.
 
     Targets `y` of one axis more or less than the outputs bring a warning if the criterion has paired
     every output with every target in the net's own training.
@@ -73,7 +73,7 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
 
 
 def _shuffles(net: skorch.NeuralNet, iterator: dict[str, Any]) -> bool:
-    """Whether the order of the net's rows changes; what is not torch's own loader is taken to do so."""
+    """Return whether the order of the rows changes; a loader that is not torch's is taken to do so."""
     own = net.iterator_train is not DataLoader
     return (
         own
@@ -83,7 +83,7 @@ def _shuffles(net: skorch.NeuralNet, iterator: dict[str, Any]) -> bool:
 
 
 def _last_rate(net: skorch.NeuralNet, first: float) -> tuple[float | None, str]:
-    """The learning rate that training has ended with, if it is not the first, and who knows it.
+    """Return the learning rate that training has ended with, if not the first, and who knows it.
 
     That is what the optimiser would go on with. One that has taken no step (in a net whose weights
     were loaded) or that has come to rest at zero does not say, and the history is asked.
@@ -101,7 +101,7 @@ def _last_rate(net: skorch.NeuralNet, first: float) -> tuple[float | None, str]:
 
 
 def _recorded_rates(net: skorch.NeuralNet) -> list[float]:
-    """Learning rates that a scheduler has written to the history, the last one last."""
+    """Return the learning rates that a scheduler has written to the history, the last one last."""
     callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
     names = ["event_lr"] + [
         c.event_name for c in callbacks if isinstance(c, skorch.callbacks.LRScheduler)

@@ -63,7 +63,7 @@ def penalty_of_optimizer(optimizer: Any, module: nn.Module) -> Tensor | None:
 def _scale(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
 ) -> Tensor | None:
-    """What the decay of one parameter is multiplied by to be a penalty on the loss."""
+    """Return the factor that makes the decay of one parameter a penalty on the loss."""
     decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
     if not decoupled:
         return torch.ones_like(parameter) if isinstance(optimizer, _COUPLED) else None

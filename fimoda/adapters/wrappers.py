@@ -22,24 +22,15 @@ from sklearn.utils.validation import check_array
 
 @dataclass(frozen=True)
 class Wrapper:
-    """One estimator around another, and what it does beside calling it.
-
-    Parameters
-    ----------
-    inner : object
-        The estimator inside.
-    rows, targets : callable or None
-        What rows and targets pass before they reach `inner`; None if they pass unchanged.
-    caveat : str or None
-        What scores of `inner` do not say about the whole.
-    obstacle : str or None
-        Why scores of `inner` would say too little about the whole to be given.
-    """
+    """One estimator around another, and what it does beside calling it."""
 
     inner: Any
+    #: What rows and targets pass before they reach `inner`; None if they pass unchanged.
     rows: Callable[[Any], Any] | None = None
     targets: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    #: What scores of `inner` do not say about the whole.
     caveat: str | None = None
+    #: Why scores of `inner` would say too little about the whole to be given.
     obstacle: str | None = None
 
 
@@ -122,6 +113,12 @@ def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
                 "not. Fit the whole Pipeline, or pass the last step alone with transformed X."
             ) from error
     return X
+
+
+def uncached(estimator: Any) -> Any:
+    """Return the estimator, whose Pipelines now cache nothing on disk."""
+    caches = [name for name in estimator.get_params() if name.split("__")[-1] == "memory"]
+    return estimator.set_params(**dict.fromkeys(caches))
 
 
 def _through_target_transform(estimator: TransformedTargetRegressor, y: Any) -> NDArray[Any]:

@@ -34,12 +34,12 @@ def check_architecture(run: Trajectory, model: FinalModel) -> None:
 
 
 def model_at(run: Trajectory, k: int, model: FinalModel) -> FinalModel:
-    """The final model with parameters and buffers of checkpoint k."""
+    """Return the final model with parameters and buffers of checkpoint k."""
     return _with_state(model, run.state(k))
 
 
 def mean_model(run: Trajectory, ks: Sequence[int], model: FinalModel) -> FinalModel:
-    """The final model with the means of parameters and buffers of some checkpoints."""
+    """Return the final model with the means of parameters and buffers of some checkpoints."""
     states = [run.state(k) for k in ks]
     mean = {
         name: torch.stack([one[name] for one in states]).mean(0)
@@ -51,7 +51,7 @@ def mean_model(run: Trajectory, ks: Sequence[int], model: FinalModel) -> FinalMo
 
 
 def _with_state(model: FinalModel, state: dict[str, Tensor]) -> FinalModel:
-    """The model with another state; the run's optimiser, not the model's, has the weight decay."""
+    """Return the model with another state; the run's optimiser, not the model's, has the weight decay."""
     module = copy.deepcopy(model.module)
     known = {name: state[name] for name in module.state_dict() if name in state}
     module.load_state_dict(known, strict=False)
@@ -59,7 +59,7 @@ def _with_state(model: FinalModel, state: dict[str, Tensor]) -> FinalModel:
 
 
 def buffers_at(run: Trajectory, k: int, model: FinalModel) -> dict[str, Any]:
-    """What the optimiser kept at checkpoint k, by its own names.
+    """Return what the optimiser kept at checkpoint k, by its own names.
 
     One vector (p,) or one number each; nothing where it was not recorded for all parameters.
     """

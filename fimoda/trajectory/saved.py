@@ -19,7 +19,7 @@ def check_steps(
     state_dicts: Sequence[Any],
     optimizer_states: Sequence[Any] | None,
 ) -> int:
-    """Number of steps of a run with checkpoints after these, one state for each.
+    """Return the number of steps of a run with checkpoints after these, one state for each.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def check_steps(
 
 
 def rates_of_steps(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> list[float]:
-    """Learning rate of each step."""
+    """Return the learning rate of each step."""
     rates = np.asarray(lrs, dtype=float)
     if not (np.isfinite(rates).all() and (rates >= 0).all() and rates.any()):
         raise ValueError(f"lrs must be finite, not negative and not all zero, got {lrs!r}.")
@@ -63,7 +63,7 @@ def rates_of_steps(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> li
 def buffers_by_name(
     state: Mapping[str, Any], module: Mapping[str, Tensor], names: Sequence[str]
 ) -> OptimizerState:
-    """The state of an optimiser (its ``state_dict``) by the names of its parameters."""
+    """Return the state of an optimiser (its ``state_dict``) by the names of its parameters."""
     numbers = [i for group in state["param_groups"] for i in group["params"]]
     if len(numbers) != len(names):
         raise ValueError(

@@ -39,7 +39,7 @@ class Stage:
 
 
 def stage_rows(stages: Sequence[Stage], n_rows: int) -> list[NDArray[np.int64]]:
-    """Rows of each stage, as indices into the rows at hand.
+    """Return the rows of each stage, as indices into the rows at hand.
 
     Raises
     ------

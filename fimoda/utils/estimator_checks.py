@@ -74,7 +74,7 @@ def check_attributor(attributor: BaseAttributor, on_fail: str = "raise") -> list
 
 
 def attributor_checks(attributor: BaseAttributor) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks by name, each ready to be called.
+    """Yield the checks by name, each ready to be called.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def attributor_checks(attributor: BaseAttributor) -> Iterator[tuple[str, Callabl
 
 
 def _problems() -> Iterator[tuple[str, Any, Rows]]:
-    """Kinds of fitted models, with training rows and test rows."""
+    """Yield kinds of fitted models, with training rows and test rows."""
     X, y = make_regression(30, 4, noise=5, random_state=0)
     rows = X, y, X[:_N_TEST] + 0.1, y[:_N_TEST]
     yield "Ridge", Ridge().fit(X, y), rows
@@ -111,7 +111,7 @@ def _close(found: NDArray[Any], expected: NDArray[Any]) -> None:
 
 
 def check_scores(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """Shape, type and columns."""
+    """Check shape, type and columns."""
     X, y, X_test, y_test = rows
     made = _with(attributor, model)
     assert made.fit(X, y) is made, "fit must return self"
@@ -127,14 +127,14 @@ def check_scores(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
 
 
 def check_fit_transform(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """``fit_transform`` is ``fit``, then ``transform``."""
+    """Check that ``fit_transform`` is ``fit``, then ``transform``."""
     X, y, *_ = rows
     expected = _with(attributor, model).fit(X, y).transform(X)
     assert_array_equal(_with(attributor, model).fit_transform(X, y), expected)
 
 
 def check_without_targets(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """Without targets: the prediction, or the predicted class."""
+    """Check that without targets the prediction, or the predicted class, is measured."""
     X, y, X_test, _ = rows
     made = _with(attributor, model).fit(X, y)
     if hasattr(model, "predict_proba"):
@@ -146,7 +146,7 @@ def check_without_targets(attributor: BaseAttributor, model: Any, rows: Rows) ->
 
 
 def check_self_influence(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """The diagonal."""
+    """Check that self-influence is the diagonal."""
     X, y, *_ = rows
     made = _with(attributor, model).fit(X, y)
     columns = made.train_indices_
@@ -154,7 +154,7 @@ def check_self_influence(attributor: BaseAttributor, model: Any, rows: Rows) -> 
 
 
 def check_top(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """The largest and smallest scores, by training row."""
+    """Check the largest and smallest scores, by training row."""
     X, y, X_test, y_test = rows
     made = _with(attributor, model).fit(X, y)
     scores, top = made.transform(X_test, y_test), made.top(X_test, y_test, k=2)
@@ -166,7 +166,7 @@ def check_top(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
 
 
 def check_company_of_test_rows(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """A test row's scores do not depend on the others, nor on their order."""
+    """Check that a test row's scores do not depend on the others, nor on their order."""
     X, y, X_test, y_test = rows
     made = _with(attributor, model).fit(X, y)
     order = np.random.default_rng(0).permutation(_N_TEST)
@@ -176,7 +176,7 @@ def check_company_of_test_rows(attributor: BaseAttributor, model: Any, rows: Row
 
 
 def check_model_is_not_changed(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """Whatever is asked, and when the question is wrong."""
+    """Check that the model stays as it is, whatever is asked, also when the question is wrong."""
     X, y, X_test, y_test = rows
     before = pickle.dumps(model)
     made = _with(attributor, model).fit(X, y)
@@ -193,7 +193,7 @@ def check_model_is_not_changed(attributor: BaseAttributor, model: Any, rows: Row
 
 
 def check_module_is_not_changed(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """Nor the parameters, gradients and mode of a network."""
+    """Check that parameters, gradients and mode of a network stay as they are."""
     X, y, X_test, y_test = rows
     torch.manual_seed(0)
     classes = hasattr(model, "predict_proba")
@@ -210,7 +210,7 @@ def check_module_is_not_changed(attributor: BaseAttributor, model: Any, rows: Ro
 
 
 def check_clone(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """A clone is not fitted, has the parameters, and shares a fitted model."""
+    """Check that a clone is not fitted, has the parameters, and shares a fitted model."""
     X, y, *_ = rows
     made = _with(attributor, model).fit(X, y)
     copied = clone(made)
@@ -221,7 +221,7 @@ def check_clone(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
 
 
 def check_unfitted_model(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """An unfitted model is cloned, and its clone fitted."""
+    """Check that an unfitted model is cloned, and its clone fitted."""
     X, y, X_test, y_test = rows
     unfitted = clone(model)
     scores = _with(attributor, unfitted).fit(X, y).transform(X_test, y_test)
@@ -231,7 +231,7 @@ def check_unfitted_model(attributor: BaseAttributor, model: Any, rows: Rows) -> 
 
 
 def check_fit_again(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """A second ``fit`` forgets the first."""
+    """Check that a second ``fit`` forgets the first."""
     X, y, X_test, y_test = rows
     made = _with(attributor, model).fit(X[:-4] + 1, y[:-4])
     made.transform(X_test, y_test)
@@ -240,7 +240,7 @@ def check_fit_again(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
 
 
 def check_pickle(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
-    """Fitted and not."""
+    """Check that pickles keep the scores, fitted and not."""
     X, y, X_test, y_test = rows
     made = _with(attributor, model)
     loaded = pickle.loads(pickle.dumps(made)).fit(X, y)
