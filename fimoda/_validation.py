@@ -73,27 +73,13 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def is_structure(X: Any) -> bool:
-    """Return whether X is a dict or a tuple of arrays with one first axis, for several inputs."""
-    if issparse(X) or not isinstance(X, dict | tuple):  # one of scipy's is a dict
-        return False
-    held = list(X.values() if isinstance(X, dict) else X)
-    return bool(held) and all(hasattr(part, "shape") or is_structure(part) for part in held)
-
-
 def n_rows(X: Any) -> int:
-    """Return the number of rows of an array, a frame, a sparse matrix, a list or several inputs."""
-    if is_structure(X):
-        return n_rows(next(iter(X.values())) if isinstance(X, dict) else X[0])
+    """Return the number of rows of an array, a frame, a sparse matrix or a list."""
     return int(_num_samples(X))
 
 
 def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
-    """Return some rows of an array, a frame, a sparse matrix, a list or several inputs, of its own type."""
-    if is_structure(X) and isinstance(X, dict):
-        return {name: take_rows(part, indices) for name, part in X.items()}
-    if is_structure(X):
-        return tuple(take_rows(part, indices) for part in X)
+    """Return some rows of an array, a frame, a sparse matrix or a list, of its own type."""
     return _safe_indexing(X, indices)
 
 
@@ -120,24 +106,9 @@ def check_unmasked(values: Any, name: str) -> None:
         )
 
 
-def check_rows(X: Any, name: str = "X") -> Any:
-    """Return rows as the model sees them: dense, numeric, finite, at least one; of several inputs each.
-
-    Raises
-    ------
-    ValueError
-        If an array is none of that, or the inputs differ in their number of rows.
-    """
+def check_rows(X: Any, name: str = "X") -> NDArray[Any]:
+    """Return rows as the model sees them: dense, numeric, finite, at least one."""
     check_unmasked(X, name)
-    if is_structure(X):
-        pairs = X.items() if isinstance(X, dict) else enumerate(X)
-        held = {key: check_rows(part, f"{name}[{key!r}]") for key, part in pairs}
-        sizes = {key: n_rows(part) for key, part in held.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"{name} must have the same number of rows in every input, got {sizes}."
-            )
-        return held if isinstance(X, dict) else tuple(held.values())
     if hasattr(X, "detach"):
         X = X.detach().cpu().numpy()
     return check_array(X, dtype="numeric", allow_nd=True, input_name=name)

@@ -29,7 +29,6 @@ from ._validation import (
     check_weights,
     checks_parameters,
     dense_rows,
-    is_structure,
     n_rows,
     require_no_dates,
     validate_data,
@@ -44,7 +43,6 @@ from .adapters import (
     is_fitted,
     last_step,
     require_dense_rows,
-    takes_several_inputs,
     takes_sparse_rows,
     training_rows,
     transform_rows,
@@ -125,7 +123,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_train, n_features) or (n_train, ...), dict or tuple of them
+        X : array-like of shape (n_train, n_features) or (n_train, ...)
             The rows the model was trained on, as the model (or its Pipeline) takes them.
         y : array-like of shape (n_train,) or (n_train, n_outputs)
             Their targets.
@@ -226,9 +224,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
         """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
-        if is_structure(X) and takes_several_inputs(self.estimator):
-            check_unmasked(X, "X")
-            return X if raw else check_rows(X)
         strange = isinstance(X, dict | set | str | bytes | Iterator)
         if strange and not issparse(X):  # one of scipy's is a dict
             raise TypeError(
@@ -346,14 +341,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     def _require_same_inputs(self, inputs: Any) -> None:
         """Raise ValueError unless test rows are made as the training rows are."""
         known = self._objective.rows.inputs
-        same_kind = type(inputs) is type(known) or not isinstance(known, dict | tuple)
-        keys = [set(one) if isinstance(one, dict) else len(parts(one)) for one in (inputs, known)]
-        if not same_kind or keys[0] != keys[1]:
-            raise ValueError(
-                f"X must have the inputs that it had in fit, {_named(known)}, got {_named(inputs)}."
-            )
-        if isinstance(known, dict):
-            inputs = {name: inputs[name] for name in known}
         for own, new in zip(parts(known), parts(inputs), strict=True):
             if isinstance(new, Tensor) and new.dim() != own.dim():
                 raise ValueError(
@@ -547,13 +534,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _named(inputs: Any) -> str:
-    """Return the inputs in words."""
-    if isinstance(inputs, dict):
-        return f"a dict with {', '.join(map(repr, inputs))}"
-    return f"a tuple of {len(inputs)}" if isinstance(inputs, tuple) else "one array"
 
 
 def _require_squares(inputs: Any) -> None:

@@ -163,7 +163,7 @@ class RawRows:
             values = values.detach().cpu().numpy()
         elif issparse(values):
             values = values.tocsr()  # rows of others cannot be taken, or slowly
-        elif not hasattr(values, "shape") and not isinstance(values, list | tuple | dict):
+        elif not hasattr(values, "shape") and not isinstance(values, list | tuple):
             if not hasattr(values, "__array__"):
                 raise TypeError(
                     "X must be an array, a sparse matrix, a DataFrame or a list with one entry a row, "
