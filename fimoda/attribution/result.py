@@ -37,7 +37,8 @@ class Attribution:
         The three facts that define a score: what is measured, what is done to the training rows,
         and what happens to the model then.
     errors : ndarray of shape (n_test, n_columns) or None
-        Standard errors over seeds, for methods that have them.
+        Standard errors over seeds, for methods that have them; NaN where there was one seed, or where a
+        row has no score (NaN, too).
     trust : str
         What the method knows about its own error.
     test_names : ndarray of shape (n_test,)
