@@ -246,20 +246,30 @@ def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[n
             )
         drawn = check_random_state(random_state).choice(n_rows, int(leave_out), replace=False)
         return np.sort(drawn)
-    indices = np.asarray(list(leave_out) if not isinstance(leave_out, np.ndarray) else leave_out)
+    return check_row_indices(
+        leave_out,
+        n_rows,
+        "leave_out",
+        "None, a number of rows, or a list of row indices (integers)",
+    )
+
+
+def check_row_indices(
+    rows: Any, n_rows: int, name: str, what: str = "a list of row indices (integers)"
+) -> NDArray[np.int64]:
+    """Return a list of indices of training rows: at least one, none twice, all of them in range."""
+    listed = isinstance(rows, Iterable) and not isinstance(rows, str)
+    indices = np.asarray(list(rows) if listed and not isinstance(rows, np.ndarray) else rows)
     if indices.size == 0:
-        raise ValueError("leave_out must name at least one training row, got an empty list.")
+        raise ValueError(f"{name} must name at least one training row, got an empty list.")
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ValueError(
-            "leave_out must be None, a number of rows, or a list of row indices (integers), got "
-            f"{leave_out!r}."
-        )
-    _require_inside(indices, n_rows, "leave_out must hold indices in {}; got {}.")
+        raise ValueError(f"{name} must be {what}, got {rows!r}.")
+    _require_inside(indices, n_rows, f"{name} must hold indices in {{}}; got {{}}.")
     unique, counts = np.unique(indices, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"leave_out must not repeat a row; {unique[counts > 1][0]} appears "
-            f"{counts.max()} times. Pass np.unique(leave_out)."
+            f"{name} must not repeat a row; {unique[counts > 1][0]} appears "
+            f"{counts.max()} times. Pass np.unique({name})."
         )
     return indices.astype(np.int64)
 

@@ -23,7 +23,7 @@ from fimoda import (
 from fimoda._validation import ConvergenceWarning
 from fimoda.curvature.block_krylov import block_krylov
 from fimoda.curvature.kernel import OutputKernel
-from fimoda.curvature.output_space import adjoint_in_outputs
+from fimoda.curvature.output_space import adjoint_in_outputs, largest_curvature
 from fimoda.curvature.outputs import push_outputs
 from fimoda.curvature.quadratic_removal import QuadraticRemoval
 from fimoda.curvature.responses import responses
@@ -819,6 +819,50 @@ def test_relabelling(n_segments):
         after = LinearizedFurtherTraining(net, **changes).fit(X, other)
         expected = outputs_after(after, X_test) - outputs_after(found, X_test)
         assert relative(effect[:, k], expected) < 1e-8
+
+
+def test_relabelling_one_row():
+    """A number is a row's index, not a number of rows."""
+    X, y, X_test, y_test = data()
+    found = linearized(n_segments=1).fit(X, y)
+    effect = found.relabel(X_test, y_test, rows=5, targets=2.0)
+    assert relative(effect, found.relabel(X_test, y_test, rows=[5], targets=[2.0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([1, 1], r"rows must not repeat a row; 1 appears"),
+        (N, rf"rows must hold indices in \[0, {N}\).*got {N}"),
+        ([], r"rows must name at least one training row"),
+        (None, r"rows must be a list of row indices \(integers\), got None"),
+    ],
+)
+def test_rows_to_relabel(rows, message):
+    X, y, X_test, y_test = data()
+    found = linearized(n_segments=1).fit(X, y)
+    with pytest.raises(ValueError, match=message):
+        found.relabel(X_test, y_test, rows=rows, targets=[2.0, 1.0])
+
+
+@pytest.mark.parametrize("n", [6, 150])
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_largest_curvature(n, size):
+    """Eigenvalues of the whole matrix, of which the largest two are a hundredth apart."""
+    C, generator = 3, torch.Generator().manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(n * C, n * C, generator=generator, dtype=torch.float64))
+    values = torch.linspace(0, 0.9, n * C, dtype=torch.float64)
+    values[-2:] = torch.tensor([0.99, 1.0])
+    kernel = (size * (Q * values) @ Q.mT).view(n, C, n, C)
+    p = torch.softmax(torch.randn(n, C, generator=generator, dtype=torch.float64), dim=1)
+    share = torch.rand(n, generator=generator, dtype=torch.float64) / n
+    curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    W = torch.block_diag(*(share[:, None, None] * curvature))
+    expected = torch.linalg.eigvals(kernel.reshape(n * C, n * C) @ W).real.max()
+    assert largest_curvature(kernel, share, curvature) == pytest.approx(float(expected), rel=1e-5)
+    even = torch.eye(C, dtype=torch.float64).expand(n, C, C)
+    found = largest_curvature(kernel, torch.full_like(share, 1 / n), even)
+    assert found == pytest.approx(size / n, rel=1e-5)
 
 
 # ---- errors ---------------------------------------------------------------------------------

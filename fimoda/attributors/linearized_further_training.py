@@ -21,9 +21,10 @@ from .._validation import (
     ConvergenceWarning,
     StrOptions,
     check_is_fitted,
-    check_leave_out,
     check_random_state,
+    check_row_indices,
     check_targets,
+    is_integer,
 )
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
@@ -405,10 +406,10 @@ class LinearizedFurtherTraining(BaseHorizons):
             Test rows.
         y : array-like of shape (n_test,), default=None
             Their targets, as in `transform`.
-        rows : array-like of int of shape (n_rows,)
-            Training rows to relabel.
+        rows : int or array-like of int of shape (n_rows,)
+            Indices of the training rows to relabel, none twice. 5 is row 5.
         targets : array-like of shape (n_rows,) or (n_rows, n_outputs)
-            Their new targets.
+            Their new targets; of one row, a scalar will do.
 
         Returns
         -------
@@ -416,7 +417,9 @@ class LinearizedFurtherTraining(BaseHorizons):
             Change of the measurement at the last horizon.
         """
         check_is_fitted(self, "model_")
-        chosen = check_leave_out(rows, len(self._X), None)
+        chosen = check_row_indices([rows] if is_integer(rows) else rows, len(self._X), "rows")
+        if is_integer(rows):
+            targets = np.atleast_1d(np.asarray(targets))
         new = self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)
         test = self._test(X, y)
         share = self._shares()[chosen]

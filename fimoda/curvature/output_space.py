@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
 from .unrolled import leaving_out
 
-_POWER_ITERATIONS = 30
+#: Outputs of all rows up to which eigenvalues are computed densely.
+_DENSE = 200
 
 
 def adjoint_in_outputs(
@@ -132,24 +136,30 @@ def outputs_of_full_run(
 
 
 def largest_curvature(kernel: Tensor, share: Tensor, curvature: Tensor) -> float:
-    """Largest eigenvalue of the mean of the rows' curvatures, by power iteration.
+    """Return the largest eigenvalue of the mean of the rows' curvatures, never below zero.
 
-    Parameters
-    ----------
-    kernel : Tensor of shape (n, C, n, C)
-    share : Tensor of shape (n,)
-    curvature : Tensor of shape (n, C, C)
-        Second derivative of each row's loss in its outputs.
+    Negative curvatures (n, C, C) of a row's loss in its outputs count as zero.
     """
-    K = kernel.flatten(0, 1).flatten(1)
-    W = curvature.to(K) * share[:, None, None]
-    u = K.diagonal().view(curvature.shape[:2]).clone()
-    largest = 0.0
-    for _ in range(_POWER_ITERATIONS):
-        u = u / u.norm().clamp_min(1e-300)
-        u = (K @ torch.einsum("ncd,nd->nc", W, u).flatten()).view_as(u)
-        largest = float(u.norm())
-    return largest
+    values, vectors = torch.linalg.eigh(curvature.to(kernel) * share.to(kernel)[:, None, None])
+    roots = vectors * values.clamp_min(0).sqrt()[:, None]
+    C, n = kernel.shape[1], kernel.shape[0] * kernel.shape[1]
+    if n <= _DENSE:
+        bent = torch.einsum("nci,ncmd,mdj->nimj", roots, kernel, roots)
+        return float(torch.linalg.eigvalsh(bent.reshape(n, n))[-1].clamp_min(0))
+    K = kernel.reshape(n, n)
+
+    def product(u: NDArray[np.float64]) -> NDArray[np.float64]:
+        modes = torch.from_numpy(u.reshape(-1, C)).to(K)
+        outputs = torch.einsum("nci,ni->nc", roots, modes)
+        pulled = (K @ outputs.flatten()).view_as(outputs)
+        return torch.einsum("nci,nc->ni", roots, pulled).flatten().double().cpu().numpy()
+
+    start = np.random.default_rng(0).standard_normal(n)
+    if not product(start).any():  # which ARPACK does not take
+        return 0.0
+    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
+    found = eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)
+    return max(float(found[0]), 0.0)
 
 
 def between_epochs(values: Tensor, epoch: float) -> Tensor:
