@@ -1,0 +1,147 @@
+"""Rows, what is measured of them, and the training objective, against plain float64 loops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fimoda import as_final_model
+from fimoda.measured import Measured
+from fimoda.measurements import Output
+from fimoda.objective import Objective
+from fimoda.rows import Rows, chunks, mapped, n_inputs, parts, taken
+
+N, D, C = 11, 4, 3
+
+
+def problem(l2: float | None = None) -> Objective:
+    """An objective of a small network, with weights and perhaps a penalty."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, C, (N,), generator=generator)
+    weights = torch.linspace(0.5, 3, N, dtype=torch.float64)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, C)).double()
+    model = as_final_model(net, X.numpy(), criterion=nn.CrossEntropyLoss())
+    if l2 is not None:
+        penalty = torch.full_like(model.theta, l2)
+        model = replace(model, l2=penalty, decay=2 * model.theta**2)
+    return Objective(model, Rows(X, y, weights))
+
+
+def naive_value(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
+    """The objective as it is written, row by row."""
+    model, rows = objective.model, objective.rows
+    total = torch.zeros((), dtype=torch.float64)
+    for x, y, w in zip(rows.inputs, rows.targets, rows.weights, strict=True):
+        loss = nn.functional.cross_entropy(model.forward(theta, x[None]), y[None])
+        total = total + w / rows.weights.sum() * loss
+    for penalty in (model.l2, model.decay):
+        if penalty is not None:
+            total = total + 0.5 * (penalty * theta**2).sum()
+    return total
+
+
+@pytest.mark.parametrize("l2", [None, 0.3])
+@pytest.mark.parametrize("moved", [False, True])
+def test_value_and_gradient(l2, moved):
+    objective = problem(l2)
+    theta = objective.model.theta + (0.1 if moved else 0.0)
+    leaf = theta.clone().requires_grad_()
+    expected = naive_value(objective, leaf)
+    gradient = torch.autograd.grad(expected, leaf)[0]
+    assert objective.value(theta if moved else None) == pytest.approx(float(expected.detach()), rel=1e-12)
+    found = objective.gradient(theta if moved else None)
+    torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [None, 1, 4, 100])
+def test_gradients_of_rows(size):
+    objective = problem()
+    theta = objective.model.theta.clone().requires_grad_()
+    outputs = objective.model.forward(theta, objective.rows.inputs)
+    losses = nn.functional.cross_entropy(outputs, objective.rows.targets, reduction="none")
+    expected = torch.stack(
+        [torch.autograd.grad(one, theta, retain_graph=True)[0] for one in losses]
+    )
+    found = torch.zeros_like(expected)
+    for at, gradients in objective.row_gradients(size=size):
+        found[at] = gradients.dense()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    mean = (objective.rows.shares @ expected.square()).mean()
+    assert objective.mean_squared_gradient == pytest.approx(float(mean), rel=1e-12)
+
+
+def test_a_chunk_fits_the_budget():
+    model, rows = problem().model, problem().rows
+    row_bytes = Objective(model, rows).differentiate.row_bytes()
+    assert Objective(model, rows, memory_budget=6 * row_bytes).chunk() == 3
+    assert Objective(model, rows, memory_budget=1).chunk() == 1
+    assert Objective(model, rows).chunk() == N
+    assert Objective(model, rows, chunk_size=2).chunk() == 2
+
+
+def test_shares_stay_what_they_are_among_all_rows():
+    rows = problem().rows
+    expected = rows.weights / rows.weights.sum()
+    torch.testing.assert_close(rows.shares, expected)
+    some = np.array([7, 2, 5])
+    torch.testing.assert_close(rows[some].shares, expected[some])
+    torch.testing.assert_close(rows[2:9][1:3].shares, expected[3:5])
+    assert float(rows[some].alone.shares.sum()) == pytest.approx(1)
+    parts_of_all = torch.cat([part.shares for part in rows.split(4)])
+    torch.testing.assert_close(parts_of_all, expected)
+    unweighted = Rows(rows.inputs, rows.targets)
+    torch.testing.assert_close(unweighted.shares, torch.full((N,), 1 / N, dtype=torch.float64))
+    torch.testing.assert_close(unweighted[:2].shares, unweighted.shares[:2])
+
+
+def test_chunks_of_the_objective_add_up():
+    objective = problem()
+    whole = objective.gradient()
+    pieces = [Objective(objective.model, rows).gradient() for rows in objective.rows.split(3)]
+    torch.testing.assert_close(sum(pieces), whole, rtol=1e-10, atol=1e-12)
+
+
+def test_inputs_of_any_structure():
+    numbers, ids = torch.arange(12.0).view(6, 2), torch.arange(6)
+    inputs = {"numbers": numbers, "pair": (ids, ids + 10)}
+    rows = Rows(inputs, torch.zeros(6))
+    assert (len(rows), n_inputs(inputs), len(parts(inputs))) == (6, 6, 3)
+    some = rows[torch.tensor([4, 1])]
+    assert torch.equal(some.inputs["numbers"], numbers[[4, 1]])
+    assert torch.equal(some.inputs["pair"][1], torch.tensor([14, 11]))
+    assert [n_inputs(one) for one in chunks(inputs, 4)] == [4, 2]
+    assert torch.equal(taken(inputs, slice(5, None))["pair"][0], ids[5:])
+    double = rows.double
+    assert double.inputs["numbers"].dtype == torch.float64
+    assert double.inputs["pair"][0].dtype == torch.int64
+    doubled_twice = mapped(lambda part: part * 2, inputs)
+    assert torch.equal(doubled_twice["pair"][1], 2 * (ids + 10))
+    assert rows.identity() == Rows(mapped(torch.clone, inputs), torch.zeros(6)).identity()
+    assert (
+        rows.identity()["X"]
+        != Rows({**inputs, "numbers": numbers + 1}, rows.targets).identity()["X"]
+    )
+
+
+def test_what_is_measured():
+    objective = problem()
+    test = Measured(objective.rows, Output(1))[:4]
+    assert len(test) == 4
+    model = objective.model
+    thetas = torch.stack([model.theta, model.theta * 1.5])
+    expected = torch.stack([model.forward(theta, test.inputs)[:, 1] for theta in thetas])
+    torch.testing.assert_close(test.of_stack(model, thetas), expected)
+    np.testing.assert_allclose(test.of_model(model), expected[0].numpy())
+    slopes = test.slopes(model.outputs(test.inputs))
+    assert torch.equal(slopes, torch.tensor([[0.0, 1.0, 0.0]]).double().expand(4, 3))
+    assert [len(part) for part in test.split(3)] == [3, 1]
+    other = Measured(objective.rows, Output(2))[:4]
+    assert test.identity(C)["measurement"] != other.identity(C)["measurement"]
+    assert test.identity(C)["X_test"] == other.identity(C)["X_test"]
