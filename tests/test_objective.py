@@ -55,7 +55,9 @@ def test_value_and_gradient(l2, moved):
     leaf = theta.clone().requires_grad_()
     expected = naive_value(objective, leaf)
     gradient = torch.autograd.grad(expected, leaf)[0]
-    assert objective.value(theta if moved else None) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert objective.value(theta if moved else None) == pytest.approx(
+        float(expected.detach()), rel=1e-12
+    )
     found = objective.gradient(theta if moved else None)
     torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-12)
 

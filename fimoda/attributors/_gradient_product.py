@@ -103,7 +103,7 @@ class BaseGradientProduct(BaseAttributor):
 
     def _fit(self) -> None:
         check_gradients(self.model_, self._X, self._y, self._weights)
-        self._differentiate = RowDifferentiator(self.model_, self._X[:3])
+        self._differentiate = self._objective.differentiate
         self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
         self._chunk = self._products.chunk
         self._train_rows = self._objective.losses

@@ -134,8 +134,7 @@ class BaseHorizons(BaseFurtherTraining):
 
     def _shares(self) -> NDArray[np.float64]:
         """Share of each scored row in the objective."""
-        weights = self._weights.double().cpu().numpy()
-        return (weights / weights.sum())[self.train_indices_]
+        return self._objective.rows.shares.cpu().numpy()[self.train_indices_]
 
     def _reweighted(self, test: Measured, factors: NDArray[np.float64]) -> NDArray[np.float64]:
         share = self._shares()

@@ -21,8 +21,6 @@ from ..curvature.trace import gauss_newton_trace
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import RowDifferentiator
-from ..rows import Rows
 from ._tuning import tuned_damping
 
 #: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
@@ -104,8 +102,8 @@ class BaseInfluence(BaseAttributor):
         check_gradients(self.model_, self._X, self._y, self._weights)
         if self._kind == "gauss-newton":
             check_curvature(self.model_, self._X, self._y)
-        self._differentiate = RowDifferentiator(self.model_, self._X[:2])
-        self._share = (self._weights.double() / self._weights.double().sum()).cpu().numpy()
+        self._differentiate = self._objective.differentiate
+        self._share = self._objective.rows.shares.cpu().numpy()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         self._prepare_solver()
         if self.damping == "tuned":
@@ -170,13 +168,8 @@ class BaseInfluence(BaseAttributor):
         return trace
 
     def _mean_squared_entry(self) -> float:
-        """(Weighted) mean squared entry of the training rows' gradients, the unit of damping."""
-        total = 0.0
-        for place, rows in self._differentiate.chunks(
-            Measured(Rows(self._X, self._y), self.model_.loss), self._chunk()
-        ):
-            total += float(rows.inner_rowwise(rows).cpu().numpy() @ self._share[place])
-        mean = total / self.model_.n_parameters
+        """Return the mean squared entry of the training rows' gradients, the unit of damping."""
+        mean = self._objective.mean_squared_gradient
         if mean == 0:
             raise ValueError(
                 f"damping={self.damping!r} needs a training row with a gradient; all are zero at this model "
@@ -188,9 +181,7 @@ class BaseInfluence(BaseAttributor):
         """Sums of the rows' shares of the gradient over the groups that removal tells apart, (K, p)."""
         member = torch.from_numpy(self._removal.members() * self._share[:, None])
         total = self.model_.theta.new_zeros(member.shape[1], self.model_.n_parameters)
-        for place, rows in self._differentiate.chunks(
-            Measured(Rows(self._X, self._y), self.model_.loss), self._chunk()
-        ):
+        for place, rows in self._objective.row_gradients():
             total += rows.combine(member[place].to(total))
         return total
 
@@ -210,6 +201,5 @@ class BaseInfluence(BaseAttributor):
         )
 
     def _chunk(self) -> int:
-        """Training rows whose gradients fit half of the memory budget."""
-        fitting = self.memory_budget // (2 * self._differentiate.row_bytes())
-        return self.chunk_size or int(min(max(fitting, 1), len(self._X), 4096))
+        """Return how many training rows' gradients fit half of the memory budget."""
+        return self._objective.chunk()

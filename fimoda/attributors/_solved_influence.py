@@ -44,6 +44,6 @@ class BaseSolvedInfluence(BaseInfluence):
         pulled = None if pull is None else (solved.double() @ pull.double()).cpu().numpy()
         solved = solved.to(self.model_.dtype)
         result = np.empty((len(solved), len(self._X)))
-        for rows, train in self._objective.row_gradients(size=self._chunk()):
+        for rows, train in self._objective.row_gradients():
             result[:, rows] = train.apply(solved).mT.double().cpu().numpy()
         return self._removal(result * self._share, pulled)

@@ -206,7 +206,7 @@ class TRAK(BaseAttributor):
     def _fit(self) -> None:
         check_gradients(self.model_, self._X, self._y, self._weights)
         self.output_function_ = "margin" if self.model_.loss.has_probabilities else "output"
-        self._share = (self._weights.double() / self._weights.double().sum()).to(self._X.device)
+        self._share = self._objective.rows.shares
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         self._members = [
