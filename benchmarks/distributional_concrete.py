@@ -45,6 +45,8 @@ from fimoda import (
 )
 from fimoda.curvature.operators import Hessian
 from fimoda.datasets import split_concrete
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 
 DECAY = 3e-3
 N_TEST = 20
@@ -268,7 +270,7 @@ def at_end(model: Any, task: Task, decay: float) -> tuple[float, float]:
         return model.loss(model.forward(theta, X), y).mean() + decay / 2 * theta @ theta
 
     gradient = grad(objective)(model.theta)
-    data = Hessian(model, X, y, torch.ones(len(X))).dense()
+    data = Hessian(Objective(model, Rows(X, y, torch.ones(len(X))))).dense()
     return float(gradient.norm()), float(torch.linalg.eigvalsh(data)[0]) + decay
 
 

@@ -32,6 +32,8 @@ from fimoda.curvature.preconditioner import EKFACPreconditioner
 from fimoda.losses import SquaredError
 from fimoda.measured import Measured
 from fimoda.measurements import Output
+from fimoda.model import DEFAULT_BUDGET
+from fimoda.objective import Objective
 from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
 from fimoda.rows import Rows
 
@@ -124,8 +126,9 @@ class Problem:
                 total += share * torch.outer(g, g)
         return total.numpy()
 
-    def curvature(self, name: str, **kwargs) -> Curvature:
-        return CURVATURES[name](self.model, self.X, self.y, self.weights, **kwargs)
+    def curvature(self, name: str, memory_budget: int = DEFAULT_BUDGET, **kwargs) -> Curvature:
+        rows = Rows(self.X, self.y, self.weights)
+        return CURVATURES[name](Objective(self.model, rows, memory_budget), **kwargs)
 
 
 def problem(network: str = "chain", loss: str = "classes", weighted: bool = True) -> Problem:
@@ -200,14 +203,18 @@ def test_penalty(name):
 def test_double_precision_of_a_float32_model(name):
     case = problem()
     single = case.model.to(torch.float32)
-    curvature = CURVATURES[name](single, case.X.float(), case.y, case.weights.float())
+    curvature = CURVATURES[name](
+        Objective(single, Rows(case.X.float(), case.y, case.weights.float()))
+    )
     curvature.matmat(
         torch.ones(1, single.n_parameters)
     )  # a cached differentiator is not taken over
     assert curvature.double.dense().dtype == torch.float64
     assert curvature.dense().dtype == torch.float32
     close(curvature.dense(), curvature.double.dense(), 1e-5)
-    exact = CURVATURES[name](single.double, case.X.float().double(), case.y, case.weights)
+    exact = CURVATURES[name](
+        Objective(single.double, Rows(case.X.float().double(), case.y, case.weights))
+    )
     close(curvature.double.dense(), exact.dense(), 1e-6)
 
 
@@ -229,7 +236,9 @@ def test_sampled_fisher_tends_to_gauss_newton(loss):
 
     def error(n_draws: int, seed: int) -> float:
         X, y = case.X.repeat(n_draws, 1), case.y.repeat(n_draws, *[1] * (case.y.dim() - 1))
-        drawn = SampledFisher(case.model, X, y, torch.ones(len(X)), seed=seed).dense()
+        drawn = SampledFisher(
+            Objective(case.model, Rows(X, y, torch.ones(len(X)))), seed=seed
+        ).dense()
         return float((drawn - exact).norm() / exact.norm())
 
     few, many = error(400, 0), error(10_000, 0)
@@ -313,9 +322,11 @@ def test_activations_of_a_row_are_counted():
     assert activation_bytes(model, X) >= needed
     weights = torch.ones(len(X), dtype=torch.float64)
     for k in (1, 3):
-        curvature = Hessian(model, X, y, weights, memory_budget=int(16 * k * needed))
+        curvature = Hessian(
+            Objective(model, Rows(X, y, weights), memory_budget=int(16 * k * needed))
+        )
         assert 1 <= curvature._chunk_size(k) * k * needed <= curvature.memory_budget
-        whole = Hessian(model, X, y, weights)
+        whole = Hessian(Objective(model, Rows(X, y, weights)))
         V = torch.from_numpy(np.random.default_rng(2).normal(size=(k, model.n_parameters)))
         close(curvature.matmat(V), whole.matmat(V))
 
@@ -324,7 +335,7 @@ def test_sampled_fisher_needs_a_distribution():
     case = problem(loss="two targets")
     model = as_final_model(case.module, case.X.numpy(), criterion=nn.HuberLoss())
     with pytest.raises(ValueError, match="targets cannot be sampled"):
-        SampledFisher(model, case.X, case.y, case.weights)
+        SampledFisher(Objective(model, Rows(case.X, case.y, case.weights)))
     assert isinstance(case.model.loss, SquaredError)
 
 
@@ -427,7 +438,7 @@ def ill_conditioned(with_norm: bool) -> tuple[GaussNewton, np.ndarray, Tensor]:
     model = as_final_model(module, X, y, criterion=nn.MSELoss())
     rows = model.encode_X(X), model.encode_y(y, 2)
     weights = torch.from_numpy(rng.uniform(0.2, 2, 200))
-    curvature = GaussNewton(model, *rows, weights)
+    curvature = GaussNewton(Objective(model, Rows(*rows, weights)))
     J = model.jacobian(rows[0]).numpy()
     shares = (weights / weights.sum()).numpy()
     V = torch.from_numpy(rng.normal(size=(4, model.n_parameters)))
@@ -461,9 +472,14 @@ def test_preconditioner_is_symmetric_and_exact_on_one_layer():
     close(M[norm], torch.eye(V.shape[1], dtype=torch.float64)[norm] / means)
 
     model = as_final_model(
-        nn.Linear(6, 2).double(), curvature.X.numpy(), curvature.y.numpy(), criterion=nn.MSELoss()
+        nn.Linear(6, 2).double(),
+        curvature.inputs.numpy(),
+        curvature.targets.numpy(),
+        criterion=nn.MSELoss(),
     )
-    linear = GaussNewton(model, curvature.X, curvature.y, curvature.weights)
+    linear = GaussNewton(
+        Objective(model, Rows(curvature.inputs, curvature.targets, curvature.weights))
+    )
     V = V[:, : model.n_parameters]
     found = conjugate_gradients(linear, V, 0.1, 1e-8, 100, EKFACPreconditioner(linear))
     assert found.n_iter <= 2
@@ -474,7 +490,7 @@ def test_preconditioner_needs_a_layer():
         nn.LayerNorm(D).double(), np.ones((3, D)), np.ones((3, D)), criterion=nn.MSELoss()
     )
     X = torch.ones(3, D, dtype=torch.float64)
-    curvature = GaussNewton(model, X, X, torch.ones(3, dtype=torch.float64))
+    curvature = GaussNewton(Objective(model, Rows(X, X, torch.ones(3, dtype=torch.float64))))
     with pytest.raises(ValueError, match=r"LayerNorm \(LayerNorm\)\. Use preconditioner=None"):
         EKFACPreconditioner(curvature)
 
@@ -503,7 +519,7 @@ def test_shifted_solutions(name):
 def test_conjugate_gradients_in_float32_reach_the_true_residual():
     case = problem()
     single = case.model.to(torch.float32)
-    curvature = GaussNewton(single, case.X.float(), case.y, case.weights.float())
+    curvature = GaussNewton(Objective(single, Rows(case.X.float(), case.y, case.weights.float())))
     V = right_hand_sides(case).float()
     found = conjugate_gradients(curvature, V, 1e-3, 1e-6, 1000)
     product = curvature.matmat(found.u.float()).double() + 1e-3 * found.u
@@ -649,14 +665,18 @@ def test_top_eigenpairs_are_no_more_than_the_rank(monkeypatch):
     case = problem(loss="two targets")
     p, few = case.model.n_parameters, slice(4)
     parts = case.X[few], case.y[few], torch.ones(4, dtype=torch.float64)
-    top = TopEigenpairs(GaussNewton(case.model, *parts), p - 2)
+    top = TopEigenpairs(GaussNewton(Objective(case.model, Rows(*parts))), p - 2)
     assert len(top.eigenvalues) == 8 < p - 2
     V = right_hand_sides(case)
-    exact = PrimalSolver(GaussNewton(case.model, *parts)).solve(V, 0.5)
+    exact = PrimalSolver(GaussNewton(Objective(case.model, Rows(*parts)))).solve(V, 0.5)
     close(top.solve(V, 0.5, complement=True), exact)
     object.__setattr__(case.model, "l2", torch.ones(p, dtype=torch.float64))
     assert (
-        len(TopEigenpairs(GaussNewton(case.model, *parts, penalty=True), p - 2).eigenvalues)
+        len(
+            TopEigenpairs(
+                GaussNewton(Objective(case.model, Rows(*parts)), penalty=True), p - 2
+            ).eigenvalues
+        )
         == p - 2
     )
 

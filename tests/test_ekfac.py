@@ -15,6 +15,7 @@ from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.layers import LayerDifferentiator
 from fimoda.curvature.operators import GaussNewton, SampledFisher
 from fimoda.measured import Measured
+from fimoda.objective import Objective
 from fimoda.rows import Rows
 
 N, D = 12, 5
@@ -206,9 +207,11 @@ def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
         targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
         g = gradients(model, X, targets)
         matrix = (g * (weights / weights.sum())[:, None]).T @ g
-        assert_allclose(SampledFisher(model, X, y, weights, seed=3).dense(), matrix, atol=1e-12)
+        assert_allclose(
+            SampledFisher(Objective(model, Rows(X, y, weights)), seed=3).dense(), matrix, atol=1e-12
+        )
     else:
-        matrix = GaussNewton(model, X, y, weights).dense()
+        matrix = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
     for block in ekfac.blocks:
         Q, index = kronecker_basis(block)
         diagonal = (Q.T @ matrix[np.ix_(index, index)] @ Q).diagonal()
@@ -224,9 +227,9 @@ def test_matched_scale(case, fisher):
     weights = torch.linspace(0, 2, N, dtype=torch.float64)
     plain, matched = (EKFAC(model, X, y, weights, fisher=fisher, scale=s) for s in (1.0, "matched"))
     if fisher == "sampled":
-        whole = SampledFisher(model, X, y, weights, seed=0).dense()
+        whole = SampledFisher(Objective(model, Rows(X, y, weights)), seed=0).dense()
     else:
-        whole = GaussNewton(model, X, y, weights).dense()
+        whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
     expected = float(whole.norm() / dense(plain).norm())
     assert matched.scale == pytest.approx(expected, rel=1e-8)
     assert expected > 1.02
@@ -238,7 +241,7 @@ def test_matched_scale_from_some_rows():
     _, model, X, y, _ = problem("mlp", 1000)
     weights = torch.linspace(0, 2, 1000, dtype=torch.float64)
     scale = EKFAC(model, X, y, weights, scale="matched").scale
-    whole = GaussNewton(model, X, y, weights).dense().norm()
+    whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
     expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
     assert scale == pytest.approx(expected, rel=0.03)
     assert scale != pytest.approx(expected, rel=1e-8)
@@ -253,7 +256,7 @@ def test_matched_scale_with_uneven_weights():
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     for weights in (torch.where(y == 3, 50.0, 1.0), torch.ones(200).index_fill(0, y[:5], 100.0)):
         found = EKFAC(model, X, y, weights, scale="matched").scale
-        whole = GaussNewton(model, X, y, weights).dense().norm()
+        whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
         expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
         assert found == pytest.approx(expected, rel=0.05)
 
@@ -267,7 +270,7 @@ def test_matched_scale_with_many_cotangents():
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     weights = torch.ones(400, dtype=torch.float64)
     found = EKFAC(model, X, y, weights, scale="matched", others=[model]).scale
-    whole = GaussNewton(model, X, y, weights).dense().norm()
+    whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
     expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
     assert found == pytest.approx(expected, rel=0.03)
 
@@ -277,7 +280,7 @@ def test_the_penalty_is_not_scaled():
     X, y = rng.normal(size=(40, 6)), rng.normal(size=40)
     model = as_final_model(Ridge(alpha=3.0).fit(X, y), X)
     rows = model.encode_X(X), model.encode_y(y, 1), torch.ones(40, dtype=torch.float64)
-    fisher = GaussNewton(model, *rows).dense()
+    fisher = GaussNewton(Objective(model, Rows(*rows))).dense()
     once, more = (dense(EKFAC(model, *rows, scale=scale)) for scale in (1.0, 2.5))
     assert_allclose(more - once, 1.5 * fisher, atol=1e-10)  # one layer: EK-FAC is exact
     assert float((once - fisher).abs().max()) > 0.05  # the penalty
@@ -369,7 +372,7 @@ def test_exact_where_the_second_moments_factor():
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     y = torch.tensor([0, 1, 1, 0])
     weights = torch.ones(4, dtype=torch.float64)
-    exact = GaussNewton(model, X, y, weights).dense()
+    exact = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
     assert_allclose(dense(EKFAC(model, X, y, weights)), exact, atol=1e-12)
 
 

@@ -28,6 +28,7 @@ from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
 from fimoda.curvature.operators import GaussNewton
 from fimoda.curvature.trace import gauss_newton_trace
 from fimoda.measured import Measured
+from fimoda.objective import Objective
 from fimoda.rows import Rows
 
 N_TEST = 4
@@ -169,7 +170,9 @@ def test_trace_with_many_outputs():
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     rows = X, torch.arange(200) % 40, torch.ones(200, dtype=torch.float64)
     found = gauss_newton_trace(model, *rows, 64)
-    assert found == pytest.approx(float(GaussNewton(model, *rows).dense().trace()), rel=0.05)
+    assert found == pytest.approx(
+        float(GaussNewton(Objective(model, Rows(*rows))).dense().trace()), rel=0.05
+    )
     turned = [part.flip(0) for part in rows]
     assert gauss_newton_trace(model, *turned, 64) == pytest.approx(found, rel=1e-12)
 

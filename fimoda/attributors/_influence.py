@@ -190,15 +190,7 @@ class BaseInfluence(BaseAttributor):
         own = {}
         if name == "sampled-fisher":
             own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
-        return CURVATURES[name](
-            self.model_,
-            self._X,
-            self._y,
-            self._weights,
-            penalty=True,
-            memory_budget=self.memory_budget,
-            **own,
-        )
+        return CURVATURES[name](self._objective, penalty=True, **own)
 
     def _chunk(self) -> int:
         """Return how many training rows' gradients fit half of the memory budget."""

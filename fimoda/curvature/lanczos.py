@@ -100,7 +100,7 @@ def _rank_bound(curvature: Curvature) -> int:
     penalised = curvature.penalty and curvature.model.penalty is not None
     if penalised or isinstance(curvature, Hessian):
         return curvature.shape[0]
-    return curvature.model.outputs(curvature.X[:1]).shape[1] * len(curvature.X)
+    return curvature.objective.n_outputs * len(curvature)
 
 
 def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, float]:

@@ -96,7 +96,7 @@ def batch_series(
     """
     V = V.double()
     x, total = V.clone(), torch.zeros_like(V)
-    size, n = V.norm(dim=1), len(curvature.X)
+    size, n = V.norm(dim=1), len(curvature)
     rng = np.random.default_rng(seed)
     order = np.empty(0, dtype=np.int64)
     n_averaged = 0

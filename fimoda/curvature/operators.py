@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,47 +16,51 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from ..measured import Measured
-from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import RowDifferentiator
-from ..rows import Rows
+from ..model import FinalModel
+from ..objective import Objective
+from ..rows import Inputs, Rows, mapped, parts, taken
 from .jacobian import FactoredJacobian, factored_jacobian
 
 
 class Curvature(ABC):
-    r"""A symmetric matrix :math:`C = \sum_i \tilde w_i C_i` (p, p), a mean over training rows.
+    r"""A symmetric matrix :math:`C = \sum_i s_i C_i` (p, p), a mean over training rows by share.
 
-    :math:`\tilde w_i = w_i / \sum_j w_j` (1/n without weights). The matrix is never formed:
-    products go over the whole training set, a chunk of rows at a time.
+    The matrix is never formed: products go over the whole training set, a chunk of rows at a time.
 
     Parameters
     ----------
-    model : FinalModel
-    X, y : Tensor
-        Encoded training rows and targets.
-    weights : Tensor of shape (n,)
-        Weights of the rows in the objective.
+    objective : Objective
     penalty : bool, default=False
         Whether the second derivative of the L2 penalty, ``diag(penalty)``, is added.
-    memory_budget : int, default=512 MiB
-        Bytes for what a product needs at a time.
     """
 
-    def __init__(
-        self,
-        model: FinalModel,
-        X: Tensor,
-        y: Tensor,
-        weights: Tensor,
-        *,
-        penalty: bool = False,
-        memory_budget: int = DEFAULT_BUDGET,
-    ):
-        self.model = model
-        self.X = X
-        self.y = y
-        self.weights = (weights / weights.sum()).to(model.dtype)
+    def __init__(self, objective: Objective, *, penalty: bool = False):
+        self.objective = objective
         self.penalty = penalty
-        self.memory_budget = memory_budget
+        self.weights = objective.rows.shares.to(objective.model.dtype)
+
+    @property
+    def model(self) -> FinalModel:
+        """The model of the objective."""
+        return self.objective.model
+
+    @property
+    def inputs(self) -> Inputs:
+        """Inputs of the rows."""
+        return self.objective.rows.inputs
+
+    @property
+    def targets(self) -> Tensor:
+        """Encoded targets of the rows."""
+        return self.objective.rows.targets
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes for what a product needs at a time."""
+        return self.objective.memory_budget
+
+    def __len__(self) -> int:
+        return len(self.objective)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +70,7 @@ class Curvature(ABC):
         """Products ``C v`` of the rows of V (k, p), as rows."""
         product = torch.zeros_like(V)
         chunk = self._chunk_size(len(V))
-        for start in range(0, len(self.X), chunk):
+        for start in range(0, len(self), chunk):
             product += self._product(V, slice(start, start + chunk))
         if self.penalty and self.model.penalty is not None:
             product += V * self.model.penalty
@@ -77,11 +82,11 @@ class Curvature(ABC):
 
     def _chunk_size(self, n_vectors: int) -> int:
         row_bytes = 4 * n_vectors * self._activation_bytes
-        return int(min(max(self.memory_budget // row_bytes, 1), len(self.X)))
+        return int(min(max(self.memory_budget // row_bytes, 1), len(self)))
 
     @cached_property
     def _activation_bytes(self) -> int:
-        return activation_bytes(self.model, self.X)
+        return activation_bytes(self.model, self.inputs)
 
     def linear_operator(self) -> LinearOperator:
         """The same matrix for scipy, on float64 vectors."""
@@ -96,26 +101,23 @@ class Curvature(ABC):
     @property
     def double(self) -> Curvature:
         """The same matrix in float64."""
-        return self._with(
-            model=self.model.double,
-            X=_double(self.X),
-            y=_double(self.y),
-            weights=self.weights.double(),
-        )
+        return self._with(objective=self.objective.double, weights=self.weights.double())
 
     def restricted(self, rows: NDArray[np.int64]) -> Curvature:
         """The curvature of some rows, weighted so that its mean over random subsets is this one."""
-        X, y, weights = self.X[rows], self.y[rows], self.weights[rows]
-        return self._with(X=X, y=y, weights=weights * (len(self.X) / len(rows)))
+        return self._with(
+            objective=self.objective.of_rows(self.objective.rows[rows]),
+            weights=self.weights[rows] * (len(self) / len(rows)),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is found again from the rest: for copies and pickles."""
         kept = {name: getattr(type(self), name, None) for name in vars(self)}
         return {k: vars(self)[k] for k, v in kept.items() if not isinstance(v, cached_property)}
 
-    def _with(self, **parts: Any) -> Curvature:
+    def _with(self, **changes: Any) -> Curvature:
         other = copy.copy(self)
-        vars(other).update(parts)
+        vars(other).update(changes)
         return other
 
     def dense(self) -> Tensor:
@@ -138,32 +140,34 @@ class GaussNewton(Curvature):
             jacobian = self._jacobian[rows]
             return jacobian.pull((jacobian.push(V) @ self._output_hessian[rows]) * w)
 
+        inputs = taken(self.inputs, rows)
+
         def outputs(theta: Tensor) -> Tensor:
-            return self.model.forward(theta, self.X[rows])
+            return self.model.forward(theta, inputs)
 
         f, pull_back, *_ = vjp(outputs, self.model.theta)
         pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1], out_dims=1)(V)
-        curved = pushed @ self.model.loss.output_hessian(f, self.y[rows])  # (b, k, C)
+        curved = pushed @ self.model.loss.output_hessian(f, self.targets[rows])  # (b, k, C)
         return vmap(pull_back, in_dims=1)(curved * w)[0]
 
     def _chunk_size(self, n_vectors: int) -> int:
         if self._jacobian is None:
             return super()._chunk_size(n_vectors)
         fitting = self.memory_budget // (2 * self._jacobian.row_bytes(n_vectors))
-        return int(min(max(fitting, 1), len(self.X)))
+        return int(min(max(fitting, 1), len(self)))
 
     @cached_property
     def _jacobian(self) -> FactoredJacobian | None:
-        return factored_jacobian(self.model, self.X, self.memory_budget // 2)
+        return factored_jacobian(self.model, self.inputs, self.memory_budget // 2)
 
     @cached_property
     def _output_hessian(self) -> Tensor:
-        return self.model.loss.output_hessian(self.model.outputs(self.X), self.y)
+        return self.model.loss.output_hessian(self.model.outputs(self.inputs), self.targets)
 
     def restricted(self, rows: NDArray[np.int64]) -> Curvature:
         other = super().restricted(rows)
         if self._jacobian is not None:
-            of = torch.from_numpy(rows).to(self.X.device)
+            of = torch.from_numpy(rows).to(self.model.device)
             vars(other)["_jacobian"] = self._jacobian[of]
             vars(other)["_output_hessian"] = self._output_hessian[of]
         return other
@@ -173,8 +177,10 @@ class Hessian(Curvature):
     r"""True second derivative, :math:`C_i = \partial^2\ell_i/\partial\theta^2`; may be indefinite."""
 
     def _product(self, V: Tensor, rows: slice) -> Tensor:
+        inputs, targets = taken(self.inputs, rows), self.targets[rows]
+
         def objective(theta: Tensor) -> Tensor:
-            losses = self.model.loss(self.model.forward(theta, self.X[rows]), self.y[rows])
+            losses = self.model.loss(self.model.forward(theta, inputs), targets)
             return (self.weights[rows] * losses).sum()
 
         gradient = grad(objective)
@@ -185,15 +191,12 @@ class EmpiricalFisher(Curvature):
     r"""Second moment of the gradients of the loss, :math:`C_i = g_i g_i^\top`."""
 
     def _product(self, V: Tensor, rows: slice) -> Tensor:
-        gradients = self._differentiate(Measured(Rows(self.X[rows], self.y[rows]), self.model.loss))
+        some = Rows(taken(self.inputs, rows), self.targets[rows])
+        gradients = self.objective.differentiate(Measured(some, self.model.loss))
         return gradients.combine(gradients.apply(V) * self.weights[rows, None])
 
-    @cached_property
-    def _differentiate(self) -> RowDifferentiator:
-        return RowDifferentiator(self.model, self.X[:2])
-
     def _chunk_size(self, n_vectors: int) -> int:
-        own = self.memory_budget // (2 * self._differentiate.row_bytes())
+        own = self.memory_budget // (2 * self.objective.differentiate.row_bytes())
         return max(1, min(super()._chunk_size(n_vectors), own))
 
 
@@ -206,18 +209,12 @@ class SampledFisher(EmpiricalFisher):
 
     Parameters
     ----------
-    model : FinalModel
-        As in `Curvature`, like all but `seed`.
-    X, y : Tensor
-        Encoded training rows, and targets, which are not used.
-    weights : Tensor of shape (n,)
-        Weights of the rows in the objective.
+    objective : Objective
+        Its targets are not used.
     seed : int, default=0
         Seed of the draws.
     penalty : bool, default=False
         Whether ``diag(penalty)`` is added.
-    memory_budget : int, default=512 MiB
-        Bytes for what a product needs at a time.
 
     Raises
     ------
@@ -225,22 +222,14 @@ class SampledFisher(EmpiricalFisher):
         If the loss is not the negative log-likelihood of a distribution that can be sampled.
     """
 
-    def __init__(
-        self,
-        model: FinalModel,
-        X: Tensor,
-        y: Tensor,
-        weights: Tensor,
-        *,
-        seed: int = 0,
-        penalty: bool = False,
-        memory_budget: int = DEFAULT_BUDGET,
-    ):
-        targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(seed))
-        super().__init__(model, X, targets, weights, penalty=penalty, memory_budget=memory_budget)
+    def __init__(self, objective: Objective, *, seed: int = 0, penalty: bool = False):
+        generator = torch.Generator().manual_seed(seed)
+        targets = objective.model.loss.sample_targets(objective.outputs, generator)
+        rows = replace(objective.rows, targets=targets)
+        super().__init__(objective.of_rows(rows), penalty=penalty)
 
 
-def activation_bytes(model: FinalModel, X: Tensor) -> int:
+def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
     """Bytes of what one row leaves in a forward pass, with its inputs and outputs."""
     sizes: list[int] = []
 
@@ -251,16 +240,12 @@ def activation_bytes(model: FinalModel, X: Tensor) -> int:
     def saved(n: int) -> int:
         sizes.clear()
         theta = model.theta.clone().requires_grad_()
-        x = X[:1].expand(n, *X.shape[1:])
+        x = mapped(lambda part: part[:1].expand(n, *part.shape[1:]), inputs)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.enable_grad():
             outputs = model.forward(theta, x)
-        return sum(sizes) + sum(t.numel() * t.element_size() for t in (x, outputs))
+        return sum(sizes) + sum(t.numel() * t.element_size() for t in (*parts(x), outputs))
 
     return saved(2) - saved(1)  # without parameters, of which there is one set
-
-
-def _double(values: Tensor) -> Tensor:
-    return values.double() if values.is_floating_point() else values
 
 
 #: Curvatures by the name that attributors take.

@@ -30,7 +30,7 @@ class EKFACPreconditioner:
     """
 
     def __init__(self, curvature: Curvature):
-        model, X = curvature.model, curvature.X
+        model, X = curvature.model, curvature.inputs
         layers = LayerDifferentiator(model, X[:2])
         if not layers.layers:
             raise ValueError(
@@ -40,7 +40,11 @@ class EKFACPreconditioner:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="EK-FAC does not treat")
             self._ekfac = EKFAC(
-                model, X, curvature.y, curvature.weights, memory_budget=curvature.memory_budget
+                model,
+                X,
+                curvature.targets,
+                curvature.weights,
+                memory_budget=curvature.memory_budget,
             )
         self._outside = torch.ones(model.n_parameters, dtype=torch.bool, device=X.device)
         for place in layers.places:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..measured import Measured
 from ..model import FinalModel
+from ..objective import Objective
 from ..row_gradients import RowDifferentiator
 from ..rows import Rows
 from .operators import GaussNewton
@@ -154,14 +155,8 @@ class ExactStationary(Stationary):
         """Eigenvalues and eigenvectors of the preconditioned curvature."""
         total: Tensor | None = None
         for model in segment.models:
-            C = GaussNewton(
-                model,
-                segment.X,
-                segment.y,
-                segment.weights,
-                penalty=True,
-                memory_budget=budget // 4,
-            ).double.dense()
+            rows = Rows(segment.X, segment.y, segment.weights)
+            C = GaussNewton(Objective(model, rows, budget // 4), penalty=True).double.dense()
             total = C if total is None else total + C
         if total is None:
             raise ValueError("a segment needs a checkpoint")
