@@ -448,12 +448,17 @@ def test_steps_of_a_network_are_those_of_its_expansion():
     found = LinearizedFurtherTraining(net, n_segments=1, solver="steps", **changes).fit(X, y)
     scores = found.transform_horizons(X_test)
     walk = found._runs[0].walk
-    J = walk.model.jacobian(walk.X)[:, 0]
+    J = walk.model.jacobian(walk.rows.inputs)[:, 0]
     run = walk.run(SEED, 2)
     delta, velocity = torch.zeros(2, N, J.shape[1], dtype=torch.float64)
     for moment in run.forwards():
         rows, w = run.batch(moment)
-        r = 2 * (walk.model.outputs(walk.X[rows], moment.theta) - walk.y[rows])[:, 0]
+        r = (
+            2
+            * (walk.model.outputs(walk.rows.inputs[rows], moment.theta) - walk.rows.targets[rows])[
+                :, 0
+            ]
+        )
         kept = w.expand(N, -1).clone()
         kept[rows, torch.arange(len(rows))] = 0
         kept /= kept.sum(1, keepdim=True).clamp(min=1e-300)  # a row alone leaves nothing

@@ -164,7 +164,9 @@ def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
         changes.append((more - less).mT / (2 * eps))
 
     start = None if walk.start is None else walk.start.expand(plan.n_models, -1)
-    StackTrainer(model, walk.X, walk.y, walk.optimizer).run(plan, found.horizons_, on_mark, start)
+    StackTrainer(model, walk.rows.inputs, walk.rows.targets, walk.optimizer).run(
+        plan, found.horizons_, on_mark, start
+    )
     return torch.stack(changes).numpy()
 
 

@@ -48,8 +48,10 @@ class KernelRun(LinearizedRun):
         self.run = run
         self.horizons = horizons
         self.steps = kernel_steps(walk, run)
-        self._share = walk.row_weights.double() / walk.row_weights.double().sum()
-        self._kernel = OutputKernel(walk.model, walk.X, memory_budget, self.steps.preconditioner)
+        self._share = walk.rows.shares
+        self._kernel = OutputKernel(
+            walk.model, walk.rows.inputs, memory_budget, self.steps.preconditioner
+        )
         loss = walk.model.loss
         self._removal = None
         bend = loss.constant_curvature(run.outputs.shape[-1])
@@ -58,7 +60,7 @@ class KernelRun(LinearizedRun):
             largest = float(self._removal.values[-1:].sum())
         else:
             self._gram = self._kernel()
-            curvature = loss.output_hessian(run.outputs[0], walk.y)
+            curvature = loss.output_hessian(run.outputs[0], walk.rows.targets)
             largest = largest_curvature(self._gram, self._share, curvature)
         self.steps.check_stable(largest + self.steps.coupled_decay, run.rates)
         if self._removal is not None:
@@ -83,7 +85,9 @@ class KernelRun(LinearizedRun):
         return adjoint_in_outputs(
             self._gram,
             self._share,
-            lambda epoch: self.walk.model.loss.output_hessian(self.run.outputs[epoch], self.walk.y),
+            lambda epoch: self.walk.model.loss.output_hessian(
+                self.run.outputs[epoch], self.walk.rows.targets
+            ),
             self.run.residuals,
             self.steps,
             self.run.rates,
@@ -109,14 +113,16 @@ class KernelRun(LinearizedRun):
         """Inner products of the measurements' gradients at a horizon with the rows, (m, n, C)."""
         model = self.walk.model.at(self.run.theta(epoch))
         return self._kernel.inner(
-            RowDifferentiator(model, self.walk.X[:2])(Measured(Rows(X, y), measure))
+            RowDifferentiator(model, self.walk.rows[:2].inputs)(Measured(Rows(X, y), measure))
         )
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         run, walk = self.run, self.walk
         marks = [epoch * run.steps_per_epoch for epoch in horizons]
         theta = run.theta(0)
-        decay = self.steps.coupled_decay * push_outputs(walk.model, walk.X, theta, theta[None])
+        decay = self.steps.coupled_decay * push_outputs(
+            walk.model, walk.rows.inputs, theta, theta[None]
+        )
         if self._removal is not None:
             predicted = self._removal.outputs_of_full_run(
                 run.residuals[0], decay[:, 0], run.rates, marks
@@ -125,7 +131,7 @@ class KernelRun(LinearizedRun):
             predicted = outputs_of_full_run(
                 self._gram,
                 self._share,
-                lambda outputs: walk.model.loss.gradient(outputs, walk.y),
+                lambda outputs: walk.model.loss.gradient(outputs, walk.rows.targets),
                 run.outputs[0].double(),
                 decay[:, 0],
                 self.steps,
@@ -178,9 +184,9 @@ def kernel_runs(
     workers: Workers,
 ) -> list[LinearizedRun]:
     """The runs of all seeds."""
-    n_outputs = walk.model.outputs(walk.X[:1]).shape[1]
+    n_outputs = walk.model.outputs(walk.rows[:1].inputs).shape[1]
     require_memory(
-        kernel_bytes(len(walk.X), n_outputs, len(seeds), len(horizons)),
+        kernel_bytes(len(walk.rows), n_outputs, len(seeds), len(horizons)),
         memory_budget,
         "raise memory_budget, or use solver='steps' or n_segments='auto'",
     )

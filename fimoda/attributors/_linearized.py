@@ -55,7 +55,7 @@ class LinearizedRun(ABC):
 def observe_run(walk: Walk, seed: int, n_epochs: int, steps: set[int]) -> ObservedRun:
     """The run on all rows of a seed, seen at these steps."""
     with one_thread():
-        trainer = StackTrainer(walk.model, walk.X, walk.y, walk.optimizer)
+        trainer = StackTrainer(walk.model, walk.rows.inputs, walk.rows.targets, walk.optimizer)
         return observe(trainer, seed, walk.row_weights, walk.batch_size, n_epochs, steps)
 
 

@@ -83,7 +83,9 @@ class SegmentedRun(LinearizedRun):
         for segment in self.segments:
             error = segment.carry(error)
             if segment.end in horizons:
-                off = push_outputs(self.walk.model, self.walk.X, segment.theta, error[None])
+                off = push_outputs(
+                    self.walk.model, self.walk.rows.inputs, segment.theta, error[None]
+                )
                 predicted.append(self.run.outputs[segment.end] - self.run.outputs[0] + off[:, 0])
         return self.run.outputs[list(horizons)] - self.run.outputs[0], torch.stack(predicted)
 
@@ -92,7 +94,7 @@ def linearize_segment(
     walk: Walk, segmentation: Segmentation, run: ObservedRun, start: int, end: int
 ) -> Segment:
     """One segment, on one thread."""
-    with one_thread(), fast_float32_products(lambda: trial(walk.model, walk.X)):
+    with one_thread(), fast_float32_products(lambda: trial(walk.model, walk.rows.inputs)):
         hessian = batch_hessian(walk.model, walk.kink_smoothing)
         return segmentation.linearize(run, hessian, start, end)
 
@@ -113,9 +115,9 @@ def segmented_runs(
     workers: Workers,
 ) -> list[LinearizedRun]:
     """The runs of all seeds, with their segments."""
-    model, n = walk.model, len(walk.X)
+    model, n = walk.model, len(walk.rows)
     cuts = cut(horizons, n_segments)
-    n_outputs = model.outputs(walk.X[:1]).shape[1]
+    n_outputs = model.outputs(walk.rows[:1].inputs).shape[1]
     each = bytes_per_component(model, n, n_outputs, len(cuts) - 1, len(seeds))
     if n_components is None:
         modes = components_that_fit(model, each, memory_budget)
@@ -125,7 +127,14 @@ def segmented_runs(
         each * modes, memory_budget, "lower n_components or n_segments, or raise memory_budget"
     )
     segmentation = Segmentation(
-        model, walk.X, walk.y, walk.row_weights, walk.optimizer, cuts, modes, block_size
+        model,
+        walk.rows.inputs,
+        walk.rows.targets,
+        walk.row_weights,
+        walk.optimizer,
+        cuts,
+        modes,
+        block_size,
     )
     seen = segmentation.steps_to_see(walk.n_steps(1))
     runs = workers([delayed(observe_run)(walk, seed, horizons[-1], seen) for seed in seeds])

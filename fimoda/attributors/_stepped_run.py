@@ -61,7 +61,7 @@ class SteppedRun(LinearizedRun):
 def stepped_run(walk: Walk, seed: int, n_epochs: int) -> SteppedRun:
     """The run of a seed."""
     module = LinearizedModule(walk.model.module)
-    expanded = replace(walk, model=replace(walk.model, module=module))
+    expanded = replace(walk, objective=walk.objective.at(replace(walk.model, module=module)))
     per_epoch = walk.n_steps(1)
     ends = {0, n_epochs * per_epoch}
     run, linear = (observe_run(each, seed, n_epochs, ends) for each in (walk, expanded))

@@ -15,6 +15,8 @@ from ..curvature.batch_hessian import BatchHessian, batch_hessian
 from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
 from ..measured import Measure
 from ..model import FinalModel
+from ..objective import Objective
+from ..rows import Rows
 from ..training.noise import seeded
 from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products
@@ -29,11 +31,8 @@ class Walk:
 
     Parameters
     ----------
-    model : FinalModel
-    X, y : Tensor
-        Encoded training rows and targets.
-    row_weights : Tensor of shape (n,)
-        Weights of the rows in the training objective.
+    objective : Objective
+        What is trained further.
     optimizer : OptimizerSpec
     batch_size : int
     kink_smoothing : float or None
@@ -42,17 +41,30 @@ class Walk:
         Initial parameters; None is the final model.
     """
 
-    model: FinalModel
-    X: Tensor
-    y: Tensor
-    row_weights: Tensor
+    objective: Objective
     optimizer: OptimizerSpec
     batch_size: int
     kink_smoothing: float | None = None
     start: Tensor | None = None
 
+    @property
+    def model(self) -> FinalModel:
+        """The model that training starts from."""
+        return self.objective.model
+
+    @property
+    def rows(self) -> Rows:
+        """The training rows."""
+        return self.objective.rows
+
+    @property
+    def row_weights(self) -> Tensor:
+        """Weights (n,) of the rows in the objective, ones if they have none."""
+        weights = self.rows.weights
+        return torch.ones(len(self.rows)) if weights is None else weights
+
     def n_steps(self, n_epochs: int) -> int:
-        return n_epochs * ceil(len(self.X) / self.batch_size)
+        return n_epochs * ceil(len(self.rows) / self.batch_size)
 
     def state_bytes(self, n_epochs: int) -> int:
         """Bytes of the states of a run that are alive at a time (Adam's, to be safe)."""
@@ -61,7 +73,7 @@ class Walk:
 
     def run(self, seed: int, n_epochs: int) -> RecordedRun:
         """The run of a seed, recorded."""
-        trainer = StackTrainer(self.model, self.X, self.y, self.optimizer)
+        trainer = StackTrainer(self.model, self.rows.inputs, self.rows.targets, self.optimizer)
         return RecordedRun(trainer, seed, self.row_weights, self.batch_size, n_epochs, self.start)
 
     def gradients(self, theta: Tensor, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
@@ -78,14 +90,13 @@ class Walk:
         with one_thread():
             run = self.run(seed, n_epochs)
             hessian = batch_hessian(self.model, self.kink_smoothing)
-            rows = slice(0, self.batch_size)
-            x, y = self.X[rows], self.y[rows]
-            w = torch.full((len(x),), 1 / len(x)).to(self.model.theta)
+            rows = self.rows[: self.batch_size]
+            w = torch.full((len(rows),), 1 / len(rows)).to(self.model.theta)
             trial = self.model.theta.expand(2, -1).contiguous()
 
             def products() -> Tensor:
                 with seeded(self.model, seed):
-                    return hessian(trial[0], x, y, w, trial)[0]
+                    return hessian(trial[0], rows.inputs, rows.targets, w, trial)[0]
 
             with fast_float32_products(products):
                 yield run, hessian

@@ -226,10 +226,7 @@ class UnrolledDifferentiation(BaseHorizons):
         self.seeds_ = steps.seeds
         smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
         self._walk = Walk(
-            self.model_,
-            self._X,
-            self._y,
-            self._weights,
+            self._objective,
             steps.optimizer,
             steps.batch_size,
             smooth,
