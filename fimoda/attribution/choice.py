@@ -234,7 +234,7 @@ def _network(
 
     gold = of(FurtherTraining, n_seeds=N_SEEDS)
     n_epochs, n_jobs = gold.n_epochs, min(effective_n_jobs(gold.n_jobs), cpu_count())
-    n = len(probe._X)
+    n = len(probe._objective)
     once = np.inf  # seconds of one model and epoch
     for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
         some = range(min(n_left_out, n - 1))

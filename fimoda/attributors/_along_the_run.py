@@ -93,7 +93,7 @@ class BaseAlongTheRun(BaseAttributor):
             )
         check_architecture(self.trajectory_, self.model_)
         stages = self.trajectory_.stages
-        self._rows = stage_rows(stages, len(self._X))
+        self._rows = stage_rows(stages, len(self._objective))
         weights = self._weights.double().cpu().numpy()
         self._shares = [weights[rows] / weights[rows].sum() for rows in self._rows]
         self._removals = [self._removal(rows) for rows in self._rows]
@@ -138,7 +138,7 @@ class BaseAlongTheRun(BaseAttributor):
         used = optimizer_class(recipe.optimizer) or torch.optim.SGD
         return Trajectory.from_checkpoints(
             [self.model_.module.state_dict()],
-            [epochs * -(-len(self._X) // batch)],
+            [epochs * -(-len(self._objective) // batch)],
             own if self.lr is None else self.lr,
             optimizer=used.__name__,
             optimizer_params=recipe.params,

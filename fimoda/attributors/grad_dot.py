@@ -128,7 +128,7 @@ class GradDot(BaseGradientProduct):
         momentum = recipe.params.get("momentum", 0.0)
         own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
         batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
-        steps = self.n_epochs * -(-len(self._X) // batch)
+        steps = self.n_epochs * -(-len(self._objective) // batch)
         return (own if self.lr is None else self.lr) * steps
 
     def _factor(self) -> NDArray[np.float64]:

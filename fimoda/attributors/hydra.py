@@ -154,7 +154,7 @@ class Hydra(BaseAlongTheRun):
         last = RowDifferentiator(self.model_, self._X[:3])
         vector = 4 * self.model_.n_parameters * self.model_.theta.element_size()
         chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(test)))
-        scores = np.zeros((len(test), len(self._X)))
+        scores = np.zeros((len(test), len(self._objective)))
         for at, gradients in last.chunks(test, chunk):
             V = gradients.dense()
             for differentiate, rows, counted in self._steps():
@@ -165,7 +165,7 @@ class Hydra(BaseAlongTheRun):
 
     def _own_products(self) -> NDArray[np.float64]:
         last = RowDifferentiator(self.model_, self._X[:3])
-        scores = np.zeros(len(self._X))
+        scores = np.zeros(len(self._objective))
         for differentiate, rows, counted in self._steps():
             own, train = last(self._own[rows]), differentiate(self._train_losses(rows))
             np.add.at(scores, rows, own.inner_rowwise(train).cpu().numpy() * counted)

@@ -106,15 +106,15 @@ class RepSim(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
-        one = self._representations(self._X[:1])
-        needed = len(self._X) * one.numel() * one.element_size()
+        one = self._representations(self._objective.rows[:1].inputs)
+        needed = len(self._objective) * one.numel() * one.element_size()
         if needed > self.memory_budget:
             raise MemoryError(
                 f"representations of {one.shape[1]} numbers take {needed / 2**20:.0f} MiB for "
-                f"{len(self._X)} rows, more than memory_budget={self.memory_budget / 2**20:.0f} MiB. "
+                f"{len(self._objective)} rows, more than memory_budget={self.memory_budget / 2**20:.0f} MiB. "
                 "Choose a smaller layer, or raise memory_budget."
             )
-        self._train = self._representations(self._X)
+        self._train = self._representations(self._objective.rows.inputs)
 
     def _module(self) -> tuple[nn.Module, bool]:
         """The layer, and whether its inputs are the representation instead of its outputs."""
@@ -171,7 +171,7 @@ class RepSim(BaseAttributor):
 
     def _self_influence(self) -> NDArray[np.float64]:
         if self.metric == "euclidean":
-            return np.zeros(len(self._X))
+            return np.zeros(len(self._objective))
         return (self._train**2).sum(1).double().cpu().numpy()
 
 

@@ -298,7 +298,7 @@ class SOURCE(BaseAlongTheRun):
     # ---- transform --------------------------------------------------------------------------
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        scores = np.zeros((len(test), len(self._X)))
+        scores = np.zeros((len(test), len(self._objective)))
         for at in self._chunks(len(test)):
             adjoint = self._walk.start(test[at])
             for k in reversed(range(len(self._used))):
@@ -312,11 +312,11 @@ class SOURCE(BaseAlongTheRun):
         return self._columns(scores)
 
     def _own_products(self) -> NDArray[np.float64]:
-        scores = np.zeros(len(self._X))
-        place = np.full((len(self._rows), len(self._X)), -1)
+        scores = np.zeros(len(self._objective))
+        place = np.full((len(self._rows), len(self._objective)), -1)
         for stage, rows in enumerate(self._rows):
             place[stage, rows] = np.arange(len(rows))
-        for test in self._chunks(len(self._X)):
+        for test in self._chunks(len(self._objective)):
             adjoint = self._walk.start(self._own[test])
             for k in reversed(range(len(self._used))):
                 stage = self._used[k].stage

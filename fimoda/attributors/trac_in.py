@@ -185,7 +185,7 @@ class TracIn(BaseAlongTheRun):
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
             return a.inner(b)
 
-        scores = np.zeros((len(test), len(self._X)))
+        scores = np.zeros((len(test), len(self._objective)))
         for number, (_, products, parts) in enumerate(self._checkpoints()):
             if self._project is not None:
                 features = DenseGradients(products.mapped(test, self._project))
@@ -201,7 +201,7 @@ class TracIn(BaseAlongTheRun):
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
             return a.inner_rowwise(b)
 
-        scores = np.zeros(len(self._X))
+        scores = np.zeros(len(self._objective))
         product: Product = inner
         if self._project is not None:
             project = self._project

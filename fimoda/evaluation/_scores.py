@@ -49,7 +49,7 @@ def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) ->
     A fold or a sample of them has columns that are other rows.
     """
     check_is_fitted(attributor, "model_")
-    found = len(attributor._y)
+    found = len(attributor._objective)
     if found != n_train:
         raise ValueError(
             f"{label} must be fitted on the {n_train} training rows that it is judged by, got one "
@@ -78,7 +78,7 @@ def attributed(
         found = np.asarray(attributor.transform(X_test, y_test), dtype=float)
     else:
         found = attributor._at_horizons(X_test, y_test, epochs)
-    scores = np.full((*found.shape[:-1], len(attributor._y)), np.nan)
+    scores = np.full((*found.shape[:-1], len(attributor._objective)), np.nan)
     scores[..., attributor.train_indices_] = found
     return scores
 
