@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,10 @@ class Objective:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: what is found again from them stays out of copies and pickles."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def losses(self) -> Measured:
         """The training rows, measured by their loss."""
@@ -70,9 +75,9 @@ class Objective:
         """Gradients of rows, by factors where the network has them."""
         return RowDifferentiator(self.model, self.rows[:3].inputs)
 
-    @cached_property
+    @property
     def double(self) -> Objective:
-        """The same objective in float64."""
+        """The same objective in float64, made anew each time: nothing of it is kept."""
         return replace(self, model=self.model.double, rows=self.rows.double)
 
     def at(self, model: FinalModel) -> Objective:

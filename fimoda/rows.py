@@ -125,9 +125,9 @@ class Rows:
         """The device of the inputs."""
         return parts(self.inputs)[0].device
 
-    @cached_property
+    @property
     def double(self) -> Rows:
-        """The same rows in float64, where they are floating point numbers."""
+        """The same rows in float64, where they are floating point numbers; made anew each time."""
         weights = None if self.weights is None else self.weights.double()
         return Rows(mapped(doubled, self.inputs), doubled(self.targets), weights, self.total)
 
