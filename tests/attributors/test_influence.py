@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import LOSSES, D, N, problem
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
 from sklearn.preprocessing import scale
-from test_curvature import LOSSES, D, N, problem
 from torch import nn
 
 from fimoda import (

@@ -539,7 +539,7 @@ class Slow(Ridge):
 def test_kill_and_resume(tmp_path):
     directory = tmp_path / "run"
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_refitting; "
+        f"import sys; sys.path[:] = {sys.path!r}; import test_refitting; "
         f"test_refitting.slow_run({str(directory)!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])

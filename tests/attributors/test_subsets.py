@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,7 +337,7 @@ def long_run(directory, n_epochs=150):
 def test_kill_and_resume(tmp_path):
     directory = tmp_path / "run"
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_subsets; "
+        f"import sys; sys.path[:] = {sys.path!r}; import test_subsets; "
         f"test_subsets.long_run({str(directory)!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
