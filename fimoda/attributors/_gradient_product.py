@@ -102,7 +102,7 @@ class BaseGradientProduct(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
-        check_gradients(self.model_, self._X, self._y, self._weights)
+        check_gradients(self._objective)
         self._differentiate = self._objective.differentiate
         self._products = GradientProducts(self._differentiate, self.chunk_size, self.memory_budget)
         self._chunk = self._products.chunk

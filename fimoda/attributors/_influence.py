@@ -99,9 +99,9 @@ class BaseInfluence(BaseAttributor):
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        check_gradients(self.model_, self._X, self._y, self._weights)
+        check_gradients(self._objective)
         if self._kind == "gauss-newton":
-            check_curvature(self.model_, self._X, self._y)
+            check_curvature(self._objective)
         self._differentiate = self._objective.differentiate
         self._share = self._objective.rows.shares.cpu().numpy()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
@@ -126,7 +126,7 @@ class BaseInfluence(BaseAttributor):
         self._check_damping()
 
     def _auto_damping(self) -> float:
-        solved = is_solved(self.model_, self._X, self._y, self._weights)
+        solved = is_solved(self._objective)
         if self._kind == "hessian" and not solved:  # may not be definite
             return DAMPING_FACTOR * self._mean_squared_entry()
         trace = self._trace()
@@ -161,8 +161,7 @@ class BaseInfluence(BaseAttributor):
         if self._kind == "empirical-fisher":
             trace = self.model_.n_parameters * self._mean_squared_entry()
         else:
-            rows = (self._X, self._y, self._weights)
-            trace = gauss_newton_trace(self.model_, *rows, self._chunk())
+            trace = gauss_newton_trace(self._objective)
         if trace > 0 and self.model_.l2 is not None:
             trace += float(self.model_.l2.double().sum())
         return trace

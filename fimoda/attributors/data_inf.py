@@ -113,7 +113,7 @@ class DataInf(BaseAttributor):
         self.memory_budget = memory_budget
 
     def _fit(self) -> None:
-        check_gradients(self.model_, self._X, self._y, self._weights)
+        check_gradients(self._objective)
         self._solver = DataInfSolver(
             self.model_,
             self._X,

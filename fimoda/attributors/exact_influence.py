@@ -146,7 +146,7 @@ class ExactInfluence(BaseSolvedInfluence):
                 "newton_step=True removes a row from the Gauss-Newton matrix: it needs "
                 f"curvature='gauss-newton', got {self.curvature!r}."
             )
-        n_outputs = len(self._X) * self.n_outputs_
+        n_outputs = len(self._objective) * self.n_outputs_
         smaller = n_outputs <= self.model_.n_parameters
         penalty = self.model_.penalty
         even = penalty is None or bool((penalty == penalty[0]).all() and penalty[0] > 0)
@@ -163,21 +163,11 @@ class ExactInfluence(BaseSolvedInfluence):
                     f"with its eigenvectors, more than memory_budget={self.memory_budget / 2**20:.0f} "
                     "MiB. Raise memory_budget, or use CGInfluence or EKFACInfluence."
                 )
-            self._dual = DualGaussNewton(
-                self.model_, self._X, self._y, self._weights, self.memory_budget // 8
-            )
+            self._dual = DualGaussNewton(self._objective)
             return
-        self._primal = PrimalSolver(self._curvature(self.curvature), self.memory_budget)
+        self._primal = PrimalSolver(self._curvature(self.curvature))
         if self.newton_step:
-            self._newton = NewtonSteps(
-                self._primal,
-                self.model_,
-                self._X,
-                self._y,
-                self._weights,
-                self._removal,
-                self.memory_budget,
-            )
+            self._newton = NewtonSteps(self._primal, self._objective, self._removal)
 
     def _damping_at_minimum(self, trace: float) -> float:
         if self._primal is not None and self._primal.is_definite:

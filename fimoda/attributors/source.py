@@ -20,6 +20,8 @@ from ..curvature.stationary_ekfac import EKFACStationary
 from ..curvature.stationary_projected import ProjectedStationary
 from ..measured import Measured
 from ..measurements import Measurement
+from ..objective import Objective
+from ..rows import Rows
 from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory, buffers_at, mean_model, model_at
@@ -274,7 +276,8 @@ class SOURCE(BaseAlongTheRun):
         if name is not None and name not in buffers:
             batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
             model = model_at(run, k, self.model_)
-            square = batch_second_moment(model, X, y, weights, min(batch, len(X)), _ROWS)
+            objective = Objective(model, Rows(X, y, weights))
+            square = batch_second_moment(objective, min(batch, len(X)), _ROWS)
             buffers = {name: square * (run.n_steps if name == "sum" else 1), "step": float("inf")}
         return linear_steps(optimizer, buffers)
 

@@ -204,7 +204,7 @@ class TRAK(BaseAttributor):
             self._models.append(model)
 
     def _fit(self) -> None:
-        check_gradients(self.model_, self._X, self._y, self._weights)
+        check_gradients(self._objective)
         self.output_function_ = "margin" if self.model_.loss.has_probabilities else "output"
         self._share = self._objective.rows.shares
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)

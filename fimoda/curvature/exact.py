@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..measured import Measured
-from ..model import DEFAULT_BUDGET, FinalModel
+from ..objective import Objective
 from .kernel import OutputKernel
 from .operators import Curvature
 from .removal import Removal
@@ -22,21 +22,12 @@ class PrimalSolver:
 
     One decomposition, in float64, serves every right-hand side and every damping. Without damping
     the parameters are first scaled to a curvature of one, :math:`C = D^{1/2} C' D^{1/2}`, so that
-    columns of very different sizes do not drown each other.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    memory_budget : int, default=512 MiB
-        Bytes that the matrix and its eigenvectors may take.
-
-    Raises
-    ------
-    MemoryError
-        If the matrix does not fit.
+    columns of very different sizes do not drown each other. MemoryError if the matrix and its
+    eigenvectors take more than the objective's memory budget.
     """
 
-    def __init__(self, curvature: Curvature, memory_budget: int = DEFAULT_BUDGET):
+    def __init__(self, curvature: Curvature):
+        memory_budget = curvature.memory_budget
         p = curvature.shape[0]
         if 3 * 8 * p * p > memory_budget:
             raise MemoryError(
@@ -52,7 +43,7 @@ class PrimalSolver:
 
     @property
     def is_definite(self) -> bool:
-        """Whether it can be solved without damping, and hardly depends on rounding."""
+        """Return whether it can be solved without damping, and hardly depends on rounding."""
         values = self._scaled.eigenvalues
         return bool(values.min() > _DEFINITE * values.max())
 
@@ -62,16 +53,16 @@ class PrimalSolver:
         check_definite(values + damping, values, damping)
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
-        """Solutions for the rows of V (k, p), as rows, in float64."""
+        """Return the solutions for the rows of V (k, p), as rows, in float64."""
         roots = self._roots(damping)
         return V.double() @ roots @ roots.mT
 
     def half(self, V: Tensor, damping: float) -> Tensor:
-        """Vectors whose inner products are those of V with the solutions for V, in float64."""
+        """Return vectors whose inner products are those of V with the solutions for V, in float64."""
         return V.double() @ self._roots(damping)
 
     def _roots(self, damping: float) -> Tensor:
-        """Columns (p, p) whose outer products sum to the inverse."""
+        """Return columns (p, p) whose outer products sum to the inverse."""
         self.check(damping)
         if damping:
             return self.eigenvectors / (self.eigenvalues + damping).sqrt()
@@ -88,43 +79,23 @@ class DualGaussNewton:
     .. math:: (C + \lambda)^{-1} B^\top = B^\top (B B^\top + \lambda)^{-1},
 
     so that everything is inner products of Jacobians. One eigendecomposition of
-    :math:`B B^\top` (nC, nC), in float64, serves every test row and every damping.
-
-    Parameters
-    ----------
-    model : FinalModel
-    X, y : Tensor
-        Encoded training rows and targets.
-    weights : Tensor of shape (n,)
-        Weights of the rows in the objective.
-    memory_budget : int, default=512 MiB
-        Bytes for Jacobians or their factors at a time.
-
-    Raises
-    ------
-    ValueError
-        If the loss is not convex in the outputs, or a row's gradient is not in the range of its
-        second derivative (then no matrix :math:`B^\top` reaches it).
+    :math:`B B^\top` (nC, nC), in float64, serves every test row and every damping. ValueError if the
+    loss is not convex in the outputs, or a row's gradient is not in the range of its second derivative
+    (then no matrix :math:`B^\top` reaches it).
     """
 
-    def __init__(
-        self,
-        model: FinalModel,
-        X: Tensor,
-        y: Tensor,
-        weights: Tensor,
-        memory_budget: int = DEFAULT_BUDGET,
-    ):
-        self.model = model.double
-        self.kernel = OutputKernel(self.model, _double(X), memory_budget)
-        self.root, self.reach = row_factors(self.model, _double(X), y, weights)
+    def __init__(self, objective: Objective):
+        objective = objective.double
+        self.model = objective.model
+        self.kernel = OutputKernel(self.model, objective.rows.inputs, objective.memory_budget // 8)
+        self.root, self.reach = row_factors(objective)
         n, c = self.reach.shape
         gram = self.kernel()
         gram = torch.einsum("nca,ncmd,mdb->namb", self.root, gram, self.root).reshape(n * c, n * c)
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh((gram + gram.mT) / 2)
 
     def scores(self, test: Measured, damping: float, removal: Removal | None = None) -> Tensor:
-        """Products (m, n) of the test rows with each training row's share of the gradient.
+        """Return products (m, n) of the test rows with each training row's share of the gradient.
 
         With `removal` they are scores of a Newton step of the objective without each row.
         """
@@ -140,7 +111,7 @@ class DualGaussNewton:
         return (solved * self.reach).sum(2)
 
     def _newton_steps(self, removal: Removal, curved: Tensor, damping: float) -> Tensor:
-        """Steps without each row (n, nC), as coefficients of the modes."""
+        """Return the steps without each row (n, nC), as coefficients of the modes."""
         own, growth, whole = on_device(removal, self.reach)
         rows = self.eigenvectors.unflatten(0, self.reach.shape)  # (n, C, nC)
         forces = torch.einsum("nak,na->nk", rows, self.reach)
@@ -160,42 +131,18 @@ class NewtonSteps:
     .. math:: [a_i (C - s_i C_i) + P + \lambda]^{-1} (a_i s_i g_i - \rho_i \bar g), \quad a_i = 1 + \rho_i,
 
     C the curvature of the loss, P that of the penalty, and :math:`\rho` of `Removal` (zero for a sum
-    of losses). Where class weights change, C takes the mean of their factors.
-
-    Parameters
-    ----------
-    solver : PrimalSolver
-        Of the Gauss-Newton matrix with the penalty.
-    model : FinalModel
-    X, y : Tensor
-        Encoded training rows and targets.
-    weights : Tensor of shape (n,)
-        Weights of the rows in the objective.
-    removal : Removal
-        What happens to the weights of the others.
-    memory_budget : int, default=512 MiB
-        Bytes for Jacobians at a time.
+    of losses). Where class weights change, C takes the mean of their factors. The solver is that of the
+    Gauss-Newton matrix with the penalty.
     """
 
-    def __init__(
-        self,
-        solver: PrimalSolver,
-        model: FinalModel,
-        X: Tensor,
-        y: Tensor,
-        weights: Tensor,
-        removal: Removal,
-        memory_budget: int = DEFAULT_BUDGET,
-    ):
+    def __init__(self, solver: PrimalSolver, objective: Objective, removal: Removal):
         self.solver = solver
-        self.model = model.double
-        self.X = _double(X)
-        self.root, self.reach = row_factors(self.model, self.X, y, weights)
+        self.objective = objective.double
+        self.root, self.reach = row_factors(self.objective)
         self.removal = removal
-        self.memory_budget = memory_budget
 
     def scores(self, gradients: Tensor, damping: float) -> Tensor:
-        """Scores (m, n) of all training rows for measurements with these gradients (m, p)."""
+        """Return scores (m, n) of all training rows for measurements with gradients (m, p)."""
         own, growth, whole = on_device(self.removal, self.reach)
         basis, of_loss = self._basis(damping)
         fixed = gradients.new_zeros(growth.shape[1], basis.shape[1], dtype=torch.float64)
@@ -221,50 +168,41 @@ class NewtonSteps:
         return torch.cat(parts, dim=1)
 
     def _basis(self, damping: float) -> tuple[Tensor, Tensor]:
-        """Columns (p, p) in which the damped curvature is the identity, and the loss' part diagonal."""
-        basis = self.solver.half(torch.eye(len(self.solver.eigenvalues)).to(self.X.device), damping)
+        """Return columns (p, p) that make the damped curvature the identity and the loss' part diagonal."""
+        eigenvalues, penalty = self.solver.eigenvalues, self.objective.model.penalty
+        basis = self.solver.half(torch.eye(len(eigenvalues)).to(eigenvalues), damping)
         if not self.removal.changes_others:
-            return basis, torch.zeros_like(self.solver.eigenvalues)
-        rest = torch.full_like(self.solver.eigenvalues, damping)
-        if self.model.penalty is not None:
-            rest += self.model.penalty
+            return basis, torch.zeros_like(eigenvalues)
+        rest = torch.full_like(eigenvalues, damping)
+        if penalty is not None:
+            rest += penalty
         values, vectors = torch.linalg.eigh(basis.mT @ (rest[:, None] * basis))
         return basis @ vectors, 1 - values
 
     def _factors(self) -> Iterator[tuple[slice, Tensor]]:
-        """Factors (b, C, p) of the rows in the curvature, a chunk at a time."""
-        start = 0
-        for jacobian in self.model.jacobian_chunks(self.X, self.memory_budget // 4):
+        """Yield factors (b, C, p) of the rows in the curvature, a chunk at a time."""
+        start, budget = 0, self.objective.memory_budget // 4
+        for jacobian in self.objective.model.jacobian_chunks(self.objective.rows.inputs, budget):
             rows = slice(start, start + len(jacobian))
             yield rows, torch.einsum("nca,ncp->nap", self.root[rows], jacobian)
             start = rows.stop
 
 
 def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of each row's own weight (n,), growth (n, K), and the factor of all rows' mean (n,)."""
+    """Return factors of the rows' own weights (n,), growth (n, K), and factors of all rows' mean (n,)."""
     mass = torch.from_numpy(removal.members()).to(like).mean(0)
     growth = torch.from_numpy(removal.growth).to(like)
     return torch.from_numpy(removal.own).to(like), growth, 1 + growth @ mass
 
 
-def row_factors(model: FinalModel, X: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Factors of each row's share in the Gauss-Newton matrix and in the gradient.
+def row_factors(objective: Objective) -> tuple[Tensor, Tensor]:
+    r"""Return factors of each row's share in the Gauss-Newton matrix and in the gradient.
 
-    Returns
-    -------
-    root : Tensor of shape (n, C, C)
-        With :math:`B_i = root_i^\top J_i` the matrix is :math:`\sum_i B_i^\top B_i`.
-    reach : Tensor of shape (n, C)
-        The gradient of row i times its share of the mean is :math:`B_i^\top reach_i`.
-
-    Raises
-    ------
-    ValueError
-        If the loss is not convex in the outputs, or a gradient is not in the range of
-        :math:`B_i^\top`.
+    With ``root`` (n, C, C) and :math:`B_i = root_i^\top J_i` the matrix is :math:`\sum_i B_i^\top B_i`,
+    and with ``reach`` (n, C) the gradient of row i times its share is :math:`B_i^\top reach_i`.
     """
-    outputs = model.outputs(X)
-    share = (weights.double() / weights.double().sum())[:, None]  # (n, 1)
+    model, y = objective.model, objective.rows.targets
+    outputs, share = objective.outputs, objective.rows.shares[:, None]
     values, vectors = torch.linalg.eigh(model.loss.output_hessian(outputs, y))
     largest = values.abs().amax(1, keepdim=True)
     if bool((values < -1e-10 * largest).any()):
@@ -289,11 +227,6 @@ def without_own_curvature(hat: Tensor, reach: Tensor) -> Tensor:
 
     Woodbury: :math:`(C - B_i^\top B_i + \lambda)^{-1} B_i^\top = (C + \lambda)^{-1} B_i^\top
     (I - S_i)^{-1}`. For one output this divides by one minus the leverage.
-
-    Raises
-    ------
-    ValueError
-        If a row has leverage one: without it the curvature is singular.
     """
     eye = torch.eye(hat.shape[1], dtype=hat.dtype, device=hat.device)
     leverage = torch.linalg.eigvalsh((hat + hat.mT) / 2).amax(1)
@@ -320,7 +253,3 @@ def check_definite(shifted: Tensor, eigenvalues: Tensor, damping: float) -> None
             f"the curvature is {what}, and damping={damping:g} does not make it positive definite. "
             f"Raise damping above {max(-lowest, 1e-8 * scale):.1e}."
         )
-
-
-def _double(X: Tensor) -> Tensor:
-    return X.double() if X.is_floating_point() else X

@@ -107,8 +107,7 @@ def test_dual_and_primal_equal_the_reference(network, loss):
     n_outputs = N * LOSSES[loss][0]
     smaller = n_outputs <= case.problem.model.n_parameters
     assert (dual._dual is not None, dual._primal is None) == (smaller, smaller)
-    rows = dual.model_, dual._X, dual._y, dual._weights
-    dual._dual, dual._primal = DualGaussNewton(*rows), None
+    dual._dual, dual._primal = DualGaussNewton(dual._objective), None
     primal._dual, primal._primal = None, PrimalSolver(primal._curvature("gauss-newton"))
     for damping in (0.3, 1e-2, 10.0):
         dual.damping_ = primal.damping_ = damping
@@ -159,7 +158,8 @@ def test_trace(network, loss):
     case = Case(network, loss).problem
     dense = float(case.reference("gauss-newton").trace())
     for chunk_size in (3, N):
-        found = gauss_newton_trace(case.model, case.X, case.y, case.weights, chunk_size)
+        rows = Rows(case.X, case.y, case.weights)
+        found = gauss_newton_trace(Objective(case.model, rows, chunk_size=chunk_size))
         assert found == pytest.approx(dense, rel=1e-8)
 
 
@@ -169,12 +169,12 @@ def test_trace_with_many_outputs():
     net, X = nn.Linear(5, 40).double(), torch.randn(200, 5, dtype=torch.float64)
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     rows = X, torch.arange(200) % 40, torch.ones(200, dtype=torch.float64)
-    found = gauss_newton_trace(model, *rows, 64)
+    found = gauss_newton_trace(Objective(model, Rows(*rows), chunk_size=64))
     assert found == pytest.approx(
         float(GaussNewton(Objective(model, Rows(*rows))).dense().trace()), rel=0.05
     )
-    turned = [part.flip(0) for part in rows]
-    assert gauss_newton_trace(model, *turned, 64) == pytest.approx(found, rel=1e-12)
+    turned = Objective(model, Rows(*(part.flip(0) for part in rows)), chunk_size=64)
+    assert gauss_newton_trace(turned) == pytest.approx(found, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.second_moments import batch_second_moment
 from fimoda.curvature.segmentation import contiguous_groups, cut_run
 from fimoda.curvature.stationary import Dynamics
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 from fimoda.trajectory import model_at
 
 N, P = 24, 4
@@ -326,7 +328,7 @@ def test_second_moments_are_estimated_where_they_were_not_recorded():
     X, y, model, run = adaptive("AdamW")
     encoded = model.encode_X(X), model.encode_y(y, 1)
     G = gradients(model, X, y)
-    found = batch_second_moment(model, *encoded, torch.ones(N), batch_size=8, chunk_size=5)
+    found = batch_second_moment(Objective(model, Rows(*encoded)), batch_size=8, chunk_size=5)
     assert_allclose(found, G.mean(0) ** 2 + G.var(0) / 8, rtol=1e-6)
     states = [run.state(k) for k in range(4)]
     bare = Trajectory.from_checkpoints(states, run.steps, 0.01, optimizer="AdamW")
@@ -334,7 +336,7 @@ def test_second_moments_are_estimated_where_they_were_not_recorded():
     expected = [
         1
         / (
-            batch_second_moment(model_at(run, k, model), *encoded, torch.ones(N), 8, N).sqrt()
+            batch_second_moment(Objective(model_at(run, k, model), Rows(*encoded)), 8, N).sqrt()
             + 1e-8
         )
         for k in range(4)

@@ -574,7 +574,7 @@ def test_dual_needs_a_convex_loss_with_curvature():
     case = problem(loss="two targets")
     flat = as_final_model(case.module, case.X.numpy(), criterion=nn.HuberLoss(delta=0.1))
     with pytest.raises(ValueError, match="flat pieces"):
-        DualGaussNewton(flat, case.X, case.y, case.weights)
+        DualGaussNewton(Objective(flat, Rows(case.X, case.y, case.weights)))
 
     class Welsch(nn.Module):
         reduction = "mean"
@@ -585,7 +585,7 @@ def test_dual_needs_a_convex_loss_with_curvature():
 
     model = as_final_model(case.module, case.X.numpy(), criterion=Welsch())
     with pytest.raises(ValueError, match="not convex in the outputs"):
-        DualGaussNewton(model, case.X, case.y, case.weights)
+        DualGaussNewton(Objective(model, Rows(case.X, case.y, case.weights)))
 
 
 def test_names():
