@@ -15,14 +15,9 @@ Method = BaseAttributor | NDArray[np.float64]
 
 
 class Outcomes(Protocol):
-    """Models trained on subsets, as `train_on_subsets` returns them.
+    """Rows that each model was trained on (n_subsets, n_train), and what the test rows measure then.
 
-    Attributes
-    ----------
-    subsets : ndarray of bool, shape (n_subsets, n_train)
-        Which rows each model was trained on.
-    measured : ndarray of shape (n_subsets, n_test, n_seeds)
-        Measurements of the test rows; NaN where training failed.
+    The latter (n_subsets, n_test, n_seeds) is NaN where training failed. See `train_on_subsets`.
     """
 
     @property

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
-from ..top_rows import aligned
 from ..training.outcomes import standard_error
 from ._correlation import centred, cosine, pearson, spearman
 from ._scores import Method, attributed, check_methods
+from ._tables import table, tidy
 
 METRICS = ("cosine", "cosine_centred", "spearman")
 
@@ -56,24 +56,14 @@ class AgreementCurve:
 
     def to_frame(self) -> Any:
         """Return a tidy pandas DataFrame: one row per method, horizon and metric, with mean and sem."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                (method, int(epoch), metric, self.mean(metric)[m, e], self.sem(metric)[m, e])
-                for m, method in enumerate(self.methods)
-                for e, epoch in enumerate(self.epochs)
-                for metric in METRICS
-            ],
-            columns=["method", "epochs", "metric", "mean", "sem"],
-        )
+        levels = {"method": self.methods, "epochs": self.epochs, "metric": METRICS}
+        means = np.stack([self.mean(metric) for metric in METRICS], -1)
+        return tidy(levels, mean=means, sem=np.stack([self.sem(one) for one in METRICS], -1))
 
     def table(self, metric: str = "cosine") -> str:
         """Return a plain-text table of means, methods by horizons."""
-        lines = [["", *(str(int(epoch)) for epoch in self.epochs)]]
-        for name, means in zip(self.methods, self.mean(metric), strict=True):
-            lines.append([name, *(f"{mean:.2f}" for mean in means)])
-        return aligned(lines)
+        means = ((f"{mean:.2f}" for mean in row) for row in self.mean(metric))
+        return table(["", *map(str, self.epochs)], self.methods, means)
 
 
 def agreement_curve(

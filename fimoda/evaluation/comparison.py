@@ -25,9 +25,9 @@ from ..attributors.trak import TRAK
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
-from ..top_rows import aligned
 from ..training.optimizers import LearningRate
 from ._correlation import centred, cosine
+from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
 
 #: What a method may raise where it does not apply; torch raises NotImplementedError where an
@@ -79,20 +79,16 @@ class MethodComparison:
         return frame.assign(seconds=[self.seconds[name] for name in self.agreement.methods])
 
     def __repr__(self) -> str:
-        lines = [
-            [
-                "cosine after so many epochs",
-                *(str(int(e)) for e in self.agreement.epochs),
-                "seconds",
-            ]
-        ]
+        head = ["cosine after so many epochs", *map(str, self.agreement.epochs), "seconds"]
         names = [*self.agreement.methods, "one seed of further training"]
         cost = [*(self.seconds[name] for name in self.agreement.methods), self.gold_seconds]
         values = [*self.agreement.mean(), self.one_seed]
-        for name, row, spent in zip(names, values, cost, strict=True):
-            lines.append([name, *(f"{value:.2f}" for value in row), f"{spent:.1f}"])
+        cells = (
+            [*(f"{value:.2f}" for value in row), f"{spent:.1f}"]
+            for row, spent in zip(values, cost, strict=True)
+        )
         skipped = [f"{name}: not run, {why}" for name, why in self.skipped.items()]
-        return "\n".join([aligned(lines), *skipped, f"recommended: {self.recommended}"])
+        return "\n".join([table(head, names, cells), *skipped, f"recommended: {self.recommended}"])
 
 
 def compare_methods(

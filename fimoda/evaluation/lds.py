@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import OPEN_SHARE, POSITIVE_INTEGER, check_random_state, checks_arguments
 from ..distances import Distance, resolve_distance
-from ..top_rows import aligned
 from ._correlation import Ranks, weighted_spearman
 from ._scores import Method, Outcomes, check_methods, score_matrix
+from ._tables import table, tidy
 from .ceiling import noise_ceiling
 
 #: A distance, and the samples (of each test row) that it is from.
@@ -98,26 +98,20 @@ class LinearDatamodelingScore:
 
     def to_frame(self) -> Any:
         """Return a tidy pandas DataFrame: one row per method and ratio, with interval and ceiling."""
-        import pandas as pd
-
-        means, interval, ceiling = self.mean(), self.interval(), self.ceiling.mean(-1)
-        return pd.DataFrame(
-            [
-                (method, float(ratio), means[m, a], *interval[m, a], ceiling[a])
-                for m, method in enumerate(self.methods)
-                for a, ratio in enumerate(self.ratios)
-            ],
-            columns=["method", "ratio", "lds", "low", "high", "ceiling"],
-        )
+        lds, low_and_high = self.mean(), np.moveaxis(self.interval(), -1, 0)
+        low, high, ceiling = np.broadcast_arrays(*low_and_high, self.ceiling.mean(-1))
+        levels = {"method": self.methods, "ratio": self.ratios}
+        return tidy(levels, lds=lds, low=low, high=high, ceiling=ceiling)
 
     def table(self) -> str:
         """Return a plain-text table of means and intervals, methods by ratios, and the ceiling."""
-        lines = [["", *(f"{ratio:.3g}" for ratio in self.ratios)]]
-        for name, means, intervals in zip(self.methods, self.mean(), self.interval(), strict=True):
-            pairs = zip(means, intervals, strict=True)
-            lines.append([name, *(f"{m:.2f} [{low:5.2f},{high:5.2f}]" for m, (low, high) in pairs)])
-        lines.append(["ceiling", *(f"{one:.2f}{'':14}" for one in self.ceiling.mean(-1))])
-        return aligned(lines)
+        cells = [
+            [f"{m:.2f} [{low:5.2f},{high:5.2f}]" for m, (low, high) in zip(*row, strict=True)]
+            for row in zip(self.mean(), self.interval(), strict=True)
+        ]
+        cells.append([f"{one:.2f}{'':14}" for one in self.ceiling.mean(-1)])
+        head = ["", *(f"{ratio:.3g}" for ratio in self.ratios)]
+        return table(head, [*self.methods, "ceiling"], cells)
 
 
 @checks_arguments(n_bootstrap=[POSITIVE_INTEGER], confidence=[OPEN_SHARE])

@@ -15,6 +15,7 @@ from ..training.outcomes import standard_error
 from ..training.subset_outcomes import mean_and_error
 from ._retraining import Train, as_train
 from ._scores import Method, check_methods, largest, score_matrix
+from ._tables import tidy
 
 #: Name of the baseline that removes rows at random.
 RANDOM = "Random"
@@ -61,17 +62,7 @@ class SubsetRemovalCurve:
 
     def to_frame(self) -> Any:
         """Return a tidy pandas DataFrame: one row per method and k, with mean and sem."""
-        import pandas as pd
-
-        means, sems = self.mean(), self.sem()
-        return pd.DataFrame(
-            [
-                (method, int(k), means[m, j], sems[m, j])
-                for m, method in enumerate(self.methods)
-                for j, k in enumerate(self.k)
-            ],
-            columns=["method", "k", "mean", "sem"],
-        )
+        return tidy({"method": self.methods, "k": self.k}, mean=self.mean(), sem=self.sem())
 
 
 def subset_removal_curve(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..top_rows import shortened
 
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 #: Properties of a matplotlib text that is no formula, whatever it holds.
 LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 
+#: Lines that only help to read.
+FAINT: dict[str, Any] = {"color": "0.8", "lw": 0.8, "zorder": 0}
 
-class OnAxes:
+
+class Display:
     """Base of what is drawn on axes and keeps them."""
 
+    #: Axes that `plot` has drawn on.
     ax_: Axes
+    #: Figure of these axes.
     figure_: Figure | SubFigure
 
     def _on(self, ax: Axes | None, **figure: Any) -> Axes:
@@ -31,20 +36,41 @@ class OnAxes:
         return self.ax_
 
 
-class Display(OnAxes):
-    """Base of displays that are drawn in one way only, by `_draw`."""
+class ResultDisplay(Display):
+    """Base of displays of one result, that of a function of attributors."""
+
+    #: The function whose result is drawn.
+    _result_of: ClassVar[Callable[..., Any]]
+
+    def __init__(self, result: Any):
+        raise NotImplementedError
+
+    @classmethod
+    def from_attributors(
+        cls, methods: Any, *args: Any, ax: Axes | None = None, **options: Any
+    ) -> Self:
+        """Compute the result, plot it, and return the display.
+
+        Parameters
+        ----------
+        methods : dict of str to fitted attributor or ndarray
+            What is judged, by name.
+        *args : tuple
+            Passed, after `methods`, to the function whose result is drawn.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        **options : dict
+            Passed to the same function.
+        """
+        return cls(cls._result_of(methods, *args, **options)).plot(ax)
 
     def plot(self, ax: Axes | None = None) -> Self:
-        """Draw it.
+        """Draw it, and return the display.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        self : Display
         """
         self._draw(self._on(ax))
         return self
@@ -65,4 +91,9 @@ def legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str], **options:
 
 def line_at_zero(ax: Axes) -> None:
     """Draw a faint horizontal line at zero."""
-    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.axhline(0, **FAINT)
+
+
+def upright_at_zero(ax: Axes) -> None:
+    """Draw a faint vertical line at zero."""
+    ax.axvline(0, **FAINT)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.agreement import AgreementCurve, agreement_curve
 from ..evaluation.removal import RANDOM, SubsetRemovalCurve, subset_removal_curve
-from ._base import Display, OnAxes, legend, line_at_zero
+from ._base import Display, ResultDisplay, legend, line_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,20 +25,13 @@ _EFFECTS = {
 }
 
 
-class AgreementCurveDisplay(OnAxes):
+class AgreementCurveDisplay(Display):
     """Agreement with further training against its number of epochs.
 
     Parameters
     ----------
     agreement : AgreementCurve
         Result of `agreement_curve`.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -58,22 +51,14 @@ class AgreementCurveDisplay(OnAxes):
     def from_attributors(
         cls, methods: Any, curve: Any, X_test: Any = None, y_test: Any = None, **plot: Any
     ) -> Self:
-        """Compute `agreement_curve` and plot it.
+        """Compute `agreement_curve`, plot it, and return the display.
 
         Parameters
         ----------
-        methods : dict of str to fitted attributor or ndarray
+        methods, curve, X_test, y_test : object
             As in `agreement_curve`.
-        curve : FurtherTrainingCurve
-            The gold standard.
-        X_test, y_test : array-like, default=None
-            The test rows of the curve; needed for attributors.
         **plot : dict
             Passed to `plot`.
-
-        Returns
-        -------
-        AgreementCurveDisplay
         """
         return cls(agreement_curve(methods, curve, X_test, y_test)).plot(**plot)
 
@@ -85,10 +70,7 @@ class AgreementCurveDisplay(OnAxes):
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
         metric : {"cosine", "cosine_centred", "spearman"}, default="cosine"
-
-        Returns
-        -------
-        AgreementCurveDisplay
+            Agreement that is drawn.
         """
         ax = self._on(ax)
         means, sems = self.agreement.mean(metric), self.agreement.sem(metric)
@@ -99,22 +81,16 @@ class AgreementCurveDisplay(OnAxes):
         return self
 
 
-class SubsetRemovalCurveDisplay(Display):
+class SubsetRemovalCurveDisplay(ResultDisplay):
     """Effect of removing the most helpful rows against their number.
 
-    One line a method, with a band of one standard error over test rows.
+    One line a method, with a band of one standard error over test rows. What `from_attributors`
+    takes are the parameters of `subset_removal_curve`, and the axes.
 
     Parameters
     ----------
     curve : SubsetRemovalCurve
         Result of `subset_removal_curve`.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -128,44 +104,10 @@ class SubsetRemovalCurveDisplay(Display):
     'training rows removed'
     """
 
+    _result_of = staticmethod(subset_removal_curve)
+
     def __init__(self, curve: SubsetRemovalCurve):
         self.curve = curve
-
-    @classmethod
-    def from_attributors(
-        cls,
-        methods: Any,
-        train: Any,
-        y_train: Any,
-        X_test: Any = None,
-        y_test: Any = None,
-        *,
-        ax: Axes | None = None,
-        **options: Any,
-    ) -> Self:
-        """Compute `subset_removal_curve` and plot it.
-
-        Parameters
-        ----------
-        methods : dict of str to fitted attributor or ndarray
-            As in `subset_removal_curve`.
-        train : estimator, attributor or callable
-            Is trained or trains, as in `subset_removal_curve`.
-        y_train : array-like of shape (n_train,)
-            Targets of the training rows.
-        X_test, y_test : array-like, default=None
-            The test rows and their targets; needed for attributors.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-        **options : dict
-            Passed to `subset_removal_curve`, such as `X_train`.
-
-        Returns
-        -------
-        SubsetRemovalCurveDisplay
-        """
-        curve = subset_removal_curve(methods, train, y_train, X_test, y_test, **options)
-        return cls(curve).plot(ax)
 
     def _draw(self, ax: Axes) -> None:
         curve = self.curve

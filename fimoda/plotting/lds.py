@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
-from ._base import Display, legend, line_at_zero
+from ._base import ResultDisplay, legend, line_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class LinearDatamodelingScoreDisplay(Display):
+class LinearDatamodelingScoreDisplay(ResultDisplay):
     """Linear datamodeling scores as bars, with their intervals and the noise ceiling.
 
-    One group of bars a ratio, with bootstrap intervals as lines and the ceiling as dashes.
+    One group of bars a ratio, with bootstrap intervals as lines and the ceiling as dashes. What
+    `from_attributors` takes are the parameters of `linear_datamodeling_score`, and the axes.
 
     Parameters
     ----------
     lds : LinearDatamodelingScore
         Result of `linear_datamodeling_score`.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -46,40 +40,10 @@ class LinearDatamodelingScoreDisplay(Display):
     'linear datamodeling score'
     """
 
+    _result_of = staticmethod(linear_datamodeling_score)
+
     def __init__(self, lds: LinearDatamodelingScore):
         self.lds = lds
-
-    @classmethod
-    def from_attributors(
-        cls,
-        methods: Any,
-        outcomes: Any,
-        X_test: Any = None,
-        y_test: Any = None,
-        *,
-        ax: Axes | None = None,
-        **options: Any,
-    ) -> Self:
-        """Compute `linear_datamodeling_score` and plot it.
-
-        Parameters
-        ----------
-        methods : dict of str to fitted attributor or ndarray
-            As in `linear_datamodeling_score`.
-        outcomes : outcomes of trained subsets, or a dict or list of them
-            As in `linear_datamodeling_score`.
-        X_test, y_test : array-like, default=None
-            The test rows that were measured; needed for attributors.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-        **options : dict
-            Passed to `linear_datamodeling_score`.
-
-        Returns
-        -------
-        LinearDatamodelingScoreDisplay
-        """
-        return cls(linear_datamodeling_score(methods, outcomes, X_test, y_test, **options)).plot(ax)
 
     def _draw(self, ax: Axes) -> None:
         means, interval = self.lds.mean(), self.lds.interval()

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.mislabels import MislabelDetection, mislabel_detection
-from ._base import Display, legend
+from ._base import FAINT, ResultDisplay, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class MislabelDetectionDisplay(Display):
+def _detections(methods: Mapping[str, Any], is_mislabelled: Any) -> dict[str, MislabelDetection]:
+    """Return `mislabel_detection` of each method."""
+    return {name: mislabel_detection(one, is_mislabelled) for name, one in methods.items()}
+
+
+class MislabelDetectionDisplay(ResultDisplay):
     """Share of the mislabelled rows found against the share of rows inspected.
 
-    One line a method, and those of chance and of the perfect order.
+    One line a method, and those of chance and of the perfect order. What `from_attributors` takes are
+    the parameters of `mislabel_detection`, with its ``scores`` in a dict by the name of the method, and
+    the axes.
 
     Parameters
     ----------
     detections : dict of str to MislabelDetection
         Results of `mislabel_detection` by the name of the method.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -39,31 +39,10 @@ class MislabelDetectionDisplay(Display):
     'share of training rows inspected'
     """
 
+    _result_of = staticmethod(_detections)
+
     def __init__(self, detections: Mapping[str, MislabelDetection]):
         self.detections = detections
-
-    @classmethod
-    def from_attributors(
-        cls, methods: Mapping[str, Any], is_mislabelled: Any, *, ax: Axes | None = None
-    ) -> Self:
-        """Compute `mislabel_detection` for each method and plot it.
-
-        Parameters
-        ----------
-        methods : dict of str to fitted attributor or array-like of shape (n_train,)
-            Attributors, asked for their self-influence, or scores of the training rows.
-        is_mislabelled : array-like of bool, shape (n_train,)
-            True for the rows with a wrong label.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        MislabelDetectionDisplay
-        """
-        return cls(
-            {name: mislabel_detection(one, is_mislabelled) for name, one in methods.items()}
-        ).plot(ax)
 
     def _draw(self, ax: Axes) -> None:
         lines = []
@@ -71,7 +50,7 @@ class MislabelDetectionDisplay(Display):
             label = f"{name} (AUC {one.roc_auc:.2f})"
             lines += ax.plot(one.inspected, one.found, label=label)
         for share in {one.share for one in self.detections.values()}:
-            ax.plot([0, share, 1], [0, 1, 1], color="0.8", lw=0.8, zorder=0)
-        lines += ax.plot([0, 1], [0, 1], color="0.5", ls="--", lw=0.8, zorder=0, label="chance")
+            ax.plot([0, share, 1], [0, 1, 1], **FAINT)
+        lines += ax.plot([0, 1], [0, 1], **FAINT | {"color": "0.5", "ls": "--", "label": "chance"})
         ax.set(xlabel="share of training rows inspected", ylabel="share of mislabelled rows found")
         legend(ax, lines, [str(line.get_label()) for line in lines])

@@ -11,13 +11,13 @@ from scipy.stats import gaussian_kde
 
 from ..top_rows import shortened
 from ..training.outcome_samples import OutcomeSamples
-from ._base import LITERAL, OnAxes, legend, line_at_zero
+from ._base import LITERAL, Display, legend, line_at_zero, upright_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class OutcomeDensityDisplay(OnAxes):
+class OutcomeDensityDisplay(Display):
     """Densities of a measurement over trainings, with all rows and without one.
 
     Parameters
@@ -28,13 +28,6 @@ class OutcomeDensityDisplay(OnAxes):
         The left-out row, one of ``samples.rows``.
     test_row : int, default=0
         Number of the test row.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -47,10 +40,7 @@ class OutcomeDensityDisplay(OnAxes):
     """
 
     def __init__(
-        self,
-        samples: OutcomeSamples | Mapping[str, OutcomeSamples],
-        row: int,
-        test_row: int = 0,
+        self, samples: OutcomeSamples | Mapping[str, OutcomeSamples], row: int, test_row: int = 0
     ):
         self.samples = {"": samples} if isinstance(samples, OutcomeSamples) else dict(samples)
         if not self.samples:
@@ -68,10 +58,6 @@ class OutcomeDensityDisplay(OnAxes):
         bandwidth : float, default=None
             Width of the kernels, in standard deviations of the samples; Scott's rule by default,
             which is too wide for several peaks.
-
-        Returns
-        -------
-        OutcomeDensityDisplay
         """
         ax = self._on(ax)
         first = next(iter(self.samples.values()))
@@ -99,7 +85,7 @@ class OutcomeDensityDisplay(OnAxes):
         return self
 
 
-class MeanVarianceDisplay(OnAxes):
+class MeanVarianceDisplay(Display):
     """Effect of each row on the mean of a measurement against its effect on the variance.
 
     Parameters
@@ -108,13 +94,6 @@ class MeanVarianceDisplay(OnAxes):
         Measured or predicted.
     test_row : int, default=0
         Number of the test row.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -139,26 +118,17 @@ class MeanVarianceDisplay(OnAxes):
             Axes to draw on; new ones by default.
         n_named : int, default=3
             How many rows with the largest effect on each are named.
-
-        Returns
-        -------
-        MeanVarianceDisplay
         """
         ax = self._on(ax)
-        mean, variance = (
-            self.samples.distance(name)[self.test_row] for name in ("mean", "variance")
-        )
+        mean = self.samples.distance("mean")[self.test_row]
+        variance = self.samples.distance("variance")[self.test_row]
         line_at_zero(ax)
-        ax.axvline(0, color="0.8", lw=0.8, zorder=0)
+        upright_at_zero(ax)
         ax.scatter(mean, variance, s=12)
         named = {int(k) for one in (mean, variance) for k in np.argsort(-np.abs(one))[:n_named]}
+        aside: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
         for k in sorted(named):
-            ax.annotate(
-                str(self.samples.rows[k]),
-                (mean[k], variance[k]),
-                xytext=(4, 4),
-                textcoords="offset points",
-            )
+            ax.annotate(str(self.samples.rows[k]), (mean[k], variance[k]), **aside)
         ax.set(xlabel="effect on the mean", ylabel="effect on the variance")
         return self
 

@@ -8,25 +8,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
-from ._base import OnAxes
+from ._base import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class ScoreMapDisplay(OnAxes):
+class ScoreMapDisplay(Display):
     """All scores as a map of test rows by training rows, sorted so that blocks can be seen.
 
     Parameters
     ----------
     scores : ndarray of shape (n_test, n_columns)
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -52,10 +45,6 @@ class ScoreMapDisplay(OnAxes):
             Test rows.
         y : array-like of shape (n_test,), default=None
             Their targets, as in ``transform``.
-
-        Returns
-        -------
-        ScoreMapDisplay
         """
         return cls(np.asarray(attributor.transform(X, y), dtype=np.float64))
 
@@ -67,10 +56,6 @@ class ScoreMapDisplay(OnAxes):
         ----------
         scores : array-like of shape (n_test, n_columns)
             NaN, of rows that could not be left out, is drawn grey.
-
-        Returns
-        -------
-        ScoreMapDisplay
         """
         found = np.asarray(scores, dtype=np.float64)
         if found.ndim != 2 or np.isinf(found).any():
@@ -95,10 +80,6 @@ class ScoreMapDisplay(OnAxes):
             Axes to draw on; new ones by default.
         test_order, train_order : array-like of int, default=None
             Orders of the rows and columns, for example by class (``np.argsort(y)``).
-
-        Returns
-        -------
-        ScoreMapDisplay
         """
         ax = self._on(ax)
         shown = self.scores
@@ -117,7 +98,7 @@ class ScoreMapDisplay(OnAxes):
         return self
 
 
-class SelfInfluenceDisplay(OnAxes):
+class SelfInfluenceDisplay(Display):
     """Distribution of self-influence; rows that are fitted only by their own presence lie far right.
 
     Parameters
@@ -125,13 +106,6 @@ class SelfInfluenceDisplay(OnAxes):
     scores : ndarray of shape (n_columns,)
     marked : ndarray of bool of shape (n_columns,) or None
         Rows to show apart.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -155,10 +129,6 @@ class SelfInfluenceDisplay(OnAxes):
             Fitted.
         marked : array-like of bool of shape (n_columns,), default=None
             Rows to show apart, for example those with a wrong label.
-
-        Returns
-        -------
-        SelfInfluenceDisplay
         """
         return cls.from_predictions(attributor.self_influence(), marked)
 
@@ -172,10 +142,6 @@ class SelfInfluenceDisplay(OnAxes):
             NaN, of rows that could not be left out, is not drawn.
         marked : array-like of bool of shape (n_columns,), default=None
             Rows to show apart.
-
-        Returns
-        -------
-        SelfInfluenceDisplay
         """
         found = np.asarray(scores, dtype=np.float64)
         chosen = None if marked is None else np.asarray(marked, dtype=bool)
@@ -193,10 +159,6 @@ class SelfInfluenceDisplay(OnAxes):
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
         bins : int, default=40
-
-        Returns
-        -------
-        SelfInfluenceDisplay
         """
         ax = self._on(ax)
         parts, labels = [self.scores], ["rows"]

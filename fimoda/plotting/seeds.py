@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class SeedsNeededDisplay(Display):
     """Noise of the mean of so many seeds, beside the size of the scores.
 
-    One line a horizon.
-
     Parameters
     ----------
     seeds : ndarray of shape (n_numbers,)
@@ -28,13 +26,6 @@ class SeedsNeededDisplay(Display):
         over test rows and left-out rows).
     epochs : ndarray of shape (n_epochs,)
         Horizons.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -63,10 +54,6 @@ class SeedsNeededDisplay(Display):
             With 2 seeds or more.
         max_seeds : int, default=50
             Largest number of seeds to show.
-
-        Returns
-        -------
-        SeedsNeededDisplay
         """
         per_seed = curve.per_seed
         n_seeds = per_seed.shape[-1]
@@ -79,9 +66,18 @@ class SeedsNeededDisplay(Display):
         part = variance[:, None] / np.where(size > 0, size, np.nan)[:, None]
         return cls(seeds, np.sqrt(part / seeds), np.asarray(curve.epochs))
 
-    def _draw(self, ax: Axes) -> None:
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw one line a horizon, both axes logarithmic.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; new ones by default.
+        """
+        ax = self._on(ax)
         for epoch, line in zip(self.epochs, self.noise, strict=True):
             ax.plot(self.seeds, line, label=f"{int(epoch)} epochs")
-        ax.set(xlabel="seeds", ylabel="standard error / size of the scores", xscale="log")
-        ax.set_yscale("log")
+        ax.set(xlabel="seeds", ylabel="standard error / size of the scores")
+        ax.set(xscale="log", yscale="log")
         ax.legend()
+        return self

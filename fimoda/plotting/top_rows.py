@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
 from ..top_rows import TopRows, shortened
-from ._base import LITERAL, OnAxes
+from ._base import LITERAL, Display, upright_at_zero
 from ._row_table import as_frame, styled, with_values
 from ._thumbnails import draw, pictures
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TITLE = 20
 
 
-class TopRowsDisplay(OnAxes):
+class TopRowsDisplay(Display):
     """The most helpful and most harmful training rows of one test row: bars, a table, or images.
 
     Parameters
@@ -35,13 +35,6 @@ class TopRowsDisplay(OnAxes):
         All training rows and their targets, for `to_frame`, `style` and `plot_images`.
     X_test, y_test : array-like of shape (n_test, ...), default=None
         The test rows and their targets, likewise.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        The axes drawn on, after `plot` or `plot_images`.
-    figure_ : matplotlib Figure
-        Their figure.
 
     Examples
     --------
@@ -98,10 +91,6 @@ class TopRowsDisplay(OnAxes):
             Rows of each kind.
         X_train, y_train : array-like of shape (n_train, ...), default=None
             All training rows and their targets, for `to_frame`, `style` and `plot_images`.
-
-        Returns
-        -------
-        TopRowsDisplay
         """
         top = attributor.top(X, y, k=k)
         return cls(top, X_train=X_train, y_train=y_train, X_test=X, y_test=y)
@@ -137,10 +126,6 @@ class TopRowsDisplay(OnAxes):
             All training rows and their targets, for `to_frame`, `style` and `plot_images`.
         X_test, y_test : array-like of shape (n_test, ...), default=None
             The test rows and their targets, likewise.
-
-        Returns
-        -------
-        TopRowsDisplay
         """
         given = np.asarray(scores, dtype=np.float64)
         columns = np.arange(given.shape[1]) if train_indices is None else np.asarray(train_indices)
@@ -159,10 +144,6 @@ class TopRowsDisplay(OnAxes):
             The test row: an integer is its position, anything else its name.
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
-
-        Returns
-        -------
-        TopRowsDisplay
         """
         place = self.top.position(row)
         rows, sizes, sems = self.top.of_row(place)
@@ -179,7 +160,7 @@ class TopRowsDisplay(OnAxes):
         names = [shortened(name) for name in self.top.named(rows[order])]
         ax.set_yticks(np.arange(2 * k), labels=names, **LITERAL)
         ax.invert_yaxis()
-        ax.axvline(0, color="0.8", lw=0.8, zorder=0)
+        upright_at_zero(ax)
         ax.set(xlabel="change of the measurement without the row", ylabel="training row")
         name = shortened(self.top.name(place))
         ax.set_title(f"test row {name}: helpful (blue), harmful (red)", **LITERAL)
@@ -265,10 +246,6 @@ class TopRowsDisplay(OnAxes):
             Axes to draw on; new ones by default.
         image_shape : tuple of int, default=None
             (height, width), with 1 or 3 channels before or after; that of the rows by default.
-
-        Returns
-        -------
-        TopRowsDisplay
         """
         self._check_given()
         place = self.top.position(row)
