@@ -103,6 +103,9 @@ def score_matrix(
     return scores
 
 
-def largest(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Return the columns of the k largest entries of each row, equal ones in their order, NaN last."""
+def largest(label: str, scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Return the columns (n_test, k) of the k largest entries, equal ones in their order; NaN is none."""
+    known = int(np.isfinite(scores[0]).sum())
+    if k > known:
+        raise ValueError(f"k must be at most {known}, the rows with a score in {label}, got {k}.")
     return np.argsort(np.nan_to_num(-scores, nan=np.inf), axis=1, kind="stable")[:, :k]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_top, check_unmasked
+from .._validation import POSITIVE_INTEGER, check_unmasked, checks_arguments
 from ..base import BaseAttributor
 from ._scores import largest, score_matrix
 
 
+@checks_arguments(k=[POSITIVE_INTEGER])
 def class_detection(
     scores: BaseAttributor | ArrayLike,
     y_train: ArrayLike,
@@ -57,5 +58,4 @@ def class_detection(
     check_unmasked(y_test, "y_test")
     classes, wanted = np.asarray(y_train).ravel(), np.asarray(y_test).ravel()
     matrix = score_matrix("scores", scores, (len(wanted), len(classes)), X_test, y_test)
-    check_top(k, int(np.isfinite(matrix[0]).sum()))
-    return (classes[largest(matrix, k)] == wanted[:, None]).mean(1)
+    return (classes[largest("scores", matrix, k)] == wanted[:, None]).mean(1)

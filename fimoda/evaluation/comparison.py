@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import n_rows
+from .._validation import is_integer, n_rows
 from ..attributors.data_inf import DataInf
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
@@ -26,6 +26,7 @@ from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.outcomes import standard_error
 from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
@@ -137,13 +138,7 @@ def compare_methods(
         As in `FurtherTraining`.
     leave_out : int or list of int, default=50
         Rows that further training leaves out, or their number (at most all).
-    optimizer : str or type, default=None
-        As in `FurtherTraining`.
-    lr : float or callable, default=None
-        As in `FurtherTraining`.
-    batch_size : int, default=None
-        As in `FurtherTraining`.
-    optimizer_params : dict, default=None
+    optimizer, lr, batch_size, optimizer_params : default=None
         As in `FurtherTraining`.
     measurement : str or callable, default="loss"
         As in `FurtherTraining`.
@@ -178,27 +173,19 @@ def compare_methods(
     >>> from fimoda import GradDot, compare_methods
     >>> X, y = load_diabetes(return_X_y=True)
     >>> ridge = Ridge().fit(X, y)
-    >>> compared = compare_methods(
-    ...     ridge,
-    ...     X,
-    ...     y,
-    ...     X[:9],
-    ...     y[:9],
-    ...     methods={"Grad-Dot": GradDot(ridge)},
-    ...     leave_out=20,
-    ...     random_state=0,
-    ... )
+    >>> methods = {"Grad-Dot": GradDot(ridge)}
+    >>> settings = {"methods": methods, "leave_out": 20, "random_state": 0}
+    >>> compared = compare_methods(ridge, X, y, X[:9], y[:9], **settings)
     >>> compared.recommended
     'Grad-Dot'
     """
     horizons = [int(e) for e in np.atleast_1d(epochs)]
-    steps: dict[str, Any] = {
-        "optimizer": optimizer,
-        "lr": lr,
-        "batch_size": batch_size,
-        "optimizer_params": optimizer_params,
-    }
+    steps: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size}
+    steps |= {"optimizer_params": optimizer_params, "n_jobs": n_jobs}
     common: dict[str, Any] = {"measurement": measurement, "criterion": criterion}
+    common["random_state"] = random_state
+    left_out = min(leave_out, n_rows(X)) if is_integer(leave_out) else leave_out
+    gold: dict[str, Any] = {"n_seeds": n_seeds, "leave_out": left_out, "verbose": verbose}
     start = time.perf_counter()
     curve = further_training_curve(
         estimator,
@@ -207,22 +194,16 @@ def compare_methods(
         X_test,
         y_test,
         epochs=horizons,
-        n_seeds=n_seeds,
-        leave_out=min(leave_out, n_rows(X)) if isinstance(leave_out, int) else leave_out,
         correction="mean",
-        random_state=random_state,
-        n_jobs=n_jobs,
-        verbose=verbose,
+        **gold,
         **steps,
         **common,
     )
     gold_seconds = time.perf_counter() - start
     if methods is None:
-        run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1], "n_jobs": n_jobs}
-        methods = _default_methods(estimator, {**common, "random_state": random_state}, run)
-    scores: dict[str, NDArray[np.float64]] = {}
-    seconds: dict[str, float] = {}
-    skipped: dict[str, str] = {}
+        run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1]}
+        methods = _default_methods(estimator, common, run)
+    scores, seconds, skipped = {}, {}, {}
     begun = time.perf_counter()
     for name, method in methods.items():
         if time.perf_counter() - begun > budget:
@@ -246,15 +227,8 @@ def compare_methods(
             stacklevel=2,
         )
     agreement = agreement_curve(scores, curve)
-    return MethodComparison(
-        agreement,
-        seconds,
-        _recommended(agreement, seconds),
-        _one_seed(curve),
-        curve,
-        gold_seconds,
-        skipped,
-    )
+    best, one = _recommended(agreement, seconds), _one_seed(curve)
+    return MethodComparison(agreement, seconds, best, one, curve, gold_seconds, skipped)
 
 
 def _default_methods(
@@ -280,8 +254,7 @@ def _recommended(agreement: AgreementCurve, seconds: dict[str, float]) -> str:
     last = agreement.values["cosine"][:, -1]  # (n_methods, n_test)
     best = last[last.mean(1).argmax()]
     missing = best - last
-    error = missing.std(1) / np.sqrt(max(missing.shape[1] - 1, 1))
-    good = missing.mean(1) <= 2 * error
+    good = missing.mean(1) <= 2 * np.nan_to_num(standard_error(missing))
     names = [name for name, fine in zip(agreement.methods, good, strict=True) if fine]
     return min(names, key=lambda name: seconds[name])
 

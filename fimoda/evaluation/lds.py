@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import OPEN_SHARE, POSITIVE_INTEGER, check_random_state, checks_arguments
-from ..distances import Distance, resolve_distance
+from ..distances import resolve_distance
 from ._correlation import Ranks, weighted_spearman
 from ._scores import Method, Outcomes, check_methods, score_matrix
 from ._tables import table, tidy
 from .ceiling import noise_ceiling
 
-#: A distance, and the samples (of each test row) that it is from.
-Against = tuple[Distance, list[NDArray[np.float64]]] | None
+#: From the measurements (n_test, n_seeds) of a subset to its effect on each test row.
+Effect = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 #: Subsets below which a rank correlation says nothing.
 MIN_SUBSETS = 3
@@ -70,26 +70,11 @@ class LinearDatamodelingScore:
         return np.moveaxis(np.quantile(draws, [tail, 1 - tail], axis=-1), 0, -1)
 
     def difference(self, method: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return how far one method is ahead of each.
+        """Return the mean of one of `methods` less that of each (n_methods, n_ratios), and its interval.
 
-        On the same draws of subsets, where all methods are lucky together: the interval says more
-        than whether two of `interval` overlap.
-
-        Parameters
-        ----------
-        method : str
-            One of `methods`.
-
-        Returns
-        -------
-        difference : ndarray of shape (n_methods, n_ratios)
-            Its mean less that of each method.
-        interval : ndarray of shape (n_methods, n_ratios, 2)
-
-        Raises
-        ------
-        ValueError
-            If there is no such method.
+        The interval (n_methods, n_ratios, 2) is over the same draws of subsets, where all methods are
+        lucky together: it says more than whether two of `interval` overlap. ValueError if there is no
+        such method.
         """
         if method not in self.methods:
             raise ValueError(f"method must be one of {self.methods}, got {method!r}.")
@@ -188,38 +173,41 @@ def linear_datamodeling_score(
     --------
     >>> from sklearn.datasets import load_diabetes
     >>> from sklearn.linear_model import Ridge
-    >>> from fimoda import ExactInfluence, linear_datamodeling_score
-    >>> from fimoda import random_subsets, train_on_subsets
+    >>> from fimoda import (
+    ...     ExactInfluence,
+    ...     linear_datamodeling_score,
+    ...     random_subsets,
+    ...     train_on_subsets,
+    ... )
     >>> X, y = load_diabetes(return_X_y=True)
     >>> subsets = random_subsets(len(X), 30, ratio=0.97, random_state=0)
     >>> outcomes = train_on_subsets(Ridge(), X, y, subsets, X[:5], y[:5], n_seeds=1)
     >>> influence = ExactInfluence(Ridge().fit(X, y), damping=0.0).fit(X, y)
-    >>> lds = linear_datamodeling_score(
-    ...     {"exact": influence}, outcomes, X[:5], y[:5], random_state=0
-    ... )
+    >>> lds = linear_datamodeling_score({"exact": influence}, outcomes, X[:5], y[:5])
     >>> lds.mean().round(1)
     array([[1.]])
     """
     check_methods(methods)
     by_ratio = _by_ratio(outcomes)
-    n_test = by_ratio[0][1].measured.shape[1]
-    n_train = by_ratio[0][1].subsets.shape[1]
+    shape = _shape(by_ratio[0][1])
     scores = {
-        name: score_matrix(f"methods[{name!r}]", method, (n_test, n_train), X_test, y_test)
+        name: score_matrix(f"methods[{name!r}]", method, shape, X_test, y_test)
         for name, method in methods.items()
     }
     rng = check_random_state(random_state)
-    against = _check_distance(distance, reference, n_test)
-    parts = [_judge(scores, one, against, n_bootstrap, rng) for _, one in by_ratio]
-    values, bootstrap, ceiling, n_subsets = zip(*parts, strict=True)
+    effect = _effect(distance, reference, shape[0])
+    parts = [_judge(scores, one, effect, n_bootstrap, rng) for _, one in by_ratio]
+    values, bootstrap, ceiling, n_subsets = (np.stack(part) for part in zip(*parts, strict=True))
+    if distance is not None:  # halves of the seeds are another distance away
+        ceiling[:] = np.nan
     return LinearDatamodelingScore(
         list(methods),
         np.array([ratio for ratio, _ in by_ratio]),
-        np.stack(values, 1),
-        np.stack(bootstrap, 1),
-        np.stack(ceiling),
+        values.swapaxes(0, 1),
+        bootstrap.swapaxes(0, 1),
+        ceiling,
         confidence,
-        np.array(n_subsets),
+        n_subsets,
     )
 
 
@@ -232,51 +220,54 @@ def _by_ratio(outcomes: Any) -> list[tuple[float, Outcomes]]:
         pairs = [(float(np.mean(one.subsets)), one) for one in several]
     if not pairs:
         raise ValueError("outcomes must hold trained subsets, got none. See train_on_subsets.")
-    expected = None
-    for _, one in pairs:
-        subsets, measured = np.asarray(one.subsets), np.asarray(one.measured)
-        if subsets.ndim != 2 or subsets.dtype != bool:
-            raise ValueError(
-                "outcomes.subsets must be a matrix (n_subsets, n_train) of True for the rows that "
-                f"are trained on, got shape {subsets.shape} of {subsets.dtype}."
-            )
-        if measured.ndim != 3 or len(measured) != len(subsets):
-            raise ValueError(
-                f"outcomes.measured must have shape ({len(subsets)}, n_test, n_seeds), one for each "
-                f"subset, got {measured.shape}."
-            )
-        shape = measured.shape[1], subsets.shape[1]
-        if expected not in (None, shape):
-            raise ValueError(
-                "outcomes must all be of the same test and training rows, got (n_test, n_train) = "
-                f"{expected} and {shape}."
-            )
-        expected = shape
+    shapes = list(dict.fromkeys(_shape(one) for _, one in pairs))
+    if len(shapes) > 1:
+        raise ValueError(
+            "outcomes must all be of the same test and training rows, got (n_test, n_train) = "
+            f"{shapes[0]} and {shapes[1]}."
+        )
     return pairs
 
 
-def _check_distance(distance: Any, reference: ArrayLike | None, n_test: int) -> Against:
-    """Return the distance and, of each test row, the measurements after training on all rows."""
+def _shape(outcomes: Outcomes) -> tuple[int, int]:
+    """Return the numbers of test rows and training rows, of checked outcomes."""
+    subsets, measured = np.asarray(outcomes.subsets), np.asarray(outcomes.measured)
+    if subsets.ndim != 2 or subsets.dtype != bool:
+        raise ValueError(
+            "outcomes.subsets must be a matrix (n_subsets, n_train) of True for the rows that "
+            f"are trained on, got shape {subsets.shape} of {subsets.dtype}."
+        )
+    if measured.ndim != 3 or len(measured) != len(subsets):
+        raise ValueError(
+            f"outcomes.measured must have shape ({len(subsets)}, n_test, n_seeds), one for each "
+            f"subset, got {measured.shape}."
+        )
+    return measured.shape[1], subsets.shape[1]
+
+
+def _effect(distance: Any, reference: ArrayLike | None, n_test: int) -> Effect:
+    """Return what is predicted: the mean, or the distance from a sample of each test row."""
     if (distance is None) != (reference is None):
         raise ValueError(
             "distance and reference must be given together: the distance is to measurements after "
             "training on all rows, for example train_on_subsets(..., [range(n)], ...).measured[0]."
         )
     if distance is None:
-        return None
+        return lambda measured: measured.mean(1)
     samples = np.asarray(reference, dtype=float)
     if samples.ndim != 2 or len(samples) != n_test or not samples.size:
         raise ValueError(
             f"reference must have shape ({n_test}, n_reference), a sample for each test row, got "
             f"{samples.shape}."
         )
-    return resolve_distance(distance), [row[np.isfinite(row)] for row in samples]
+    between, finite = resolve_distance(distance), [row[np.isfinite(row)] for row in samples]
+    return lambda measured: np.array(list(map(between, measured, finite)))
 
 
 def _judge(
     scores: Mapping[str, NDArray[np.float64]],
     outcomes: Outcomes,
-    against: Against,
+    effect: Effect,
     n_bootstrap: int,
     rng: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
@@ -291,32 +282,15 @@ def _judge(
             f"{len(used)} without failure. Train more subsets, 50 or more for a useful interval."
         )
     removed = ~np.asarray(outcomes.subsets)[used]
-    effects = _measured_effects(measured[used], succeeded[used], against)
+    effects = [effect(one[:, ok]) for one, ok in zip(measured[used], succeeded[used], strict=True)]
     predicted = [_group_effects(name, one, removed) for name, one in scores.items()]
-    ranks, true_ranks = Ranks(np.stack(predicted)), Ranks(effects.T)
+    ranks, true_ranks = Ranks(np.stack(predicted)), Ranks(np.stack(effects, 1))
     once = np.ones(n_subsets, dtype=np.int64)
     draws = rng.multinomial(n_subsets, once / n_subsets, size=n_bootstrap)
     bootstrap = [weighted_spearman(ranks, true_ranks, weights).mean(-1) for weights in draws]
-    values = weighted_spearman(ranks, true_ranks, once)
     ceiling = noise_ceiling(measured, random_state=rng)
-    if against is not None:  # halves of the seeds are another distance away
-        ceiling = np.full(len(ceiling), np.nan)
+    values = weighted_spearman(ranks, true_ranks, once)
     return values, np.stack(bootstrap, -1), ceiling, n_subsets
-
-
-def _measured_effects(
-    measured: NDArray[np.float64], succeeded: NDArray[np.bool_], against: Against
-) -> NDArray[np.float64]:
-    """Return effects (n_subsets, n_test): means over the trainings that succeeded, or distances."""
-    if against is None:
-        return np.mean(measured, 2, where=succeeded[:, None])
-    distance, samples = against
-    return np.array(
-        [
-            [distance(sample, row) for sample, row in zip(one[:, ok], samples, strict=True)]
-            for one, ok in zip(measured, succeeded, strict=True)
-        ]
-    )
 
 
 def _group_effects(

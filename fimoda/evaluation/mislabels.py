@@ -70,9 +70,8 @@ def mislabel_detection(
 
     References
     ----------
-    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017,
-    section 5.4. Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent",
-    NeurIPS 2020.
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017, section
+    5.4. Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_random_state
+from .._validation import StrOptions, check_random_state, checks_arguments
 from ..base import BaseAttributor
 from ..training.outcomes import standard_error
 from ..training.subset_outcomes import mean_and_error
@@ -65,6 +65,7 @@ class SubsetRemovalCurve:
         return tidy({"method": self.methods, "k": self.k}, mean=self.mean(), sem=self.sem())
 
 
+@checks_arguments(task=[StrOptions({"classification", "regression"})])
 def subset_removal_curve(
     methods: Mapping[str, Method],
     train: Any,
@@ -142,24 +143,14 @@ def subset_removal_curve(
     >>> X, X_test, y, y_test = split_breast_cancer()
     >>> X_test, y_test = X_test[:10], y_test[:10]
     >>> model = LogisticRegression().fit(X, y)
-    >>> influence = ExactInfluence(model).fit(X, y)
-    >>> curve = subset_removal_curve(
-    ...     {"exact": influence},
-    ...     LeaveOneOut(model, n_seeds=1),
-    ...     y,
-    ...     X_test,
-    ...     y_test,
-    ...     X_train=X,
-    ...     k=[20, 80],
-    ...     random_state=0,
-    ... )
+    >>> methods, train = {"exact": ExactInfluence(model).fit(X, y)}, LeaveOneOut(model, n_seeds=1)
+    >>> settings = {"X_train": X, "k": [20, 80], "random_state": 0}
+    >>> curve = subset_removal_curve(methods, train, y, X_test, y_test, **settings)
     >>> curve.mean()[:, 1]  # after 80 rows: by influence, and at random
     array([0.2, 0. ])
     """
     check_methods(methods)
     _check_measurements(methods)
-    if task not in ("classification", "regression"):
-        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}.")
     n_train = len(np.asarray(y_train))
     sizes = _check_k(k, n_train)
     flips = task == "classification"
@@ -175,10 +166,11 @@ def subset_removal_curve(
             f"train must measure {wanted} for at least one test row after training on all rows; it did "
             f"so for none of {len(full)}."
         )
-    orders = [
-        _most_helpful(f"methods[{name!r}]", method, (len(full), n_train), X_test, y_test, sizes[-1])
-        for name, method in methods.items()
-    ]
+    orders = []
+    for name, method in methods.items():
+        label = f"methods[{name!r}]"
+        scores = score_matrix(label, method, (len(full), n_train), X_test, y_test)
+        orders.append(largest(label, scores, sizes[-1]))
     if random_baseline:
         if RANDOM in methods:
             raise ValueError(
@@ -228,9 +220,8 @@ def _effects(
     for j, size in enumerate(sizes):
         if before is None:
             effects[:, j] = effects[:, max(j - 1, 0)]  # flipped rows stay so
-        method, row = np.nonzero(
-            effects[:, j] == 0 if before is None else np.ones(removed.shape[:2])
-        )
+        asked = np.ones((n_methods, n_rows)) if before is not None else effects[:, j] == 0
+        method, row = np.nonzero(asked)
         if not method.size:
             continue
         subsets = np.ones((len(method), retrain.n_train + 1), dtype=bool)
@@ -247,17 +238,6 @@ def _effects(
 def _mean(measured: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean over the seeds (last axis) that did not fail; NaN if all did."""
     return mean_and_error(np.where(np.isfinite(measured), measured, np.nan))[0]
-
-
-def _most_helpful(
-    label: str, method: Method, shape: tuple[int, int], X_test: Any, y_test: Any, k: int
-) -> NDArray[np.int64]:
-    """Return the k most helpful rows of each test row, the most helpful first, (n_test, k)."""
-    scores = score_matrix(label, method, shape, X_test, y_test)
-    scored = int(np.isfinite(scores[0]).sum())
-    if k > scored:
-        raise ValueError(f"k must be at most the {scored} rows that {label} scores, got {k}.")
-    return largest(scores, k)
 
 
 def _random_rows(

@@ -36,37 +36,12 @@ class AllRows:
     def split(
         self, X: Any, y: Any = None, groups: Any = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield the split.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, ...)
-            The training rows.
-        y : array-like of shape (n_samples,), default=None
-            Not used.
-        groups : array-like of shape (n_samples,), default=None
-            Not used.
-
-        Yields
-        ------
-        train, test : ndarray of shape (n_samples,)
-            Indices of all rows.
-        """
+        """Yield the split: indices of all rows (n_samples,) of `X`, twice; `y` and `groups` are not used."""
         rows = np.arange(n_rows(X))
         yield rows, rows
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Return 1.
-
-        Parameters
-        ----------
-        X, y, groups : object
-            Not used.
-
-        Returns
-        -------
-        n_splits : int
-        """
+        """Return 1; nothing is used."""
         return 1
 
 
@@ -99,13 +74,9 @@ class AgreementScorer:
     >>> curve = further_training_curve(
     ...     ridge, X, y, X[:9], y[:9], epochs=5, n_seeds=2, leave_out=20, random_state=0
     ... )
-    >>> search = GridSearchCV(
-    ...     ExactInfluence(ridge),
-    ...     {"damping": [1e-3, 1e3]},
-    ...     scoring=AgreementScorer(curve, X[:9], y[:9]),
-    ...     cv=AllRows(),
-    ... ).fit(X, y)
-    >>> search.best_params_
+    >>> scorer, grid = AgreementScorer(curve, X[:9], y[:9]), {"damping": [1e-3, 1e3]}
+    >>> search = GridSearchCV(ExactInfluence(ridge), grid, scoring=scorer, cv=AllRows())
+    >>> search.fit(X, y).best_params_
     {'damping': 1000.0}
     """
 
@@ -132,8 +103,7 @@ class AgreementScorer:
 class LinearDatamodelingScorer:
     """Scores a fitted attributor by its linear datamodeling score.
 
-    For `GridSearchCV` and its kin, with ``cv=AllRows()``. The rows that the search passes are not
-    used.
+    For `GridSearchCV` and its kin, with ``cv=AllRows()``: the rows that the search passes are not used.
 
     Parameters
     ----------
@@ -152,13 +122,10 @@ class LinearDatamodelingScorer:
     >>> X, y = load_diabetes(return_X_y=True)
     >>> subsets = random_subsets(len(X), 30, ratio=0.9, random_state=0)
     >>> outcomes = train_on_subsets(Ridge(), X, y, subsets, X[:5], y[:5], n_seeds=1)
-    >>> search = GridSearchCV(
-    ...     ExactInfluence(Ridge().fit(X, y)),
-    ...     {"damping": [1e-6, 1e3]},
-    ...     scoring=LinearDatamodelingScorer(outcomes, X[:5], y[:5]),
-    ...     cv=AllRows(),
-    ... ).fit(X, y)
-    >>> search.best_params_
+    >>> scorer, grid = LinearDatamodelingScorer(outcomes, X[:5], y[:5]), {"damping": [1e-6, 1e3]}
+    >>> influence = ExactInfluence(Ridge().fit(X, y))
+    >>> search = GridSearchCV(influence, grid, scoring=scorer, cv=AllRows())
+    >>> search.fit(X, y).best_params_
     {'damping': 1e-06}
     """
 
@@ -168,9 +135,13 @@ class LinearDatamodelingScorer:
 
     def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
         """Return the mean score of the attributor over the test rows of the outcomes."""
-        methods = {type(attributor).__name__: attributor}
         result = linear_datamodeling_score(
-            methods, self.outcomes, self.X_test, self.y_test, n_bootstrap=1, random_state=0
+            {type(attributor).__name__: attributor},
+            self.outcomes,
+            self.X_test,
+            self.y_test,
+            n_bootstrap=1,
+            random_state=0,
         )
         return float(result.mean()[0, 0])
 
@@ -179,8 +150,7 @@ class LinearDatamodelingScorer:
 class MislabelScorer:
     """Scores a fitted attributor by how well its self-influence finds planted wrong labels.
 
-    For `GridSearchCV` and its kin, with ``cv=AllRows()``. The rows that the search passes are not
-    used.
+    For `GridSearchCV` and its kin, with ``cv=AllRows()``: the rows that the search passes are not used.
 
     Parameters
     ----------
@@ -199,13 +169,9 @@ class MislabelScorer:
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> noisy, flipped = flip_labels(y, 0.1, random_state=0)
     >>> model = LogisticRegression().fit(scale(X), noisy)
-    >>> search = GridSearchCV(
-    ...     ExactInfluence(model),
-    ...     {"damping": [1e-3, 1e3]},
-    ...     scoring=MislabelScorer(flipped),
-    ...     cv=AllRows(),
-    ... ).fit(scale(X), noisy)
-    >>> bool(search.best_score_ > 0.9)
+    >>> scorer, grid = MislabelScorer(flipped), {"damping": [1e-3, 1e3]}
+    >>> search = GridSearchCV(ExactInfluence(model), grid, scoring=scorer, cv=AllRows())
+    >>> bool(search.fit(scale(X), noisy).best_score_ > 0.9)
     True
     """
 

@@ -376,7 +376,7 @@ def test_errors(classes):
     for bad in ([], [0, 1], [2, 1], [1, 1], [30], [1.5], [[1, 2]]):
         with pytest.raises(ValueError, match="k must be increasing numbers of rows from 1 to 29"):
             subset_removal_curve(votes, train, y_train, y_test=y_test, k=bad)
-    with pytest.raises(ValueError, match="task must be 'classification' or 'regression', got 'x'"):
+    with pytest.raises(ValueError, match="'task' parameter of subset_removal_curve must be .*Got 'x'"):
         subset_removal_curve(votes, train, y_train, y_test=y_test, task="x")
     with pytest.raises(ValueError, match="y_test must be given for the baseline"):
         subset_removal_curve(votes, train, y_train)
