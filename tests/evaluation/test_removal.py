@@ -219,7 +219,7 @@ def test_an_attributor_of_some_rows(classes):
     lost = np.flatnonzero(~np.vstack(trained).all(0))
     assert_array_equal(lost, [3, 7, 20])
     with pytest.raises(
-        ValueError, match=r"at most the 3 rows that methods\['gold'\] scores, got 4"
+        ValueError, match=r"at most 3, the rows with a score in methods\['gold'\], got 4"
     ):
         subset_removal_curve({"gold": gold}, plain, y, X_test, y_test, k=[4])
 
@@ -376,7 +376,9 @@ def test_errors(classes):
     for bad in ([], [0, 1], [2, 1], [1, 1], [30], [1.5], [[1, 2]]):
         with pytest.raises(ValueError, match="k must be increasing numbers of rows from 1 to 29"):
             subset_removal_curve(votes, train, y_train, y_test=y_test, k=bad)
-    with pytest.raises(ValueError, match="'task' parameter of subset_removal_curve must be .*Got 'x'"):
+    with pytest.raises(
+        ValueError, match=r"'task' parameter of subset_removal_curve must be .*Got 'x'"
+    ):
         subset_removal_curve(votes, train, y_train, y_test=y_test, task="x")
     with pytest.raises(ValueError, match="y_test must be given for the baseline"):
         subset_removal_curve(votes, train, y_train)
