@@ -124,3 +124,10 @@ def relative(found, expected) -> float:
     assert found.shape == expected.shape
     assert np.linalg.norm(expected) > 0
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def close(found, expected, rtol: float = 1e-10) -> None:
+    """Check that nothing differs by more than this part of the largest number expected."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())

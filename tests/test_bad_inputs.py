@@ -11,6 +11,7 @@ import pytest
 import skorch
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from scipy import sparse
 from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import NotFittedError
@@ -674,8 +675,7 @@ def test_epochs_along_the_run(cls, n_epochs):
 
 
 def net(**settings):
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(X.shape[1], 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    module = tanh_network(X.shape[1], 3, 1)
     made = NeuralNet(
         module, criterion=nn.MSELoss, max_epochs=1, lr=0.01, verbose=0, train_split=None, **settings
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from problems import tanh_network
 from test_common import ATTRIBUTORS, make
 from torch import nn
 
@@ -22,8 +23,7 @@ X, y = rng.normal(size=(20, 3)), rng.integers(2, size=20)
 
 
 def module() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    return tanh_network(3, 4, 2)
 
 
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from torch import nn
@@ -18,8 +19,7 @@ X = RNG.normal(size=(N, D))
 
 
 def net(n_outputs: int = 3) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, n_outputs)).double()
+    return tanh_network(D, 5, n_outputs)
 
 
 def frozen(n_outputs: int = 3, criterion: nn.Module | None = None):

@@ -25,14 +25,6 @@ from fimoda.training.store import UnitStore
 N, D = 60, 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def hinge(outputs, targets):
     """A measurement of the user's own."""
     return (1 - outputs.squeeze(-1) * targets.squeeze(-1)).clamp_min(0)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from matplotlib import pyplot as plt
 from numpy.testing import assert_array_equal
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -45,12 +44,6 @@ INDICES = {
     "duplicates": pd.Index([f"patient {i // 2}" for i in range(N)]),
     "missing": pd.Index([None, "x", *"abcdefghij"], dtype=object),
 }
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
 
 
 def rows(index=INDICES["default"], columns="abc"):

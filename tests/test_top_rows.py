@@ -25,12 +25,6 @@ TEST = pd.DataFrame(
 ROWS = {"X_train": TRAIN, "y_train": list("abab"), "X_test": TEST, "y_test": np.array(["a", "b"])}
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 def display(**changes) -> TopRowsDisplay:
     names = dict(enumerate(TRAIN.index))
     return TopRowsDisplay.from_predictions(SCORES, k=2, **{"names": names, **ROWS, **changes})

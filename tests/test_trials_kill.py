@@ -25,15 +25,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 N, D = 30, 3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads of torch do not survive a fork."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rows():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(N, D)).astype(np.float32)

@@ -11,6 +11,7 @@ import pytest
 import skorch
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from scipy.special import expit, softmax
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
@@ -372,7 +373,7 @@ def test_recipe_of_mlps():
 
 def net_of(cls=skorch.NeuralNetRegressor, module=None, **settings):
     torch.manual_seed(0)
-    module = module or nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    module = module or tanh_network(5, 4, 1).float()
     defaults = {"max_epochs": 2, "lr": 0.05, "train_split": None, "verbose": 0, "batch_size": 20}
     return cls(module, **{**defaults, **settings})
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from problems import tanh_network
 from scipy.sparse import csr_array
 from sklearn.base import clone, is_classifier
 from sklearn.compose import TransformedTargetRegressor
@@ -55,8 +56,7 @@ def rows():
 @pytest.fixture(scope="module")
 def net(rows):
     X, y, *_ = rows
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    model = tanh_network(10, 8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(30):
         optimizer.zero_grad()

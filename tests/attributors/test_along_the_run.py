@@ -7,6 +7,7 @@ import pytest
 import torch
 from naive import relative
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import row_gradients, tanh_network
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
@@ -34,6 +35,10 @@ from fimoda.trajectory import model_at
 N = 30
 
 
+def gradients(model, X, y):
+    return row_gradients(model, model.encode_X(X), model.encode_y(y, 3))
+
+
 def rows(n: int = N):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, 4))
@@ -41,8 +46,7 @@ def rows(n: int = N):
 
 
 def module() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return tanh_network(4, 5, 3)
 
 
 class Convolution(nn.Module):
@@ -69,16 +73,6 @@ def recorded(checkpoints=4, network: nn.Module | None = None, **params):
     }
     network = module() if network is None else network
     return X, y, train_ensemble(network, X, y, checkpoints=checkpoints, **{**given, **params})
-
-
-def gradients(model, X, y):
-    """Gradient of each row's loss, (n, p), by a loop."""
-    found = []
-    for x, target in zip(model.encode_X(X), model.encode_y(y, 3), strict=True):
-        theta = model.theta.clone().requires_grad_()
-        loss = model.loss(model.forward(theta, x[None]), target[None]).sum()
-        found.append(torch.autograd.grad(loss, theta)[0].detach().numpy())
-    return np.array(found)
 
 
 # ---- TracIn -----------------------------------------------------------------------------------

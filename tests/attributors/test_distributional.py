@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from scipy.stats import energy_distance, entropy, ks_2samp, norm, wasserstein_distance
 from sklearn.linear_model import Ridge
 from torch import nn
@@ -477,8 +478,7 @@ def small_problem():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(20, 3)).astype("float32")
     y = (X[:, :1] + 0.3 * rng.normal(size=(20, 1))).astype("float32")
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    net = tanh_network(3, 4, 1).float()
     return net, X, y, X[:3] + 0.1, y[:3]
 
 

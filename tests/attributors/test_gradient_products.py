@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from naive import close
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -177,11 +178,6 @@ def gradients(module: nn.Module, X, y, measure) -> np.ndarray:
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     lengths = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
     return np.divide(a @ b.T, lengths, out=np.zeros(lengths.shape), where=lengths > 0)
-
-
-def close(found, expected) -> None:
-    """To 1e-10 of the largest score."""
-    assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
 # ---- against autograd -----------------------------------------------------------------------

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from naive import close
 from numpy.testing import assert_allclose, assert_array_equal
-from problems import LOSSES, D, N, problem
+from problems import LOSSES, D, N, problem, tanh_network
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
@@ -84,11 +85,6 @@ class Case:
         if curvature == "hessian":
             return by_gradients
         return min(by_gradients, 0.05 * float(self.problem.reference(curvature).trace()))
-
-
-def close(found, expected, rtol: float) -> None:
-    assert np.abs(expected).max() > 0
-    assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
 
 
 def cosine(a, b) -> float:
@@ -231,8 +227,7 @@ def test_losses_of_linear_pieces(cls):
     X, y = load_diabetes(return_X_y=True)
     X = scale(X)[:100]
     far = SGDRegressor(loss="huber", random_state=0, max_iter=5000).fit(X, y[:100])
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    net = tanh_network(10, 4, 1)
     for influence in (
         cls(far).fit(X, y[:100]),
         cls(net, criterion=nn.L1Loss()).fit(X, y[:100, None]),
@@ -511,8 +506,7 @@ def test_float32_model_with_the_dense_matrix():
     """The dense matrix of a float32 model is computed in float64."""
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, D)).astype(np.float32), rng.integers(3, size=60)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(D, 3), nn.Tanh(), nn.Linear(3, 3))
+    net = tanh_network(D, 3, 3).float()
     settings = {"criterion": nn.CrossEntropyLoss(), "damping": 1e-6}
     single = ExactInfluence(net, **settings).fit(X, y)
     assert single._primal is not None

@@ -49,15 +49,6 @@ STEPS = {
 pytestmark = pytest.mark.filterwarnings("ignore:LinearizedFurtherTraining.*discrepancy_")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads over small tensors only wait for each other, long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def randn(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)

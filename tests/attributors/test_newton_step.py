@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from problems import tanh_network
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from torch import nn
@@ -27,11 +28,6 @@ def test_equals_leave_one_out_refits(model):
         rest = np.arange(30) != i
         refit = type(model)(**model.get_params()).fit(X[:30][rest], y[:30][rest])
         assert_allclose(scores[:, i], refit.predict(X[30:]) - before, rtol=1e-8, atol=1e-9)
-
-
-def network(n_outputs: int) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, n_outputs)).double()
 
 
 def dense_scores(net, criterion, targets, weights, damping):
@@ -73,7 +69,7 @@ def test_equals_a_plain_loop(kind, weighted):
     rng = np.random.default_rng(0)
     weights = torch.from_numpy(rng.integers(1, 4, 40).astype(float) if weighted else np.ones(40))
     if kind == "three classes":
-        net, criterion = network(3), nn.CrossEntropyLoss()
+        net, criterion = tanh_network(5, 9, 3), nn.CrossEntropyLoss()
         y = rng.integers(3, size=40)
         targets, loss = (
             torch.from_numpy(y),
@@ -81,7 +77,7 @@ def test_equals_a_plain_loop(kind, weighted):
         )
     else:
         n_outputs = 1 if kind == "one target" else 2
-        net, criterion = network(n_outputs), nn.MSELoss()
+        net, criterion = tanh_network(5, 9, n_outputs), nn.MSELoss()
         y = Y[:, :n_outputs] / 100
         targets, loss = torch.from_numpy(y), lambda f, t: ((f - t) ** 2).mean()
     expected = dense_scores(net, loss, targets, weights, damping).detach().numpy()
@@ -94,7 +90,7 @@ def test_equals_a_plain_loop(kind, weighted):
 
 def test_one_output_divides_by_one_minus_leverage():
     y = Y[:, :1] / 100
-    net = network(1)
+    net = tanh_network(5, 9, 1)
     given = {"criterion": nn.MSELoss(), "damping": 0.05, "reweight_others": False}
     plain = ExactInfluence(net, **given).fit(X, y).transform(X, y)
     newton = ExactInfluence(net, newton_step=True, **given).fit(X, y).transform(X, y)

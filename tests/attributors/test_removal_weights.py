@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from problems import tanh_network
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_classification
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
@@ -256,11 +257,6 @@ def test_a_row_that_is_all_there_is():
     assert_allclose(removal(np.ones((2, 1))), np.ones((2, 1)))
 
 
-def network(n_outputs=3):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, n_outputs)).double()
-
-
 METHODS = [
     (ExactInfluence, {"damping": 0.1}),
     (ExactInfluence, {"damping": 0.1, "newton_step": True}),
@@ -280,7 +276,7 @@ def test_centred_rows_and_the_diagonal(method, settings):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(20, 4)), rng.integers(3, size=20)
     weights = rng.uniform(0.5, 2, 20)
-    made = method(network(), criterion=nn.CrossEntropyLoss(), **settings)
+    made = method(tanh_network(4, 6, 3), criterion=nn.CrossEntropyLoss(), **settings)
     S = made.fit(X, y, sample_weight=weights).transform(X, y)
     share = weights / weights.sum()
     if not settings.get("newton_step"):
@@ -301,7 +297,7 @@ def test_newton_step_of_a_mean(n_rows):
     weights = rng.uniform(0.5, 2, n_rows)
     damping = 0.05
     found = ExactInfluence(
-        network(), criterion=nn.CrossEntropyLoss(), damping=damping, newton_step=True
+        tanh_network(4, 6, 3), criterion=nn.CrossEntropyLoss(), damping=damping, newton_step=True
     ).fit(X, y, sample_weight=weights)
     assert (found._dual is not None) == (n_rows == 8)
     model = found.model_

@@ -38,14 +38,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def mlp(*extra: nn.Module) -> nn.Sequential:
     first, second, last = (
         nn.Linear(*shape, dtype=torch.float64) for shape in ((D, 6), (6, 4), (4, 1))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from problems import tanh_network
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import scale
@@ -29,8 +30,7 @@ TRAINING = {"optimizer": "SGD", "lr": 0.05, "batch_size": 32, "n_seeds": 3, "lea
 
 @pytest.fixture(scope="module")
 def net():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 1))
+    net = tanh_network(10, 16, 1).float()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()

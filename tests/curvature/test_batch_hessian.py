@@ -22,15 +22,6 @@ B, D = 3, 4
 SHARPNESS = 3.0
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads over small tensors only wait for each other, long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Pooled(nn.Module):
     """The largest of each of three pairs of units."""
 

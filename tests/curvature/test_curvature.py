@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from naive import close
 from numpy.testing import assert_allclose, assert_array_equal
-from problems import LOSSES, NETWORKS, D, N, Problem, close, problem
+from problems import LOSSES, NETWORKS, D, N, Problem, problem
 from torch import Tensor, nn
 
 from fimoda import FinalModel, as_final_model

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import row_gradients
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from torch import nn
@@ -111,16 +112,6 @@ def problem(case: str, n: int = N):
     return net, model, X, y, criterion
 
 
-def gradients(model, X, y) -> torch.Tensor:
-    """Gradients (n, p) of the loss, one row at a time."""
-    rows = []
-    for x, target in zip(X, y, strict=True):
-        theta = model.theta.clone().requires_grad_()
-        loss = model.loss(model.forward(theta, x[None]), target[None]).sum()
-        rows.append(torch.autograd.grad(loss, theta)[0])
-    return torch.stack(rows)
-
-
 def kronecker_basis(block) -> tuple[torch.Tensor, list[int]]:
     """Eigenvectors as columns, and the parameters (weight and bias, interleaved) they act on."""
     n_out, width = len(block.signal_basis), len(block.input_basis)
@@ -147,7 +138,7 @@ def test_factors_are_the_gradients(case):
     _, model, X, y, _ = problem(case)
     differentiate = LayerDifferentiator(model, X[:2])
     assert not differentiate.skipped
-    expected = gradients(model, X, y)
+    expected = torch.from_numpy(row_gradients(model, X, y))
     found = torch.full_like(expected, torch.nan)
     for place, f in zip(
         differentiate.places, differentiate(Measured(Rows(X, y), model.loss)), strict=True
@@ -205,7 +196,7 @@ def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
     ekfac = EKFAC(model, X, y, weights, fisher=fisher, seed=3, chunk_size=5)
     if fisher == "sampled":
         targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
-        g = gradients(model, X, targets)
+        g = torch.from_numpy(row_gradients(model, X, targets))
         matrix = (g * (weights / weights.sum())[:, None]).T @ g
         assert_allclose(
             SampledFisher(Objective(model, Rows(X, y, weights)), seed=3).dense(), matrix, atol=1e-12
@@ -331,7 +322,7 @@ def test_scores_are_products_with_the_dense_inverse(case):
     attributor.fit(X, y, sample_weight=weights)
     curvature = dense(EKFAC(model, X, y, torch.from_numpy(weights)))
     inverse = torch.linalg.inv(curvature + 0.05 * torch.eye(len(curvature), dtype=torch.float64))
-    g = gradients(model, X, y)
+    g = torch.from_numpy(row_gradients(model, X, y))
     expected = (g[:4] @ inverse @ g.T).numpy() * weights / weights.sum()
     assert_allclose(attributor.transform(X[:4], y[:4]), expected, rtol=1e-8, atol=1e-13)
 

@@ -18,12 +18,6 @@ from fimoda import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def fitted():
     X, y = load_diabetes(return_X_y=True)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.tree import DecisionTreeRegressor
@@ -29,11 +29,6 @@ def data():
     X = rng.normal(size=(N + N_TEST, D))
     y = X @ [1.0, -2.0, 0.5] + 0.3 * rng.normal(size=len(X))
     return X[:N], y[:N], X[N:], y[N:]
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
 class CountedForest(RandomForestRegressor):
@@ -97,13 +92,13 @@ def test_leave_one_out_has_the_rows_that_there_was_time_for(ticks):
 def test_networks_end_between_stacks(ticks):
     X, y, *test = data()
     given = {**NETWORK, "n_seeds": [1, 2], "random_state": 0}
-    whole = LeaveOneOut(network(), **given).fit(X, y)
-    some = LeaveOneOut(network(), max_seconds=3, **given).fit(X, y)
+    whole = LeaveOneOut(tanh_network(D, 4, 1), **given).fit(X, y)
+    some = LeaveOneOut(tanh_network(D, 4, 1), max_seconds=3, **given).fit(X, y)
     assert 1 < len(some.train_indices_) < N
     expected = whole.transform(*test), whole.scores_sem_
-    one = LeaveOneOut(network(), **given | {"n_seeds": [1]}).fit(X, y).transform(*test)
+    one = LeaveOneOut(tanh_network(D, 4, 1), **given | {"n_seeds": [1]}).fit(X, y).transform(*test)
     assert_allclose(some.transform(*test), one[:, some.train_indices_], rtol=1e-10)
-    late = LeaveOneOut(network(), max_seconds=LATE, **given).fit(X, y)
+    late = LeaveOneOut(tanh_network(D, 4, 1), max_seconds=LATE, **given).fit(X, y)
     assert_array_equal(late.transform(*test), expected[0])
     assert_array_equal(late.scores_sem_, expected[1])
 
@@ -127,8 +122,10 @@ def test_what_is_on_disk_is_not_trained_again(tmp_path, ticks):
     """A second call goes on where the time of the first was over."""
     X, y, *test = data()
     given = {**NETWORK, "n_seeds": [1], "random_state": 0}
-    whole = LeaveOneOut(network(), **given).fit(X, y).transform(*test)
-    some = LeaveOneOut(network(), max_seconds=2, checkpoint_dir=tmp_path, **given).fit(X, y)
+    whole = LeaveOneOut(tanh_network(D, 4, 1), **given).fit(X, y).transform(*test)
+    some = LeaveOneOut(tanh_network(D, 4, 1), max_seconds=2, checkpoint_dir=tmp_path, **given).fit(
+        X, y
+    )
     n = len(some.train_indices_)
     for _ in range(4):
         some = some.__sklearn_clone__().fit(X, y)
@@ -284,13 +281,13 @@ def test_models_that_memory_does_not_hold():
 def test_further_training_has_one_seed_at_least():
     X, y, *test = data()
     given = {**NETWORK, "random_state": 0}
-    some = FurtherTraining(network(), n_seeds=4, max_seconds=AT_ONCE, **given).fit(X, y)
-    whole = FurtherTraining(network(), n_seeds=4, max_seconds=LATE, **given).fit(X, y)
-    plain = FurtherTraining(network(), n_seeds=4, **given).fit(X, y)
+    some = FurtherTraining(tanh_network(D, 4, 1), n_seeds=4, max_seconds=AT_ONCE, **given).fit(X, y)
+    whole = FurtherTraining(tanh_network(D, 4, 1), n_seeds=4, max_seconds=LATE, **given).fit(X, y)
+    plain = FurtherTraining(tanh_network(D, 4, 1), n_seeds=4, **given).fit(X, y)
     assert some.seeds_ == plain.seeds_[:1]
     assert whole.seeds_ == plain.seeds_
     assert_array_equal(whole.transform(*test), plain.transform(*test))
-    first = FurtherTraining(network(), n_seeds=some.seeds_, **given).fit(X, y)
+    first = FurtherTraining(tanh_network(D, 4, 1), n_seeds=some.seeds_, **given).fit(X, y)
     assert_array_equal(some.transform(*test), first.transform(*test))
 
 
@@ -299,7 +296,7 @@ def test_further_training_begins_no_seed_that_would_end_late(ticks):
     X, y, *_ = data()
     given = {**NETWORK, "random_state": 0, "n_seeds": 50}
     seeds = [
-        len(FurtherTraining(network(), max_seconds=s, **given).fit(X, y).seeds_)
+        len(FurtherTraining(tanh_network(D, 4, 1), max_seconds=s, **given).fit(X, y).seeds_)
         for s in (10, 40, 80)
     ]
     assert 1 <= seeds[0] < seeds[1] < seeds[2] < 50

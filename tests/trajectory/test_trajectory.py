@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import tanh_network
 from sklearn.base import clone
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from skorch.callbacks import EarlyStopping, LRScheduler
@@ -38,9 +39,8 @@ def rows(n: int = N):
 
 
 def net(recorder: TrajectoryRecorder | None, **params) -> NeuralNetRegressor:
-    torch.manual_seed(0)
     given = {"max_epochs": 4, "lr": 0.05, "batch_size": 8, "train_split": None, "verbose": 0}
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    module = tanh_network(3, 4, 1).float()
     callbacks = [] if recorder is None else [recorder]
     return NeuralNetRegressor(module, **{**given, "callbacks": callbacks, **params})
 
