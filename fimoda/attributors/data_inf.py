@@ -64,7 +64,7 @@ class DataInf(BaseAttributor):
     model_ : FinalModel
         Its frozen functional view.
     damping_ : dict of str to float
-        The damping used, by layer; may be changed after ``fit`` at no cost.
+        The damping used; may be changed after ``fit`` at no cost. It has a number for each layer.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column.
 

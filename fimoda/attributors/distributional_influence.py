@@ -67,7 +67,7 @@ class DistributionalInfluence(BaseAttributor):
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
     random_state : int, RandomState or None, default=None
-        Draws the seeds of the default method; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds of the default method.
 
     Attributes
     ----------

@@ -81,11 +81,11 @@ class Downsampling(BaseSubsetRetraining):
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     max_seconds : float, default=None
-        Seconds of training in `fit`, after which none begins, once each row was twice in a subset and
-        twice out of one (four trainings for a `ratio` of one half). Which are done in time depends on
-        the machine.
+        Seconds of training in `fit`, after which none begins. Each row is twice in a subset and
+        twice out of one all the same (four trainings for a `ratio` of one half). Which are done in
+        time depends on the machine.
     random_state : int, RandomState or None, default=None
-        Draws the subsets and seeds; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the subsets and seeds.
     n_jobs : int, default=None
         joblib workers, of one thread each. Scores are the same bits for every value.
     verbose : int, default=0
@@ -96,7 +96,7 @@ class Downsampling(BaseSubsetRetraining):
     estimator_ : object
         The final model.
     model_ : FinalModel
-        Its frozen view.
+        Its frozen functional view.
     subsets_ : ndarray of bool of shape (M, n_train)
         Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int

@@ -68,9 +68,9 @@ class EnsembleAttributor(BaseEnsembleTraining):
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
     criterion : nn.Module, default=None
-        Training criterion of bare ``nn.Module``.
+        Training criterion of a bare ``nn.Module``.
     random_state : int, RandomState or None, default=None
-        Draws the seeds; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds.
     n_jobs : int, default=None
         joblib workers, of one thread each, that train models.
 
@@ -79,7 +79,7 @@ class EnsembleAttributor(BaseEnsembleTraining):
     estimator_ : object
         The final model.
     model_ : FinalModel
-        Its frozen view.
+        Its frozen functional view.
     members_ : list of attributors
         The method fitted to each model (for `TRAK`, to all of them).
     seeds_ : list of int

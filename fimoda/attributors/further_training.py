@@ -103,7 +103,8 @@ class FurtherTraining(BaseFurtherTraining):
         Seconds of training in `fit`: no seed but the first begins that would not end in time, as
         long as the others took. Which seeds are run then depends on the machine.
     random_state : int, RandomState or None, default=None
-        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds and a random number of left-out
+        rows.
     n_jobs : int, default=None
         joblib workers, of one thread each. Scores are the same bits for every value.
     verbose : int, default=0
@@ -116,7 +117,7 @@ class FurtherTraining(BaseFurtherTraining):
     model_ : FinalModel
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_left_out,)
-        Left-out row of each column.
+        Training row of each column.
     seeds_ : list of int
         Seeds of the runs; fewer than asked for if `max_seconds` were over.
     scores_sem_ : ndarray of shape (n_test, n_left_out)

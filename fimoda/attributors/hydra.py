@@ -34,10 +34,10 @@ class Hydra(BaseAlongTheRun):
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
     trajectory : Trajectory, "final" or None, default=None
-        The training run; "final" lets the final model stand for every step and its batches be what
-        they are on average, which makes this `GradDot`. None is the run that the net's
-        `TrajectoryRecorder` has recorded; an estimator that is fitted here and has none stands for
-        itself.
+        The training run; by default the one that the net's `TrajectoryRecorder` has recorded, and
+        an estimator that is fitted here and has none stands for itself. "final" lets the final
+        model stand for every step and its batches be what they are on average, which makes this
+        `GradDot`.
     stage : int, str or None, default=None
         Attribute to the rows of one stage only: its number or name.
     n_epochs : int, default=None

@@ -97,11 +97,12 @@ class LeaveOneOut(BaseRetraining):
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     max_seconds : float, default=None
-        Seconds of training in `fit`, after which none begins: rows are taken in a random order, all
+        Seconds of training in `fit`, after which none begins. Rows are taken in a random order, all
         of them with the first seed before the second. Rows without a training have no column. Which
-        trainings are done in time depends on the machine.
+        are done in time depends on the machine.
     random_state : int, RandomState or None, default=None
-        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds and a random number of left-out
+        rows.
     n_jobs : int, default=None
         joblib workers, of one thread each. Scores are the same bits for every value.
     verbose : int, default=0
@@ -112,7 +113,7 @@ class LeaveOneOut(BaseRetraining):
     estimator_ : object
         The final model.
     model_ : FinalModel
-        Its frozen view.
+        Its frozen functional view.
     subsets_ : ndarray of bool of shape (M, n_train)
         Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int

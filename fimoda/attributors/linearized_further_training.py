@@ -92,7 +92,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         of minibatches; "steps" follows the minibatches and the optimiser, all of its state included, at
         the cost of `UnrolledDifferentiation`. "auto" is the kernel if it fits `memory_budget`.
     n_seeds : int or list of int, default=1
-        Number of runs to average over (drawn from `random_state`), or their seeds.
+        Number of runs to average over (drawn from `random_state`) or their seeds.
     removal : {"first-order", "exact"}, default="first-order"
         With "exact" the left-out row's own residual follows its own run: exact in the
         linearised network. Needs ``n_segments=1``, the kernel and a squared error.
@@ -124,7 +124,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         Bytes for the kernel, or for the bases of all segments; and for the vectors that walk back
         through them.
     random_state : int, RandomState or None, default=None
-        Draws the seeds; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds.
     n_jobs : int, default=None
         joblib workers, of one thread each, over seeds and segments.
     verbose : int, default=0

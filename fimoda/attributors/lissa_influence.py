@@ -50,7 +50,8 @@ class LiSSAInfluence(BaseIterativeInfluence):
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
     curvature : str, default="gauss-newton"
-        The matrix C: "gauss-newton", "hessian" (LiSSA-H), "empirical-fisher", or "sampled-fisher".
+        The matrix C: "gauss-newton", "hessian", "empirical-fisher", or "sampled-fisher". With the
+        Hessian this is LiSSA-H.
     damping : float, "auto" or "tuned", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients, at most
         0.05 of the trace of the curvature (but for the Hessian), and 0.001 of it for a linear model

@@ -61,10 +61,10 @@ class SOURCE(BaseAlongTheRun):
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
     trajectory : Trajectory, "final" or None, default=None
-        The training run; "final" lets the final model stand for all of it, in one segment: an
-        influence function that knows for how long the model was trained. None is the run that the
-        net's `TrajectoryRecorder` has recorded; an estimator that is fitted here and has none stands
-        for itself.
+        The training run; by default the one that the net's `TrajectoryRecorder` has recorded, and
+        an estimator that is fitted here and has none stands for itself. "final" lets the final
+        model stand for all of it, in one segment: an influence function that knows for how long the
+        model was trained.
     segments : int, "auto" or list of int, default=3
         Number of segments, with nearly equal numbers of checkpoints; or cut where gradients change;
         or numbers of steps at which segments end. A new stage is a new segment in any case.
@@ -90,8 +90,8 @@ class SOURCE(BaseAlongTheRun):
     lr : float, default=None
         With "final": learning rate; the model's own by default, 0.01 if it has none.
     batch_size : int, default=None
-        With "final", and to estimate second moments: batch size; the model's own by default, 128 if
-        it has none.
+        With "final": batch size; the model's own by default, 128 if it has none. It is also that of
+        the estimate of second moments.
     reweight_others : bool, default=False
         Score the removal of a row as fitting without it does it: the other rows get its part of a mean,
         so that it is compared with their mean gradient, and balanced class weights change. False is

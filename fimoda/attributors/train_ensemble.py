@@ -84,7 +84,7 @@ def train_ensemble(
     directory : path, default=None
         Where checkpoints are kept, in a directory for each seed; in memory by default.
     random_state : int, RandomState or None, default=None
-        Draws the seeds; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds.
     n_jobs : int, default=None
         joblib workers, of one thread each. Models are the same bits for every value.
 

@@ -119,7 +119,7 @@ def train_on_subsets(
     memory_budget : int, default=2 GiB
         Bytes that the measurements may take in memory when there is no `checkpoint_dir`.
     random_state : int, RandomState or None, default=None
-        Draws the seeds; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds.
     n_jobs : int, default=None
         joblib workers, of one thread each. Measurements are the same bits for every value.
     verbose : int, default=0

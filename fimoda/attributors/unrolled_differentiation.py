@@ -74,9 +74,9 @@ class UnrolledDifferentiation(BaseHorizons):
         Epochs of further training; several horizons are scored in one walk, see
         `transform_horizons`.
     n_seeds : int or list of int, default=1
-        Number of runs to average over (drawn from `random_state`), or their seeds.
+        Number of runs to average over (drawn from `random_state`) or their seeds.
     leave_out : None, int or list of int, default=None
-        Rows to score: all, a random number of them, or these.
+        Rows to leave out, one at a time: all, a random number of them, or these.
     start : nn.Module, dict or None, default=None
         Where the run starts: a network of the same architecture or its ``state_dict``, for example
         the initial parameters of training. None is the final model.
@@ -105,7 +105,8 @@ class UnrolledDifferentiation(BaseHorizons):
     memory_budget : int, default=2 GiB
         Bytes for the states of a run and the vectors that walk through it.
     random_state : int, RandomState or None, default=None
-        Draws the seeds and a random number of left-out rows; fits an unfitted `estimator`.
+        Used to fit an unfitted `estimator` and to draw the seeds and a random number of left-out
+        rows.
     n_jobs : int, default=None
         joblib workers, of one thread each, over seeds and blocks of 64 test rows. Scores are the
         same bits for every value.

@@ -39,7 +39,7 @@ class MislabelDetector(BaseSelection):
     contamination : float, default=0.1
         Share of the rows to mark, in (0, 0.5].
     random_state : int, RandomState or None, default=None
-        Cuts the rows into halves; for an attributor that has none of its own.
+        For an attributor that has none of its own. It also cuts the rows into halves.
 
     Attributes
     ----------

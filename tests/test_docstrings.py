@@ -1,0 +1,102 @@
+"""Docstrings of one family say the same thing of the same parameter, in the same words."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from numpydoc.docscrape import NumpyDocString
+from test_common import ATTRIBUTORS
+
+import fimoda
+
+FAMILIES = {
+    "influence functions": [
+        "ArnoldiInfluence", "CGInfluence", "DataInf", "EKFACInfluence", "ExactInfluence", "GradCos", "GradDot",
+        "LiSSAInfluence", "RepSim", "TRAK",
+    ],
+    "along the run": ["Hydra", "SOURCE", "TracIn"],
+    "further training": [
+        "FurtherTraining", "LinearizedFurtherTraining", "UnrolledDifferentiation", "further_training_curve",
+    ],
+    "retraining": ["Datamodel", "Downsampling", "LeaveOneOut", "train_on_subsets"],
+    "of other attributors": ["DistributionalInfluence", "EnsembleAttributor"],
+    "selection": ["InfluencePruner", "MislabelDetector", "PrunedClassifier", "PrunedRegressor"],
+}  # fmt: skip
+
+#: parameters and attributes that all attributors share, and functions with them
+EVERYWHERE = [
+    "criterion", "estimator_", "measurement", "model_", "random_state", "reweight_others", "train_indices_",
+    "verbose",
+]  # fmt: skip
+
+#: (family, parameter): why the words differ
+DIFFERENT = {
+    ("everywhere", "measurement"): "RepSim measures nothing",
+    ("influence functions", "batch_size"): "of training, or of a series",
+    ("influence functions", "chunk_size"): "EK-FAC holds factors",
+    ("influence functions", "damping"): 'each has its own "auto"',
+    ("influence functions", "measurement"): "RepSim measures nothing",
+    ("influence functions", "memory_budget"): "each holds other things",
+    ("influence functions", "n_components"): "eigenpairs or features",
+    ("influence functions", "n_iter_"): "a series has terms",
+    ("influence functions", "tol"): "of a residual, or of the solution",
+    ("along the run", "chunk_size"): "Hydra goes through the run once for each chunk of test rows",
+    ("along the run", "memory_budget"): "each holds other things",
+    ("along the run", "n_components"): "SOURCE projects for one of its curvatures",
+    ("along the run", "projection"): "SOURCE projects for one of its curvatures",
+    ("further training", "checkpoint_dir"): "a curve keeps measurements, an estimator models",
+    ("further training", "memory_budget"): "each holds other things",
+    ("further training", "optimizer"): "derivatives of some optimisers only",
+    ("retraining", "measurement"): "a function that attributes nothing",
+    ("retraining", "memory_budget"): "a function holds measurements, an estimator models",
+    ("retraining", "scores_sem_"): "subsets, bootstrap samples or seeds",
+    ("retraining", "subsets"): "instead of random ones, or needed",
+    ("of other attributors", "models"): "what is averaged, or what distributions are made of",
+    ("selection", "estimator_"): "fitted on all rows, or on those that are kept",
+    ("selection", "scores_"): "a detector scores by self-influence",
+}  # fmt: skip
+
+
+def words(names: list[str]) -> dict[str, dict[str, str]]:
+    """Return what each says of each parameter and attribute, but for "As in ..." of another's."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        doc = NumpyDocString(inspect.getdoc(getattr(fimoda, name)))
+        for entry in [*doc["Parameters"], *doc["Attributes"]]:
+            text = " ".join(" ".join(entry.desc).split())
+            if not any(words in text for words in ("As in `", "as in `", "as for `")):
+                found.setdefault(entry.name, {})[name] = text
+    return found
+
+
+def check(family: str, found: dict[str, dict[str, str]]) -> None:
+    for parameter, said in found.items():
+        shared = min((text.split(". ")[0].rstrip(".") for text in said.values()), key=len)
+        same = all(text.startswith(shared) for text in said.values())
+        if (family, parameter) in DIFFERENT:
+            assert not same, (
+                f"{(family, parameter)} is no longer different: leave it out of the table"
+            )
+            continue
+        assert same, f"{parameter} of {family}: begin alike, particulars behind: {said}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_says_the_same(family):
+    check(family, words(FAMILIES[family]))
+
+
+def test_all_attributors_say_the_same():
+    everyone = words([cls.__name__ for cls in ATTRIBUTORS] + ["train_ensemble", "train_on_subsets"])
+    check("everywhere", {name: everyone[name] for name in EVERYWHERE})
+
+
+def test_every_attributor_has_a_family():
+    members = [name for family in FAMILIES.values() for name in family]
+    assert len(members) == len(set(members))
+    assert {cls.__name__ for cls in ATTRIBUTORS} <= set(members)
+
+
+def test_differences_are_of_known_families():
+    assert {family for family, _ in DIFFERENT} <= {*FAMILIES, "everywhere"}
