@@ -12,8 +12,8 @@ import fimoda
 
 FAMILIES = {
     "influence functions": [
-        "ArnoldiInfluence", "CGInfluence", "DataInf", "EKFACInfluence", "ExactInfluence", "GradCos", "GradDot",
-        "LiSSAInfluence", "RepSim", "TRAK",
+        "ArnoldiInfluence", "CGInfluence", "DataInf", "EKFACInfluence", "ExactInfluence", "GradCos",
+        "GradDot", "LiSSAInfluence", "RepSim", "TRAK",
     ],
     "along the run": ["Hydra", "SOURCE", "TracIn"],
     "further training": [
@@ -48,6 +48,7 @@ DIFFERENT = {
     ("further training", "checkpoint_dir"): "a curve keeps measurements, an estimator models",
     ("further training", "memory_budget"): "each holds other things",
     ("further training", "optimizer"): "derivatives of some optimisers only",
+    ("retraining", "checkpoint_dir"): "a function keeps measurements, an estimator models",
     ("retraining", "measurement"): "a function that attributes nothing",
     ("retraining", "memory_budget"): "a function holds measurements, an estimator models",
     ("retraining", "scores_sem_"): "subsets, bootstrap samples or seeds",
