@@ -111,7 +111,7 @@ class Datamodel(BaseSubsetRetraining):
         twice out of one all the same (and five are trained). Which are done in time depends on the
         machine.
     random_state : int, RandomState or None, default=None
-        Used to fit an unfitted `estimator` and to draw subsets, seeds and bootstrap samples.
+        Used to fit an unfitted `estimator` and to draw the seeds, subsets and bootstrap samples.
     n_jobs : int, default=None
         joblib workers, of one thread each. Scores are the same bits for every value.
     verbose : int, default=0

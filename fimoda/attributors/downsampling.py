@@ -85,7 +85,7 @@ class Downsampling(BaseSubsetRetraining):
         twice out of one all the same (four trainings for a `ratio` of one half). Which are done in
         time depends on the machine.
     random_state : int, RandomState or None, default=None
-        Used to fit an unfitted `estimator` and to draw the subsets and seeds.
+        Used to fit an unfitted `estimator` and to draw the seeds and subsets.
     n_jobs : int, default=None
         joblib workers, of one thread each. Scores are the same bits for every value.
     verbose : int, default=0
