@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from . import measurements
 from ._validation import (
     POSITIVE_INTEGER,
     check_is_fitted,
-    check_rows,
     check_targets,
     check_top,
-    check_unmasked,
     check_weights,
     checks_parameters,
-    dense_rows,
     n_rows,
-    require_no_dates,
-    validate_data,
 )
 from .adapters import (
     as_final_model,
@@ -42,23 +34,20 @@ from .adapters import (
     has_earlier_steps,
     is_fitted,
     last_step,
-    require_dense_rows,
     takes_sparse_rows,
     training_rows,
     transform_rows,
     transform_targets,
     warn_of_rows,
 )
+from .checked_rows import checked_rows, require_same_inputs, require_squares, seen_rows
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
 from .model import DEFAULT_BUDGET, FinalModel
 from .objective import Objective
-from .rows import Rows, parts, taken
+from .rows import Rows
 from .top_rows import TopRows, as_text, distinct
-
-#: Bytes that sparse rows may take as an array, if ``memory_budget`` is not larger.
-SPARSE_BUDGET = 2 * 2**30
 
 
 class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
@@ -144,7 +133,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         estimator = self.estimator
         fitted = estimator is not None and is_fitted(estimator)
         raw = estimator is not None and self._leaves_rows(estimator)
-        rows = self._checked_rows(X, reset=True, raw=raw)
+        rows = checked_rows(self, X, reset=True, raw=raw)
         y = check_targets(y, n_rows(rows))
         weights = check_weights(sample_weight, np.zeros((n_rows(rows), 1)))
         if fitted:
@@ -158,8 +147,8 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self._check_columns(X if hasattr(X, "columns") else rows)
         self.model_ = self._freeze(seen, y, weights)
         inputs = self.model_.encode_X(seen)
-        _require_squares(inputs)
-        outputs = self.model_.outputs(taken(inputs, slice(2)))
+        require_squares(inputs)
+        outputs = self.model_.outputs(inputs[:2])
         self.n_outputs_ = outputs.shape[1]
         targets = self.model_.encode_y(y, self.n_outputs_)
         given = None if weights is None else torch.tensor(weights)
@@ -212,7 +201,7 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
     ) -> FinalModel:
         """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
         if not self._knows_rows:
-            warn_of_rows(last_step(self.estimator_), len(X), sample_weight is not None)
+            warn_of_rows(last_step(self.estimator_), n_rows(X), sample_weight is not None)
         return as_final_model(
             self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
         )
@@ -222,55 +211,13 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         for name in ("estimator_", "model_", "n_outputs_", "_objective", "_measure"):
             setattr(self, name, getattr(other, name))
 
-    def _checked_rows(self, X: Any, reset: bool, raw: bool) -> Any:
-        """Validate X; rows for the earlier steps of a Pipeline are left to those steps."""
-        strange = isinstance(X, dict | set | str | bytes | Iterator)
-        if strange and not issparse(X):  # one of scipy's is a dict
-            raise TypeError(
-                f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
-                "Columns in a dict make a frame: pandas.DataFrame(X)."
-            )
-        if isinstance(X, Dataset | DataLoader) and not hasattr(X, "__array__"):
-            raise TypeError(
-                f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}, "
-                "which holds targets too. Stack its rows and its targets: X = "
-                "numpy.stack([x for x, _ in dataset]) and y = numpy.array([y for _, y in dataset])."
-            )
-        if isinstance(X, Tensor):
-            X = X.detach().cpu().numpy()
-        check_unmasked(X, "X")
-        if raw:
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            return X
-        require_no_dates(X)
-        try:
-            return validate_data(
-                self,
-                X,
-                reset=reset,
-                dtype="numeric",
-                allow_nd=True,
-                accept_sparse="csr" if takes_sparse_rows(self.estimator) else False,
-            )
-        except ValueError as error:
-            if "could not convert string" not in str(error):
-                raise
-            raise ValueError(
-                f"X must hold numbers, as the model takes them: {error}. A Pipeline that encodes text "
-                "before the model may be passed as the estimator."
-            ) from error
-
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
         """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.
 
         With their targets `y` they are the training rows.
         """
         seen = self._seen_by_model(X, y)
-        require_dense_rows(self.estimator_, seen)
-        seen = dense_rows(seen, max(getattr(self, "memory_budget", 0), SPARSE_BUDGET))
-        if not has_earlier_steps(self.estimator_):
-            return seen
-        return check_rows(seen, "X after the Pipeline's earlier steps")
+        return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))
 
     def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
         """Rows after the earlier steps of a Pipeline; with targets they are the training rows."""
@@ -323,10 +270,10 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     def _test(self, X: Any, y: Any) -> Measured:
         """Return encoded test rows, with the measurement to take on them."""
-        checked = self._checked_rows(X, reset=False, raw=self._leaves_rows(self.estimator_))
+        checked = checked_rows(self, X, reset=False, raw=self._leaves_rows(self.estimator_))
         inputs = self.model_.encode_X(self._model_rows(checked))
-        _require_squares(inputs)
-        self._require_same_inputs(inputs)
+        require_squares(inputs)
+        require_same_inputs(self._objective.rows.inputs, inputs)
         self._check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
             targets = self._model_targets(check_targets(y, n_rows(checked)))
@@ -337,16 +284,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         if self.measurement == "loss" and not loss.is_classifier:
             measure = loss.target_output  # a number has no loss at its own prediction
         return Measured(Rows(inputs, predicted), measure)
-
-    def _require_same_inputs(self, inputs: Any) -> None:
-        """Raise ValueError unless test rows are made as the training rows are."""
-        known = self._objective.rows.inputs
-        for own, new in zip(parts(known), parts(inputs), strict=True):
-            if isinstance(new, Tensor) and new.dim() != own.dim():
-                raise ValueError(
-                    f"X must have rows of shape {tuple(own.shape[1:])}, as in fit, got rows of shape "
-                    f"{tuple(new.shape[1:])}."
-                )
 
     if TYPE_CHECKING:
 
@@ -534,17 +471,3 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _require_squares(inputs: Any) -> None:
-    """Raise ValueError if the square of a number, which gradients have in them, overflows."""
-    for X in parts(inputs):
-        if not isinstance(X, Tensor) or not X.is_floating_point() or not X.numel():
-            continue
-        largest = max(abs(float(end)) for end in X.detach().aminmax())
-        if largest > torch.finfo(X.dtype).max ** 0.5:
-            row = int((X.abs().flatten(1).amax(1) == X.abs().max()).nonzero()[0])
-            raise ValueError(
-                f"X holds {largest:.3g} in row {row}, whose square is more than {X.dtype} can hold, so "
-                "that gradients would be infinite. Scale the features, or remove the row."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from ._identity import identity_of
-from ._validation import native
+from ._validation import is_several, native
 from .losses import RowLoss
-from .rows import Inputs, chunks, mapped, n_inputs, taken
+from .rows import Inputs, SeveralInputs, arguments, mapped
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
@@ -116,7 +116,10 @@ class FinalModel:
     threshold : float
         A model with one output predicts the second class above this probability.
     takes_integers : bool
-        Whether integers reach the module as integers, as embeddings need them.
+        Whether integers reach the module as integers, as embeddings need them; those of a dict or a
+        tuple do.
+    spreads : bool
+        Whether a tuple reaches the module as several arguments; otherwise as one, a list.
 
     Examples
     --------
@@ -141,6 +144,7 @@ class FinalModel:
     output_ndim: int = 2
     threshold: float = 0.5
     takes_integers: bool = False
+    spreads: bool = False
 
     # ---- parameters -------------------------------------------------------------------------
 
@@ -278,8 +282,7 @@ class FinalModel:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        named = isinstance(x, dict)  # as skorch calls a module
-        outputs = functional_call(module, parameters, () if named else (x,), x if named else None)
+        outputs = functional_call(module, parameters, *arguments(x))
         if isinstance(outputs, tuple):
             outputs = outputs[0]
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
@@ -288,7 +291,7 @@ class FinalModel:
         """Outputs (n, C), a chunk of rows at a time, without gradients."""
         theta = self.theta if theta is None else theta
         with torch.no_grad():
-            return torch.cat([self.forward(theta, x) for x in chunks(X, chunk_size)])
+            return torch.cat([self.forward(theta, x) for x in X.split(chunk_size)])
 
     def stacked_outputs(self, thetas: Tensor, X: Inputs) -> Tensor:
         """Outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
@@ -310,12 +313,12 @@ class FinalModel:
         rows = jacrev(
             lambda theta, x: self.forward(theta, mapped(lambda part: part.unsqueeze(0), x))[0]
         )
-        for x in chunks(X, max(1, budget // (2 * row_bytes))):
+        for x in X.split(max(1, budget // (2 * row_bytes))):
             yield vmap(rows, in_dims=(None, 0))(self.theta, x)
 
     def _jacobian_bytes(self, X: Inputs) -> int:
         """Return the bytes of the Jacobian of one row."""
-        n_outputs = self.outputs(taken(X, slice(1))).shape[1]
+        n_outputs = self.outputs(X[:1]).shape[1]
         return n_outputs * self.n_parameters * self.theta.element_size()
 
     def jacobian(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Tensor:
@@ -326,10 +329,10 @@ class FinalModel:
         MemoryError
             If the result would take more than `budget` bytes.
         """
-        n_bytes = n_inputs(X) * self._jacobian_bytes(X)
+        n_bytes = len(X) * self._jacobian_bytes(X)
         if n_bytes > budget:
             raise MemoryError(
-                f"the Jacobian of {n_inputs(X)} rows takes {n_bytes / 2**20:.0f} MiB, more than budget="
+                f"the Jacobian of {len(X)} rows takes {n_bytes / 2**20:.0f} MiB, more than budget="
                 f"{budget / 2**20:.0f} MiB. Raise budget or go through jacobian_chunks."
             )
         return torch.cat(list(self.jacobian_chunks(X, budget)))
@@ -338,11 +341,19 @@ class FinalModel:
 
     def encode_X(self, X: Any) -> Inputs:
         """Return inputs as tensors on the model's device, in its dtype, or integers where it takes them."""
-        if isinstance(X, dict | tuple):
-            return mapped(self.encode_X, X)
+        if isinstance(X, SeveralInputs) or is_several(X):
+            if not isinstance(X, SeveralInputs):
+                X = SeveralInputs(dict(X) if isinstance(X, Mapping) else X, self.spreads)
+            return X.mapped(self._encoded)
+        tensor = self._encoded(X)
+        return tensor.to(
+            torch.long if self.takes_integers and not tensor.is_floating_point() else self.dtype
+        )
+
+    def _encoded(self, X: Any) -> Tensor:
+        """Return an input on the model's device, floating point numbers in its dtype."""
         tensor = X if isinstance(X, Tensor) else torch.as_tensor(native(np.array(X, copy=True)))
-        keep = self.takes_integers and not tensor.is_floating_point()
-        return tensor.to(self.device, torch.long if keep else self.dtype)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def encode_y(self, y: ArrayLike | Tensor, n_outputs: int) -> Tensor:
         """Targets as the loss wants them.

@@ -20,7 +20,7 @@ from torch.func import grad, vmap
 
 from .measured import Measured
 from .model import FinalModel
-from .rows import Inputs, mapped, n_inputs, taken
+from .rows import Inputs, mapped
 
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
@@ -232,7 +232,7 @@ class RowDifferentiator:
             pass
         theta = self.model.theta.clone().requires_grad_()
         with torch.enable_grad():
-            losses = [one(theta, taken(inputs, k), target) for k, target in enumerate(targets)]
+            losses = [one(theta, inputs[k], target) for k, target in enumerate(targets)]
             return torch.stack([torch.autograd.grad(loss, theta)[0] for loss in losses])
 
     def _factored(self, measured: Measured, layers: list[nn.Linear]) -> FactoredGradients:
@@ -304,7 +304,7 @@ def _factoring_layers(model: FinalModel, inputs: Inputs) -> list[nn.Linear] | No
         # outputs count differently, or those of a softmax would sum to a constant
         outputs = outputs * torch.linspace(1, 2, outputs.shape[1]).to(outputs)
     shapes = [[a.shape[:-1] for a, _ in calls[layer]] for layer in layers]
-    if any(shape != [(n_inputs(inputs),)] for shape in shapes):
+    if any(shape != [(len(inputs),)] for shape in shapes):
         return None
     gradients = DenseGradients(
         torch.stack(

@@ -1,13 +1,12 @@
 """Rows: what a model is given, with targets and weights. Nothing else knows what a row is made of.
 
-The inputs of rows are a tensor, a dict or a tuple of tensors with one first axis (for modules of
-several inputs, as skorch has them), or `RawRows`.
+The inputs of rows are a tensor, `SeveralInputs` of a module that takes several, or `RawRows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,47 +15,98 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
+from torch.utils import _pytree
 
 from ._identity import identity_of
-from ._validation import n_rows, take_columns, take_rows
+from ._validation import entries, n_rows, take_columns, take_rows
 
-#: A tensor, a dict or a tuple of tensors, or `RawRows`.
+#: A tensor, `SeveralInputs` or `RawRows`: what is as long as it has rows, and is indexed by them.
 Inputs = Any
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralInputs:
+    """What a module of several inputs takes: tensors with one first axis, which is indexed as theirs.
+
+    Parameters
+    ----------
+    given : dict or tuple of Tensor
+        By the names of the module's arguments, or in their order.
+    apart : bool, default=False
+        Whether a tuple is that many arguments; otherwise it is one, a list, as skorch has it.
+    """
+
+    given: dict[str, Any] | tuple[Any, ...]
+    apart: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, key: Any) -> SeveralInputs:
+        """Return the inputs of some rows, by a slice, a mask or indices."""
+        return self.mapped(lambda part: part[key])
+
+    @property
+    def tensors(self) -> list[Any]:
+        """The inputs, in their order."""
+        return [part for _, part in entries(self.given)]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        device: torch.device = self.tensors[0].device
+        return device
+
+    def split(self, size: int) -> list[SeveralInputs]:
+        """Return the inputs of at most `size` rows at a time, in their order."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def mapped(self, function: Callable[[Any], Any]) -> SeveralInputs:
+        """Return the same structure, with a function applied to each of the inputs."""
+        return self.of(map(function, self.tensors))
+
+    def of(self, tensors: Iterator[Any]) -> SeveralInputs:
+        """Return the same structure with these inputs in it."""
+        if isinstance(self.given, dict):
+            return replace(self, given=dict(zip(self.given, tensors, strict=True)))
+        return replace(self, given=tuple(tensors))
+
+
+# maps of torch's go through them as through a dict or a tuple
+_pytree.register_pytree_node(
+    SeveralInputs,
+    lambda inputs: (inputs.tensors, inputs),
+    lambda tensors, inputs: inputs.of(iter(tensors)),
+)
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module, positional and by name, as skorch hands it these inputs."""
+    if not isinstance(inputs, SeveralInputs):
+        return (inputs,), {}
+    if isinstance(inputs.given, dict):
+        return (), inputs.given
+    return (inputs.given if inputs.apart else (list(inputs.given),)), {}
 
 
 def mapped(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
     """Return inputs of the same structure, with a function applied to each of their tensors."""
-    if isinstance(inputs, dict):
-        return {name: mapped(function, part) for name, part in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(mapped(function, part) for part in inputs)
-    return function(inputs)
+    return inputs.mapped(function) if isinstance(inputs, SeveralInputs) else function(inputs)
 
 
 def parts(inputs: Inputs) -> list[Any]:
     """Return the tensors of which inputs consist."""
-    if isinstance(inputs, dict | tuple):
-        held = inputs.values() if isinstance(inputs, dict) else inputs
-        return [one for part in held for one in parts(part)]
-    return [inputs]
+    return inputs.tensors if isinstance(inputs, SeveralInputs) else [inputs]
 
 
 def n_inputs(inputs: Inputs) -> int:
     """Return the number of rows."""
-    return len(parts(inputs)[0])
+    return len(inputs)
 
 
 def taken(inputs: Inputs, key: Any) -> Inputs:
     """Return the inputs of some rows, by a slice, a mask or indices."""
-    return mapped(lambda part: part[key], inputs)
-
-
-def chunks(inputs: Inputs, size: int) -> list[Inputs]:
-    """Return the inputs of at most `size` rows at a time, in their order."""
-    n = n_inputs(inputs)
-    if n <= size:
-        return [inputs]
-    return [taken(inputs, slice(start, start + size)) for start in range(0, n, size)]
+    return inputs[key]
 
 
 def doubled(values: Tensor) -> Tensor:
@@ -70,8 +120,8 @@ class Rows:
 
     Parameters
     ----------
-    inputs : Tensor, dict or tuple of Tensor, or RawRows
-        What the model takes, each with n rows.
+    inputs : Tensor, SeveralInputs or RawRows
+        What the model takes, of n rows.
     targets : Tensor of shape (n, ...)
         Encoded targets.
     weights : Tensor of shape (n,), default=None
@@ -94,7 +144,7 @@ class Rows:
         if not isinstance(key, slice):
             key = torch.as_tensor(key, device=self.targets.device)
         weights = None if self.weights is None else self.weights[key]
-        return Rows(taken(self.inputs, key), self.targets[key], weights, self._total)
+        return Rows(self.inputs[key], self.targets[key], weights, self._total)
 
     @property
     def alone(self) -> Rows:
@@ -123,7 +173,8 @@ class Rows:
     @property
     def device(self) -> torch.device:
         """The device of the inputs."""
-        return parts(self.inputs)[0].device
+        device: torch.device = self.inputs.device
+        return device
 
     @property
     def double(self) -> Rows:
@@ -142,7 +193,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class RawRows:
-    """Rows of whatever an estimator takes: an array, a frame, a sparse matrix, a list of texts.
+    """Rows of whatever an estimator takes: an array, a frame, a sparse matrix, a list of texts, a dict.
 
     Parameters
     ----------
@@ -152,7 +203,7 @@ class RawRows:
     Raises
     ------
     TypeError
-        If it holds no rows, for example a dict.
+        If it holds no rows, for example a set.
     """
 
     values: Any
@@ -163,7 +214,7 @@ class RawRows:
             values = values.detach().cpu().numpy()
         elif issparse(values):
             values = values.tocsr()  # rows of others cannot be taken, or slowly
-        elif not hasattr(values, "shape") and not isinstance(values, list | tuple):
+        elif not hasattr(values, "shape") and not isinstance(values, list | tuple | dict):
             if not hasattr(values, "__array__"):
                 raise TypeError(
                     "X must be an array, a sparse matrix, a DataFrame or a list with one entry a row, "
@@ -195,7 +246,7 @@ class RawRows:
 
     def split(self, size: int) -> list[RawRows]:
         """Return parts of at most `size` rows, in their order."""
-        return chunks(self, size)
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     def dense(self) -> Any:
         """Return the rows, an array in place of a sparse matrix."""

@@ -28,6 +28,7 @@ ORDER = [
     "row_gradients",
     "objective",
     "top_rows",
+    "checked_rows",
     "base",
     "training",
     "curvature",

@@ -14,7 +14,7 @@ from fimoda import as_final_model
 from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.objective import Objective
-from fimoda.rows import Rows, chunks, mapped, n_inputs, parts, taken
+from fimoda.rows import Rows, SeveralInputs, arguments, mapped, parts
 
 N, D, C = 11, 4, 3
 
@@ -111,26 +111,32 @@ def test_chunks_of_the_objective_add_up():
     torch.testing.assert_close(sum(pieces), whole, rtol=1e-10, atol=1e-12)
 
 
-def test_inputs_of_any_structure():
+@pytest.mark.parametrize("named", [True, False])
+def test_several_inputs(named):
     numbers, ids = torch.arange(12.0).view(6, 2), torch.arange(6)
-    inputs = {"numbers": numbers, "pair": (ids, ids + 10)}
+    inputs = SeveralInputs({"numbers": numbers, "ids": ids} if named else (numbers, ids))
     rows = Rows(inputs, torch.zeros(6))
-    assert (len(rows), n_inputs(inputs), len(parts(inputs))) == (6, 6, 3)
-    some = rows[torch.tensor([4, 1])]
-    assert torch.equal(some.inputs["numbers"], numbers[[4, 1]])
-    assert torch.equal(some.inputs["pair"][1], torch.tensor([14, 11]))
-    assert [n_inputs(one) for one in chunks(inputs, 4)] == [4, 2]
-    assert torch.equal(taken(inputs, slice(5, None))["pair"][0], ids[5:])
-    double = rows.double
-    assert double.inputs["numbers"].dtype == torch.float64
-    assert double.inputs["pair"][0].dtype == torch.int64
-    doubled_twice = mapped(lambda part: part * 2, inputs)
-    assert torch.equal(doubled_twice["pair"][1], 2 * (ids + 10))
+    assert (len(rows), len(inputs), len(parts(inputs))) == (6, 6, 2)
+    some = parts(rows[torch.tensor([4, 1])].inputs)
+    assert torch.equal(some[0], numbers[[4, 1]])
+    assert torch.equal(some[1], torch.tensor([4, 1]))
+    assert [len(one) for one in inputs.split(4)] == [4, 2]
+    assert torch.equal(parts(inputs[5:])[1], ids[5:])
+    assert [part.dtype for part in parts(rows.double.inputs)] == [torch.float64, torch.int64]
+    assert torch.equal(parts(mapped(lambda part: part * 2, inputs))[1], 2 * ids)
     assert rows.identity() == Rows(mapped(torch.clone, inputs), torch.zeros(6)).identity()
-    assert (
-        rows.identity()["X"]
-        != Rows({**inputs, "numbers": numbers + 1}, rows.targets).identity()["X"]
-    )
+    assert rows.identity()["X"] != Rows(inputs[[1, 0, 2, 3, 4, 5]], rows.targets).identity()["X"]
+    products = torch.vmap(lambda x: parts(x)[0].sum() * parts(x)[1])(inputs)
+    assert torch.equal(products, numbers.sum(1) * ids)
+
+
+def test_arguments_are_those_of_skorch():
+    ids = torch.arange(3)
+    named, one, apart = {"ids": ids}, SeveralInputs((ids, ids)), SeveralInputs((ids, ids), True)
+    assert arguments(SeveralInputs(named)) == ((), named)
+    assert arguments(one) == (([ids, ids],), {})
+    assert arguments(apart) == ((ids, ids), {})
+    assert arguments(ids) == ((ids,), {})
 
 
 def test_what_is_measured():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._validation import entries, is_several, n_rows, take_rows
 from ..losses import (
     ProbabilityNLL,
     RowLoss,
@@ -17,12 +19,13 @@ from ..losses import (
     row_loss,
 )
 from ..model import FinalModel, Recipe, unwrapped
+from ..rows import mapped, parts
 from .kinds import Kind
 from .private_copy import (
     N_TRIED,
+    called,
     check_gradients_apart,
     check_rows_apart,
-    first_output,
     has_hooks,
     keep_inputs,
     private_copy,
@@ -74,7 +77,7 @@ def freeze(
         module = copy.deepcopy(module).float()
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
-    frozen, integers, raw = _tried(module, X)
+    frozen, way, raw = _tried(module, X)
     if not isinstance(raw, Tensor) or raw.dim() not in (1, 2) or len(raw) != 1:
         got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise ValueError(
@@ -102,29 +105,31 @@ def freeze(
         class_weight=weight,
         recipe=recipe,
         output_ndim=raw.dim(),
-        takes_integers=integers,
+        **way,
     )
 
 
-def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, bool, Any]:
-    """The private copy, whether it takes integers as they are, and its outputs for one row."""
+def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Any]:
+    """Return the private copy, the way in which it takes rows, and its outputs for one of them."""
     frozen = private_copy(module)
     hooked = copy.deepcopy(frozen) if has_hooks(frozen) else None
     frozen = without_hooks(frozen)
-    raw, integers = _outputs(frozen, X[:1])
-    rows = FinalModel(frozen, SquaredError(), takes_integers=integers).encode_X(X[:N_TRIED])
+    raw, way = _outputs(frozen, take_rows(X, np.arange(1)))
+    view = FinalModel(frozen, SquaredError(), **way)
+    rows = view.encode_X(take_rows(X, np.arange(min(N_TRIED, n_rows(X)))))
     with torch.no_grad():
-        if hooked is not None and not _same(first_output(hooked(rows[:1].clone())), raw):
-            frozen = hooked  # they are part of the model
-            raw = first_output(frozen(rows[:1].clone()))
-        given = rows.clone()
-        outputs = first_output(frozen(given))
-        if not torch.equal(given, rows):
-            frozen.register_forward_pre_hook(keep_inputs)
+        if hooked is not None:
+            own = called(hooked, mapped(torch.clone, rows[:1]))
+            if not _same(own, raw):
+                frozen, raw = hooked, own  # they are part of the model
+        given = mapped(torch.clone, rows)
+        outputs = called(frozen, given)
+        if not all(map(torch.equal, parts(given), parts(rows))):
+            frozen.register_forward_pre_hook(keep_inputs, with_kwargs=True)
         if isinstance(outputs, Tensor) and outputs.dim() in (1, 2) and len(outputs) == len(rows):
             check_rows_apart(frozen, rows, outputs)
             check_gradients_apart(frozen, rows)
-    return frozen, integers, raw
+    return frozen, way, raw
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -132,23 +137,36 @@ def _same(a: Any, b: Any) -> bool:
     return tensors and a.shape == b.shape and bool(torch.equal(a, b))
 
 
-def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, bool]:
-    """Outputs for a row, and whether integers had to stay integers for it.
+def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the outputs for a row, and the way in which a `FinalModel` has to take rows for it.
 
-    Embeddings need them; any other network is given floating point numbers first.
+    Embeddings need integers; any other network is given floating point numbers first. A tuple is one
+    argument first, as skorch has it.
     """
     embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in frozen.modules())
-    failed: Exception | None = None
-    for integers in (True,) if embeds else (False, True):
-        row = FinalModel(frozen, SquaredError(), takes_integers=integers).encode_X(X)
+    ways: list[dict[str, Any]] = [
+        {"takes_integers": integers} for integers in ((True,) if embeds else (False, True))
+    ]
+    if is_several(X):
+        ways = [{}] if isinstance(X, Mapping) else [{"spreads": False}, {"spreads": True}]
+    failed: list[Exception] = []
+    for way in ways:
+        row = FinalModel(frozen, SquaredError(), **way).encode_X(X)
         try:
             with torch.no_grad():
-                return first_output(frozen(row.clone())), integers
+                return called(frozen, mapped(torch.clone, row)), way
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            failed = failed or error
+            failed.append(error)
+    if not is_several(X):
+        raise ValueError(
+            f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {failed[0]}"
+        ) from failed[0]
+    shapes = ", ".join(f"X{name} of shape {np.shape(part)[1:]}" for name, part in entries(X))
+    told = "; ".join(dict.fromkeys(map(str, failed)))
     raise ValueError(
-        f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {failed}"
-    ) from failed
+        f"estimator could not be run on a row of {shapes}, as skorch calls a module (a dict by the names of "
+        f"its arguments): {told}"
+    ) from failed[-1]
 
 
 class Module(Kind):

@@ -15,6 +15,7 @@ from scipy.sparse import issparse
 from sklearn.base import is_classifier
 
 from ..model import FinalModel
+from ..rows import mapped
 
 #: Rows that are compared.
 N_ROWS = 32
@@ -56,7 +57,9 @@ def check_net(model: FinalModel, net: skorch.NeuralNet, X: Any) -> None:
     raw = model.outputs(rows)
     expected = net._get_predict_nonlinearity()(raw[:, 0] if model.output_ndim == 1 else raw)
     with _as_it_was(net):
-        own, predicted = (f(rows.cpu().numpy()) for f in (net.predict_proba, net.predict))
+        arrays = mapped(lambda part: part.cpu().numpy(), rows)
+        given = getattr(arrays, "given", arrays)
+        own, predicted = net.predict_proba(given), net.predict(given)
     rounding = max(_ROUNDING_OF_NETS, 8 * torch.finfo(model.dtype).eps)
     _require_same(net, "predict_proba", own, expected.double().cpu().numpy(), rounding)
     if isinstance(net, skorch.NeuralNetBinaryClassifier):

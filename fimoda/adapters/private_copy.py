@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
+from ..rows import Inputs, arguments, mapped
 from .randomness import global_generators
 
 #: Rows on which the copy is tried.
@@ -87,20 +89,22 @@ def _computes_parameter(hook: Any) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")
 
 
-def first_output(outputs: Any) -> Any:
-    """Return the outputs of a module that may return a tuple."""
+def called(module: nn.Module, x: Inputs) -> Any:
+    """Return the outputs of a module for rows, the first ones if it returns a tuple."""
+    args, named = arguments(x)
+    outputs = module(*args, **named)
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def keep_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Give a module that works in place a copy of its rows: a forward pre-hook."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+def keep_inputs(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Give a module that works in place a copy of its rows: a forward pre-hook with keywords."""
+    return _pytree.tree_map_only(Tensor, torch.clone, (inputs, named))
 
 
-def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
+def check_rows_apart(module: nn.Module, x: Inputs, outputs: Tensor) -> None:
     """Raise ValueError unless the outputs of a row are always the same, whatever rows are beside it.
 
-    The module is in evaluation mode, and gives these `outputs` (n, ...) for a few rows `x` (n, ...).
+    The module is in evaluation mode, and gives these `outputs` (n, ...) for the few rows `x`.
     """
     tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().max().clamp_min(1e-30))
 
@@ -110,13 +114,13 @@ def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
         return bool(((other - outputs).abs() > tolerance).any())
 
     with global_generators(1):  # with the same numbers, noise would not show
-        again = first_output(module(x.clone()))
+        again = called(module, mapped(torch.clone, x))
     if differ(again):
         raise ValueError(
             "estimator gives random outputs in evaluation mode: two passes over the same rows differ. "
             "Use nn.Dropout, or F.dropout with training=self.training, so that eval() switches it off."
         )
-    alone = torch.cat([first_output(module(one.clone())) for one in x.split(1)])
+    alone = torch.cat([called(module, mapped(torch.clone, one)) for one in x.split(1)])
     if differ(alone):
         raise ValueError(
             "estimator's outputs for a row depend on the other rows of the batch (it takes a mean over "
@@ -124,23 +128,17 @@ def check_rows_apart(module: nn.Module, x: Tensor, outputs: Tensor) -> None:
         )
 
 
-def check_gradients_apart(module: nn.Module, x: Tensor) -> None:
+def check_gradients_apart(module: nn.Module, x: Inputs) -> None:
     """Raise ValueError unless rows that come up twice have twice the gradient of rows that come up once.
 
     Gradients of ``nn.Embedding(scale_grad_by_freq=True)`` have not, whatever its outputs are. What
-    cannot be differentiated here at all is left to those who need it.
-
-    Parameters
-    ----------
-    module : nn.Module
-        In evaluation mode.
-    x : Tensor of shape (n, ...)
-        A few rows.
+    cannot be differentiated here at all is left to those who need it. The module is in evaluation mode,
+    and `x` are a few rows.
     """
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
 
-    def gradients(rows: Tensor) -> tuple[Tensor | None, ...]:
-        outputs = first_output(module(rows.clone()))
+    def gradients(rows: Inputs) -> tuple[Tensor | None, ...]:
+        outputs = called(module, mapped(torch.clone, rows))
         # outputs count differently, or those of a softmax would sum to a constant
         counted = outputs.reshape(len(outputs), -1)
         counted = counted * torch.linspace(1, 2, counted.shape[1]).to(counted)
@@ -148,7 +146,7 @@ def check_gradients_apart(module: nn.Module, x: Tensor) -> None:
 
     try:
         with torch.enable_grad():
-            once, twice = gradients(x), gradients(torch.cat([x, x]))
+            once, twice = gradients(x), gradients(x[torch.arange(len(x)).repeat(2)])
     except RuntimeError:
         return
     for name, found in zip(parameters, once, strict=True):

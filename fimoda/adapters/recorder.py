@@ -11,6 +11,7 @@ import numpy as np
 import skorch
 import torch
 from skorch.callbacks import Callback
+from skorch.dataset import get_len
 from torch.utils.data import Subset
 
 from ..model import unwrapped
@@ -168,7 +169,7 @@ class TrajectoryRecorder(Callback):
                 f"Trajectory cannot hold: {sorted(groups)}."
             )
         rows = self.listener_.last() if self.batches else None
-        if rows is not None and len(rows) != len(batch[0]):
+        if rows is not None and len(rows) != get_len(batch[0]):
             raise ValueError(
                 "batches=True needs iterator_train to be torch's DataLoader with num_workers=0 and "
                 "its own collation; this one does not tell which rows it takes. Set batches=False."

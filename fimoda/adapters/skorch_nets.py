@@ -12,6 +12,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .._validation import n_rows, take_rows
 from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
 from .kinds import Kind
@@ -53,7 +54,7 @@ def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
     recipe = Recipe(
         optimizer=net.optimizer,
         lr=lr,
-        batch_size=len(X) if batch_size == -1 else batch_size,
+        batch_size=n_rows(X) if batch_size == -1 else batch_size,
         params=params,
         shuffle=_shuffles(net, iterator),
         obstacle=obstacle,
@@ -118,15 +119,18 @@ def _recorded_rates(net: skorch.NeuralNet) -> list[float]:
 def _check_pairing(net: skorch.NeuralNet, model: FinalModel, X: Any, y: Any) -> None:
     """Warn if the net's own loss has paired every output with every other row's target, too."""
     shape, flat = np.shape(y)[1:], model.output_ndim == 1
-    if shape != ((1,) if flat else ()) or model.outputs(model.encode_X(X[:1])).shape[1] != 1:
+    if (
+        shape != ((1,) if flat else ())
+        or model.outputs(model.encode_X(take_rows(X, np.arange(1)))).shape[1] != 1
+    ):
         return
     n = 3
     if not pairs_all_rows(net.criterion_, (n,) if flat else (n, 1), (n, *shape)):
         return
-    outputs, targets = ("(n,)", "(n, 1)") if flat else ("(n, 1)", "(n,)")
+    made, targets = ("(n,)", "(n, 1)") if flat else ("(n, 1)", "(n,)")
     cure = "y.ravel()" if flat else "y.reshape(-1, 1)"
     warnings.warn(
-        f"the outputs of the net have shape {outputs} and y has shape {targets}: with such targets "
+        f"the outputs of the net have shape {made} and y has shape {targets}: with such targets "
         f"{type(net.criterion_).__name__} compares every output with the targets of all rows of its "
         "batch (n x n), so the net has not learnt what y says of each row. Scores are of the loss of "
         f"each row with its own target. Train the net again with {cure}; if it was trained with that, "
