@@ -47,8 +47,7 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
     if strange and not issparse(X):  # one of scipy's is a dict
         raise TypeError(
             f"X must be an array, a DataFrame or a list with one entry a row, got a {type(X).__name__}. "
-            "Columns in a dict make a frame: pandas.DataFrame(X). A dict of inputs is for a skorch net or a "
-            "torch module that takes several."
+            "Columns in a dict make a frame: pandas.DataFrame(X). Only torch modules take several inputs."
         )
     if isinstance(X, Dataset | DataLoader) and not hasattr(X, "__array__"):
         raise TypeError(

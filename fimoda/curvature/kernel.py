@@ -46,7 +46,7 @@ class OutputKernel:
 
     def _jacobian(self, X: Tensor) -> list[RowGradients]:
         """Gradients of each output, for a chunk of rows."""
-        nothing = X.new_zeros(len(X))
+        nothing = torch.zeros(len(X), device=X.device)
         return [
             self._preconditioned(self._differentiate(Measured(Rows(X, nothing), Output(c))))
             for c in range(self.n_outputs)
