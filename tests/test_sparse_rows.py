@@ -31,9 +31,9 @@ from fimoda import (
     LeaveOneOut,
     as_final_model,
     attribute,
+    checked_rows,
     compare_methods,
 )
-from fimoda import base as base_module
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)) * (RNG.random((40, 6)) < 0.3)
@@ -125,7 +125,7 @@ def test_memory_is_asked_for_before(monkeypatch):
     model = Ridge(solver="sparse_cg", max_iter=1).fit(wide, Y[:30])
     with pytest.raises(MemoryError, match=r"of shape \(30, 10000000\), and would take 2289 MiB as"):
         GradDot(model).fit(wide, Y[:30])
-    monkeypatch.setattr(base_module, "SPARSE_BUDGET", 100)
+    monkeypatch.setattr(checked_rows, "SPARSE_BUDGET", 100)
     model = Ridge().fit(X, Y)
     with pytest.raises(MemoryError, match=r"of shape \(40, 6\).*min_df of a vectoriser"):
         GradDot(model, memory_budget=100).fit(sparse.csr_array(X), Y)
