@@ -10,22 +10,19 @@ and ``clone``, it inherits. The checks that every attributor passes say whether 
 # %%
 # The class
 # ---------
-# ``__init__`` only stores (the base class has ``estimator``, ``measurement``, ``criterion`` and
-# ``random_state``). ``_fit`` finds the frozen model in ``model_`` and the encoded rows in ``_X``,
-# ``_y`` and ``_weights``; ``_scores`` gets encoded test rows and the measurement, and returns one
-# column for each row of ``train_indices_``. Here gradients of all rows are held at once: a method for
-# many rows would go through them in chunks.
+# Two hooks: ``_fit`` computes what depends on training rows only, ``_scores`` gets test rows with what
+# is measured of them, and returns one column for each row of ``train_indices_``. Both find the
+# training objective in ``_objective``, the model on its training rows. Here gradients of all rows are
+# held at once: a method for many rows would go through them in chunks. A method with a parameter and a
+# solver is :ref:`sphx_glr_auto_examples_plot_own_solver.py`.
 
 import warnings
-from numbers import Real
-from typing import Any, ClassVar
 
 from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils._param_validation import Interval
 from sklearn.utils.estimator_checks import check_estimator
 
 from fimoda import BaseAttributor, GradDot, agreement_curve, further_training_curve
@@ -37,31 +34,11 @@ class SignProduct(BaseAttributor):
 
     process = "none: directions are compared"
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseAttributor._parameter_constraints,
-        "threshold": [Interval(Real, 0, None, closed="left")],
-    }
-
-    def __init__(
-        self,
-        estimator=None,
-        *,
-        threshold=0.0,
-        measurement="loss",
-        criterion=None,
-        random_state=None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.threshold = threshold
-
     def _fit(self):
         self._signs = self._signs_of(self._objective.losses)
 
     def _signs_of(self, measured):
-        gradients = self._objective.differentiate(measured).dense()
-        return gradients.sign() * (gradients.abs() > self.threshold)
+        return self._objective.differentiate(measured).dense().sign()
 
     def _scores(self, test):
         agree = self._signs_of(test) @ self._signs.mT
