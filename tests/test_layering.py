@@ -25,6 +25,7 @@ ORDER = [
     "measured",
     "trajectory",
     "adapters",
+    "layers",
     "row_gradients",
     "objective",
     "top_rows",

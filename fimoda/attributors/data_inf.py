@@ -114,15 +114,8 @@ class DataInf(BaseAttributor):
 
     def _fit(self) -> None:
         check_gradients(self._objective)
-        self._solver = DataInfSolver(
-            self.model_,
-            self._X,
-            self._y,
-            self._weights,
-            chunk_size=self.chunk_size,
-            memory_budget=self.memory_budget,
-        )
-        self._share = self._solver.share.cpu().numpy()
+        self._solver = DataInfSolver(self._objective)
+        self._share = self._objective.rows.shares.cpu().numpy()
         self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
         if not isinstance(self.damping, str):
             self.damping_ = dict.fromkeys(self._solver.layers, float(self.damping))
@@ -134,7 +127,7 @@ class DataInf(BaseAttributor):
     def _damping(self) -> Tensor:
         """damping_ as a vector (n_layers,)."""
         values = [self.damping_[name] for name in self._solver.layers]
-        damping = torch.tensor(values, dtype=torch.float64, device=self._X.device)
+        damping = torch.tensor(values, dtype=torch.float64, device=self.model_.device)
         lost = damping < torch.finfo(torch.float64).eps * self._solver.largest_squares
         if bool(lost.any()):
             k = int(lost.nonzero()[0, 0])
@@ -146,11 +139,10 @@ class DataInf(BaseAttributor):
         return damping
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        X, y, measure = test.inputs, test.targets, test.measure
-        found = self._solver.scores(X, y, measure, self._damping()).cpu().numpy()
+        found = self._solver.scores(test, self._damping()).cpu().numpy()
         return self._removal(found * self._share)
 
     def _self_influence(self) -> NDArray[np.float64]:
         if self._removal.changes_others:
             return super()._self_influence()
-        return self._solver.diagonal(self._measure, self._damping()).cpu().numpy() * self._share
+        return self._solver.diagonal(self._own, self._damping()).cpu().numpy() * self._share

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import MAX_SEED, StrOptions, check_random_state
-from ..curvature.ekfac import EKFAC, inner
-from ..curvature.layers import Factors
+from ..curvature.ekfac import EKFAC
+from ..layers import LayerGradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ._influence import BaseInfluence
@@ -143,44 +144,32 @@ class EKFACInfluence(BaseInfluence):
     def _prepare_solver(self) -> None:
         sampled = self.fisher == "sampled"
         seed = check_random_state(self.random_state).randint(MAX_SEED) if sampled else 0
-        self._ekfac = EKFAC(
-            self.model_,
-            self._X,
-            self._y,
-            self._weights,
-            fisher=self.fisher,
-            seed=int(seed),
-            chunk_size=self.chunk_size,
-            memory_budget=self.memory_budget // 4,
-        )
+        objective = replace(self._objective, memory_budget=self.memory_budget // 4)
+        self._ekfac = EKFAC(objective, fisher=self.fisher, seed=int(seed))
         self.skipped_layers_ = self._ekfac.skipped
-        kept = len(self._X) * self._ekfac.row_bytes(self._X)
-        self._kept: list[tuple[slice, list[Factors]]] | None = None
-        if kept <= self.memory_budget // 2:
-            self._kept = list(self._train_factors())
+        self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
+        if len(objective) * self._ekfac.row_bytes() <= self.memory_budget // 2:
+            self._kept = list(self._ekfac.chunks(self._objective.losses))
 
-    def _train_factors(self) -> Iterator[tuple[slice, list[Factors]]]:
-        """Gradients of the training rows in the eigenbases, a chunk at a time."""
-        step = self._ekfac.chunk_size
-        for start in range(0, len(self._X), step):
-            rows = slice(start, min(start + step, len(self._X)))
-            yield rows, self._ekfac.rotated(self._objective.losses[rows])
+    def _train_factors(self) -> Iterable[tuple[slice, list[LayerGradients]]]:
+        """Return gradients of the training rows in the eigenbases, a chunk at a time."""
+        return self._ekfac.chunks(self._objective.losses) if self._kept is None else self._kept
 
     def _check_damping(self) -> None:
         self._ekfac.check_definite(self.damping_)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)
-        result = np.zeros((len(test), len(self._X)))
+        result = np.zeros((len(test), len(self._objective)))
         size = self.model_.theta.element_size()
         step = int(max(1, self.memory_budget // (16 * size * self.model_.n_parameters)))
         for start in range(0, len(test), step):
             at = slice(start, min(start + step, len(test)))
-            rotated = self._ekfac.rotated(test[at])
-            solved = self._ekfac.divide(rotated, self.damping_)
-            for rows, factors in self._train_factors() if self._kept is None else self._kept:
-                for matrices, f in zip(solved, factors, strict=True):
-                    result[at, rows] += inner(matrices, f).double().cpu().numpy()
+            solved = self._ekfac.divide(self._ekfac.rotated(test[at]), self.damping_)
+            for rows, layers in self._train_factors():
+                for matrices, layer in zip(solved, layers, strict=True):
+                    found = layer.apply(matrices)[:, :, 0].mT
+                    result[at, rows] += found.double().cpu().numpy()
         return self._removal(result * self._share, self._pulled(test))
 
     def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
@@ -197,8 +186,8 @@ class EKFACInfluence(BaseInfluence):
 
     def _self_influence(self) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)
-        result = np.empty(len(self._X))
-        for rows, train in self._train_factors() if self._kept is None else self._kept:
+        result = np.empty(len(self._objective))
+        for rows, train in self._train_factors():
             test = train
             if self._measure is not self.model_.loss:
                 test = self._ekfac.rotated(self._own[rows])

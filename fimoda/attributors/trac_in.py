@@ -14,7 +14,7 @@ from ..curvature.projection import KINDS, Projection
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
+from ..row_gradients import RowDifferentiator, RowGradients
 from ..trajectory import Trajectory, model_at
 from ._along_the_run import BaseAlongTheRun
 from ._gradient_product import GradientProducts, Product
@@ -188,10 +188,10 @@ class TracIn(BaseAlongTheRun):
         scores = np.zeros((len(test), len(self._objective)))
         for number, (_, products, parts) in enumerate(self._checkpoints()):
             if self._project is not None:
-                features = DenseGradients(products.mapped(test, self._project))
+                features = RowGradients.of(products.mapped(test, self._project))
             for s, (rate, train) in parts.items():
                 if self._project is not None:
-                    found = features.inner(DenseGradients(self._features[number][s])).cpu().numpy()
+                    found = features.inner(RowGradients.of(self._features[number][s])).cpu().numpy()
                 else:
                     found = products.pairs(test, train, inner)
                 scores[:, self._rows[s]] += self._removals[s](rate * self._shares[s] * found)
@@ -207,7 +207,7 @@ class TracIn(BaseAlongTheRun):
             project = self._project
 
             def product(a: RowGradients, b: RowGradients) -> Tensor:
-                return inner(DenseGradients(project(a)), DenseGradients(project(b)))
+                return inner(RowGradients.of(project(a)), RowGradients.of(project(b)))
 
         for _, products, parts in self._checkpoints():
             for s, (rate, train) in parts.items():

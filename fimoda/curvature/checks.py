@@ -98,8 +98,8 @@ def _is_minimum(objective: Objective) -> bool:
     squares = torch.zeros_like(total)
     slopes: Tensor | float = 0.0
     for rows in objective.rows.split(_ROWS):
-        columns = differentiate(Measured(rows, lambda outputs, _: outputs.sum(1))).squared()
-        squares += columns.combine(rows.shares[:, None])[0]
+        columns = differentiate(Measured(rows, lambda outputs, _: outputs.sum(1)))
+        squares += columns.second_moment(rows.shares)
         slope = model.loss.gradient(model.outputs(rows.inputs).double(), rows.targets)
         slopes = slopes + rows.shares @ slope**2
     typical = torch.as_tensor(slopes).sqrt().to(model.theta)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ..measured import Measure, Measured
-from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import (
-    DenseGradients,
-    FactoredGradients,
-    RowDifferentiator,
-    RowGradients,
-)
-from ..rows import Rows
+from ..layers import LayerGradients, Matrices
+from ..measured import Measured
+from ..model import FinalModel
+from ..objective import Objective
 
 
 class DataInfSolver:
     r"""Inner products through DataInf's inverse of the empirical Fisher matrix.
 
-    For each layer l, with :math:`\tilde w_j = w_j / \sum_k w_k`,
+    For each layer l,
 
-    .. math:: H_l^{-1} v = \frac{1}{\lambda_l} \sum_j \tilde w_j
+    .. math:: H_l^{-1} v = \frac{1}{\lambda_l} \sum_j s_j
         \Big[v - \frac{g_{jl}^\top v}{\lambda_l + \|g_{jl}\|^2} g_{jl}\Big].
 
     For the scores of m test rows the sum is taken in either of two orders, whichever is cheaper: by
@@ -34,101 +28,83 @@ class DataInfSolver:
 
     Parameters
     ----------
-    model : FinalModel
-    X, y : Tensor
-        Encoded training rows and targets.
-    weights : Tensor of shape (n,)
-        Weights of the rows in the objective.
-    chunk_size : int, default=None
-        Rows whose gradients are held at a time; from `memory_budget` by default.
-    memory_budget : int, default=512 MiB
-        Bytes for gradients and their products.
+    objective : Objective
 
     Attributes
     ----------
     layers : dict of str to tuple of slice
         Modules that own trainable parameters, and where these lie in the parameter vector.
     mean_squares : Tensor of shape (n_layers,)
-        Weighted mean squared entry of the gradients of the loss, by layer.
+        Mean squared entry, by share, of the gradients of the loss, by layer.
     """
 
-    def __init__(
-        self,
-        model: FinalModel,
-        X: Tensor,
-        y: Tensor,
-        weights: Tensor,
-        *,
-        chunk_size: int | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
-    ):
-        self.model = model
-        self.X = X
-        self.y = y
-        self.share = weights.double() / weights.double().sum()
-        self.layers = parameter_layers(model)
-        self.memory_budget = memory_budget
-        self._differentiate = RowDifferentiator(model, X[:2])
-        fitting = memory_budget // (8 * self._differentiate.row_bytes())
-        self.chunk_size = chunk_size or int(min(max(fitting, 1), 2048))
-        self._kept: list[tuple[slice, list[RowGradients]]] | None = None
-        factors = self._differentiate.factors
-        if factors and len(X) * self._differentiate.row_bytes() <= memory_budget:
-            self._kept = list(self._chunks(X, y, model.loss))
+    def __init__(self, objective: Objective):
+        self.objective = objective
+        self.layers = parameter_layers(objective.model)
+        self._differentiate = objective.differentiate
+        budget, row_bytes = objective.memory_budget, self._differentiate.row_bytes()
+        self.chunk_size = objective.chunk_size or int(min(max(budget // (8 * row_bytes), 1), 2048))
+        self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
+        if self._differentiate.factors and len(objective) * row_bytes <= budget:
+            self._kept = list(self._chunks(objective.losses))
         self._squares = torch.cat(  # (L, n)
-            [torch.stack([g.inner_rowwise(g) for g in parts]) for _, parts in self._train()], dim=1
+            [torch.stack([g.inner_rowwise(g) for g in layers]) for _, layers in self._train()],
+            dim=1,
         )
         self.largest_squares = self._squares.amax(1)
         sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
-        self.mean_squares = self._squares @ self.share / torch.tensor(sizes).to(self.share)
+        shares = objective.rows.shares
+        self.mean_squares = self._squares @ shares / torch.tensor(sizes).to(shares)
 
-    def _chunks(
-        self, X: Tensor, y: Tensor, measure: Measure
-    ) -> Iterator[tuple[slice, list[RowGradients]]]:
-        """Gradients a chunk of rows at a time, split into layers."""
-        for rows, g in self._differentiate.chunks(Measured(Rows(X, y), measure), self.chunk_size):
-            yield rows, self._split(g)
+    def _chunks(self, measured: Measured) -> Iterator[tuple[slice, list[LayerGradients]]]:
+        """Yield gradients a chunk of rows at a time, layer by layer."""
+        for start in range(0, len(measured), self.chunk_size):
+            rows = slice(start, min(start + self.chunk_size, len(measured)))
+            yield rows, self._split(measured[rows])
 
-    def _split(self, gradients: RowGradients) -> list[RowGradients]:
-        """Gradients in each layer, whose parameters count from zero."""
-        if not isinstance(gradients, FactoredGradients):
-            dense = gradients.dense()
-            return [DenseGradients(_columns(dense, place)) for place in self.layers.values()]
-        parts = zip(gradients.inputs, gradients.signals, gradients.places, strict=True)
-        return [FactoredGradients([a], [d], [_from_zero(place)]) for a, d, place in parts]
+    def _split(self, measured: Measured) -> list[LayerGradients]:
+        """Return the gradients in each layer."""
+        gradients = self._differentiate(measured)
+        if gradients.factors is not None:
+            return list(gradients.factors)
+        dense, places = gradients.dense(), self.layers.values()
+        return [
+            Matrices(torch.cat([dense[:, s] for s in place], dim=1).unsqueeze(1))
+            for place in places
+        ]
 
-    def _train(self) -> Iterator[tuple[slice, list[RowGradients]]]:
-        if self._kept is not None:
-            return iter(self._kept)
-        return self._chunks(self.X, self.y, self.model.loss)
+    def _train(self) -> Iterator[tuple[slice, list[LayerGradients]]]:
+        return self._chunks(self.objective.losses) if self._kept is None else iter(self._kept)
 
-    def scores(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
-        """Scores (m, n) of the training rows, without their own weight; damping is (n_layers,)."""
-        n, L = len(self.X), len(self.layers)
-        result = torch.empty(len(X), n, dtype=torch.float64, device=X.device)
-        by_pairs = self._differentiate.factors and self._pairs_are_cheaper(len(X))
+    def _shrink(self, damping: Tensor) -> Tensor:
+        """Return what a product with each row is divided by, (L, n), as a factor with its share."""
+        return self.objective.rows.shares / (damping[:, None] + self._squares)
+
+    def scores(self, test: Measured, damping: Tensor) -> Tensor:
+        """Return scores (m, n) of the training rows, without their shares; damping is (n_layers,)."""
+        n, L = len(self.objective), len(self.layers)
+        result = torch.empty(len(test), n, dtype=torch.float64, device=damping.device)
+        by_pairs = self._differentiate.factors and self._pairs_are_cheaper(len(test))
         product = self._by_pairs if by_pairs else self._by_vectors
-        width = 8 * 3 * n * L if by_pairs else 12 * self.model.n_parameters
-        step = int(max(1, self.memory_budget // (2 * width)))
-        for start in range(0, len(X), step):
-            test = slice(start, min(start + step, len(X)))
-            result[test] = product(X[test], y[test], measure, damping)
+        width = 8 * 3 * n * L if by_pairs else 12 * self.objective.model.n_parameters
+        step = int(max(1, self.objective.memory_budget // (2 * width)))
+        for start in range(0, len(test), step):
+            some = slice(start, min(start + step, len(test)))
+            result[some] = product(test[some], damping)
         return result
 
     def _pairs_are_cheaper(self, n_test: int) -> bool:
-        """Whether pairs of training rows take fewer operations than vectors of the model's size."""
-        _, parts = next(self._chunks(self.X[:1], self.y[:1], self.model.loss))
-        # asked for layers with factors only, which their common type does not say
-        factors = sum(g.inputs[0].numel() + g.signals[0].numel() for g in parts)  # type: ignore[attr-defined]
-        pairs = len(self.X) * (factors + 2 * n_test * len(parts))
-        return pairs < 2 * n_test * self.model.n_parameters
+        """Return whether pairs of training rows take less than vectors of the model's size."""
+        gradients = self._differentiate(self.objective.losses[:1])
+        sizes = [f.inputs.numel() + f.signals.numel() for f in gradients.factors or ()]
+        pairs = len(self.objective) * (sum(sizes) + 2 * n_test * len(sizes))
+        return pairs < 2 * n_test * self.objective.model.n_parameters
 
-    def diagonal(self, measure: Measure, damping: Tensor) -> Tensor:
-        """Score of each training row on itself (n,), by one pass over pairs of rows."""
-        result = torch.zeros(len(self.X), dtype=torch.float64, device=self.X.device)
-        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
-        test_rows = self._chunks(self.X, self.y, measure)
-        for (left, of_test), (_, first) in zip(test_rows, self._train(), strict=True):
+    def diagonal(self, own: Measured, damping: Tensor) -> Tensor:
+        """Return the score of each training row on itself (n,), by one pass over pairs of rows."""
+        result = torch.zeros(len(own), dtype=torch.float64, device=damping.device)
+        shrink = self._shrink(damping)
+        for (left, of_test), (_, first) in zip(self._chunks(own), self._train(), strict=True):
             for k, (v, g) in enumerate(zip(of_test, first, strict=True)):
                 result[left] += v.inner_rowwise(g) / damping[k]
             for right, second in self._train():
@@ -137,16 +113,15 @@ class DataInfSolver:
                     result[left] -= products @ shrink[k, right] / damping[k]
         return result
 
-    def _by_pairs(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
-        """Through inner products of test and training, and of training and training gradients."""
-        n = len(self.X)
-        kernel = torch.empty(len(self.layers), len(X), n, dtype=torch.float64, device=X.device)
-        for test, of_test in self._chunks(X, y, measure):
+    def _by_pairs(self, some: Measured, damping: Tensor) -> Tensor:
+        """Return scores by inner products of test and training, and of pairs of training gradients."""
+        n, L = len(self.objective), len(self.layers)
+        kernel = torch.empty(L, len(some), n, dtype=torch.float64, device=damping.device)
+        for test, of_test in self._chunks(some):
             for rows, of_train in self._train():
                 for k, (v, g) in enumerate(zip(of_test, of_train, strict=True)):
                     kernel[k, test, rows] = v.inner(g)
-        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
-        coefficients = kernel * shrink[:, None]
+        coefficients = kernel * self._shrink(damping)[:, None]
         result = (kernel / damping[:, None, None]).sum(0)
         for left, first in self._train():
             for right, second in self._train():
@@ -154,25 +129,29 @@ class DataInfSolver:
                     result[:, right] -= coefficients[k][:, left] @ g.inner(h) / damping[k]
         return result
 
-    def _by_vectors(self, X: Tensor, y: Tensor, measure: Measure, damping: Tensor) -> Tensor:
-        """Through vectors of the size of the model, one a test row: linear in the training rows."""
-        of_test = self._split(self._differentiate(Measured(Rows(X, y), measure)))
-        sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
-        taken = [self.model.theta.new_zeros(len(X), size) for size in sizes]
-        shrink = self.share / (damping[:, None] + self._squares)  # (L, n)
-        for rows, parts in self._train():
-            for k, (v, g) in enumerate(zip(of_test, parts, strict=True)):
-                coefficients = v.inner(g) * shrink[k, rows]
-                taken[k] += g.combine(coefficients.mT.to(taken[k]))
-        result = torch.zeros(len(X), len(self.X), dtype=torch.float64, device=X.device)
-        for rows, parts in self._train():
-            for k, (v, g) in enumerate(zip(of_test, parts, strict=True)):
-                result[:, rows] += (v.inner(g) - g.apply(taken[k]).mT.double()) / damping[k]
+    def _by_vectors(self, some: Measured, damping: Tensor) -> Tensor:
+        """Return scores by vectors of the size of the model, one a test row: linear in n."""
+        of_test = self._split(some)
+        taken: list[Tensor] = []
+        shrink = self._shrink(damping)
+        for rows, layers in self._train():
+            parts = []
+            for k, (v, g) in enumerate(zip(of_test, layers, strict=True)):
+                coefficients = (v.inner(g) * shrink[k, rows]).mT
+                parts.append(g.combine(coefficients.to(self.objective.model.theta).unsqueeze(2)))
+            taken = [a.add_(b) for a, b in zip(taken, parts, strict=True)] if taken else parts
+        result = torch.zeros(
+            len(some), len(self.objective), dtype=torch.float64, device=damping.device
+        )
+        for rows, layers in self._train():
+            for k, (v, g) in enumerate(zip(of_test, layers, strict=True)):
+                left = v.inner(g) - g.apply(taken[k])[:, :, 0].mT.double()
+                result[:, rows] += left / damping[k]
         return result
 
 
 def parameter_layers(model: FinalModel) -> dict[str, tuple[slice, ...]]:
-    """Where the trainable parameters of each module that owns some lie in the parameter vector.
+    """Return where the trainable parameters of each module that owns some lie in the vector.
 
     A parameter that several modules share belongs to the first.
     """
@@ -181,13 +160,3 @@ def parameter_layers(model: FinalModel) -> dict[str, tuple[slice, ...]]:
         owner = name.rpartition(".")[0] or type(model.module).__name__
         layers.setdefault(owner, []).append(place)
     return {name: tuple(places) for name, places in layers.items()}
-
-
-def _from_zero(place: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The same lengths, one behind the other from zero."""
-    ends = list(itertools.accumulate((s.stop - s.start for s in place), initial=0))
-    return tuple(slice(a, b) for a, b in itertools.pairwise(ends))
-
-
-def _columns(dense: Tensor, place: tuple[slice, ...]) -> Tensor:
-    return torch.cat([dense[:, s] for s in place], dim=1)

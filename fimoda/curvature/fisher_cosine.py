@@ -8,13 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .layers import Factors, LayerDifferentiator
+from ..layers import Factors, LayerDifferentiator
+from ..rows import Rows
 
 #: About as many derivatives are compared with one another, of as many rows at most and at least.
 _VECTORS, _MOST, _LEAST = 1024, 512, 16
-
-#: Numbers in a part of the gradients of a layer with positions.
-_NUMBERS = 2**24
 
 
 def cosine_with_fisher(
@@ -22,16 +20,15 @@ def cosine_with_fisher(
     cotangents: Callable[[Tensor, Tensor], list[Tensor]],
     quadratic: Callable[[list[Factors]], Tensor],
     norm: float,
-    X: Tensor,
-    weights: Tensor,
+    rows: Rows,
 ) -> float:
-    r"""Cosine of the angle between a matrix and the Fisher matrix, a mean over models.
+    r"""Return the cosine of the angle between a matrix and the Fisher matrix, a mean over models.
 
-    With :math:`s_{ic}` the derivative of row i's outputs along its cotangent c, in all layers,
+    With :math:`g_{ic}` the derivative of row i's outputs along its cotangent c, in all layers,
 
     .. math:: \cos = \frac{\langle \hat C, C \rangle}{\|\hat C\|_F \|C\|_F}, \quad
-        \langle \hat C, C \rangle = \sum_{i,c} \tilde w_i \, s_{ic}^\top \hat C s_{ic}, \quad
-        \|C\|_F^2 = \sum_{i,j} \tilde w_i \tilde w_j \sum_{c,c'} (s_{ic}^\top s_{jc'})^2.
+        \langle \hat C, C \rangle = \sum_{i,c} s_i \, g_{ic}^\top \hat C g_{ic}, \quad
+        \|C\|_F^2 = \sum_{i,j} s_i s_j \sum_{c,c'} (g_{ic}^\top g_{jc'})^2.
 
     Where that is many pairs of vectors, up to 512 draws of rows in proportion to their weights stand
     for all rows, always the same ones, and two sums of cotangents with random signs for those of a
@@ -47,26 +44,23 @@ def cosine_with_fisher(
         Vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs, from
         targets and outputs.
     quadratic : callable
-        :math:`s^\top \hat C s` (n,) of the factors of n rows' gradients.
+        :math:`g^\top \hat C g` (n,) of the factors of n rows' gradients.
     norm : float
         :math:`\|\hat C\|_F`.
-    X : Tensor
-        Encoded rows.
-    weights : Tensor of shape (n,)
+    rows : Rows
     """
-    share = (weights.double() / weights.double().sum()).cpu()
-    generator = torch.Generator().manual_seed(0)
+    share, generator = rows.shares.cpu(), torch.Generator().manual_seed(0)
     differentiate, targets = parts[0]
-    one = differentiate.pull_back(X[:1], partial(cotangents, targets[:1]))
-    rows = torch.nonzero(share).flatten()
-    drawn = len(parts) * len(one) * len(rows) > _VECTORS
+    outputs = differentiate.model.outputs(rows[:1].inputs)
+    used = torch.nonzero(share).flatten()
+    drawn = len(parts) * len(cotangents(targets[:1], outputs)) * len(used) > _VECTORS
     if drawn:  # in proportion to their weights, and with replacement
         size = min(max(_VECTORS // len(parts), _LEAST), _MOST)
-        rows = torch.multinomial(share, size, replacement=True, generator=generator)
+        used = torch.multinomial(share, size, replacement=True, generator=generator)
         share = torch.full((size,), 1 / size, dtype=torch.float64)
     else:
-        share = share[rows]
-    rows, share = rows.to(X.device), share.to(X.device)
+        share = share[used]
+    used, share = used.to(rows.device), share.to(rows.device)
 
     def chosen_cotangents(targets: Tensor, outputs: Tensor) -> list[Tensor]:
         found = torch.stack(cotangents(targets, outputs))
@@ -75,32 +69,32 @@ def cosine_with_fisher(
         signs = torch.randint(0, 2, (2, *found.shape[:2], 1), generator=generator) * 2 - 1
         return list((found * signs.to(found)).sum(1))
 
-    vectors, others = [], []
+    one_side, other_side = [], []  # by model, the factors of each layer
     for differentiate, targets in parts:
-        pulled = differentiate.pull_back(X[rows], partial(chosen_cotangents, targets[rows]))
-        vectors += pulled[:1] if drawn else pulled
-        others += pulled[1:] if drawn else pulled
-    gram = torch.zeros((), device=X.device)
-    for sides in zip(zip(*vectors, strict=True), zip(*others, strict=True), strict=True):
-        gram = gram + _gram(*sides)
-    forms = sum(map(quadratic, vectors), torch.zeros_like(share))
-    product = float(forms @ share) / len(parts)
-    n, number = len(rows), len(vectors)
-    pairs = gram.double().square().view(number, n, number, n).sum((0, 2)) / len(parts) ** 2
+        pulled = differentiate.pull_back(
+            rows[used].inputs, partial(chosen_cotangents, targets[used])
+        )
+        if drawn:
+            one_side.append([f.of(0) for f in pulled])
+            other_side.append([f.of(1) for f in pulled])
+        else:
+            one_side.append([f.each() for f in pulled])
+            other_side.append(one_side[-1])
+    gram = torch.zeros((), device=rows.device)
+    for layers in zip(zip(*one_side, strict=True), zip(*other_side, strict=True), strict=True):
+        a, b = (_together(of_models) for of_models in layers)
+        gram = gram + a.inner(b)
+    n, models = len(used), len(parts)
+    forms = torch.stack([quadratic(of_layers).view(n, -1).sum(1) for of_layers in one_side])
+    product = float(forms.sum(0) @ share) / models
+    pairs = gram.square().view(models, n, -1, models, n, len(gram) // (models * n))
+    pairs = pairs.sum((0, 2, 3, 5)) / models**2
     square = float(share @ (pairs @ share))
     if drawn:  # pairs of two draws alone have the right expectation
         square = (square - float(share**2 @ pairs.diagonal())) * n / (n - 1)
     return product / (norm * square**0.5) if product > 0 and square > 0 else 1.0
 
 
-def _gram(left: Sequence[Factors], right: Sequence[Factors]) -> Tensor:
-    """Inner products of the gradients of all rows and cotangents in a layer."""
-    a, b = (torch.cat([f.inputs for f in side]) for side in (left, right))
-    d, e = (torch.cat([f.signals for f in side]) for side in (left, right))
-    if a.shape[1] == 1:
-        return (a[:, 0] @ b[:, 0].mT) * (d[:, 0] @ e[:, 0].mT)
-    gram = a.new_zeros(len(a), len(b))
-    size = max(1, _NUMBERS // (len(a) * a.shape[2]))
-    for some, same in zip(d.split(size, dim=2), e.split(size, dim=2), strict=True):
-        gram.addmm_((some.mT @ a).flatten(1), (same.mT @ b).flatten(1).mT)
-    return gram
+def _together(parts: Sequence[Factors]) -> Factors:
+    """Return the gradients of the rows of all parts."""
+    return Factors(torch.cat([f.inputs for f in parts]), torch.cat([f.signals for f in parts]))

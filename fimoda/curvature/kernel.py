@@ -8,7 +8,7 @@ from torch import Tensor
 from ..measured import Measured
 from ..measurements import Output
 from ..model import DEFAULT_BUDGET, FinalModel
-from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
+from ..row_gradients import RowDifferentiator, RowGradients
 from ..rows import Rows
 
 
@@ -53,7 +53,7 @@ class OutputKernel:
         ]
 
     def _preconditioned(self, gradients: RowGradients) -> RowGradients:
-        return gradients if self._root is None else DenseGradients(gradients.dense() * self._root)
+        return gradients if self._root is None else RowGradients.of(gradients.dense() * self._root)
 
     def inner(self, gradients: RowGradients) -> Tensor:
         """Inner products of gradients (of any model of this architecture) with the kept rows.

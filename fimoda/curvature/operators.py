@@ -18,8 +18,9 @@ from torch.func import grad, jvp, vjp, vmap
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
+from ..row_gradients import RowGradients
 from ..rows import Inputs, Rows, mapped, parts, taken
-from .jacobian import FactoredJacobian, factored_jacobian
+from .jacobian import factored_jacobian, product_bytes
 
 
 class Curvature(ABC):
@@ -153,12 +154,12 @@ class GaussNewton(Curvature):
     def _chunk_size(self, n_vectors: int) -> int:
         if self._jacobian is None:
             return super()._chunk_size(n_vectors)
-        fitting = self.memory_budget // (2 * self._jacobian.row_bytes(n_vectors))
+        fitting = self.memory_budget // (2 * product_bytes(self._jacobian, n_vectors))
         return int(min(max(fitting, 1), len(self)))
 
     @cached_property
-    def _jacobian(self) -> FactoredJacobian | None:
-        return factored_jacobian(self.model, self.inputs, self.memory_budget // 2)
+    def _jacobian(self) -> RowGradients | None:
+        return factored_jacobian(self.objective, self.memory_budget // 2)
 
     @cached_property
     def _output_hessian(self) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..layers import LayerDifferentiator
 from .ekfac import EKFAC
-from .layers import LayerDifferentiator
 from .operators import Curvature
 
 
@@ -16,22 +17,12 @@ class EKFACPreconditioner:
     r"""Approximate solutions of :math:`(C + \lambda I) u = v` from the EK-FAC of the same rows.
 
     Parameters of layers that EK-FAC does not treat are given the mean of its eigenvalues as their
-    curvature.
-
-    Parameters
-    ----------
-    curvature : Curvature
-        Any; its model, rows and weights make the EK-FAC.
-
-    Raises
-    ------
-    ValueError
-        If EK-FAC treats no layer of the model.
+    curvature. ValueError if it treats no layer of the model.
     """
 
     def __init__(self, curvature: Curvature):
-        model, X = curvature.model, curvature.inputs
-        layers = LayerDifferentiator(model, X[:2])
+        objective = replace(curvature.objective, chunk_size=None)
+        layers = LayerDifferentiator(objective.model, objective.rows[:2].inputs)
         if not layers.layers:
             raise ValueError(
                 "preconditioner='ekfac' needs a Linear or Conv2d layer that EK-FAC can treat; this "
@@ -39,22 +30,16 @@ class EKFACPreconditioner:
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="EK-FAC does not treat")
-            self._ekfac = EKFAC(
-                model,
-                X,
-                curvature.targets,
-                curvature.weights,
-                memory_budget=curvature.memory_budget,
-            )
-        self._outside = torch.ones(model.n_parameters, dtype=torch.bool, device=X.device)
+            self._ekfac = EKFAC(objective)
+        self._outside = torch.ones_like(objective.model.theta, dtype=torch.bool)
         for place in layers.places:
-            for s in place:
+            for s in place.slices:
                 self._outside[s] = False
         eigenvalues = torch.cat([block.eigenvalues.flatten() for block in self._ekfac.blocks])
         self._mean = float(eigenvalues.mean())
 
     def __call__(self, V: Tensor, damping: float) -> Tensor:
-        """Approximate solutions for the rows of V (k, p), as rows of the same type."""
-        solved = self._ekfac.solve(V.to(self._ekfac.model.dtype), damping).to(V)
+        """Return approximate solutions for the rows of V (k, p), as rows of the same type."""
+        solved = self._ekfac.solve(V.to(self._ekfac.objective.model.dtype), damping).to(V)
         solved[:, self._outside] = V[:, self._outside] / (self._mean + damping)
         return solved

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix
 from torch import Tensor
 
+from ..layers import Factors
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import FactoredGradients, RowGradients
+from ..row_gradients import RowGradients
 from ..training.products import fast_float32_products
 
 #: Parameters whose rows of a dense projection are drawn together, from a generator of their own.
@@ -89,12 +89,12 @@ class Projection:
         if self.kind == "sparse":
             return self._sparse(gradients)
         if self.kind == "product":
-            if not isinstance(gradients, FactoredGradients):
+            if gradients.factors is None:
                 raise ValueError(
                     "projection='product' needs a model whose parameters all belong to linear layers "
                     "on vectors. Use projection='sparse'."
                 )
-            return self._product(gradients)
+            return self._product(gradients.factors)
         return self._dense(gradients)
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class Projection:
     # ---- independent entries ----------------------------------------------------------------
 
     def _dense(self, gradients: RowGradients) -> Tensor:
-        parts = _parts(gradients, BLOCK, self.n_parameters)
+        parts = gradients.entries(BLOCK)
         part, block = next(parts), self._block(0)
         block = block.to(part)
         with fast_float32_products(lambda: part[:, :256].mT @ block):
@@ -129,9 +129,10 @@ class Projection:
 
     # ---- products of signs ------------------------------------------------------------------
 
-    def _product(self, gradients: FactoredGradients) -> Tensor:
+    def _product(self, layers: list[Factors]) -> Tensor:
         features = torch.zeros(())
-        for k, (a, d) in enumerate(zip(gradients.inputs, gradients.signals, strict=True)):
+        for k, layer in enumerate(layers):
+            a, d = layer.inputs[:, 0], layer.signals[:, 0, 0]
             rng = np.random.default_rng([self.seed, k])
             left = torch.from_numpy(signs(rng, a.shape[1], self.n_components)).to(a)
             right = torch.from_numpy(signs(rng, d.shape[1], self.n_components)).to(d)
@@ -157,7 +158,7 @@ class Projection:
             few = gradients[rows : rows + _SPARSE_ROWS]
             step = max(1, _SPARSE_SIZE // len(few))
             total = torch.zeros(())
-            for number, part in enumerate(_parts(few, step, self.n_parameters)):
+            for number, part in enumerate(few.entries(step)):
                 columns = self._entries[:, number * step : (number + 1) * step]
                 total = torch.from_numpy(columns @ part.cpu().numpy()).to(part).add_(total.to(part))
             features.append(total.mT)
@@ -169,34 +170,3 @@ def signs(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np.i
     n_bits = n_rows * n_columns
     bits = np.unpackbits(np.frombuffer(rng.bytes(-(-n_bits // 8)), dtype=np.uint8), count=n_bits)
     return (2 * bits.view(np.int8) - 1).reshape(n_rows, n_columns)
-
-
-def _parts(gradients: RowGradients, size: int, n_parameters: int) -> Iterator[Tensor]:
-    """Entries of the gradients, `size` parameters at a time, (size, n)."""
-    if isinstance(gradients, FactoredGradients):
-        layers = [
-            (a.mT.contiguous(), d.mT.contiguous(), place)
-            for a, d, place in zip(
-                gradients.inputs, gradients.signals, gradients.places, strict=True
-            )
-        ]
-        for start in range(0, n_parameters, size):
-            yield _outer(layers, start, min(start + size, n_parameters))
-    else:
-        yield from gradients.dense().mT.split(size)
-
-
-def _outer(layers: list[tuple[Tensor, Tensor, tuple[slice, ...]]], start: int, stop: int) -> Tensor:
-    """Entries [start, stop) of gradients whose factors are inputs (in, n) and signals (out, n)."""
-    parts: list[tuple[int, Tensor]] = []
-    for a, d, place in layers:
-        offset = 0
-        for s in place:
-            width = (s.stop - s.start) // len(d)
-            first, last = max(start, s.start) - s.start, min(stop, s.stop) - s.start
-            if first < last:
-                top, bottom = first // width, -(-last // width)
-                whole = (d[top:bottom, None] * a[offset : offset + width]).flatten(0, 1)
-                parts.append((s.start + first, whole[first - top * width : last - top * width]))
-            offset += width
-    return torch.cat([part for _, part in sorted(parts, key=lambda p: p[0])])

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..layers import LayerDifferentiator, LayerGradients
 from ..measured import Measured
 from ..model import FinalModel
+from ..objective import Objective
 from ..rows import Rows
 from ..training.products import fast_float32_products
-from .ekfac import EKFAC, Block, inner
-from .layers import Factors, LayerDifferentiator
+from .ekfac import EKFAC, Block
 from .stationary import Dynamics, Segment, Stationary
 
 #: Size of the products on which the faster library is tried.
@@ -66,18 +67,10 @@ class EKFACStationary(Stationary):
         self._layers: list[list[LayerDifferentiator]] = []
         with warnings.catch_warnings():
             for segment in segments:
-                ekfac = EKFAC(
-                    segment.models[0],
-                    segment.X,
-                    segment.y,
-                    segment.weights,
-                    fisher=fisher,
-                    seed=seed,
-                    chunk_size=chunk_size,
-                    memory_budget=memory_budget,
-                    others=segment.models[1:],
-                    scale=scale,
-                )
+                rows = Rows(segment.X, segment.y, segment.weights)
+                objective = Objective(segment.models[0], rows, memory_budget, chunk_size)
+                others = segment.models[1:]
+                ekfac = EKFAC(objective, fisher=fisher, seed=seed, others=others, scale=scale)
                 self._bases.append(ekfac)
                 self._layers.append([LayerDifferentiator(m, segment.X[:2]) for m in segment.models])
                 warnings.filterwarnings("ignore", message="EK-FAC does not treat")  # said once
@@ -120,12 +113,12 @@ class EKFACStationary(Stationary):
 
         def trial() -> Tensor:
             _, factors = next(self._rotated(k, torch.arange(min(_TRIAL_ROWS, len(segment.X)))))
-            return inner(response[largest][:_TRIAL_VECTORS], factors[largest])
+            return factors[largest].apply(response[largest][:_TRIAL_VECTORS])
 
         with fast_float32_products(trial):
             for rows, factors in self._rotated(k, torch.arange(len(segment.X))):
                 for W, f in zip(response, factors, strict=True):
-                    found[:, rows] += inner(W, f).double()
+                    found[:, rows] += f.apply(W)[:, :, 0].mT.double()
         return found / len(segment.models)
 
     def rowwise(self, k: int, response: Matrices, rows: Tensor) -> Tensor:
@@ -135,7 +128,7 @@ class EKFACStationary(Stationary):
                 found[part] += (f.dense() * W[part]).double().flatten(1).sum(1)
         return found / len(self.segments[k].models)
 
-    def _rotated(self, k: int, rows: Tensor) -> Iterator[tuple[slice, list[Factors]]]:
+    def _rotated(self, k: int, rows: Tensor) -> Iterator[tuple[slice, list[LayerGradients]]]:
         """Gradients of rows at each checkpoint in the eigenbases, a chunk at a time."""
         segment, ekfac = self.segments[k], self._bases[k]
         for model, differentiate in zip(segment.models, self._layers[k], strict=True):
@@ -154,8 +147,5 @@ def _modes(block: Block, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
     H = block.eigenvalues + dynamics.coupled_decay
     P = torch.ones_like(H)
     if dynamics.preconditioner is not None:
-        n_out = len(block.signal_basis)
-        parts = [dynamics.preconditioner[s].unflatten(0, (n_out, -1)) for s in block.place]
-        inverse = 1 / torch.cat(parts, 1).double()
-        P = 1 / (block.signal_basis.double().mT ** 2 @ inverse @ block.input_basis.double() ** 2)
+        P = 1 / block.diagonal(1 / dynamics.preconditioner.double())
     return P, P * H + dynamics.decoupled_decay

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..measured import Measure, Measured
 from ..measurements import Output
 from ..model import FinalModel
-from ..row_gradients import DenseGradients, RowDifferentiator, RowGradients
+from ..row_gradients import RowDifferentiator, RowGradients
 from ..rows import Rows
 from .projection import Projection
 from .stationary import Segment, Stationary
@@ -87,7 +87,7 @@ class ProjectedStationary(Stationary):
 
     def _features(self, gradients: RowGradients) -> Tensor:
         if self._root is not None:
-            gradients = DenseGradients(gradients.dense() * self._root)
+            gradients = RowGradients.of(gradients.dense() * self._root)
         return self.project(gradients)
 
     def start(self, test: Measured) -> Tensor:

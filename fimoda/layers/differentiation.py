@@ -1,0 +1,200 @@
+"""Factors of the gradients of rows in every layer that has them, by one pass through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ..measured import Measured
+from ..model import FinalModel
+from ..rows import Inputs
+from .base import Factors, Kind, Place
+from .kinds import kind_of
+
+#: Gives the vectors (n, C) that are pulled back through the network, from its outputs.
+Cotangents = Callable[[Tensor], Sequence[Tensor]]
+
+#: Input and output of every call of each layer.
+Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge]]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with trainable parameters, its kind, if any has factors, and where they lie."""
+
+    name: str
+    module: nn.Module
+    kind: Kind | None
+    slices: tuple[slice, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({type(self.module).__name__})"
+
+    @property
+    def place(self) -> Place:
+        """Where the parameters of a layer with factors lie."""
+        return Place(self.slices, len(self.module.get_parameter("weight")))
+
+    def factors(self, calls: Calls, slopes: list[list[Tensor]], n: int) -> Factors:
+        """Return the factors of n rows, from slopes in the outputs by call and cotangent."""
+        kind, module = self.kind, self.module
+        if kind is None:
+            raise TypeError(f"{self} has no factors")
+        inputs = torch.cat([kind.inputs(module, a.detach(), n) for a, _ in calls[module]], dim=1)
+        if len(self.slices) > 1:
+            inputs = F.pad(inputs, (0, 1), value=1.0)
+        signals = [
+            torch.cat([kind.signals(module, of_call[c], n) for of_call in slopes], dim=1)
+            for c in range(len(slopes[0]))
+        ]
+        return Factors(inputs, torch.stack(signals, dim=2))
+
+
+def trainable_layers(model: FinalModel) -> list[Layer]:
+    """Return the modules that own trainable parameters."""
+    known = {id(p): model.slices.get(k) for k, p in model.module.named_parameters()}
+    layers = []
+    for name, module in model.module.named_modules():
+        owned = [(k, known[id(p)]) for k, p in module.named_parameters(recurse=False)]
+        slices = {k: s for k, s in owned if s is not None}
+        if slices:
+            kind = kind_of(module) if "weight" in slices else None
+            layers.append(
+                Layer(name or type(module).__name__, module, kind, tuple(slices.values()))
+            )
+    return layers
+
+
+class LayerDifferentiator:
+    """Factors of the gradients of rows in every layer that has them.
+
+    Parameters
+    ----------
+    model : FinalModel
+    inputs : Inputs
+        Those of a few rows, on which the factors of each layer are compared with its gradient.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        Those with factors.
+    places : list of Place
+        Where their parameters lie.
+    shapes : list of tuple of int
+        Positions, inputs (that of the bias included) and outputs of each.
+    skipped : list of str
+        Layers with trainable parameters and no factors, with their types.
+    """
+
+    def __init__(self, model: FinalModel, inputs: Inputs):
+        self.model = model
+        every = trainable_layers(model)
+        found = _checked(model, [layer for layer in every if layer.kind is not None], inputs)
+        self.layers = [layer for layer in every if layer.name in found]
+        self.places = [layer.place for layer in self.layers]
+        self.shapes = [found[layer.name] for layer in self.layers]
+        others = [layer for layer in every if layer.name not in found]
+        others.sort(key=lambda layer: layer.kind is not None)  # those of no kind come first
+        self.skipped = [str(layer) for layer in others]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter is in a layer with factors."""
+        return not self.skipped
+
+    def __call__(self, measured: Measured) -> list[Factors]:
+        """Return the factors of the gradients of what is measured, one a layer."""
+        return self.pull_back(measured.inputs, lambda outputs: [measured.slopes(outputs)])
+
+    def pull_back(self, inputs: Inputs, cotangents: Cotangents) -> list[Factors]:
+        """Return the factors of the gradients of ``(outputs * v).sum(1)`` for each cotangent v."""
+        _, outputs, calls = _recorded(self.model, self.layers, inputs)
+        edges = [edge for layer in self.layers for _, edge in calls[layer.module]]
+        vectors = cotangents(outputs.detach())
+        by_vector = [
+            torch.autograd.grad(outputs, edges, vector, retain_graph=number < len(vectors))
+            for number, vector in enumerate(vectors, start=1)
+        ]
+        slopes = [list(of_edge) for of_edge in zip(*by_vector, strict=True)]
+        found, n = [], len(inputs)
+        for layer in self.layers:
+            own = [slopes.pop(0) for _ in calls[layer.module]]
+            found.append(layer.factors(calls, own, n))
+        return found
+
+    def row_bytes(self, n_cotangents: int = 1) -> int:
+        """Return the bytes that the factors of one row take."""
+        numbers = sum(T * (a + n_cotangents * d) for T, a, d in self.shapes)
+        return self.model.theta.element_size() * numbers
+
+
+def _checked(
+    model: FinalModel, layers: list[Layer], inputs: Inputs
+) -> dict[str, tuple[int, int, int]]:
+    """Return the shapes of the factors by layer, where they are found to give its gradient."""
+    theta, outputs, calls = _recorded(model, layers, inputs)
+    layers = [layer for layer in layers if calls[layer.module]]
+    edges = [edge for layer in layers for _, edge in calls[layer.module]]
+    if not edges:
+        return {}
+    # a different number for each output, so that probabilities do not sum to a constant
+    v = torch.cos(torch.arange(outputs.shape[1], dtype=model.dtype, device=model.device))
+    of_calls = torch.autograd.grad(
+        outputs, edges, v.expand_as(outputs), retain_graph=True, allow_unused=True
+    )
+    slopes = list(of_calls)
+    of_rows = [torch.autograd.grad(row @ v, theta, retain_graph=True)[0] for row in outputs]
+    wanted = torch.stack(of_rows)
+    largest = wanted.abs().amax(1)
+    found = {}
+    for layer in layers:
+        own = [[slopes.pop(0)] for _ in calls[layer.module]]
+        if any(slope is None for [slope] in own):  # not used by the outputs
+            continue
+        try:
+            factors = layer.factors(calls, own, len(outputs))
+        except RuntimeError:  # without a row axis
+            continue
+        if factors.inputs.shape[:2] != factors.signals.shape[:2]:
+            continue
+        gradient, matrices = factors.dense(), layer.place.matrices(wanted)
+        scale = torch.where(largest > 0, largest, 1)[:, None, None]
+        if gradient.shape == matrices.shape and torch.allclose(
+            gradient / scale, matrices / scale, rtol=0, atol=1e-3, equal_nan=True
+        ):
+            found[layer.name] = (*factors.inputs.shape[1:], factors.signals.shape[3])
+    return found
+
+
+def _recorded(
+    model: FinalModel, layers: list[Layer], inputs: Inputs
+) -> tuple[Tensor, Tensor, Calls]:
+    """Return parameters, the outputs with their graph, and every call of the layers."""
+    theta = model.theta.clone().requires_grad_()
+    with _recording([layer.module for layer in layers]) as calls, torch.enable_grad():
+        return theta, model.forward(theta, inputs), calls
+
+
+@contextmanager
+def _recording(modules: Sequence[nn.Module]) -> Iterator[Calls]:
+    """Record input and output of every call of the modules.
+
+    The output as it stands in the graph: an activation may overwrite the tensor in place.
+    """
+    calls: Calls = {module: [] for module in modules}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module].append((inputs[0], get_gradient_edge(output)))
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
