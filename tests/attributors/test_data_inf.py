@@ -11,6 +11,8 @@ from torch import nn
 
 from fimoda import DataInf, as_final_model
 from fimoda.curvature.datainf import parameter_layers
+from fimoda.measured import Measured
+from fimoda.rows import Rows
 
 N, M, D = 11, 4, 5
 
@@ -138,7 +140,8 @@ def test_both_orders_of_the_sums(order, chunk_size):
     test = layer_gradients(net, margin, X[:M], y[:M])
     expected = loop(test, train, weights, [0.02, 0.3])
     damping = torch.tensor([0.02, 0.3], dtype=torch.float64)
-    found = getattr(solver, order)(X[:M], y[:M], margin_of_rows, damping) * solver.share
+    test_rows = Measured(Rows(X[:M], y[:M]), margin_of_rows)
+    found = getattr(solver, order)(test_rows, damping) * solver.objective.rows.shares
     assert_allclose(found, expected, rtol=1e-10, atol=1e-12 * abs(expected).max())
 
 

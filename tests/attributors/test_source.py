@@ -369,9 +369,9 @@ def test_factors_and_eigenvalues_are_averaged_over_checkpoints():
     run, model = ensemble.trajectories[0], ensemble.models[0]
     models = [model_at(run, k, model) for k in range(3)]
     x, target, weights = model.encode_X(X), model.encode_y(y, 3), torch.ones(len(X))
-    together = EKFAC(models[0], x, target, weights, others=models[1:])
-    apart = [EKFAC(one, x, target, weights) for one in models]
-    pairs = [one._covariances(x, weights.double() / len(X)) for one in apart]
+    together = EKFAC(Objective(models[0], Rows(x, target, weights)), others=models[1:])
+    apart = [EKFAC(Objective(one, Rows(x, target, weights))) for one in models]
+    pairs = [one._covariances(weights.double() / len(X)) for one in apart]
     for layer, block in enumerate(together.blocks):
         for side, basis in enumerate((block.input_basis, block.signal_basis)):
             mean = sum(pair[layer][side] for pair in pairs) / 3
@@ -383,10 +383,7 @@ def test_factors_and_eigenvalues_are_averaged_over_checkpoints():
             probability = one.outputs(x).softmax(1)
             for c in range(3):
                 g = torch.from_numpy(gradients(one, X, np.full((len(X), 1), c)[:, 0]))
-                matrix = torch.cat(
-                    [g[:, s].unflatten(1, (len(block.signal_basis), -1)) for s in block.place], 2
-                )
-                inside = block.signal_basis.mT @ matrix @ block.input_basis
+                inside = block.signal_basis.mT @ block.place.matrices(g) @ block.input_basis
                 squares += (probability[:, c, None, None] * inside**2).mean(0) / 3
         assert_allclose(block.eigenvalues, squares, rtol=1e-8, atol=1e-14)
 
@@ -402,7 +399,7 @@ def test_ekfac_segments_are_products_with_the_dense_matrix(scale):
     expected, carried = 0, np.eye(p)
     for ks, steps in (([2, 3], 8), ([0, 1], 8)):
         models = [model_at(run, k, model) for k in ks]
-        ekfac = EKFAC(models[0], x, target, torch.ones(len(X)), others=models[1:], scale=scale)
+        ekfac = EKFAC(Objective(models[0], Rows(x, target)), others=models[1:], scale=scale)
         inverse = ekfac.solve(torch.eye(p, dtype=torch.float64), 0.1).numpy()
         H = np.linalg.inv(inverse) - 0.1 * np.eye(p)
         h = 0.1 * steps / 0.5

@@ -18,8 +18,9 @@ from torch import nn
 from fimoda import TRAK, ExactInfluence, as_final_model
 from fimoda.curvature import projection
 from fimoda.curvature.projection import BLOCK, KINDS, Projection, signs
+from fimoda.layers import Factors
 from fimoda.measured import Measured
-from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+from fimoda.row_gradients import RowDifferentiator, RowGradients
 from fimoda.rows import Rows
 
 N, M, D = 30, 5, 4
@@ -116,7 +117,7 @@ def test_a_square_projection_changes_the_basis_only(kind):
     rng = np.random.default_rng(0)
     J, v = rng.normal(size=(50, 6)), rng.normal(size=(3, 6))
     project = Projection(7, 6, kind, seed=0)
-    P = project(DenseGradients(torch.eye(7, dtype=torch.float64)))[:6].numpy()
+    P = project(RowGradients.of(torch.eye(7, dtype=torch.float64)))[:6].numpy()
     wanted = v @ np.linalg.solve(J.T @ J, J.T)
     found = (v @ P) @ np.linalg.solve((J @ P).T @ (J @ P), (J @ P).T)
     assert_allclose(found, wanted, rtol=1e-8, atol=1e-10)
@@ -175,14 +176,14 @@ def classification(dtype=torch.float64):
 
 
 class OnSequences(nn.Module):
-    """The same function with layers that see an axis of length one: nothing factors."""
+    """The same function with layers that see every row twice: nothing factors."""
 
     def __init__(self, net):
         super().__init__()
         self.net = net
 
     def forward(self, X):
-        return self.net(X.unsqueeze(1)).squeeze(1)
+        return self.net(X.unsqueeze(1).expand(-1, 2, -1)).mean(1)
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian", "sparse"])
@@ -194,7 +195,7 @@ def test_factors_and_gradients_give_the_same_features(kind):
     assert differentiate.factors
     gradients = differentiate(Measured(Rows(X, y), model.loss))
     project = Projection(model.n_parameters, 64, kind, seed=5)
-    P = project(DenseGradients(torch.eye(model.n_parameters, dtype=torch.float64)))
+    P = project(RowGradients.of(torch.eye(model.n_parameters, dtype=torch.float64)))
     found = project(gradients)
     assert found.shape == (N, 64)
     assert_allclose(found, gradients.dense() @ P, rtol=1e-10, atol=1e-12)
@@ -211,7 +212,8 @@ def test_product_projection_is_a_product_of_signs():
     gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     found = Projection(model.n_parameters, 64, "product", seed=5)(gradients)
     expected = torch.zeros(N, 64, dtype=torch.float64)
-    for k, (a, d) in enumerate(zip(gradients.inputs, gradients.signals, strict=True)):
+    for k, layer in enumerate(gradients.parts):
+        a, d = layer.inputs[:, 0], layer.signals[:, 0, 0]
         rng = np.random.default_rng([5, k])
         left, right = signs(rng, a.shape[1], 64), signs(rng, d.shape[1], 64)
         for c in range(64):
@@ -229,7 +231,7 @@ def test_sparse_projection_has_four_entries_a_parameter(monkeypatch, wrap, n_com
     model = as_final_model(wrap(network()), X, criterion=nn.CrossEntropyLoss())
     gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     project = Projection(model.n_parameters, n_components, "sparse", seed=5)
-    P = project(DenseGradients(torch.eye(model.n_parameters, dtype=torch.float64)))
+    P = project(RowGradients.of(torch.eye(model.n_parameters, dtype=torch.float64)))
     s = min(4, n_components)
     assert P.shape == (model.n_parameters, n_components)
     assert_array_equal(P[P != 0].abs(), torch.full((model.n_parameters * s,), s**-0.5).double())
@@ -248,7 +250,7 @@ def test_variance_of_inner_products(kind):
     expected = g.square().sum() * h.square().sum() + (g @ h) ** 2 - 2 * (g**2 * h**2).sum()
     draws = []
     for seed in range(4000):
-        a, b = Projection(40, 16, kind, seed=seed)(DenseGradients(G))
+        a, b = Projection(40, 16, kind, seed=seed)(RowGradients.of(G))
         draws.append(float(a @ b))
     assert np.var(draws) == pytest.approx(float(expected) / 16, rel=0.1)
     assert np.mean(draws) == pytest.approx(float(g @ h), abs=4 * np.std(draws) / 4000**0.5)
@@ -261,8 +263,8 @@ def test_float32_products_are_exact():
     gradients = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     for kind in ("rademacher", "sparse", "product"):
         project = Projection(model.n_parameters, 256, kind, seed=5)
-        inputs, signals = ([t.double() for t in g] for g in (gradients.inputs, gradients.signals))
-        wanted = project(FactoredGradients(inputs, signals, gradients.places))
+        exact = [Factors(f.inputs.double(), f.signals.double()) for f in gradients.parts]
+        wanted = project(RowGradients(exact, gradients.places))
         assert project(gradients).dtype == torch.float32
         assert float((project(gradients) - wanted).norm() / wanted.norm()) < 1e-6
 

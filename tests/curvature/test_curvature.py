@@ -33,7 +33,7 @@ from fimoda.losses import SquaredError
 from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.objective import Objective
-from fimoda.row_gradients import DenseGradients, FactoredGradients, RowDifferentiator
+from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
 
 # ---- operators ------------------------------------------------------------------------------
@@ -176,17 +176,17 @@ def convolutions() -> tuple[FinalModel, Tensor, Tensor]:
 
 
 def test_factored_jacobian_of_layers_with_positions():
-    model, X, _ = convolutions()
-    jacobian = factored_jacobian(model, X, 2**20)
+    model, X, y = convolutions()
+    jacobian = factored_jacobian(Objective(model, Rows(X, y)), 2**20)
     J = model.jacobian(X)
     V = torch.from_numpy(np.random.default_rng(2).normal(size=(4, model.n_parameters)))
     U = torch.from_numpy(np.random.default_rng(3).normal(size=(7, 4, 3)))
     close(jacobian.push(V), torch.einsum("ncp,kp->nkc", J, V))
     close(jacobian.pull(U), torch.einsum("ncp,nkc->kp", J, U))
     close(jacobian[torch.tensor([5, 2])].push(V), jacobian.push(V)[[5, 2]])
-    needed = sum(t.numel() * 8 for t in jacobian.inputs + jacobian.signals)
-    assert factored_jacobian(model, X, needed) is not None
-    assert factored_jacobian(model, X, needed - 1) is None
+    needed = sum(8 * (part.inputs.numel() + part.signals.numel()) for part in jacobian.parts)
+    assert factored_jacobian(Objective(model, Rows(X, y)), needed) is not None
+    assert factored_jacobian(Objective(model, Rows(X, y)), needed - 1) is None
 
 
 def test_activations_of_a_row_are_counted():
@@ -229,7 +229,7 @@ def test_apply_combine_dense(network):
     gradients = RowDifferentiator(case.model, case.X[:2])(
         Measured(Rows(case.X, case.y), case.model.loss)
     )
-    assert isinstance(gradients, FactoredGradients if network == "chain" else DenseGradients)
+    assert (gradients.factors is not None) == (network == "chain")
     G = torch.stack([case.gradient(i) for i in range(N)])
     rng = np.random.default_rng(0)
     V = torch.from_numpy(rng.normal(size=(6, G.shape[1])))
@@ -237,6 +237,7 @@ def test_apply_combine_dense(network):
     close(gradients.dense(), G)
     close(gradients.apply(V), G @ V.T)
     close(gradients.combine(weights), weights.T @ G)
+    close(gradients.second_moment(weights[:, 0]), weights[:, 0] @ G**2)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -13,8 +13,8 @@ from torch import nn
 
 from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
-from fimoda.curvature.layers import LayerDifferentiator
 from fimoda.curvature.operators import GaussNewton, SampledFisher
+from fimoda.layers import LayerDifferentiator, Matrices
 from fimoda.measured import Measured
 from fimoda.objective import Objective
 from fimoda.rows import Rows
@@ -115,14 +115,14 @@ def problem(case: str, n: int = N):
 def kronecker_basis(block) -> tuple[torch.Tensor, list[int]]:
     """Eigenvectors as columns, and the parameters (weight and bias, interleaved) they act on."""
     n_out, width = len(block.signal_basis), len(block.input_basis)
-    parts = [torch.arange(s.start, s.stop).view(n_out, -1) for s in block.place]
+    parts = [torch.arange(s.start, s.stop).view(n_out, -1) for s in block.place.slices]
     index = torch.cat(parts, dim=1)
     assert index.shape == (n_out, width)
     return torch.kron(block.signal_basis, block.input_basis), index.flatten().tolist()
 
 
 def dense(ekfac: EKFAC) -> torch.Tensor:
-    p = ekfac.model.n_parameters
+    p = ekfac.objective.model.n_parameters
     matrix = torch.zeros(p, p, dtype=torch.float64)
     for block in ekfac.blocks:
         Q, index = kronecker_basis(block)
@@ -143,11 +143,7 @@ def test_factors_are_the_gradients(case):
     for place, f in zip(
         differentiate.places, differentiate(Measured(Rows(X, y), model.loss)), strict=True
     ):
-        G = f.dense()
-        for s, part in zip(
-            place, G.split([(s.stop - s.start) // G.shape[1] for s in place], 2), strict=True
-        ):
-            found[:, s] = part.flatten(1)
+        place.fill(found, f.dense())
     assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
 
 
@@ -155,12 +151,10 @@ def test_matrices_take_the_place_of_larger_factors():
     _, model, X, y, _ = problem("conv")
     factors = LayerDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
     conv, head = (f.compressed() for f in factors)
-    assert conv.matrices is not None
-    assert conv.matrices.shape == factors[0].dense().shape
-    assert conv.compressed() is conv
-    assert conv.matrices[0].numel() == conv.row_size() < factors[0].inputs[0].numel()
+    assert isinstance(conv, Matrices)
+    assert_allclose(conv.rows, factors[0].dense(), rtol=0)
+    assert conv.rows[0].numel() < factors[0].inputs[0].numel()
     assert head is factors[1]
-    assert head.row_size() == head.inputs[0].numel() + head.signals[0].numel()
 
 
 # ---- curvature ------------------------------------------------------------------------------
@@ -171,16 +165,16 @@ def test_bases_are_those_of_the_second_moments(case):
     """A and S by a loop over rows, positions and classes; the bias a last coordinate of one."""
     _, model, X, y, _ = problem(case)
     weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
-    ekfac = EKFAC(model, X, y, weights, fisher="sampled", seed=3)
+    ekfac = EKFAC(Objective(model, Rows(X, y, weights)), fisher="sampled", seed=3)
     targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
     factors = LayerDifferentiator(model, X[:2])(Measured(Rows(X, targets), model.loss))
     for block, f in zip(ekfac.blocks, factors, strict=True):
-        if len(block.place) == 2:
+        if len(block.place.slices) == 2:
             assert bool((f.inputs[..., -1] == 1).all())
         for basis, vectors in [(block.input_basis, f.inputs), (block.signal_basis, f.signals)]:
             moment = torch.zeros(len(basis), len(basis), dtype=torch.float64)
             for w, row in zip(weights / weights.sum(), vectors, strict=True):
-                for v in row:
+                for v in row.flatten(0, -2):
                     moment += w * torch.outer(v, v)
             rotated = basis.T @ moment @ basis
             off = rotated - torch.diag(rotated.diagonal())
@@ -193,7 +187,7 @@ def test_bases_are_those_of_the_second_moments(case):
 def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
     _, model, X, y, _ = problem(case)
     weights = torch.linspace(0.5, 2, N, dtype=torch.float64)
-    ekfac = EKFAC(model, X, y, weights, fisher=fisher, seed=3, chunk_size=5)
+    ekfac = EKFAC(Objective(model, Rows(X, y, weights), chunk_size=5), fisher=fisher, seed=3)
     if fisher == "sampled":
         targets = model.loss.sample_targets(model.outputs(X), torch.Generator().manual_seed(3))
         g = torch.from_numpy(row_gradients(model, X, targets))
@@ -216,7 +210,10 @@ def test_matched_scale(case, fisher):
     """The ratio of the dense matrices' norms; with sampled targets both are of the draw."""
     _, model, X, y, _ = problem(case)
     weights = torch.linspace(0, 2, N, dtype=torch.float64)
-    plain, matched = (EKFAC(model, X, y, weights, fisher=fisher, scale=s) for s in (1.0, "matched"))
+    plain, matched = (
+        EKFAC(Objective(model, Rows(X, y, weights)), fisher=fisher, scale=s)
+        for s in (1.0, "matched")
+    )
     if fisher == "sampled":
         whole = SampledFisher(Objective(model, Rows(X, y, weights)), seed=0).dense()
     else:
@@ -231,9 +228,9 @@ def test_matched_scale(case, fisher):
 def test_matched_scale_from_some_rows():
     _, model, X, y, _ = problem("mlp", 1000)
     weights = torch.linspace(0, 2, 1000, dtype=torch.float64)
-    scale = EKFAC(model, X, y, weights, scale="matched").scale
+    scale = EKFAC(Objective(model, Rows(X, y, weights)), scale="matched").scale
     whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
-    expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
+    expected = float(whole / dense(EKFAC(Objective(model, Rows(X, y, weights)))).norm())
     assert scale == pytest.approx(expected, rel=0.03)
     assert scale != pytest.approx(expected, rel=1e-8)
 
@@ -246,9 +243,9 @@ def test_matched_scale_with_uneven_weights():
     net = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).double()
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     for weights in (torch.where(y == 3, 50.0, 1.0), torch.ones(200).index_fill(0, y[:5], 100.0)):
-        found = EKFAC(model, X, y, weights, scale="matched").scale
+        found = EKFAC(Objective(model, Rows(X, y, weights)), scale="matched").scale
         whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
-        expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
+        expected = float(whole / dense(EKFAC(Objective(model, Rows(X, y, weights)))).norm())
         assert found == pytest.approx(expected, rel=0.05)
 
 
@@ -260,9 +257,9 @@ def test_matched_scale_with_many_cotangents():
     y = torch.arange(400) % 40
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     weights = torch.ones(400, dtype=torch.float64)
-    found = EKFAC(model, X, y, weights, scale="matched", others=[model]).scale
+    found = EKFAC(Objective(model, Rows(X, y, weights)), scale="matched", others=[model]).scale
     whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense().norm()
-    expected = float(whole / dense(EKFAC(model, X, y, weights)).norm())
+    expected = float(whole / dense(EKFAC(Objective(model, Rows(X, y, weights)))).norm())
     assert found == pytest.approx(expected, rel=0.03)
 
 
@@ -272,7 +269,7 @@ def test_the_penalty_is_not_scaled():
     model = as_final_model(Ridge(alpha=3.0).fit(X, y), X)
     rows = model.encode_X(X), model.encode_y(y, 1), torch.ones(40, dtype=torch.float64)
     fisher = GaussNewton(Objective(model, Rows(*rows))).dense()
-    once, more = (dense(EKFAC(model, *rows, scale=scale)) for scale in (1.0, 2.5))
+    once, more = (dense(EKFAC(Objective(model, Rows(*rows)), scale=scale)) for scale in (1.0, 2.5))
     assert_allclose(more - once, 1.5 * fisher, atol=1e-10)  # one layer: EK-FAC is exact
     assert float((once - fisher).abs().max()) > 0.05  # the penalty
 
@@ -280,19 +277,23 @@ def test_the_penalty_is_not_scaled():
 def test_probabilities_and_logits_have_the_same_expected_fisher():
     _, model, X, y, _ = problem("mlp")
     weights = torch.ones(N, dtype=torch.float64)
-    expected = dense(EKFAC(model, X, y, weights))
+    expected = dense(EKFAC(Objective(model, Rows(X, y, weights))))
     net = nn.Sequential(model.module, nn.LogSoftmax(-1))
     log_model = as_final_model(net, X, criterion=nn.NLLLoss())
-    assert_allclose(dense(EKFAC(log_model, X, y, weights)), expected, rtol=1e-8, atol=1e-12)
+    assert_allclose(
+        dense(EKFAC(Objective(log_model, Rows(X, y, weights)))), expected, rtol=1e-8, atol=1e-12
+    )
     assert float(expected.trace()) > 0.1
 
 
 def test_sampling_tends_to_the_expectation():
     _, model, X, y, _ = problem("mlp")
     weights = torch.ones(N, dtype=torch.float64)
-    draws = [EKFAC(model, X, y, weights, fisher="sampled", seed=s) for s in range(200)]
+    draws = [
+        EKFAC(Objective(model, Rows(X, y, weights)), fisher="sampled", seed=s) for s in range(200)
+    ]
     # the bases differ from draw to draw: compare the traces of the blocks
-    for k, block in enumerate(EKFAC(model, X, y, weights).blocks):
+    for k, block in enumerate(EKFAC(Objective(model, Rows(X, y, weights))).blocks):
         traces = np.array([float(d.blocks[k].eigenvalues.sum()) for d in draws])
         error = abs(traces.mean() - float(block.eigenvalues.sum()))
         assert error < 4 * traces.std() / len(traces) ** 0.5
@@ -302,7 +303,7 @@ def test_sampling_tends_to_the_expectation():
 @pytest.mark.parametrize("case", CASES)
 def test_solve_is_the_dense_solution(case):
     _, model, X, y, _ = problem(case)
-    ekfac = EKFAC(model, X, y, torch.ones(N, dtype=torch.float64))
+    ekfac = EKFAC(Objective(model, Rows(X, y, torch.ones(N, dtype=torch.float64))))
     V = torch.randn(4, model.n_parameters, dtype=torch.float64)
     p = model.n_parameters
     expected = torch.linalg.solve(dense(ekfac) + 0.1 * torch.eye(p, dtype=torch.float64), V.T).T
@@ -320,7 +321,7 @@ def test_scores_are_products_with_the_dense_inverse(case):
         net, criterion=criterion, damping=0.05, chunk_size=5, reweight_others=False
     )
     attributor.fit(X, y, sample_weight=weights)
-    curvature = dense(EKFAC(model, X, y, torch.from_numpy(weights)))
+    curvature = dense(EKFAC(Objective(model, Rows(X, y, torch.from_numpy(weights)))))
     inverse = torch.linalg.inv(curvature + 0.05 * torch.eye(len(curvature), dtype=torch.float64))
     g = torch.from_numpy(row_gradients(model, X, y))
     expected = (g[:4] @ inverse @ g.T).numpy() * weights / weights.sum()
@@ -364,7 +365,7 @@ def test_exact_where_the_second_moments_factor():
     y = torch.tensor([0, 1, 1, 0])
     weights = torch.ones(4, dtype=torch.float64)
     exact = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
-    assert_allclose(dense(EKFAC(model, X, y, weights)), exact, atol=1e-12)
+    assert_allclose(dense(EKFAC(Objective(model, Rows(X, y, weights)))), exact, atol=1e-12)
 
 
 def test_penalty_enters():
@@ -484,7 +485,7 @@ def test_attention_is_skipped():
     X = torch.randn(N, 3, 4, dtype=torch.float64)
     model = as_final_model(Attention().double(), X, criterion=nn.CrossEntropyLoss())
     differentiate = LayerDifferentiator(model, X[:2])
-    assert differentiate.names == ["head"]
+    assert [layer.name for layer in differentiate.layers] == ["head"]
     assert [name.split()[0] for name in differentiate.skipped] == [
         "attention",
         "attention.out_proj",
@@ -502,7 +503,7 @@ def test_tied_weights_and_groups_are_skipped():
     model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
     differentiate = LayerDifferentiator(model, X[:2])
     assert differentiate.skipped == ["conv (Conv2d)"]
-    assert differentiate.names == ["head"]
+    assert [layer.name for layer in differentiate.layers] == ["head"]
 
 
 def test_frozen_parameters_are_not_layers():
@@ -511,7 +512,7 @@ def test_frozen_parameters_are_not_layers():
     net[2].bias.requires_grad_(False)
     X = torch.randn(N, D, dtype=torch.float64)
     differentiate = LayerDifferentiator(as_final_model(net, X, criterion=nn.MSELoss()), X[:2])
-    assert differentiate.names == ["2"]
+    assert [layer.name for layer in differentiate.layers] == ["2"]
     assert differentiate.skipped == ["0 (Linear)"]  # its bias alone is trained
 
 
