@@ -397,15 +397,23 @@ def test_learning_rate_and_batch_size_of_the_model():
 # ---- edges ----------------------------------------------------------------------------------
 
 
+class Plain(nn.Module):
+    """A linear layer of no kind that has factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 1)), nn.Parameter(torch.randn(1))
+
+    def forward(self, X):
+        return X @ self.weight + self.bias
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_zero_gradients_score_zero(dense):
     """Rows that the model fits exactly."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(8, 3))
-    module = nn.Linear(3, 1).double()
-    if dense:
-        module = nn.Sequential(module, nn.Linear(1, 1).double())
-        module[1].requires_grad_(False)
+    module = (Plain() if dense else nn.Linear(3, 1)).double()
     with torch.no_grad():
         y = module(torch.from_numpy(X)).numpy()
     y[4:] += 1
@@ -423,12 +431,7 @@ def test_zero_gradients_score_zero(dense):
 def test_cosine_of_tiny_gradients(dense):
     """Squares of these lengths are zero in float32; the directions are not lost."""
     X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    module = nn.Linear(3, 1)
-    if dense:
-        module = nn.Sequential(module, nn.Linear(1, 1))
-        with torch.no_grad():
-            module[1].weight.fill_(1.0)
-        module[1].requires_grad_(False)
+    module = Plain() if dense else nn.Linear(3, 1)
 
     def tiny(outputs, targets):
         return 1e-25 * outputs[..., 0]
