@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,25 @@ def test_finds_what_it_looks_for():
     assert not any(
         starts_with(name, EXTRAS) for name in imports("plotting.curves", everywhere=False)
     )
+
+
+# ---- the developer guide --------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "developer_guide.rst").read_text()
+
+
+def test_the_guide_has_the_floors():
+    table = GUIDE.split("The house\n---------")[1].split("=\n")[1:3]
+    named = [name for line in table[0].splitlines() for name in re.findall(r"``(\w+)``", line[:22])]
+    assert named == [name for name in ORDER if name != "__init__"]
+
+
+def test_the_guide_names_what_exists():
+    paths = set(re.findall(r"``((?:fimoda|tests|docs|benchmarks)/[\w/.]*)``", GUIDE))
+    assert len(paths) > 20
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+    source = "\n".join(path.read_text() for path in FILES.values())
+    names = set(re.findall(r"``(_?[A-Z]\w*)``", GUIDE)) - {"KINDS", "CASES", "OPTIMIZERS"}
+    assert not [name for name in names if not re.search(rf"\b{name}\b", source)]
