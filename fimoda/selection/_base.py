@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, column_or_1d, gen_batches, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from .._validation import check_consistent_length, check_targets, n_rows, take_rows, validate_data
+from .._validation import check_targets, check_weights, n_rows, take_rows, validate_data
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
@@ -31,16 +31,17 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     attributor: BaseAttributor | None
     random_state: Any
 
-    def _checked(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
-        """Return validated rows and targets; rows for an `estimator` are left for it to check."""
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[Any, NDArray[Any], NDArray[Any] | None]:
+        """Return validated rows, targets and weights; rows for an `estimator` are left for it to check."""
         rows = self._checked_rows(X, reset=True)
-        check_consistent_length(rows, y)
         targets = check_targets(y, n_rows(rows))
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         if self._is_classification(targets):
             check_classification_targets(targets)
-        return rows, targets
+        return rows, targets, check_weights(sample_weight, np.zeros((len(targets), 1)))
 
     def _checked_rows(self, X: Any, reset: bool) -> Any:
         if self.estimator is not None:
@@ -54,32 +55,28 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
             return is_class_target(y)
         return get_tags(self.estimator).estimator_type == "classifier"
 
-    def _fitted(
-        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Return a new model fitted on rows, and the weights as ``fit`` of an attributor takes them."""
+    def _fitted(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> Any:
+        """Return a new model fitted on rows."""
         if self.estimator is None:
-            model = default_linear_model(self._is_classification(y))
-        else:
-            # a finished search stands for the model that it found
-            model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
-            if takes_pairs(model):
-                raise ValueError(
-                    f"estimator {type(model).__name__} must take features of each row, not a column for "
-                    "every training row (a precomputed kernel or metric), which there is none of once "
-                    "rows are dropped. Use one that computes its kernel or metric itself."
-                )
-        given = {} if weights is None else {"sample_weight": weights}
-        return fit_with(model, X, y, weights), given
+            return fit_with(default_linear_model(self._is_classification(y)), X, y, weights)
+        # a finished search stands for the model that it found
+        model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
+        if takes_pairs(model):
+            raise ValueError(
+                f"estimator {type(model).__name__} must take features of each row, not a column for "
+                "every training row (a precomputed kernel or metric), which there is none of once "
+                "rows are dropped. Use one that computes its kernel or metric itself."
+            )
+        return fit_with(model, X, y, weights)
 
     def _scored(
-        self, model: Any, X: Any, y: NDArray[Any], given: dict[str, Any]
+        self, model: Any, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> BaseAttributor | None:
         """Return the attributor, fitted on a model of the rows; None by default without gradients."""
         if self.attributor is not None:
-            return self._of(self.attributor, model).fit(X, y, **given)
+            return self._of(self.attributor, model).fit(X, y, weights)
         try:
-            return self._of(EKFACInfluence(), model).fit(X, y, **given)
+            return self._of(EKFACInfluence(), model).fit(X, y, weights)
         except (TypeError, ValueError):  # not for the rows: the model has taken them
             if isinstance(model, FrozenEstimator):  # is never fitted again
                 raise
@@ -94,8 +91,8 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
     ) -> tuple[Any, NDArray[np.float64]]:
         """Return a new model and each row's self-influence, or held-out loss without gradients."""
-        model, given = self._fitted(X, y, weights)
-        attributor = self._scored(model, X, y, given)
+        model = self._fitted(X, y, weights)
+        attributor = self._scored(model, X, y, weights)
         if attributor is None:
             return model, held_out_losses(model, X, y, weights, self.random_state)
         return model, attributor.self_influence()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import Interval, check_weights, checks_parameters
+from .._validation import Interval, checks_parameters
 from ..base import BaseAttributor
 from ._base import BaseSelection
 
@@ -55,8 +55,7 @@ class MislabelDetector(BaseSelection):
     References
     ----------
     Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017, section
-    5.4; Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS
-    2020.
+    5.4. Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020.
 
     Examples
     --------
@@ -105,8 +104,7 @@ class MislabelDetector(BaseSelection):
         -------
         self : MislabelDetector
         """
-        rows, targets = self._checked(X, y)
-        weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
+        rows, targets, weights = self._checked(X, y, sample_weight)
         self.estimator_, self.scores_ = self._own_losses(rows, targets, weights)
         self.threshold_ = float(np.quantile(self.scores_, 1 - self.contamination))
         self.labels_ = np.where(self.scores_ > self.threshold_, -1, 1)
@@ -115,20 +113,5 @@ class MislabelDetector(BaseSelection):
     def fit_predict(
         self, X: Any, y: Any, sample_weight: ArrayLike | None = None
     ) -> NDArray[np.int64]:
-        """Fit, and mark the rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, as the model takes them.
-        y : array-like of shape (n_samples,)
-            Their targets, right or wrong.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Their weights, if the model takes any.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-            -1 for rows that look mislabelled, 1 for the others.
-        """
+        """Return ``labels_`` after `fit`, which takes the same: -1 for rows that look mislabelled."""
         return self.fit(X, y, sample_weight).labels_

@@ -15,7 +15,6 @@ from .._validation import (
     Interval,
     StrOptions,
     check_is_fitted,
-    check_weights,
     checks_parameters,
     take_rows,
 )
@@ -130,9 +129,7 @@ class InfluencePruner(BaseSelection):
         -------
         self : InfluencePruner
         """
-        rows, targets = self._checked(X, y)
-        weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
-        self._prune(rows, targets, weights)
+        self._prune(*self._checked(X, y, sample_weight))
         return self
 
     def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
@@ -150,12 +147,11 @@ class InfluencePruner(BaseSelection):
         total, times = np.zeros(len(y)), np.zeros(len(y))
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
-            kept = None if weights is None else weights[train]
-            rows = take_rows(X, train), y[train]
-            model, given = self._fitted(*rows, kept)
-            attributor = self._scored(model, *rows, given)
+            rows = take_rows(X, train), y[train], None if weights is None else weights[train]
+            model = self._fitted(*rows)
+            attributor = self._scored(model, *rows)
             if attributor is None:
-                attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows, **given)
+                attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows)
             columns = train[attributor.train_indices_]
             total[columns] += mean_effect(attributor, take_rows(X, seen), y[seen])
             times[columns] += 1
@@ -175,21 +171,9 @@ class InfluencePruner(BaseSelection):
     def fit_resample(
         self, X: Any, y: Any, sample_weight: ArrayLike | None = None
     ) -> tuple[Any, Any]:
-        """Score the rows, and return those that are kept.
+        """Return the rows of ``support_`` and their targets after `fit`, which takes the same.
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, as the model takes them.
-        y : array-like of shape (n_samples,)
-            Their targets.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Their weights, if the model takes any.
-
-        Returns
-        -------
-        X_kept, y_kept : of the kinds of `X` and `y`
-            The rows of ``support_``, and their targets.
+        They are of the kinds of `X` and `y`.
         """
         self.fit(X, y, sample_weight)
         kept = np.flatnonzero(self.support_)
@@ -203,22 +187,16 @@ class BasePruned(InfluencePruner):
         super()._prune(X, y, weights)
         kept = np.flatnonzero(self.support_)
         own = None if weights is None else weights[kept]
-        self.estimator_ = self._fitted(take_rows(X, kept), y[kept], own)[0]
+        self.estimator_ = self._fitted(take_rows(X, kept), y[kept], own)
+
+    def _answer(self, name: str, X: Any) -> NDArray[Any]:
+        """Return what a method of the fitted model says of rows."""
+        check_is_fitted(self, "estimator_")
+        return getattr(self.estimator_, name)(self._checked_rows(X, reset=False))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return predictions of the model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        y : ndarray of shape (n_samples,)
-        """
-        check_is_fitted(self, "estimator_")
-        return self.estimator_.predict(self._checked_rows(X, reset=False))
+        """Return predictions (n_samples,) of the model for rows X (n_samples, n_features)."""
+        return self._answer("predict", X)
 
 
 class PrunedRegressor(RegressorMixin, BasePruned):
@@ -246,10 +224,8 @@ class PrunedRegressor(RegressorMixin, BasePruned):
     ----------
     estimator_ : object
         The model, fitted on the rows that are kept.
-    scores_ : ndarray of shape (n_samples,)
-        Mean change of the held-out loss when the row is left out.
-    support_ : ndarray of bool of shape (n_samples,)
-        Rows that are kept.
+    scores_, support_ : ndarray of shape (n_samples,)
+        Scores of the rows, and which are kept, as for `InfluencePruner`.
 
     Examples
     --------
@@ -304,10 +280,8 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
         The model, fitted on the rows that are kept.
     classes_ : ndarray of shape (n_classes,)
         Its classes.
-    scores_ : ndarray of shape (n_samples,)
-        Mean change of the held-out loss when the row is left out.
-    support_ : ndarray of bool of shape (n_samples,)
-        Rows that are kept.
+    scores_, support_ : ndarray of shape (n_samples,)
+        Scores of the rows, and which are kept, as for `InfluencePruner`.
 
     Examples
     --------
@@ -331,32 +305,13 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
 
     @_has("predict_proba")
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return class probabilities of the model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        p : ndarray of shape (n_samples, n_classes)
-        """
-        check_is_fitted(self, "estimator_")
-        return self.estimator_.predict_proba(self._checked_rows(X, reset=False))
+        """Return class probabilities (n_samples, n_classes) for rows X (n_samples, n_features)."""
+        return self._answer("predict_proba", X)
 
     @_has("decision_function")
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return the decision function of the model.
+        """Return the decision function of the model for rows X (n_samples, n_features).
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        f : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        Of shape (n_samples,) or (n_samples, n_classes).
         """
-        check_is_fitted(self, "estimator_")
-        return self.estimator_.decision_function(self._checked_rows(X, reset=False))
+        return self._answer("decision_function", X)
