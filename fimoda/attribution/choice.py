@@ -62,17 +62,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The method that was taken.
-
-    Parameters
-    ----------
-    attributor : BaseAttributor
-        Not yet fitted.
-    reason : str
-        Its name, and why it was taken.
-    known : list of str
-        What the trial has shown about its scores.
-    """
+    """A method that is not yet fitted, why it was taken, and what the trial has shown about its scores."""
 
     attributor: BaseAttributor
     reason: str
@@ -82,22 +72,11 @@ class Choice:
 def choose(
     estimator: Any, rows: Rows, test_rows: TestRows, budget: float, settings: dict[str, Any]
 ) -> Choice:
-    """Take the first method that is thought to end within the budget, else the fastest.
+    """Return the first method that is thought to end within the budget, else the fastest.
 
-    Methods that can end before they are done are told how much of the budget is left for training.
-
-    Parameters
-    ----------
-    estimator : object
-        Fitted, or to be fitted.
-    rows : tuple
-        Training rows, targets and sample weights.
-    test_rows : tuple
-        Test rows, and their targets or None.
-    budget : float
-        Seconds, the trial that measures the methods among them.
-    settings : dict
-        Parameters of attributors; each takes those that it has.
+    The trial that measures the methods is part of the budget, which is in seconds. Methods that can
+    end before they are done are told how much of it is left for training. Each method takes those of
+    the `settings` that it has as parameters.
     """
     clock = Deadline(budget)
 
@@ -110,9 +89,8 @@ def choose(
     except (TypeError, ValueError) as error:
         if isinstance(error, ValueError) and not _is_refitted(estimator):
             raise
-        refits = _Refits(
-            make, estimator, rows, test_rows, clock
-        )  # raises what is wrong with the rows
+        # raises what is wrong with the rows
+        refits = _Refits(make, estimator, rows, test_rows, clock)
         found, known = [*refits.leave_one_out(), refits.downsampling()], refits.known
         why = f"{type(estimator).__name__} has no gradients, or none for these parameters or rows"
         if len(found) == 1:
@@ -148,12 +126,6 @@ def _is_linear(probe: BaseAttributor) -> bool:
     return one and _is_refitted(probe.estimator_)
 
 
-def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
-    start = time.perf_counter()
-    attributor.fit(*rows)
-    return time.perf_counter() - start
-
-
 class _Refits:
     """Methods that fit an estimator again, timed by doing so once."""
 
@@ -176,10 +148,10 @@ class _Refits:
         self._n_models = self._method.memory_budget // one.n_bytes
         self.known: list[str] = []
 
-    def _settings(self) -> dict[str, Any]:
-        """Return how long to train, and in which portions."""
-        left = max(self._clock.left * self._training / self._each, _AT_ONCE)
-        return {"max_seconds": left, "chunk_size": self._chunk}
+    def _made(self, cls: type[BaseAttributor], **own: Any) -> BaseAttributor:
+        """Return a method that knows how long to train, and in which portions."""
+        own["max_seconds"] = max(self._clock.left * self._training / self._each, _AT_ONCE)
+        return self._make(cls, self._method.estimator_, chunk_size=self._chunk, **own)
 
     def leave_one_out(self) -> list[Candidate]:
         """Return leave-one-out with as many seeds as the model needs, if memory can hold the models."""
@@ -195,33 +167,22 @@ class _Refits:
             n_seeds = int(min(N_SEEDS, self._n_models // n_models))
         else:
             self.known.append("exact: training is deterministic")
-        method = self._make(
-            LeaveOneOut, self._method.estimator_, n_seeds=n_seeds, **self._settings()
-        )
-        return [Candidate(method, seconds * n_seeds)]
+        return [Candidate(self._made(LeaveOneOut, n_seeds=n_seeds), seconds * n_seeds)]
 
     def downsampling(self) -> Candidate:
         """Return as many subsets as there is time for, each with a seed of its own."""
         affordable = self._clock.left / self._each
         n_subsets = int(np.clip(affordable, N_SUBSETS, min(MAX_SUBSETS, self._n_models)))
-        method = self._make(
-            Downsampling,
-            self._method.estimator_,
-            n_subsets=n_subsets,
-            n_seeds=1,
-            **self._settings(),
-        )
+        method = self._made(Downsampling, n_subsets=n_subsets, n_seeds=1)
         return Candidate(method, self._each * min(n_subsets, max(affordable, 4)))
 
 
 def _influence(make: Make, probe: BaseAttributor) -> Candidate:
     """Return one step of Newton's method without each row."""
+    model = probe.estimator_
     newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
-    method = make(ExactInfluence, probe.estimator_, newton_step=newton)
-    in_part = " The earlier steps of the Pipeline stay as they are." * has_earlier_steps(
-        probe.estimator_
-    )
-    return Candidate(method, 1.0, in_part)
+    note = " The earlier steps of the Pipeline stay as they are." * has_earlier_steps(model)
+    return Candidate(make(ExactInfluence, model, newton_step=newton), 1.0, note)
 
 
 def _network(
@@ -242,7 +203,9 @@ def _network(
         if number > 1 and once * work > _SHARE * clock.left:
             break
         trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
-        once = _seconds(trial, rows) / work
+        start = time.perf_counter()
+        trial.fit(*rows)
+        once = (time.perf_counter() - start) / work
     measuring = n_test / (3 * n)  # in epochs
     gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
     found = [
