@@ -201,7 +201,7 @@ def test_compare(folder, capsys):
         ({"method": "Best"}, r"--method must be .*, GradDot, .*; got 'Best'"),
         ({"method": "DataInf", "n-epochs": 3}, r"--n-epochs: DataInf does not look ahead"),
         ({"train": "none.csv"}, r"there is no file none.csv"),
-        ({"budget": -1}, r"budget must be a positive number of seconds, got -1"),
+        ({"budget": -1}, r"'budget' parameter of attribute must be .* Got -1"),
     ],
 )
 def test_errors(folder, capsys, changes, message, monkeypatch, tmp_path):

@@ -39,6 +39,9 @@ class Kind:
     #: Whether a criterion may be given with the model.
     takes_criterion: ClassVar[bool] = False
 
+    #: Whether it has a ``fit`` of its own, and is no network of torch's.
+    fits_itself: ClassVar[bool] = True
+
     #: Whether it knows its columns by name and number.
     knows_columns: ClassVar[bool] = True
 
@@ -105,6 +108,7 @@ class Frozen(Kind):
 
     types = (FinalModel,)
     takes_criterion = True
+    fits_itself = False
     knows_columns = False
 
     def is_fitted(self) -> bool:

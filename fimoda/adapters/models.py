@@ -132,6 +132,11 @@ def is_network(estimator: Any) -> bool:
     return not obstacle(estimator) and kind_of(estimator).is_network()
 
 
+def fits_itself(estimator: Any) -> bool:
+    """Return whether the model is an estimator with a ``fit`` of its own, and no network of torch's."""
+    return kind_of(estimator).fits_itself
+
+
 def own_training(estimator: Any) -> str | None:
     """Return what a stack cannot repeat of the training of a network, if there is such a thing."""
     return kind_of(estimator).own_training()

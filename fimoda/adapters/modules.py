@@ -174,6 +174,7 @@ class Module(Kind):
 
     types = (nn.Module,)
     takes_criterion = True
+    fits_itself = False
     knows_columns = False
     takes_sparse = False
 

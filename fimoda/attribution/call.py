@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import time
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from .._validation import Interval, checks_arguments
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -17,6 +19,7 @@ from .choice import choose
 from .result import Attribution
 
 
+@checks_arguments(budget=[Interval(Real, 0, None, closed="right")])
 def attribute(
     model: Any,
     X_train: Any,
@@ -116,20 +119,11 @@ def attribute(
     >>> print(found.process)
     training anew
     """
-    if not budget > 0:
-        raise ValueError(f"budget must be a positive number of seconds, got {budget!r}.")
     start = time.perf_counter()
     rows = (X_train, y_train, sample_weight)
-    settings = {
-        "n_epochs": n_epochs,
-        "optimizer": optimizer,
-        "lr": lr,
-        "batch_size": batch_size,
-        "optimizer_params": optimizer_params,
-        "measurement": measurement,
-        "criterion": criterion,
-        "random_state": random_state,
-    }
+    settings: dict[str, Any] = {"n_epochs": n_epochs, "optimizer": optimizer, "lr": lr}
+    settings |= {"batch_size": batch_size, "optimizer_params": optimizer_params}
+    settings |= {"measurement": measurement, "criterion": criterion, "random_state": random_state}
     speed = {"n_jobs": n_jobs, "verbose": verbose}
     if isinstance(method, BaseAttributor):
         _check_untouched(method, settings)
@@ -152,23 +146,20 @@ def attribute(
     errors = attributor._standard_errors()
     if errors is not None and not np.isfinite(errors).any():
         errors = None
-    trust = (
-        known
-        or attributor._known_error(scores)
-        or ["the method does not know its error: compare_methods measures it"]
-    )
+    unknown = ["the method does not know its error: compare_methods measures it"]
+    trust = known or attributor._known_error(scores) or unknown
     return Attribution(
         scores,
         attributor,
         reason,
-        time.perf_counter() - start,
-        _behaviour(attributor, y_test),
-        "each training row left out, alone",
-        attributor._process(),
-        errors,
-        "; ".join([*trust, *attributor._caveats()]),
-        np.asarray(X_test.index if hasattr(X_test, "iloc") else range(len(scores))),
-        {"X_train": X_train, "y_train": y_train, "X_test": X_test, "y_test": y_test},
+        seconds=time.perf_counter() - start,
+        behaviour=_behaviour(attributor, y_test),
+        intervention="each training row left out, alone",
+        process=attributor._process(),
+        errors=errors,
+        trust="; ".join([*trust, *attributor._caveats()]),
+        test_names=np.asarray(X_test.index if hasattr(X_test, "iloc") else range(len(scores))),
+        data={"X_train": X_train, "y_train": y_train, "X_test": X_test, "y_test": y_test},
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from joblib import cpu_count, effective_n_jobs
 
 from .._validation import n_rows
-from ..adapters import has_earlier_steps, is_random, last_step, part_to_refit
+from ..adapters import fits_itself, has_earlier_steps, is_random, part_to_refit
 from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.downsampling import Downsampling
 from ..attributors.exact_influence import ExactInfluence
@@ -87,7 +87,7 @@ def choose(
     try:
         probe = make(GradDot).fit(*rows)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and not _is_refitted(estimator):
+        if isinstance(error, ValueError) and not fits_itself(estimator):
             raise
         # raises what is wrong with the rows
         refits = _Refits(make, estimator, rows, test_rows, clock)
@@ -113,17 +113,17 @@ def choose(
     return Choice(taken.attributor, reason, [])
 
 
-def _is_refitted(estimator: Any) -> bool:
-    """Return whether it is an estimator with a ``fit`` of its own, and no network in it."""
-    last = last_step(estimator)
-    return hasattr(last, "fit") and not hasattr(last, "module_")
-
-
 def _is_linear(probe: BaseAttributor) -> bool:
     """Return whether the model is one linear layer, trained by a ``fit`` of its own."""
     links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
     one = links is not None and len(links) == 1 and isinstance(links[0], Affine)
-    return one and _is_refitted(probe.estimator_)
+    return one and fits_itself(probe.estimator_)
+
+
+def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
+    start = time.perf_counter()
+    attributor.fit(*rows)
+    return time.perf_counter() - start
 
 
 class _Refits:
@@ -203,9 +203,7 @@ def _network(
         if number > 1 and once * work > _SHARE * clock.left:
             break
         trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
-        start = time.perf_counter()
-        trial.fit(*rows)
-        once = (time.perf_counter() - start) / work
+        once = _seconds(trial, rows) / work
     measuring = n_test / (3 * n)  # in epochs
     gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
     found = [

@@ -65,6 +65,7 @@ class Attribution:
         Parameters
         ----------
         k : int, default=5
+            Rows of each kind.
 
         Returns
         -------
@@ -76,13 +77,10 @@ class Attribution:
         return TopRows.of(self.scores, columns, k, self.errors, labels, names)
 
     def to_frame(self) -> Any:
-        """Return the scores as a pandas DataFrame: test rows by training rows.
+        """Return the scores as a pandas DataFrame (n_test, n_columns): test rows by training rows.
 
-        Returns
-        -------
-        DataFrame of shape (n_test, n_columns)
-            Its index is that of the test frame, its columns are the index of the training frame, with
-            labels and level names as they are; without frames, positions and ``row0``, ``row1``, ...
+        Its index is that of the test frame, its columns are the index of the training frame, with
+        labels and level names as they are; without frames, positions and ``row0``, ``row1``, ...
         """
         import pandas as pd
 
@@ -128,17 +126,8 @@ class Attribution:
     def table(self, row: Any = 0, k: int = 5) -> Any:
         """Return the most helpful and most harmful training rows of one test row, beside it.
 
-        Parameters
-        ----------
-        row : int or object, default=0
-            The test row: an integer is its position, anything else its name.
-        k : int, default=5
-            Rows of each kind.
-
-        Returns
-        -------
-        pandas Styler
-            Their scores, targets and values, and how these differ from the test row's.
+        It is a pandas Styler with their scores, targets and values, and how these differ from the test
+        row's; `row` and `k` are as in `plot`.
         """
         return self._display(k).style(row)
 

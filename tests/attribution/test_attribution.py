@@ -371,7 +371,7 @@ def test_display_of_an_attributor(rows):
             {"method": GradDot(), "measurement": "margin"},
             r"measurement is for method='auto', .* as in GradDot\(measurement=...\)",
         ),
-        ({"budget": 0}, r"budget must be a positive number of seconds, got 0"),
+        ({"budget": 0}, r"'budget' parameter of attribute must be .* Got 0"),
     ],
 )
 def test_errors(rows, net, changes, message):
