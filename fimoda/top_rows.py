@@ -12,10 +12,13 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from ._validation import check_top
+from ._validation import check_top, is_integer
 
 #: Test rows, rows of each kind and characters of a name that are printed.
 _TESTS, _RANKS, _LENGTH = 5, 10, 40
+
+#: Kinds of training rows, in their order.
+KINDS = ("helpful", "harmful")
 
 #: In place of a training row, where too few have a score.
 MISSING = -1
@@ -89,18 +92,18 @@ class TopRows:
         order = np.argsort(scores, axis=1, kind="stable")  # NaN last
         from_the_end = counts[:, None] - 1 - np.arange(k)
         missing = from_the_end < 0
+        helpful = np.take_along_axis(order, from_the_end.clip(0), 1)
         harmful = order[:, :k]
-        helpful = np.take_along_axis(order, np.where(missing, 0, from_the_end), 1)
+
+        def taken(values: NDArray[Any] | None, columns: NDArray[np.int64]) -> Any:
+            if values is None:
+                return None
+            return np.where(missing, np.nan, np.take_along_axis(values, columns, 1))
+
         known = None
         if names is not None:
             shown = np.unique(np.r_[helpful[~missing], harmful[~missing]])
             known = {int(train_indices[j]): names[j] for j in shown}
-
-        def taken(of: NDArray[Any] | None, columns: NDArray[np.int64]) -> Any:
-            if of is None:
-                return None
-            return np.where(missing, np.nan, np.take_along_axis(of, columns, 1))
-
         return cls(
             np.where(missing, MISSING, train_indices[helpful]),
             taken(scores, helpful),
@@ -117,22 +120,11 @@ class TopRows:
     def position(self, row: Any) -> int:
         """Return the position of a test row that is given by its position or its name.
 
-        Parameters
-        ----------
-        row : int or object
-            An integer is a position, as in ``iloc``; anything else is a name.
-
-        Returns
-        -------
-        position : int
-
-        Raises
-        ------
-        ValueError
-            If there is no such row, or more than one of that name.
+        An integer is a position, as in ``iloc``; anything else is a name. ValueError if there is no
+        such row, or more than one of that name.
         """
         n_test = len(self.helpful)
-        if isinstance(row, int | np.integer) and not isinstance(row, bool):
+        if is_integer(row):
             if 0 <= row < n_test:
                 return int(row)
             raise ValueError(
@@ -176,29 +168,27 @@ class TopRows:
     def to_frame(self) -> Any:
         """Return all of it as a pandas DataFrame, one line for each pair of rows.
 
-        Returns
-        -------
-        DataFrame
-            Indexed by ``test`` (name or position), ``kind`` ("helpful" or "harmful") and ``rank``
-            (from 1). Columns: ``row`` (name or position of the training row), ``position``,
-            ``score`` and, where it is known, ``error``.
+        Indexed by ``test`` (name or position), ``kind`` ("helpful" or "harmful") and ``rank`` (from 1).
+        Columns: ``row`` (name or position of the training row), ``position``, ``score`` and, where it
+        is known, ``error``.
         """
         import pandas as pd
 
-        index, lines = [], []
+        index: list[tuple[Any, str, int]] = []
+        columns = ["row", "position", "score"] + ["error"] * (self.helpful_sem is not None)
+        parts: dict[str, list[Any]] = {name: [] for name in columns}
         for z in range(len(self.helpful)):
             rows, scores, errors = self.of_row(z)
-            k = len(rows) // 2
-            ranks = [*range(1, k + 1)] * 2
-            kinds = ["helpful"] * k + ["harmful"] * k
-            index += [(self.name(z), *pair) for pair in zip(kinds, ranks, strict=True)]
-            parts: dict[str, Any] = {"row": self.named(rows), "position": rows, "score": scores}
-            lines.append(parts if errors is None else parts | {"error": errors})
-        columns = ["row", "position", "score"] + ["error"] * (self.helpful_sem is not None)
-        joined = {name: [one for line in lines for one in line[name]] for name in columns}
+            ranks = range(1, len(rows) // 2 + 1)
+            index += [(self.name(z), kind, rank) for kind in KINDS for rank in ranks]
+            found: list[Any] = [self.named(rows), rows, scores, errors]
+            for part, more in zip(
+                parts.values(), found, strict=False
+            ):  # without errors three parts
+                part.extend(more)
         levels = [list(level) for level in zip(*index, strict=True)] or [[], [], []]
         names = ["test", "kind", "rank"]
-        return pd.DataFrame(joined, index=pd.MultiIndex.from_arrays(levels, names=names))
+        return pd.DataFrame(parts, index=pd.MultiIndex.from_arrays(levels, names=names))
 
     def named(self, rows: NDArray[np.int64]) -> list[Any]:
         """Return the names of training rows; their positions if they have none."""
@@ -206,11 +196,9 @@ class TopRows:
 
     def _lines(self) -> tuple[list[str], list[list[str]], str]:
         """Return head, cells and what is left out of the printed table."""
-        kinds = ("helpful", "harmful")
-        with_errors = self.helpful_sem is not None
         head = ["test row"]
-        for kind in kinds:
-            head += [kind, "score"] + ["error"] * with_errors
+        for kind in KINDS:
+            head += [kind, "score"] + ["error"] * (self.helpful_sem is not None)
         cells = []
         n_test, k = self.helpful.shape
         for z in range(min(n_test, _TESTS)):
@@ -230,7 +218,7 @@ class TopRows:
 
     def __repr__(self) -> str:
         head, cells, more = self._lines()
-        left = [j for j, title in enumerate(head) if title in ("test row", "helpful", "harmful")]
+        left = [j for j, title in enumerate(head) if title in ("test row", *KINDS)]
         return aligned([head, *cells], left) + f"\n{more}" * bool(more)
 
     def _repr_html_(self) -> str:

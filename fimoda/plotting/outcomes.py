@@ -73,9 +73,8 @@ class OutcomeDensityDisplay(Display):
         drawn: list[Any] = [ax.fill_between(grid, shade, color="0.85", label="all rows")]
         top = shade.max()
         for name, sample in curves.items():
-            label = f"without row {self.row}" + (f", {name}" if name else "")
             line = _density(sample, grid, bandwidth)
-            drawn += ax.plot(grid, line, label=label)
+            drawn += ax.plot(grid, line, label=f"without row {self.row}" + f", {name}" * bool(name))
             top = max(top, line.max())
         ax.set_xlabel(shortened(first.measurement or "measurement"), **LITERAL)
         ax.set_ylabel("density over trainings")

@@ -41,10 +41,8 @@ class ScoreMapDisplay(Display):
         ----------
         attributor : BaseAttributor
             Fitted.
-        X : array-like of shape (n_test, n_features)
-            Test rows.
-        y : array-like of shape (n_test,), default=None
-            Their targets, as in ``transform``.
+        X, y : array-like
+            Test rows, and their targets or None, as in ``transform``.
         """
         return cls(np.asarray(attributor.transform(X, y), dtype=np.float64))
 
@@ -89,9 +87,8 @@ class ScoreMapDisplay(Display):
             shown = shown[:, np.asarray(train_order)]
         known = np.abs(shown[~np.isnan(shown)])
         limit = (float(np.quantile(known, 0.99)) if known.size else 0.0) or 1.0
-        image = ax.imshow(
-            shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-        )
+        colours: dict[str, Any] = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+        image = ax.imshow(shown, aspect="auto", interpolation="nearest", **colours)
         ax.set_facecolor("0.7")  # behind NaN
         ax.figure.colorbar(image, ax=ax, label="change without the row", extend="both")
         ax.set(xlabel="training row", ylabel="test row")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base import BaseAttributor
-from ..top_rows import TopRows, shortened
+from ..top_rows import KINDS, TopRows, shortened
 from ._base import LITERAL, Display, upright_at_zero
 from ._row_table import as_frame, styled, with_values
 from ._thumbnails import draw, pictures
@@ -56,10 +56,10 @@ class TopRowsDisplay(Display):
         X_test: Any = None,
         y_test: Any = None,
     ):
-        named = top.names if names is None else dict(names)
         tests = top.test_names
         if tests is None and hasattr(X_test, "iloc"):
             tests = X_test.index
+        named = top.names if names is None else dict(names)
         self.top = replace(top, names=named, test_names=tests)
         self.X_train = X_train
         self.y_train = y_train
@@ -68,14 +68,7 @@ class TopRowsDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls,
-        attributor: BaseAttributor,
-        X: Any,
-        y: Any = None,
-        *,
-        k: int = 5,
-        X_train: Any = None,
-        y_train: Any = None,
+        cls, attributor: BaseAttributor, X: Any, y: Any = None, *, k: int = 5, **rows: Any
     ) -> Self:
         """Score test rows with a fitted attributor.
 
@@ -89,11 +82,10 @@ class TopRowsDisplay(Display):
             Their targets, as in ``transform``.
         k : int, default=5
             Rows of each kind.
-        X_train, y_train : array-like of shape (n_train, ...), default=None
-            All training rows and their targets, for `to_frame`, `style` and `plot_images`.
+        **rows : dict
+            Parameters `X_train` and `y_train` of the display.
         """
-        top = attributor.top(X, y, k=k)
-        return cls(top, X_train=X_train, y_train=y_train, X_test=X, y_test=y)
+        return cls(attributor.top(X, y, k=k), X_test=X, y_test=y, **rows)
 
     @classmethod
     def from_predictions(
@@ -103,35 +95,27 @@ class TopRowsDisplay(Display):
         k: int = 5,
         train_indices: ArrayLike | None = None,
         errors: ArrayLike | None = None,
-        names: Mapping[int, Any] | None = None,
-        X_train: Any = None,
-        y_train: Any = None,
-        X_test: Any = None,
-        y_test: Any = None,
+        **rows: Any,
     ) -> Self:
         """Take scores as they are.
 
         Parameters
         ----------
         scores : array-like of shape (n_test, n_columns)
+            One column for each training row.
         k : int, default=5
             Rows of each kind.
         train_indices : array-like of shape (n_columns,), default=None
             Training row of each column.
         errors : array-like of shape (n_test, n_columns), default=None
             Standard errors.
-        names : dict of int to str, default=None
-            Name of each training row, by its position; the position by default.
-        X_train, y_train : array-like of shape (n_train, ...), default=None
-            All training rows and their targets, for `to_frame`, `style` and `plot_images`.
-        X_test, y_test : array-like of shape (n_test, ...), default=None
-            The test rows and their targets, likewise.
+        **rows : dict
+            Parameters `names`, `X_train`, `y_train`, `X_test` and `y_test` of the display.
         """
         given = np.asarray(scores, dtype=np.float64)
         columns = np.arange(given.shape[1]) if train_indices is None else np.asarray(train_indices)
         sems = None if errors is None else np.asarray(errors, dtype=np.float64)
-        top = TopRows.of(given, columns, k, sems)
-        return cls(top, names, X_train=X_train, y_train=y_train, X_test=X_test, y_test=y_test)
+        return cls(TopRows.of(given, columns, k, sems), **rows)
 
     # ---- bars -------------------------------------------------------------------------------
 
@@ -150,13 +134,8 @@ class TopRowsDisplay(Display):
         ax = self._on(ax)
         k = len(rows) // 2
         order = np.r_[:k, 2 * k - 1 : k - 1 : -1]  # the most harmful one last
-        ax.barh(
-            np.arange(2 * k),
-            sizes[order],
-            xerr=None if sems is None else 2 * sems[order],
-            color=["C0"] * k + ["C3"] * k,
-            ecolor="0.3",
-        )
+        xerr, colours = None if sems is None else 2 * sems[order], ["C0"] * k + ["C3"] * k
+        ax.barh(np.arange(2 * k), sizes[order], xerr=xerr, color=colours, ecolor="0.3")
         names = [shortened(name) for name in self.top.named(rows[order])]
         ax.set_yticks(np.arange(2 * k), labels=names, **LITERAL)
         ax.invert_yaxis()
@@ -208,25 +187,15 @@ class TopRowsDisplay(Display):
             facts["error"] = [np.nan, *errors]
         if self.y_train is not None or self.y_test is not None:
             facts["target"] = self._labels(place, rows)
-        kinds = ["test"] + ["helpful"] * k + ["harmful"] * k
         frame = with_values(facts, test.iloc[[place]], train, rows)
-        ranks = [0, *range(1, k + 1), *range(1, k + 1)]
-        frame.index = pd.MultiIndex.from_arrays([kinds, ranks], names=["kind", "rank"])
-        return frame
+        index = [("test", 0), *((kind, rank + 1) for kind in KINDS for rank in range(k))]
+        return frame.set_index(pd.MultiIndex.from_tuples(index, names=["kind", "rank"]))
 
     def style(self, row: Any = 0) -> Any:
-        """Return the rows of one test row as a styled table, for notebooks and ``to_html()``.
+        """Return the rows of one test row (as in `to_frame`) as a pandas Styler, for notebooks.
 
-        Parameters
-        ----------
-        row : int or object, default=0
-            The test row: an integer is its position, anything else its name.
-
-        Returns
-        -------
-        pandas Styler
-            Each value with its difference from the test row's in brackets; red is above, blue below
-            (full colour: two standard deviations of the training rows), yellow another category.
+        Each value has its difference from the test row's in brackets; red is above, blue below (full
+        colour: two standard deviations of the training rows), yellow another category.
         """
         caption = "score: change of the measurement without the row; (difference from the test row)"
         return styled(self.to_frame(row), as_frame(self.X_train), caption)
