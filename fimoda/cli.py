@@ -48,6 +48,38 @@ _MENDABLE = (
 )  # fmt: skip
 
 
+#: What `attribute` and `compare` take.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"required": True, "help": "fitted model: .skops, or a pickle (.pkl, .joblib)"},
+    "trust": {
+        "nargs": "?",
+        "const": "",
+        "metavar": "TYPE,...",
+        "help": "load the model although that may run code; of a .skops file, only these types",
+    },
+    "train": {"required": True, "help": "its training rows: .csv, .parquet, .feather"},
+    "test": {"required": True, "help": "rows to explain, with the same columns"},
+    "target": {"required": True, "help": "column to predict; the test table may lack it"},
+    "index": {"help": "column that names the rows"},
+    "dtype": {
+        "action": "append",
+        "default": [],
+        "metavar": "COLUMN=TYPE",
+        "help": "type of a column of .csv tables, such as zip=str; may be repeated",
+    },
+    "measurement": {"default": "loss", "help": "loss, margin, log_prob, output"},
+    "budget": {"type": float, "default": 60, "help": "seconds (60)"},
+    "n-epochs": {"type": int, "help": "epochs to look ahead (10)"},
+    "jobs": {"type": int, "default": 1, "help": "processes (1); -1: all cores"},
+    "seed": {"type": int, "default": 0, "help": "of everything random (0)"},
+    "overwrite": {"action": "store_true", "help": "replace an older file of --out"},
+    "safe-csv": {
+        "action": "store_true",
+        "help": "put ' before names that a spreadsheet would take for formulas",
+    },
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fimoda",
@@ -60,67 +92,22 @@ def _parser() -> argparse.ArgumentParser:
         ("attribute", "scores of all training rows for all test rows"),
         ("compare", "how well each method agrees with further training on this model"),
     ):
-        one = commands.add_parser(
-            name,
-            help=what,
-            description=f"{name.capitalize()}: {what}. Model and tables stay as they are.",
-        )
-        one.add_argument(
-            "--model", required=True, help="fitted model: .skops, or a pickle (.pkl, .joblib)"
-        )
-        one.add_argument(
-            "--trust",
-            nargs="?",
-            const="",
-            metavar="TYPE,...",
-            help="load the model although that may run code; of a .skops file, only these types",
-        )
-        one.add_argument(
-            "--train", required=True, help="its training rows: .csv, .parquet, .feather"
-        )
-        one.add_argument("--test", required=True, help="rows to explain, with the same columns")
-        one.add_argument(
-            "--target", required=True, help="column to predict; the test table may lack it"
-        )
-        one.add_argument("--index", help="column that names the rows")
-        one.add_argument(
-            "--dtype",
-            action="append",
-            default=[],
-            metavar="COLUMN=TYPE",
-            help="type of a column of .csv tables, such as zip=str; may be repeated",
-        )
-        one.add_argument("--measurement", default="loss", help="loss, margin, log_prob, output")
-        one.add_argument("--budget", type=float, default=60, help="seconds (60)")
-        one.add_argument("--n-epochs", type=int, help="epochs to look ahead (10)")
-        one.add_argument("--jobs", type=int, default=1, help="processes (1); -1: all cores")
-        one.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-        one.add_argument(
-            "--out", help="where to: .csv, .parquet" + ", .npz, .npy" * (name == "attribute")
-        )
-        one.add_argument("--overwrite", action="store_true", help="replace an older file of --out")
-        one.add_argument(
-            "--safe-csv",
-            action="store_true",
-            help="put ' before names that a spreadsheet would take for formulas",
-        )
+        about = f"{name.capitalize()}: {what}. Model and tables stay as they are."
+        add = commands.add_parser(name, help=what, description=about).add_argument
+        for option, settings in _OPTIONS.items():
+            add(f"--{option}", **settings)
+        kinds = ".csv, .parquet" + ", .npz, .npy" * (name == "attribute")
+        add("--out", help=f"where to: {kinds}")
         if name == "attribute":
-            one.add_argument("--method", default="auto", help='"auto", or a class of fimoda')
-            one.add_argument("--top", type=int, default=3, help="rows to print of each kind (3)")
+            add("--method", default="auto", help='"auto", or a class of fimoda')
+            add("--top", type=int, default=3, help="rows to print of each kind (3)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if all went well, 2 if the user has something to mend.
+    """Run the command line, that of the process by default, and return the status.
 
-    Parameters
-    ----------
-    arguments : sequence of str, default=None
-        Those of the process by default.
-
-    Returns
-    -------
-    status : int
+    It is 0 if all went well, 2 if the user has something to mend, and 130 after an interruption.
     """
     given = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -154,8 +141,7 @@ def _attribute(given: argparse.Namespace) -> None:
     _check(given, [*WRITERS, ".npz", ".npy"])
     if given.top < 1:
         raise UsageError(f"--top must be 1 or more, got {given.top}.")
-    asked = {"measurement": given.measurement, "random_state": given.seed}
-    asked |= {"n_jobs": given.jobs, "verbose": 1}
+    asked = _asked(given)
     if given.n_epochs is not None:
         asked["n_epochs"] = given.n_epochs
     if given.method == "auto":
@@ -170,6 +156,12 @@ def _attribute(given: argparse.Namespace) -> None:
     finally:  # what was computed is not lost with a full disk, nor with a closed pipe
         print(found)
         print(f"\n{found.top(min(given.top, found.scores.shape[1]))}")
+
+
+def _asked(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters that both commands and all methods share."""
+    asked = {"measurement": given.measurement, "random_state": given.seed}
+    return asked | {"n_jobs": given.jobs, "verbose": 1}
 
 
 def _check(given: argparse.Namespace, kinds: list[str]) -> None:
@@ -214,16 +206,8 @@ def _compare(given: argparse.Namespace) -> None:
     _check(given, list(WRITERS))
     model, *rows = _read(given)
     with naming_text(rows[0], given.train):
-        found = compare_methods(
-            model,
-            *rows,
-            budget=given.budget,
-            epochs=sorted({1, 10 if given.n_epochs is None else given.n_epochs}),
-            measurement=given.measurement,
-            random_state=given.seed,
-            n_jobs=given.jobs,
-            verbose=1,
-        )
+        epochs = sorted({1, 10 if given.n_epochs is None else given.n_epochs})
+        found = compare_methods(model, *rows, budget=given.budget, epochs=epochs, **_asked(given))
     try:
         if given.out is not None:
             _write_table(found.to_frame(), given)

@@ -46,13 +46,7 @@ def split_breast_cancer(test_size: float = 0.1, random_state: int = 0) -> Split:
     X_train, X_test, y_train, y_test = train_test_split(
         X, y, test_size=test_size, random_state=random_state, stratify=y
     )
-    scaler = StandardScaler().fit(X_train)
-    return (
-        scaler.transform(X_train).astype(np.float32),
-        scaler.transform(X_test).astype(np.float32),
-        y_train.astype(np.int64),
-        y_test.astype(np.int64),
-    )
+    return *_standardised(X_train, X_test), y_train.astype(np.int64), y_test.astype(np.int64)
 
 
 def split_concrete(path: str | os.PathLike[str] | None = None) -> Split:
@@ -94,10 +88,16 @@ def split_concrete(path: str | os.PathLike[str] | None = None) -> Split:
             f"{str(file)!r} does not exist; see split_concrete for what it holds."
         )
     rows = np.genfromtxt(file, delimiter=",", skip_header=1)
-    train, test = train_test_split(rows, test_size=0.1, random_state=0)
-    scaler = StandardScaler().fit(train)
-    train, test = (scaler.transform(part).astype(np.float32) for part in (train, test))
+    train, test = _standardised(*train_test_split(rows, test_size=0.1, random_state=0))
     return train[:, :8], test[:, :8], train[:, 8:], test[:, 8:]
+
+
+def _standardised(
+    train: NDArray[Any], test: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return both as float32, standardised with the statistics of the training rows."""
+    scaler = StandardScaler().fit(train)
+    return scaler.transform(train).astype(np.float32), scaler.transform(test).astype(np.float32)
 
 
 def split_fashion_mnist(
@@ -112,10 +112,8 @@ def split_fashion_mnist(
 
     Parameters
     ----------
-    n_train : int, default=None
-        Training rows; all by default.
-    n_test : int, default=None
-        Test rows; all by default.
+    n_train, n_test : int, default=None
+        Numbers of training and test rows; all by default.
     data_home : path, default=None
         Directory with the four files as published (``train-images-idx3-ubyte.gz``,
         ``train-labels-idx1-ubyte.gz``, ``t10k-images-idx3-ubyte.gz``, ``t10k-labels-idx1-ubyte.gz``);

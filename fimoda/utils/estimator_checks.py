@@ -14,13 +14,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
-from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ..adapters import is_fitted
 from ..base import BaseAttributor
 
 Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -214,7 +213,7 @@ def check_clone(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
     X, y, *_ = rows
     made = _with(attributor, model).fit(X, y)
     copied = clone(made)
-    _assert_unfitted(copied)
+    assert not is_fitted(copied), "a clone must not be fitted"
     assert copied.estimator is model, "clone must share a fitted model"
     assert copied.get_params(deep=False).keys() == made.get_params(deep=False).keys()
     assert clone(Pipeline([("scores", made)]))[-1].estimator is model
@@ -225,7 +224,7 @@ def check_unfitted_model(attributor: BaseAttributor, model: Any, rows: Rows) -> 
     X, y, X_test, y_test = rows
     unfitted = clone(model)
     scores = _with(attributor, unfitted).fit(X, y).transform(X_test, y_test)
-    _assert_unfitted(unfitted)
+    assert not is_fitted(unfitted), "an unfitted model must stay as it is"
     expected = _with(attributor, clone(model).fit(X, y)).fit(X, y).transform(X_test, y_test)
     assert_array_equal(scores, expected)
 
@@ -249,14 +248,6 @@ def check_pickle(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
     loaded = pickle.loads(pickle.dumps(made))
     assert_array_equal(loaded.transform(X_test, y_test), scores)
     assert_array_equal(loaded.self_influence(), made.self_influence())
-
-
-def _assert_unfitted(estimator: Any) -> None:
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError:
-        return
-    raise AssertionError(f"{type(estimator).__name__} must not be fitted")
 
 
 _CHECKS = [
