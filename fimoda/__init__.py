@@ -43,18 +43,15 @@ from .evaluation.scorers import (
 )
 from .evaluation.significance import Significance, significant_scores
 from .model import FinalModel
-from .plotting import (
+from .plotting.outcomes import MeanVarianceDisplay, OutcomeDensityDisplay
+from .plotting.results import (
     AgreementCurveDisplay,
     LinearDatamodelingScoreDisplay,
-    MeanVarianceDisplay,
     MislabelDetectionDisplay,
-    OutcomeDensityDisplay,
-    ScoreMapDisplay,
-    SeedsNeededDisplay,
-    SelfInfluenceDisplay,
     SubsetRemovalCurveDisplay,
-    TopRowsDisplay,
 )
+from .plotting.scores import ScoreMapDisplay, SeedsNeededDisplay, SelfInfluenceDisplay
+from .plotting.top_rows import TopRowsDisplay
 from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows
 from .training.ensemble import Ensemble

@@ -174,9 +174,9 @@ def test_finds_what_it_looks_for():
     assert "attributors.further_training_curve" in own_imports("evaluation.agreement")
     assert starts_with("sklearn.base.clone", MACHINERY)
     assert any(starts_with(name, USER_LIBRARIES) for name in imports("adapters.mlp"))
-    assert any(starts_with(name, EXTRAS) for name in imports("plotting.curves"))
+    assert any(starts_with(name, EXTRAS) for name in imports("plotting.results"))
     assert not any(
-        starts_with(name, EXTRAS) for name in imports("plotting.curves", everywhere=False)
+        starts_with(name, EXTRAS) for name in imports("plotting.results", everywhere=False)
     )
 
 

@@ -133,10 +133,11 @@ def attribute(
                 f"{type(method).__name__}(...)."
             )
         attributor = method.__sklearn_clone__().set_params(estimator=model)
-        reason, known = f"{type(method).__name__}, as asked for.", []
+        reason = f"{type(method).__name__}, as asked for."
+        known: list[str] = []
     elif method == "auto":
-        choice = choose(model, rows, (X_test, y_test), budget, settings | speed)
-        attributor, reason, known = choice.attributor, choice.reason, choice.known
+        tests = X_test, y_test
+        attributor, reason, known = choose(model, rows, tests, budget, settings | speed)
     else:
         raise ValueError(
             f"method must be 'auto' or an attributor, for example GradDot(), got {method!r}."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import cpu_count, effective_n_jobs
@@ -60,13 +60,12 @@ class Candidate:
         return f"{type(self.attributor).__name__}{self.variant}"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A method that is not yet fitted, why it was taken, and what the trial has shown about its scores."""
 
     attributor: BaseAttributor
     reason: str
-    known: list[str] = field(default_factory=list)
+    known: list[str]
 
 
 def choose(
@@ -103,8 +102,7 @@ def choose(
         else:
             found, known = _network(make, rows, probe, n_rows(test_rows[0]), clock), []
             why = "training further is the definition"
-    left = max(budget - clock.spent, 0.0)
-    taken = next((c for c in found if c.seconds <= left), found[-1])
+    taken = next((c for c in found if clock.is_within(c.seconds)), found[-1])
     reason = f"{taken.name}, about {taken.seconds:.2g} s"
     if taken is found[0]:
         return Choice(taken.attributor, f"{reason}: {why}.", known)

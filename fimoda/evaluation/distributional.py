@@ -101,14 +101,7 @@ def distributional_agreement(
     between = resolve_distance(distance)
     predicted = predicted.of_rows(measured.rows)
     ours, theirs = predicted.distance(between), measured.distance(between)
-    start = np.broadcast_to(
-        predicted.full[..., None], (len(predicted.full), *measured.left_out.shape[1:])
-    )
-    return DistributionalAgreement(
-        ours,
-        theirs,
-        np.abs(between(measured.left_out, start)),
-        np.abs(between(measured.left_out, predicted.left_out)),
-        pearson(ours, theirs),
-        spearman(ours, theirs),
-    )
+    start = np.broadcast_to(predicted.full[..., None], (*predicted.full.shape, ours.shape[1]))
+    before, after = (np.abs(between(measured.left_out, one)) for one in (start, predicted.left_out))
+    correlations = pearson(ours, theirs), spearman(ours, theirs)
+    return DistributionalAgreement(ours, theirs, before, after, *correlations)

@@ -89,10 +89,8 @@ def mislabel_detection(
         )
     if isinstance(scores, BaseAttributor):
         check_training_rows("scores", scores, len(truth))
-        values = np.asarray(scores.self_influence(), dtype=float)
-        truth = truth[scores.train_indices_]
-    else:
-        values = np.asarray(scores, dtype=float)
+        truth, scores = truth[scores.train_indices_], scores.self_influence()
+    values = np.asarray(scores, dtype=float)
     if values.shape != truth.shape:
         raise ValueError(
             f"scores must have one entry for each of the {len(truth)} training rows, got shape "
@@ -107,13 +105,9 @@ def mislabel_detection(
             f"{len(truth)} rows."
         )
     false_found, found, _ = roc_curve(truth, values, drop_intermediate=False)
-    return MislabelDetection(
-        float(roc_auc_score(truth, values)),
-        float(average_precision_score(truth, values)),
-        share * found + (1 - share) * false_found,
-        found,
-        float(share),
-    )
+    inspected = share * found + (1 - share) * false_found
+    area, precision = roc_auc_score(truth, values), average_precision_score(truth, values)
+    return MislabelDetection(float(area), float(precision), inspected, found, float(share))
 
 
 @checks_arguments(fraction=[SHARE])

@@ -87,15 +87,13 @@ def significant_scores(
     array([[ True, False,  True]])
     """
     if isinstance(scores, BaseAttributor):
-        values, sem, n_seeds = _of_attributor(scores, X_test, y_test)
-    else:
-        values = np.asarray(scores, dtype=float)
+        scores, sem, n_seeds = _of_attributor(scores, X_test, y_test)
     if sem is None or n_seeds is None:
         raise ValueError(
             f"{'sem' if sem is None else 'n_seeds'} must be given with a score matrix: without the "
             "noise over seeds no score can be told from it."
         )
-    errors = np.asarray(sem, dtype=float)
+    values, errors = np.asarray(scores, dtype=float), np.asarray(sem, dtype=float)
     if values.ndim != 2 or errors.shape != values.shape:
         raise ValueError(
             "scores and sem must both have shape (n_test, n_columns), got "

@@ -11,13 +11,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils.metaestimators import available_if
 
-from .._validation import (
-    Interval,
-    StrOptions,
-    check_is_fitted,
-    checks_parameters,
-    take_rows,
-)
+from .._validation import Interval, StrOptions, check_is_fitted, checks_parameters, take_rows
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
 from ._base import BaseSelection, mean_effect
