@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, column_or_1d, gen_batches, get_tags
+from sklearn.utils import Tags, column_or_1d, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from .._validation import check_targets, check_weights, n_rows, take_rows, validate_data
+from .._validation import check_targets, check_weights, checks_parameters, n_rows, validate_data
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
@@ -31,17 +32,35 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
     attributor: BaseAttributor | None
     random_state: Any
 
-    def _checked(
-        self, X: Any, y: Any, sample_weight: Any
-    ) -> tuple[Any, NDArray[Any], NDArray[Any] | None]:
-        """Return validated rows, targets and weights; rows for an `estimator` are left for it to check."""
+    @checks_parameters
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the model, score its rows, and choose among them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, as the model takes them.
+        y : array-like of shape (n_samples,)
+            Their targets, right or wrong.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Their weights, if the model takes any.
+
+        Returns
+        -------
+        self : estimator
+        """
         rows = self._checked_rows(X, reset=True)
         targets = check_targets(y, n_rows(rows))
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         if self._is_classification(targets):
             check_classification_targets(targets)
-        return rows, targets, check_weights(sample_weight, np.zeros((len(targets), 1)))
+        self._fit(rows, targets, check_weights(sample_weight, np.zeros((len(targets), 1))))
+        return self
+
+    @abstractmethod
+    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+        """Hook of `fit`, of validated rows; those for an `estimator` are left for it to check."""
 
     def _checked_rows(self, X: Any, reset: bool) -> Any:
         if self.estimator is not None:
@@ -102,14 +121,3 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.input_tags.sparse = False
         return tags
-
-
-def mean_effect(
-    attributor: BaseAttributor, X: Any, y: NDArray[Any], block: int = 1024
-) -> NDArray[np.float64]:
-    """Return the mean over test rows of the scores of each column, a block of rows at a time."""
-    places, total = np.arange(len(y)), np.zeros(len(attributor.train_indices_))
-    for rows in gen_batches(len(y), block):
-        some = places[rows]
-        total += np.asarray(attributor.transform(take_rows(X, some), y[some])).sum(0)
-    return total / max(len(y), 1)

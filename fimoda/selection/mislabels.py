@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import Interval, checks_parameters
+from .._validation import Interval
 from ..base import BaseAttributor
 from ._base import BaseSelection
 
@@ -87,28 +87,10 @@ class MislabelDetector(BaseSelection):
         self.contamination = contamination
         self.random_state = random_state
 
-    @checks_parameters
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
-        """Fit the model and score its rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, as the model takes them.
-        y : array-like of shape (n_samples,)
-            Their targets, right or wrong.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Their weights, if the model takes any.
-
-        Returns
-        -------
-        self : MislabelDetector
-        """
-        rows, targets, weights = self._checked(X, y, sample_weight)
-        self.estimator_, self.scores_ = self._own_losses(rows, targets, weights)
+    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+        self.estimator_, self.scores_ = self._own_losses(X, y, weights)
         self.threshold_ = float(np.quantile(self.scores_, 1 - self.contamination))
         self.labels_ = np.where(self.scores_ > self.threshold_, -1, 1)
-        return self
 
     def fit_predict(
         self, X: Any, y: Any, sample_weight: ArrayLike | None = None

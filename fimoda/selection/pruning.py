@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import check_cv
+from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 
-from .._validation import Interval, StrOptions, check_is_fitted, checks_parameters, take_rows
+from .._validation import Interval, StrOptions, check_is_fitted, take_rows
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
-from ._base import BaseSelection, mean_effect
+from ._base import BaseSelection
 
 #: What scores rows for held-out ones where the model has no gradients.
 WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
@@ -106,27 +107,7 @@ class InfluencePruner(BaseSelection):
         self.cv = cv
         self.random_state = random_state
 
-    @checks_parameters
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
-        """Score the rows, and choose those to keep.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, as the model takes them.
-        y : array-like of shape (n_samples,)
-            Their targets.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Their weights, if the model takes any.
-
-        Returns
-        -------
-        self : InfluencePruner
-        """
-        self._prune(*self._checked(X, y, sample_weight))
-        return self
-
-    def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
         classes = self._is_classification(y)
         if self.by == "self":
             self.scores_ = -self._own_losses(X, y, weights)[1]
@@ -147,7 +128,7 @@ class InfluencePruner(BaseSelection):
             if attributor is None:
                 attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows)
             columns = train[attributor.train_indices_]
-            total[columns] += mean_effect(attributor, take_rows(X, seen), y[seen])
+            total[columns] += _mean_effect(attributor, take_rows(X, seen), y[seen])
             times[columns] += 1
         return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
 
@@ -174,11 +155,22 @@ class InfluencePruner(BaseSelection):
         return take_rows(X, kept), take_rows(y, kept)
 
 
+def _mean_effect(
+    attributor: BaseAttributor, X: Any, y: NDArray[Any], block: int = 1024
+) -> NDArray[np.float64]:
+    """Return the mean over test rows of the scores of each column, a block of rows at a time."""
+    total = np.zeros(len(attributor.train_indices_))
+    for rows in gen_batches(len(y), block):
+        some = np.arange(rows.start, rows.stop)
+        total += np.asarray(attributor.transform(take_rows(X, some), y[some])).sum(0)
+    return total / max(len(y), 1)
+
+
 class BasePruned(InfluencePruner):
     """Base of models that are fitted on the rows an `InfluencePruner` keeps."""
 
-    def _prune(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
-        super()._prune(X, y, weights)
+    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+        super()._fit(X, y, weights)
         kept = np.flatnonzero(self.support_)
         own = None if weights is None else weights[kept]
         self.estimator_ = self._fitted(take_rows(X, kept), y[kept], own)
