@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,10 +17,10 @@ from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
-from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET, Recipe
-from ..training.linear_steps import LinearSteps, linear_steps
+from ..objective import Objective
+from ..training.linear_steps import linear_steps
 from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_LR,
@@ -29,11 +31,25 @@ from ..training.optimizers import (
 from ..trajectory import Stage, Trajectory, check_architecture, stage_rows
 
 
+@dataclass(frozen=True, eq=False)
+class StageRows:
+    """The rows that a stage was trained on: their numbers among all, and its objective."""
+
+    rows: NDArray[np.int64]
+    objective: Objective
+    removal: Removal
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """Shares (n,) of the rows in the objective."""
+        return self.objective.rows.shares.cpu().numpy()
+
+
 class BaseAlongTheRun(BaseAttributor):
     """Base of the methods that take a `Trajectory`.
 
-    `_prepare` finds the run (``trajectory_``) and, for each stage, the rows that it was trained on
-    (`_rows`) and their shares in its objective (`_shares`).
+    `_prepare` finds the run (``trajectory_``), the rows of its stages (`_stages`) and the numbers of
+    those that are attributed to (`_attributed`).
     """
 
     process = "the recorded training"
@@ -93,19 +109,19 @@ class BaseAlongTheRun(BaseAttributor):
             )
         check_architecture(self.trajectory_, self.model_)
         stages = self.trajectory_.stages
-        self._rows = stage_rows(stages, len(self._objective))
-        weights = self._weights.double().cpu().numpy()
-        self._shares = [weights[rows] / weights[rows].sum() for rows in self._rows]
-        self._removals = [self._removal(rows) for rows in self._rows]
+        of_stages = stage_rows(stages, len(self._objective))
+        self._stages = [self._trained_on(rows) for rows in of_stages]
         self._attributed = self._chosen_stages(stages)
 
-    def _removal(self, rows: NDArray[np.int64]) -> Removal:
-        """What leaves the objective of steps on these rows with one of them."""
-        of = torch.from_numpy(rows).to(self._X.device)
-        return Removal.of(self.model_, self._y[of], self._weights[of], self.reweight_others)
+    def _trained_on(self, rows: NDArray[np.int64]) -> StageRows:
+        """Return the objective of steps on these rows, and what leaves it with one of them."""
+        objective = self._objective
+        if not np.array_equal(rows, np.arange(len(objective))):
+            objective = objective.of_rows(objective.rows[rows].alone)
+        return StageRows(rows, objective, Removal.of(objective, self.reweight_others))
 
     def _recorded(self, fitted_here: bool) -> Trajectory | None:
-        """The run, or None if the final model stands for it."""
+        """Return the run, or None if the final model stands for it."""
         if isinstance(self.trajectory, Trajectory):
             return self.trajectory
         if isinstance(self.trajectory, str) and self.trajectory != "final":
@@ -125,7 +141,7 @@ class BaseAlongTheRun(BaseAttributor):
         return None
 
     def _final_alone(self) -> Trajectory:
-        """A run of which the final model is the only checkpoint."""
+        """Return a run of which the final model is the only checkpoint."""
         recipe = self.model_.recipe
         if self.n_epochs is None and not is_network(self.estimator_):
             raise ValueError(
@@ -145,7 +161,7 @@ class BaseAlongTheRun(BaseAttributor):
         )
 
     def _chosen_stages(self, stages: Sequence[Stage]) -> list[int]:
-        """Numbers of the stages whose rows are attributed to; their rows are the columns."""
+        """Return the numbers of the stages whose rows are attributed to, and are the columns."""
         if self.stage is None:
             return list(range(len(stages)))
         names = [stage.name for stage in stages]
@@ -159,40 +175,31 @@ class BaseAlongTheRun(BaseAttributor):
 
     def _fit(self) -> None:
         if self.stage is not None:
-            self.train_indices_ = np.sort(self._rows[self._attributed[0]])
+            self.train_indices_ = np.sort(self._stages[self._attributed[0]].rows)
 
     # ---- its steps --------------------------------------------------------------------------
 
     def _optimizer(self) -> OptimizerSpec:
-        """The optimiser of the run."""
+        """Return the optimiser of the run."""
         return resolve_optimizer(
             self.trajectory_.optimizer, 1.0, self.trajectory_.optimizer_params, Recipe()
         )
 
     def _gain(self) -> float:
-        """What momentum makes of a gradient over time, of optimisers whose steps have a unit."""
+        """Return what momentum makes of a gradient, of optimisers whose steps have a unit."""
         if optimizer_class(self.trajectory_.optimizer) is not torch.optim.SGD:
             return 1.0
-        return gain(linear_steps(self._optimizer(), {}))
-
-    def _train_losses(self, rows: NDArray[np.int64]) -> Measured:
-        """Return some training rows, measured by their loss."""
-        return self._objective.losses[rows]
+        return linear_steps(self._optimizer(), {}).gain
 
     def _self_influence(self) -> NDArray[np.float64]:
-        if any(removal.changes_others for removal in self._removals):
+        if any(stage.removal.changes_others for stage in self._stages):
             return super()._self_influence()
         return self._own_products()
 
     @abstractmethod
     def _own_products(self) -> NDArray[np.float64]:
-        """Scores of the rows on themselves while the others keep their weights."""
+        """Return the scores (n,) of the rows on themselves while the others keep their weights."""
 
     def _columns(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The columns that are attributed to, out of those of all rows."""
+        """Return the columns that are attributed to, out of those of all rows."""
         return scores[..., self.train_indices_]
-
-
-def gain(steps: LinearSteps) -> float:
-    """Sum of what a gradient does to the parameters in this step and all later ones, by its rate."""
-    return steps.of_gradient + steps.of_velocity * steps.intake / (1 - steps.momentum)

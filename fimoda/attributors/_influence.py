@@ -104,7 +104,7 @@ class BaseInfluence(BaseAttributor):
             check_curvature(self._objective)
         self._differentiate = self._objective.differentiate
         self._share = self._objective.rows.shares.cpu().numpy()
-        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
+        self._removal = Removal.of(self._objective, self.reweight_others)
         self._prepare_solver()
         if self.damping == "tuned":
             if self.model_.recipe.solved:

@@ -116,7 +116,7 @@ class DataInf(BaseAttributor):
         check_gradients(self._objective)
         self._solver = DataInfSolver(self._objective)
         self._share = self._objective.rows.shares.cpu().numpy()
-        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
+        self._removal = Removal.of(self._objective, self.reweight_others)
         if not isinstance(self.damping, str):
             self.damping_ = dict.fromkeys(self._solver.layers, float(self.damping))
             return

@@ -137,7 +137,7 @@ class GradDot(BaseGradientProduct):
 
     def _fit(self) -> None:
         super()._fit()
-        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
+        self._removal = Removal.of(self._objective, self.reweight_others)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         scores = self._pairs(test, lambda a, b: a.inner(b)) * self._factor()

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measured import Measured
-from ..row_gradients import RowDifferentiator
+from ..objective import Objective
 from ..trajectory import model_at
-from ._along_the_run import BaseAlongTheRun
+from ._along_the_run import BaseAlongTheRun, StageRows
 
 
 class Hydra(BaseAlongTheRun):
@@ -125,48 +125,42 @@ class Hydra(BaseAlongTheRun):
         for s in self._attributed:
             used = run.batches[run.stages[s].start : run.stages[s].stop]
             highest = max(int(batch.max(initial=-1)) for batch in used)
-            if highest >= len(self._rows[s]):
+            if highest >= len(self._stages[s].rows):
                 raise ValueError(
                     f"trajectory has row {highest} in a batch of {run.stages[s].name!r}, which has "
-                    f"{len(self._rows[s])} rows. Number the rows of batches within their stage."
+                    f"{len(self._stages[s].rows)} rows. Number the rows of batches within their stage."
                 )
 
-    def _steps(
-        self,
-    ) -> Iterator[tuple[RowDifferentiator, NDArray[np.int64], NDArray[np.float64]]]:
-        """Gradients at each step, its rows and what their gradients count."""
+    def _steps(self) -> Iterator[tuple[Objective, StageRows, float]]:
+        """Yield the objective at each step, on all rows, with the rows of the step and its rate."""
         run, total = self.trajectory_, self._gain()
         if self._alone or run.batches is None:
-            rate = total * run.learning_rates.sum()
-            differentiate = RowDifferentiator(self.model_, self._X[:3])
-            yield differentiate, self._rows[0], rate * self._shares[0]
+            yield self._objective, self._stages[0], total * float(run.learning_rates.sum())
             return
-        weights = self._weights.double().cpu().numpy()
         number = {step: k for k, step in enumerate(run.steps)}
         for s in self._attributed:
             for t in range(run.stages[s].start, run.stages[s].stop):
-                rows = self._rows[s][run.batches[t]]
-                counted = total * run.learning_rates[t] * weights[rows] / weights[rows].sum()
-                model = model_at(run, number[t], self.model_)
-                yield RowDifferentiator(model, self._X[:3]), rows, counted
+                batch = self._trained_on(self._stages[s].rows[run.batches[t]])
+                objective = self._objective.at(model_at(run, number[t], self.model_))
+                yield objective, batch, total * float(run.learning_rates[t])
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        last = RowDifferentiator(self.model_, self._X[:3])
         vector = 4 * self.model_.n_parameters * self.model_.theta.element_size()
         chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(test)))
         scores = np.zeros((len(test), len(self._objective)))
-        for at, gradients in last.chunks(test, chunk):
+        for at, gradients in self._objective.row_gradients(test, chunk):
             V = gradients.dense()
-            for differentiate, rows, counted in self._steps():
-                train = differentiate(self._train_losses(rows))
-                found = train.apply(V).mT.double().cpu().numpy()
-                np.add.at(scores[at].T, rows, self._removal(rows)(found * counted).T)
+            for objective, batch, rate in self._steps():
+                train = objective.differentiate(batch.objective.losses)
+                found = train.apply(V).mT.double().cpu().numpy() * (rate * batch.shares)
+                np.add.at(scores[at].T, batch.rows, batch.removal(found).T)
         return self._columns(scores)
 
     def _own_products(self) -> NDArray[np.float64]:
-        last = RowDifferentiator(self.model_, self._X[:3])
         scores = np.zeros(len(self._objective))
-        for differentiate, rows, counted in self._steps():
-            own, train = last(self._own[rows]), differentiate(self._train_losses(rows))
-            np.add.at(scores, rows, own.inner_rowwise(train).cpu().numpy() * counted)
+        for objective, batch, rate in self._steps():
+            own = self._objective.differentiate(self._own[batch.rows])
+            train = objective.differentiate(batch.objective.losses)
+            found = own.inner_rowwise(train).cpu().numpy()
+            np.add.at(scores, batch.rows, found * (rate * batch.shares))
         return self._columns(scores)

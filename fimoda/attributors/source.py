@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
 from ..curvature.projection import KINDS, Projection
@@ -21,11 +21,10 @@ from ..curvature.stationary_projected import ProjectedStationary
 from ..measured import Measured
 from ..measurements import Measurement
 from ..objective import Objective
-from ..rows import Rows
 from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory, buffers_at, mean_model, model_at
-from ._along_the_run import BaseAlongTheRun, gain
+from ._along_the_run import BaseAlongTheRun
 
 #: Rows whose gradients are squared at a time.
 _ROWS = 1024
@@ -244,98 +243,78 @@ class SOURCE(BaseAlongTheRun):
         if self._alone:
             return cut_run(self.trajectory_, 1)
         if isinstance(self.segments, str):
-            stages = [self._train_losses(rows) for rows in self._rows]
-            return auto_cut(self.trajectory_, self.model_, stages)
+            return auto_cut(self.trajectory_, [stage.objective for stage in self._stages])
         return cut_run(self.trajectory_, self.segments)
 
     def _segment(self, cut: Cut) -> Segment:
-        run = self.trajectory_
-        rows = self._rows[cut.stage]
-        some = self._train_losses(rows)
-        X, y = some.inputs, some.targets
-        weights = self._weights[torch.from_numpy(rows).to(self._weights.device)]
+        run, objective = self.trajectory_, self._stages[cut.stage].objective
         if self.averaging == "parameters":
             models = [mean_model(run, cut.checkpoints, self.model_)]
         else:
             models = [model_at(run, k, self.model_) for k in cut.checkpoints]
-        steps = [self._linear_steps(k, X, y, weights) for k in cut.checkpoints]
+        steps = [self._linear_steps(k, objective) for k in cut.checkpoints]
         given = [one.preconditioner for one in steps if one.preconditioner is not None]
         dynamics = Dynamics(
-            gain(steps[0]) * float(run.learning_rates[cut.start : cut.stop].sum()),
+            steps[0].gain * float(run.learning_rates[cut.start : cut.stop].sum()),
             steps[0].coupled_decay,
             steps[0].decoupled_decay,
             torch.stack(given).mean(0) if given else None,
         )
-        return Segment(models, X, y, weights, dynamics)
+        return Segment([objective.at(model) for model in models], dynamics)
 
-    def _linear_steps(self, k: int, X: Tensor, y: Tensor, weights: Tensor) -> LinearSteps:
-        """The optimiser at checkpoint k, with second moments as recorded or estimated."""
+    def _linear_steps(self, k: int, objective: Objective) -> LinearSteps:
+        """Return the optimiser at checkpoint k, with second moments as recorded or estimated."""
         run, optimizer = self.trajectory_, self._optimizer()
         buffers = buffers_at(run, k, self.model_)
         name = second_moment_name(optimizer)
         if name is not None and name not in buffers:
             batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
-            model = model_at(run, k, self.model_)
-            objective = Objective(model, Rows(X, y, weights))
-            square = batch_second_moment(objective, min(batch, len(X)), _ROWS)
+            at = objective.at(model_at(run, k, self.model_))
+            square = batch_second_moment(at, min(batch, len(at)), _ROWS)
             buffers = {name: square * (run.n_steps if name == "sum" else 1), "step": float("inf")}
         return linear_steps(optimizer, buffers)
 
     def _stationary(self, segments: list[Segment]) -> Stationary:
-        budget: dict[str, Any] = {
-            "chunk_size": self.chunk_size,
-            "memory_budget": self.memory_budget,
-        }
         if self.curvature == "exact":
-            return ExactStationary(self.model_, segments, **budget)
+            return ExactStationary(self._objective, segments)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         if self.curvature == "projected":
-            project = Projection(
-                self.model_.n_parameters, self.n_components, self.projection, seed=seed
-            )
-            return ProjectedStationary(self.model_, segments, project=project, **budget)
-        budget["memory_budget"] //= 4
-        budget |= {"fisher": self.fisher, "scale": self.curvature_scale, "seed": seed}
-        return EKFACStationary(self.model_, segments, **budget)
+            p = self.model_.n_parameters
+            project = Projection(p, self.n_components, self.projection, seed=seed)
+            return ProjectedStationary(self._objective, segments, project)
+        return EKFACStationary(
+            self._objective, segments, fisher=self.fisher, scale=self.curvature_scale, seed=seed
+        )
 
     # ---- transform --------------------------------------------------------------------------
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         scores = np.zeros((len(test), len(self._objective)))
         for at in self._chunks(len(test)):
-            adjoint = self._walk.start(test[at])
-            for k in reversed(range(len(self._used))):
-                stage = self._used[k].stage
-                if stage in self._attributed:
+            for k, adjoint in self._walk.back(test[at]):
+                if self._used[k].stage in self._attributed:
+                    stage = self._stages[self._used[k].stage]
                     found = self._walk.products(k, self._walk.respond(k, adjoint)).cpu().numpy()
-                    removal = self._removals[stage]
-                    scores[at, self._rows[stage]] += removal(found * self._shares[stage])
-                if k:
-                    adjoint = self._walk.carry(k, adjoint)
+                    scores[at, stage.rows] += stage.removal(found * stage.shares)
         return self._columns(scores)
 
     def _own_products(self) -> NDArray[np.float64]:
         scores = np.zeros(len(self._objective))
-        place = np.full((len(self._rows), len(self._objective)), -1)
-        for stage, rows in enumerate(self._rows):
-            place[stage, rows] = np.arange(len(rows))
+        place = np.full((len(self._stages), len(self._objective)), -1)
+        for s, stage in enumerate(self._stages):
+            place[s, stage.rows] = np.arange(len(stage.rows))
         for test in self._chunks(len(self._objective)):
-            adjoint = self._walk.start(self._own[test])
-            for k in reversed(range(len(self._used))):
-                stage = self._used[k].stage
-                own = place[stage, test]
-                if stage in self._attributed:
+            for k, adjoint in self._walk.back(self._own[test]):
+                if self._used[k].stage in self._attributed:
+                    stage, own = self._stages[self._used[k].stage], place[self._used[k].stage, test]
                     at = np.maximum(own, 0)
                     response = self._walk.respond(k, adjoint)
-                    found = self._walk.rowwise(k, response, torch.from_numpy(at))
-                    share = np.where(own < 0, 0, self._shares[stage][at])
-                    scores[test] += found.cpu().numpy() * share
-                if k:
-                    adjoint = self._walk.carry(k, adjoint)
+                    found = self._walk.rowwise(k, response, torch.from_numpy(at)).cpu().numpy()
+                    scores[test] += found * np.where(own < 0, 0, stage.shares[at])
         return self._columns(scores)
 
     def _chunks(self, n_rows: int) -> list[slice]:
-        """Rows whose adjoints fit the memory budget."""
+        """Return slices of rows whose adjoints fit the memory budget."""
         size = 4 * self.model_.n_parameters * (8 if self.curvature == "exact" else 4)
         step = int(max(1, self.memory_budget // size))
         return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]

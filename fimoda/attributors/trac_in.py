@@ -14,10 +14,10 @@ from ..curvature.projection import KINDS, Projection
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..row_gradients import RowDifferentiator, RowGradients
+from ..row_gradients import RowGradients
 from ..trajectory import Trajectory, model_at
-from ._along_the_run import BaseAlongTheRun
-from ._gradient_product import GradientProducts, Product
+from ._along_the_run import BaseAlongTheRun, StageRows
+from ._gradient_product import GradientProducts
 
 
 class TracIn(BaseAlongTheRun):
@@ -147,7 +147,7 @@ class TracIn(BaseAlongTheRun):
     def _fit(self) -> None:
         super()._fit()
         self._project: Projection | None = None
-        self._features: list[dict[int, Tensor]] = []
+        self._features: list[list[RowGradients]] = []
         if self.n_components is None:
             return
         self._project = Projection(
@@ -157,62 +157,50 @@ class TracIn(BaseAlongTheRun):
             seed=int(check_random_state(self.random_state).randint(MAX_SEED)),
             memory_budget=self.memory_budget,
         )
-        for _, products, parts in self._checkpoints():
-            self._features.append(
-                {s: products.mapped(train, self._project) for s, (_, train) in parts.items()}
-            )
+        for products, parts in self._checkpoints():
+            trained = [products.mapped(stage.objective.losses, self._project) for _, stage in parts]
+            self._features.append([RowGradients.of(features) for features in trained])
 
-    def _checkpoints(
-        self,
-    ) -> Iterator[tuple[int, GradientProducts, dict[int, tuple[float, Measured]]]]:
-        """Each checkpoint that stands for steps: its number, products of gradients there, and by stage
-        the sum of the rates of its steps and its rows."""
+    def _checkpoints(self) -> Iterator[tuple[GradientProducts, list[tuple[float, StageRows]]]]:
+        """Yield products of gradients at each checkpoint that stands for steps, and the stages of these
+        with the sums of their rates."""
         run, before, total = self.trajectory_, 0, self._gain()
         for k, step in enumerate(run.steps):
             stop = run.n_steps if k == len(run) - 1 else step
-            parts: dict[int, tuple[float, Measured]] = {}
+            parts = []
             for s in self._attributed:
                 inside = slice(max(before, run.stages[s].start), min(stop, run.stages[s].stop))
                 rate = total * float(run.learning_rates[inside].sum())
                 if inside.start < inside.stop and rate > 0:
-                    parts[s] = rate, self._train_losses(self._rows[s])
+                    parts.append((rate, self._stages[s]))
             before = stop
             if parts:
-                differentiate = RowDifferentiator(model_at(run, k, self.model_), self._X[:3])
-                yield k, GradientProducts(differentiate, self.chunk_size, self.memory_budget), parts
+                differentiate = self._objective.at(model_at(run, k, self.model_)).differentiate
+                yield GradientProducts(differentiate, self.chunk_size, self.memory_budget), parts
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        def inner(a: RowGradients, b: RowGradients) -> Tensor:
-            return a.inner(b)
-
         scores = np.zeros((len(test), len(self._objective)))
-        for number, (_, products, parts) in enumerate(self._checkpoints()):
+        for number, (products, parts) in enumerate(self._checkpoints()):
             if self._project is not None:
                 features = RowGradients.of(products.mapped(test, self._project))
-            for s, (rate, train) in parts.items():
+            for place, (rate, stage) in enumerate(parts):
                 if self._project is not None:
-                    found = features.inner(RowGradients.of(self._features[number][s])).cpu().numpy()
+                    found = features.inner(self._features[number][place]).cpu().numpy()
                 else:
-                    found = products.pairs(test, train, inner)
-                scores[:, self._rows[s]] += self._removals[s](rate * self._shares[s] * found)
+                    found = products.pairs(test, stage.objective.losses, RowGradients.inner)
+                scores[:, stage.rows] += stage.removal(rate * stage.shares * found)
         return self._columns(scores)
 
     def _own_products(self) -> NDArray[np.float64]:
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
+            if self._project is not None:
+                a, b = (RowGradients.of(self._project(gradients)) for gradients in (a, b))
             return a.inner_rowwise(b)
 
         scores = np.zeros(len(self._objective))
-        product: Product = inner
-        if self._project is not None:
-            project = self._project
-
-            def product(a: RowGradients, b: RowGradients) -> Tensor:
-                return inner(RowGradients.of(project(a)), RowGradients.of(project(b)))
-
-        for _, products, parts in self._checkpoints():
-            for s, (rate, train) in parts.items():
-                own = Measured(train.rows, self._measure)
-                scores[self._rows[s]] += (
-                    rate * self._shares[s] * products.rowwise(own, train, product)
-                )
+        for products, parts in self._checkpoints():
+            for rate, stage in parts:
+                own = Measured(stage.objective.rows, self._measure)
+                found = products.rowwise(own, stage.objective.losses, inner)
+                scores[stage.rows] += rate * stage.shares * found
         return self._columns(scores)

@@ -207,7 +207,7 @@ class TRAK(BaseAttributor):
         check_gradients(self._objective)
         self.output_function_ = "margin" if self.model_.loss.has_probabilities else "output"
         self._share = self._objective.rows.shares
-        self._removal = Removal.of(self.model_, self._y, self._weights, self.reweight_others)
+        self._removal = Removal.of(self._objective, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         self._members = [
             self._member(model, seed + number) for number, model in enumerate(self._models)

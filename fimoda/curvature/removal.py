@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model import FinalModel
+from ..objective import Objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +45,21 @@ class Removal:
     pull: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, model: FinalModel, y: Tensor, weights: Tensor, reweight_others: bool = True
-    ) -> Removal:
-        """Read it off the objective of a model and the weights of its rows, class weights included.
+    def of(cls, objective: Objective, reweight_others: bool = True) -> Removal:
+        """Read it off an objective, whose shares have class weights in them.
 
         Without `reweight_others` the weights of the others stay as they are: the field's formula.
         """
+        n, model, share = len(objective), objective.model, objective.rows.shares
         if not reweight_others:
-            return cls(np.zeros(len(y), dtype=np.int64), np.zeros((len(y), 1)))
-        w = weights.double()
-        n, share = len(w), w / w.sum()
+            return cls(np.zeros(n, dtype=np.int64), np.zeros((n, 1)))
         kind = model.weighting
         at_minimum = kind.total == "sum" and model.recipe.solved
         penalty = None if kind.total != "sum" or at_minimum else model.penalty
-        group, factors = torch.zeros_like(w, dtype=torch.long), torch.ones_like(w)[:, None]
+        group, factors = torch.zeros_like(share, dtype=torch.long), torch.ones_like(share)[:, None]
         if kind.balanced is not None and model.class_weight is not None:
-            group, by_class = y.long(), model.class_weight.double()
-            v = torch.ones_like(w) if kind.balanced == "rows" else w / by_class[group]
+            group, by_class = objective.rows.targets.long(), model.class_weight.double()
+            v = torch.ones_like(share) if kind.balanced == "rows" else share / by_class[group]
             factors = _balanced(v, group, len(by_class))
         if kind.total == "rows":
             factors = factors * (n / max(n - 1, 1))
@@ -78,26 +75,26 @@ class Removal:
 
     @property
     def changes_others(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return bool(self.growth.any())
 
     @property
     def own(self) -> NDArray[np.float64]:
-        r"""Factor of each row's own product, :math:`1 + \rho_{i,c(i)}`."""
+        r"""Factors (n,) of the rows' own products, :math:`1 + \rho_{i,c(i)}`."""
         return 1 + self.growth[np.arange(len(self.group)), self.group]
 
     def sums(self, products: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums (m, K) of products (m, n) over the rows of each class."""
+        """Return the sums (m, K) of products (m, n) over the rows of each class."""
         return products @ self.members()
 
     def members(self) -> NDArray[np.float64]:
-        """Membership (n, K) of the rows in the classes, zeros and ones."""
+        """Return the membership (n, K) of the rows in the classes, zeros and ones."""
         return np.eye(self.growth.shape[1])[self.group]
 
     def __call__(
         self, products: NDArray[np.float64], pulled: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """Scores (m, n) from products (m, n), and from those with `pull` (m,) if there is one."""
+        """Return the scores (m, n) from products (m, n), and those with `pull` (m,) if there is one."""
         if not self.changes_others:
             return products
         scores = products * self.own
@@ -112,13 +109,13 @@ class Removal:
         sums: NDArray[np.float64],
         pulled: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Scores of each row on itself (n,), from its own product and its `sums` (n, K)."""
+        """Return the rows' scores on themselves (n,), from own products and their `sums` (n, K)."""
         scores = products * self.own - (sums * self.growth).sum(1)
         return scores if pulled is None else scores - pulled * self.growth[:, 0]
 
 
 def _balanced(v: Tensor, group: Tensor, n_classes: int) -> Tensor:
-    r"""Factors (n, K) of the balanced weights :math:`V / (K V_c)` when a row is removed."""
+    r"""Return the factors (n, K) of the balanced weights :math:`V / (K V_c)` when a row is removed."""
     by_class = torch.zeros(n_classes, dtype=v.dtype, device=v.device).index_add(0, group, v)
     factors = (1 - v / v.sum())[:, None].repeat(1, n_classes)
     rows = torch.arange(len(v), device=v.device)
@@ -128,5 +125,5 @@ def _balanced(v: Tensor, group: Tensor, n_classes: int) -> Tensor:
 
 
 def _positive(left: Tensor) -> Tensor:
-    """What is left of a whole; a row that is all of it leaves nothing to divide by."""
+    """Return what is left of a whole, or one where a row that is all of it leaves nothing."""
     return torch.where(left > 1e-12, left, 1.0)

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..measured import Measured
-from ..model import FinalModel
-from ..row_gradients import RowDifferentiator
+from ..objective import Objective
 from ..trajectory import Stage, Trajectory, model_at
 from .projection import Projection
 
@@ -24,17 +22,7 @@ _ROWS, _COMPONENTS = 256, 256
 
 @dataclass(frozen=True)
 class Cut:
-    """A segment of a run.
-
-    Parameters
-    ----------
-    start, stop : int
-        Its steps.
-    checkpoints : list of int
-        Numbers of its checkpoints.
-    stage : int
-        Number of the stage that it lies in.
-    """
+    """A segment of a run: its steps, and the numbers of its checkpoints and its stage."""
 
     start: int
     stop: int
@@ -46,12 +34,8 @@ def cut_run(run: Trajectory, segments: int | Sequence[int]) -> list[Cut]:
     """Cut a run into so many segments, or at these steps, and where stages change.
 
     A number is shared out among stages, and within a stage the checkpoints are cut into groups of
-    nearly equal size; a segment ends at the last checkpoint of its group.
-
-    Raises
-    ------
-    ValueError
-        If a stage or a segment has no checkpoint.
+    nearly equal size; a segment ends at the last checkpoint of its group. ValueError if a stage or a
+    segment has no checkpoint.
     """
     stages = run.stages
     inside = [_checkpoints(run, stage) for stage in stages]
@@ -87,38 +71,30 @@ def cut_run(run: Trajectory, segments: int | Sequence[int]) -> list[Cut]:
 
 
 def cuts_of(run: Trajectory, stage: int, groups: Sequence[list[int]]) -> list[Cut]:
-    """Segments of a stage, from groups of its checkpoints."""
+    """Return the segments of a stage, from groups of its checkpoints."""
     bounds = run.stages[stage]
     ends = [*(run.steps[group[-1]] for group in groups[:-1]), bounds.stop]
     starts = [bounds.start, *ends[:-1]]
     return [Cut(a, b, ks, stage) for a, b, ks in zip(starts, ends, groups, strict=True)]
 
 
-def auto_cut(run: Trajectory, model: FinalModel, rows: Sequence[Measured]) -> list[Cut]:
-    r"""Cut a run where gradients change.
+def auto_cut(run: Trajectory, objectives: Sequence[Objective]) -> list[Cut]:
+    r"""Cut a run where gradients change, given the objective of each stage at the final model.
 
     The gradients of some rows of each stage at its checkpoints, randomly projected, are cut into
     contiguous groups of least squared deviation from the groups' means: as few as explain three
     quarters of their variation over the stage.
-
-    Parameters
-    ----------
-    run : Trajectory
-    model : FinalModel
-        The final model.
-    rows : sequence of Measured
-        Training rows of each stage, with their loss.
     """
     cut_run(run, len(run.stages))  # a stage without a checkpoint shows now
     cuts = []
-    for s, stage in enumerate(run.stages):
+    for s, (stage, objective) in enumerate(zip(run.stages, objectives, strict=True)):
         ks = _checkpoints(run, stage)
-        n = len(rows[s])
-        some = rows[s][torch.linspace(0, n - 1, min(_ROWS, n)).long()]
+        n, model = len(objective), objective.model
+        some = objective.losses[torch.linspace(0, n - 1, min(_ROWS, n)).long()]
         features = []
         project = Projection(model.n_parameters, _COMPONENTS, "sparse")
         for k in ks:
-            differentiate = RowDifferentiator(model_at(run, k, model), rows[s][:3].inputs)
+            differentiate = objective.at(model_at(run, k, model)).differentiate
             features.append(project(differentiate(some)).flatten())
         found = contiguous_groups(torch.stack(features).double().cpu().numpy(), EXPLAINED)
         cuts += cuts_of(run, s, [[ks[k] for k in group] for group in found])
@@ -126,23 +102,16 @@ def auto_cut(run: Trajectory, model: FinalModel, rows: Sequence[Measured]) -> li
 
 
 def contiguous_groups(points: NDArray[np.float64], explained: float) -> list[list[int]]:
-    """The fewest contiguous groups of points (n, k) that explain a share of their variation."""
+    """Return the fewest contiguous groups of points (n, k) that explain a share of their variation."""
     n = len(points)
-    cost = np.array(
-        [
-            [
-                ((points[a:b] - points[a:b].mean(0)) ** 2).sum() if b > a else 0.0
-                for b in range(n + 1)
-            ]
-            for a in range(n)
-        ]
-    )
+    cost = np.full((n, n + 1), np.inf)
+    for a in range(n):
+        for b in range(a + 1, n + 1):
+            cost[a, b] = ((points[a:b] - points[a:b].mean(0)) ** 2).sum()
     best = [np.append(0.0, np.full(n, np.inf))]
     last: list[NDArray[np.int64]] = []
     for _ in range(n):
-        options = best[-1][:n, None] + np.where(
-            np.arange(n + 1) > np.arange(n)[:, None], cost, np.inf
-        )
+        options = best[-1][:n, None] + cost
         best.append(options.min(0))
         last.append(options.argmin(0))
         if best[-1][n] <= (1 - explained) * cost[0, n]:
@@ -156,6 +125,7 @@ def contiguous_groups(points: NDArray[np.float64], explained: float) -> list[lis
 
 
 def _checkpoints(run: Trajectory, stage: Stage) -> list[int]:
+    """Return the numbers of a stage's checkpoints."""
     return [
         k
         for k, step in enumerate(run.steps)
@@ -164,7 +134,7 @@ def _checkpoints(run: Trajectory, stage: Stage) -> list[int]:
 
 
 def _shared_out(segments: int, inside: Sequence[Sequence[int]]) -> list[int]:
-    """Number of segments of each stage, by its number of checkpoints."""
+    """Return the number of segments of each stage, by its number of checkpoints."""
     total = sum(map(len, inside))
     if segments > total or segments < len(inside):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,12 +12,10 @@ from torch import Tensor
 
 from ..layers import LayerDifferentiator, LayerGradients
 from ..measured import Measured
-from ..model import FinalModel
 from ..objective import Objective
-from ..rows import Rows
 from ..training.products import fast_float32_products
 from .ekfac import EKFAC, Block
-from .stationary import Dynamics, Segment, Stationary
+from .stationary import ALL, Dynamics, Segment, Some, Stationary
 
 #: Size of the products on which the faster library is tried.
 _TRIAL_ROWS, _TRIAL_VECTORS = 512, 8
@@ -29,53 +28,32 @@ class EKFACStationary(Stationary):
     r"""Segments with EK-FAC curvature: factors and eigenvalues averaged over checkpoints.
 
     Adjoints are matrices of each layer in the eigenbasis of the segment at hand; from segment to
-    segment they turn from one basis into the other.
-
-    A preconditioner P enters by its inverse, :math:`\tilde P = \mathrm{diag}(Q^\top P^{-1} Q)^{-1}`
-    with Q the eigenbasis, so that coordinates that never had a gradient do not count.
-
-    Parameters
-    ----------
-    final : FinalModel
-        Where the measurements are taken.
-    segments : sequence of Segment
-    fisher : {"expected", "sampled"}
-        As in `EKFAC`.
-    scale : float or "matched"
-        As in `EKFAC`.
-    seed : int
-        Seed of sampled targets.
-    chunk_size : int, default=None
-        Rows whose factors are held at a time.
-    memory_budget : int
-        Bytes for factors at a time.
+    segment they turn from one basis into the other. A preconditioner P enters by its inverse,
+    :math:`\tilde P = \mathrm{diag}(Q^\top P^{-1} Q)^{-1}` with Q the eigenbasis, so that coordinates
+    that never had a gradient do not count. `fisher`, `scale` and `seed` are those of `EKFAC`.
     """
 
     def __init__(
         self,
-        final: FinalModel,
+        final: Objective,
         segments: Sequence[Segment],
         *,
         fisher: str,
         scale: float | str,
         seed: int,
-        chunk_size: int | None,
-        memory_budget: int,
     ):
-        self.segments = segments
+        super().__init__(final, segments)
         self._bases: list[EKFAC] = []
-        self._layers: list[list[LayerDifferentiator]] = []
         with warnings.catch_warnings():
             for segment in segments:
-                rows = Rows(segment.X, segment.y, segment.weights)
-                objective = Objective(segment.models[0], rows, memory_budget, chunk_size)
-                others = segment.models[1:]
-                ekfac = EKFAC(objective, fisher=fisher, seed=seed, others=others, scale=scale)
-                self._bases.append(ekfac)
-                self._layers.append([LayerDifferentiator(m, segment.X[:2]) for m in segment.models])
+                first, *others = segment.objectives
+                first = replace(first, memory_budget=first.memory_budget // 4)
+                models = [other.model for other in others]
+                self._bases.append(
+                    EKFAC(first, fisher=fisher, seed=seed, others=models, scale=scale)
+                )
                 warnings.filterwarnings("ignore", message="EK-FAC does not treat")  # said once
-        self.skipped = self._bases[0].skipped
-        self._final = LayerDifferentiator(final, segments[-1].X[:2])
+        self._final = LayerDifferentiator(final.model, final.rows[:2].inputs)
         self._modes = [
             [_modes(block, segment.dynamics) for block in ekfac.blocks]
             for ekfac, segment in zip(self._bases, segments, strict=True)
@@ -106,44 +84,43 @@ class EKFACStationary(Stationary):
     # ---- products with gradients ------------------------------------------------------------
 
     def products(self, k: int, response: Matrices) -> Tensor:
-        segment = self.segments[k]
-        shape = (len(response[0]), len(segment.X))
-        found = torch.zeros(shape, dtype=torch.float64, device=segment.X.device)
+        n = len(self.segments[k])
+        found = response[0].new_zeros(len(response[0]), n, dtype=torch.float64)
         largest = int(np.argmax([W[0].numel() for W in response]))
 
         def trial() -> Tensor:
-            _, factors = next(self._rotated(k, torch.arange(min(_TRIAL_ROWS, len(segment.X)))))
+            _, factors = next(self._rotated(k, slice(_TRIAL_ROWS)))
             return factors[largest].apply(response[largest][:_TRIAL_VECTORS])
 
         with fast_float32_products(trial):
-            for rows, factors in self._rotated(k, torch.arange(len(segment.X))):
+            for at, factors in self._rotated(k):
                 for W, f in zip(response, factors, strict=True):
-                    found[:, rows] += f.apply(W)[:, :, 0].mT.double()
-        return found / len(segment.models)
+                    found[:, at] += f.apply(W)[:, :, 0].mT.double()
+        return found / len(self.segments[k].objectives)
 
     def rowwise(self, k: int, response: Matrices, rows: Tensor) -> Tensor:
-        found = torch.zeros(len(rows), dtype=torch.float64, device=response[0].device)
-        for part, factors in self._rotated(k, rows):
+        found = response[0].new_zeros(len(rows), dtype=torch.float64)
+        for at, factors in self._rotated(k, rows):
             for W, f in zip(response, factors, strict=True):
-                found[part] += (f.dense() * W[part]).double().flatten(1).sum(1)
-        return found / len(self.segments[k].models)
+                found[at] += (f.dense() * W[at]).double().flatten(1).sum(1)
+        return found / len(self.segments[k].objectives)
 
-    def _rotated(self, k: int, rows: Tensor) -> Iterator[tuple[slice, list[LayerGradients]]]:
-        """Gradients of rows at each checkpoint in the eigenbases, a chunk at a time."""
-        segment, ekfac = self.segments[k], self._bases[k]
-        for model, differentiate in zip(segment.models, self._layers[k], strict=True):
-            for start in range(0, len(rows), ekfac.chunk_size):
-                part = slice(start, min(start + ekfac.chunk_size, len(rows)))
-                of = rows[part].to(segment.X.device)
-                factors = differentiate(Measured(Rows(segment.X[of], segment.y[of]), model.loss))
-                yield (
-                    part,
-                    [b.rotate(f).compressed() for b, f in zip(ekfac.blocks, factors, strict=True)],
-                )
+    def _rotated(self, k: int, rows: Some = ALL) -> Iterator[tuple[slice, list[LayerGradients]]]:
+        """Yield gradients of rows at each checkpoint in the eigenbases, a chunk at a time."""
+        ekfac = self._bases[k]
+        size = ekfac.chunk_size
+        at_checkpoints = zip(self.segments[k].objectives, ekfac.parts, strict=True)
+        for objective, (differentiate, _) in at_checkpoints:
+            losses = objective.losses[rows]
+            for start in range(0, len(losses), size):
+                at = slice(start, min(start + size, len(losses)))
+                factors = differentiate(losses[at])
+                blocks = zip(ekfac.blocks, factors, strict=True)
+                yield at, [b.rotate(f).compressed() for b, f in blocks]
 
 
 def _modes(block: Block, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-    """Preconditioner, and eigenvalues of the preconditioned curvature, of a layer's modes, (out, in)."""
+    """Return preconditioner and eigenvalues (out, in) of a layer's modes."""
     H = block.eigenvalues + dynamics.coupled_decay
     P = torch.ones_like(H)
     if dynamics.preconditioner is not None:

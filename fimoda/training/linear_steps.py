@@ -52,6 +52,11 @@ class LinearSteps:
     decoupled_decay: float = 0.0
     preconditioner: Tensor | None = None
 
+    @property
+    def gain(self) -> float:
+        """Sum of what a gradient does to the parameters in this step and all later ones, by its rate."""
+        return self.of_gradient + self.of_velocity * self.intake / (1 - self.momentum)
+
     def pull(
         self, rates: Sequence[float], X: Tensor, V: Tensor, curved: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

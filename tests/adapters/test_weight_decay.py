@@ -227,6 +227,8 @@ def test_source_takes_the_decay_of_its_run_once(rows):
     net = softmax_net(n_epochs=30, optimizer__weight_decay=0.3, callbacks=[TrajectoryRecorder()])
     net.fit(X, y)
     source = SOURCE(net, curvature="exact", segments=1).fit(X, y)
-    assert all(m.decay is None for segment in source._walk.segments for m in segment.models)
+    assert all(
+        o.model.decay is None for segment in source._walk.segments for o in segment.objectives
+    )
     assert source._walk.segments[0].dynamics.coupled_decay == 0.3
     assert np.isfinite(source.transform(X_test, y_test)).all()

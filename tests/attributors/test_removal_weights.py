@@ -29,6 +29,8 @@ from fimoda import (
 )
 from fimoda.curvature.removal import Removal
 from fimoda.model import FinalModel, Recipe, Weighting
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 
 TIGHT = {"tol": 1e-12, "max_iter": 10_000}
 SMALL = {"damping": 1e-8}
@@ -229,7 +231,8 @@ def test_scores_are_the_change_of_all_weights(total, balanced, weighted):
         recipe=Recipe(solved=total == "sum"),
     )
     w = v * by_class[y]
-    removal = Removal.of(model, torch.from_numpy(y), torch.from_numpy(w))
+    targets, weights = torch.from_numpy(y), torch.from_numpy(w)
+    removal = Removal.of(Objective(model, Rows(torch.zeros(n, 2), targets, weights)))
     derivatives = rng.normal(size=(4, n))  # of m in each row's share, minus sign included
     found = removal(derivatives * w / w.sum())
     unit = {"mean": w.sum(), "rows": n, "sum": 1.0}[total]
@@ -253,7 +256,7 @@ def test_scores_are_the_change_of_all_weights(total, balanced, weighted):
 
 def test_a_row_that_is_all_there_is():
     model = FinalModel(nn.Linear(2, 1), None)
-    removal = Removal.of(model, torch.zeros(1), torch.ones(1))
+    removal = Removal.of(Objective(model, Rows(torch.zeros(1, 2), torch.zeros(1))))
     assert_allclose(removal(np.ones((2, 1))), np.ones((2, 1)))
 
 

@@ -202,7 +202,7 @@ def test_averaging_parameters():
     X, y, net, run = two_segments()
     slow = SOURCE(net, trajectory=run, segments=2, **EXACT).fit(X, y)
     fast = SOURCE(net, trajectory=run, segments=2, averaging="parameters", **EXACT).fit(X, y)
-    assert [len(s.models) for s in fast._walk.segments] == [1, 1]
+    assert [len(s.objectives) for s in fast._walk.segments] == [1, 1]
     assert_allclose(fast.transform(X, y), slow.transform(X, y), rtol=1e-10)
 
 
