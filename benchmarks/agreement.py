@@ -26,9 +26,10 @@ from fimoda import (
     further_training_curve,
 )
 from fimoda.datasets import split_concrete
-from fimoda.training.batches import FULL_DATA, LeaveOutPlan
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 from fimoda.training.optimizers import OptimizerSpec
-from fimoda.training.stack import StackTrainer
+from fimoda.training.run import Run
 
 EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 
@@ -49,15 +50,15 @@ def trained(X: np.ndarray, y: np.ndarray) -> dict[str, nn.Sequential]:
     net = network()
     model = as_final_model(net, X, criterion=nn.MSELoss())
     rows, targets = model.encode_X(X), model.encode_y(y, 1)
-    trainer = StackTrainer(model, rows, targets, OptimizerSpec(torch.optim.SGD, 0.3))
-    plan = LeaveOutPlan(0, (FULL_DATA,), torch.ones(len(X)), batch_size=128)
+    objective = Objective(model, Rows(rows, targets))
+    run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.3), batch_size=128)
     late: dict[int, tuple[float, torch.Tensor]] = {}
 
     def keep(epoch: int, stack: torch.Tensor) -> None:
         loss = float(model.loss(model.outputs(rows, stack[0]), targets).mean())
         late[epoch] = (loss, stack[0].clone())
 
-    trainer.run(plan, range(981, 1001), keep)
+    run.train(run.plan(0), range(981, 1001), keep)
     quietest = min(late, key=lambda epoch: late[epoch][0])
     models = {}
     for epoch in (1000, quietest):

@@ -24,6 +24,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ from torch import nn
 import fimoda
 from fimoda import EnsembleAttributor, SubsetOutcomes, linear_datamodeling_score
 from fimoda.datasets import split_concrete, split_fashion_mnist
-from fimoda.training.batches import FULL_DATA, LeaveOutPlan
+from fimoda.objective import Objective
+from fimoda.rows import Rows
+from fimoda.training.batches import FULL_DATA
 from fimoda.training.optimizers import OptimizerSpec
-from fimoda.training.stack import StackTrainer, stack_size
-from fimoda.training.subsets import SubsetPlan
+from fimoda.training.run import Run
 
 N_TEST = 100
 
@@ -123,20 +125,20 @@ class Problem:
         spec = OptimizerSpec(torch.optim.SGD, self.lr, self.params)
         encoded = model.encode_X(self.X), model.encode_y(self.y, 10)
         later = model.encode_X(self.second[0]), model.encode_y(self.second[1], 10)
-        one, two = (StackTrainer(model, *rows, spec) for rows in (encoded, later))
+        one, two = (
+            Run(Objective(model, Rows(*rows)), spec, self.batch_size) for rows in (encoded, later)
+        )
         starts = {s: fimoda.adapters.initial_parameters(self.net, model, s) for s in seeds}
         X, y = model.encode_X(self.X_test), model.encode_y(self.y_test, 10)
         measured = np.empty((len(subsets), len(X), len(seeds)))
-        size = stack_size(model, self.batch_size)
+        size = one.stack_size()
         for k, seed in enumerate(seeds):
             for at in np.array_split(np.arange(len(subsets)), -(-len(subsets) // size)):
                 masks = torch.from_numpy(subsets[at])
-                weights = torch.ones(len(self.X)), torch.ones(len(later[0]))
-                plan = SubsetPlan(seed, masks, weights[0], self.batch_size)
-                theta = starts[seed].expand(len(at), -1)
-                theta = one.run(plan, [self.epochs], lambda *_: None, theta)
-                rest = LeaveOutPlan(seed, (FULL_DATA,) * len(at), weights[1], self.batch_size)
-                theta = two.run(rest, [self.epochs], lambda *_: None, theta)
+                first = replace(one, start=starts[seed])
+                theta = first.train(one.plan_of(seed, masks), [self.epochs])
+                plan = two.plan(seed, (FULL_DATA,) * len(at))
+                theta = replace(two, start=theta).train(plan, [self.epochs])
                 outputs = model.stacked_outputs(theta, X).double()
                 measured[at, :, k] = torch.stack([model.loss(f, y) for f in outputs])
         np.save(file, measured)

@@ -109,6 +109,11 @@ def taken(inputs: Inputs, key: Any) -> Inputs:
     return inputs[key]
 
 
+def _fits_numpy(part: Any) -> bool:
+    """Return whether it is a tensor of a type that numpy has, without a graph."""
+    return isinstance(part, Tensor) and part.dtype != torch.bfloat16 and not part.requires_grad
+
+
 def doubled(values: Tensor) -> Tensor:
     """Return floating point numbers in float64, others as they are."""
     return values.double() if values.is_floating_point() else values
@@ -138,6 +143,23 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, ...]:
+        """The fields as arrays, the same ones for all workers, so that joblib maps them into each."""
+        fields = (self.inputs, self.targets, self.weights, self.total)
+        return mapped(lambda part: part.cpu().numpy() if _fits_numpy(part) else part, fields)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arrays": self._arrays, "device": self.targets.device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def tensor(part: Any) -> Any:
+            is_array = isinstance(part, np.ndarray)
+            return torch.tensor(part, device=state["device"]) if is_array else part
+
+        names = ("inputs", "targets", "weights", "total")
+        self.__dict__.update(zip(names, mapped(tensor, state["arrays"]), strict=True))
 
     def __getitem__(self, key: slice | Tensor | NDArray[Any] | list[int]) -> Rows:
         """Return some of the rows, each with the share that it has among all."""

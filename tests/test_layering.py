@@ -170,7 +170,7 @@ def test_extras_are_imported_where_they_are_used(module):
 def test_finds_what_it_looks_for():
     """The parser sees relative, absolute, deferred and type-checking imports."""
     assert {"adapters.__init__", "_validation", "measurements", "objective"} <= own_imports("base")
-    assert "model" in own_imports("training.stack")
+    assert "model" in own_imports("training.run")
     assert "attributors.further_training_curve" in own_imports("evaluation.agreement")
     assert starts_with("sklearn.base.clone", MACHINERY)
     assert any(starts_with(name, USER_LIBRARIES) for name in imports("adapters.mlp"))

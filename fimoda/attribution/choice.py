@@ -23,7 +23,7 @@ from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
-from ..training.runner import Deadline
+from ..training.workers import Deadline
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]

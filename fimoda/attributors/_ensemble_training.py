@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,8 +29,8 @@ from ..measurements import Measurement
 from ..model import FinalModel
 from ..training.ensemble import Ensemble
 from ..training.optimizers import LearningRate
-from ..training.recording import Checkpoints, RecordedTraining
-from ..training.stack import StackTrainer
+from ..training.recording import Checkpoints, record
+from ..training.run import Run
 from ..trajectory import Trajectory
 from ._further_training import BaseFurtherTraining
 
@@ -111,14 +112,10 @@ class BaseEnsembleTraining(BaseFurtherTraining):
                 stacklevel=3,
             )
         steps = self._steps(seeds, None)
-        training = RecordedTraining(
-            StackTrainer(self.model_, self._X, self._y, steps.optimizer),
-            self._weights,
-            steps.batch_size,
-            training_epochs(self.estimator_, self.n_epochs),
-            self.checkpoints,
-            None if directory is None else Path(directory),
-        )
+        shuffle = self.model_.recipe.shuffle
+        run = Run(self._objective, steps.optimizer, steps.batch_size, shuffle=shuffle)
+        epochs = training_epochs(self.estimator_, self.n_epochs)
+        folder = None if directory is None else Path(directory)
         befores: list[Trajectory | None]
         if start is None:
             points: list[Tensor] = [
@@ -128,7 +125,11 @@ class BaseEnsembleTraining(BaseFurtherTraining):
         else:
             points = [model.theta for model in start.models]
             befores = list(start.trajectories)
-        jobs = zip(seeds, points, befores, strict=True)
-        done = Parallel(n_jobs=self.n_jobs)(delayed(training.record)(*job) for job in jobs)
+        done = Parallel(n_jobs=self.n_jobs)(
+            delayed(record)(
+                replace(run, start=point), seed, epochs, self.checkpoints, folder, stage
+            )
+            for seed, point, stage in zip(seeds, points, befores, strict=True)
+        )
         models = [self.model_.at(theta) for theta, _ in done]
-        return Ensemble(models, [run for _, run in done], seeds)
+        return Ensemble(models, [recorded for _, recorded in done], seeds)

@@ -21,7 +21,7 @@ from ..row_gradients import RowDifferentiator
 from ..rows import Rows
 from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.observed import ObservedRun
-from ..training.runner import one_thread
+from ..training.workers import one_thread
 from ._linearized import LinearizedRun, Workers, observe_run, require_memory
 from ._walks import Walk
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..measured import Measure
 from ..training.observed import ObservedRun, observe
-from ..training.runner import one_thread
-from ..training.stack import StackTrainer
+from ..training.workers import one_thread
 from ._walks import Walk
 
 #: Runs jobs of joblib, and gives their results in order.
@@ -55,8 +54,7 @@ class LinearizedRun(ABC):
 def observe_run(walk: Walk, seed: int, n_epochs: int, steps: set[int]) -> ObservedRun:
     """The run on all rows of a seed, seen at these steps."""
     with one_thread():
-        trainer = StackTrainer(walk.model, walk.rows.inputs, walk.rows.targets, walk.optimizer)
-        return observe(trainer, seed, walk.row_weights, walk.batch_size, n_epochs, steps)
+        return observe(walk, seed, n_epochs, steps)
 
 
 def require_memory(needed: int, budget: int, advice: str) -> None:

@@ -41,10 +41,11 @@ from ..model import FinalModel
 from ..rows import RawRows
 from ..training.optimizers import LearningRate
 from ..training.refits import UNIT_SIZE, Refits
-from ..training.runner import Result, Training, decide_compile, run_units
+from ..training.run import Run
 from ..training.store import UnitStore, one_warning
 from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
 from ..training.subsets import StackedRetraining, SubsetUnit
+from ..training.workers import Result, run_units
 from ._further_training import BaseFurtherTraining
 
 Retraining = StackedRetraining | Refits
@@ -231,18 +232,11 @@ class BaseRetraining(BaseFurtherTraining):
         def start(seed: int) -> Tensor:
             return initial_parameters(self.estimator_, self.model_, seed, self.init)
 
-        training = Training(
-            model=self.model_,
-            X=self._X,
-            y=self._y,
-            row_weights=self._weights,
-            optimizer=steps.optimizer,
-            batch_size=steps.batch_size,
-            marks=(training_epochs(self.estimator_, self.n_epochs),),
-        )
-        return StackedRetraining(
-            training, {seed: start(seed) for seed in seeds}, start(0), self.chunk_size
-        )
+        shuffle = self.model_.recipe.shuffle
+        run = Run(self._objective, steps.optimizer, steps.batch_size, shuffle=shuffle)
+        epochs = training_epochs(self.estimator_, self.n_epochs)
+        starts = {seed: start(seed) for seed in seeds}
+        return StackedRetraining(run, epochs, starts, start(0), self.chunk_size)
 
     def _refuse_settings_of_networks(self) -> None:
         """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
@@ -272,9 +266,10 @@ class BaseRetraining(BaseFurtherTraining):
         way, variant = self._way, ""
         units = way.units(subsets, seeds)
         if isinstance(way, StackedRetraining):
-            compiled = decide_compile(way.training, units, self.compile)
-            self._way = way = replace(way, training=replace(way.training, compile=compiled))
-            variant = way.training.variant
+            n_models = sum(unit.n_models for unit in units)
+            compiled = way.run.compiles(self.compile, n_models, way.n_epochs)
+            self._way = way = replace(way, run=replace(way.run, compile=compiled))
+            variant = way.run.variant
         size = way.bytes_per_model if measurer is None else 8 * len(measurer)
         store = None
         if self.checkpoint_dir is None:

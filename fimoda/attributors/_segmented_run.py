@@ -16,7 +16,7 @@ from ..measured import Measure
 from ..model import FinalModel
 from ..training.observed import ObservedRun
 from ..training.products import fast_float32_products
-from ..training.runner import one_thread
+from ..training.workers import one_thread
 from ._linearized import LinearizedRun, Workers, observe_run, require_memory
 from ._walks import Walk
 
@@ -130,7 +130,7 @@ def segmented_runs(
         model,
         walk.rows.inputs,
         walk.rows.targets,
-        walk.row_weights,
+        walk.weights.to(walk.model.device),
         walk.optimizer,
         cuts,
         modes,

@@ -12,7 +12,8 @@ from ..curvature.frozen_jacobians import FrozenJacobians, LinearizedModule
 from ..curvature.unrolled import adjoint_scores
 from ..measured import Measure
 from ..training.observed import ObservedRun
-from ..training.runner import one_thread
+from ..training.recorded import RecordedRun
+from ..training.workers import one_thread
 from ._linearized import LinearizedRun, Workers, observe_run, require_memory
 from ._walks import Walk
 
@@ -46,7 +47,7 @@ class SteppedRun(LinearizedRun):
             raise ValueError("relabel needs solver='kernel', or more than one segment.")
         frozen = FrozenJacobians(self.walk.model, self.walk.kink_smoothing)
         with one_thread():
-            run = self.walk.run(self.seed, horizons[-1])
+            run = RecordedRun(self.walk, self.seed, horizons[-1])
             return adjoint_scores(
                 run, frozen, lambda theta: self.walk.gradients(theta, X, y, measure), horizons
             ).values

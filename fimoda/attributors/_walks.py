@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, sqrt
 
 import torch
 from torch import Tensor
@@ -14,67 +13,25 @@ from torch.func import grad, vmap
 from ..curvature.batch_hessian import BatchHessian, batch_hessian
 from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
 from ..measured import Measure
-from ..model import FinalModel
-from ..objective import Objective
-from ..rows import Rows
 from ..training.noise import seeded
 from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products
 from ..training.recorded import RecordedRun
-from ..training.runner import one_thread
-from ..training.stack import StackTrainer
+from ..training.run import Run
+from ..training.workers import one_thread
 
 
-@dataclass(frozen=True)
-class Walk:
-    """How to run further training on all rows, and to differentiate it.
+@dataclass(frozen=True, eq=False)
+class Walk(Run):
+    """A run of further training on all rows, and how to differentiate it.
 
     Parameters
     ----------
-    objective : Objective
-        What is trained further.
-    optimizer : OptimizerSpec
-    batch_size : int
-    kink_smoothing : float or None
+    kink_smoothing : float, default=None
         Sharpness of the curvature at kinks.
-    start : Tensor of shape (p,) or None
-        Initial parameters; None is the final model.
     """
 
-    objective: Objective
-    optimizer: OptimizerSpec
-    batch_size: int
     kink_smoothing: float | None = None
-    start: Tensor | None = None
-
-    @property
-    def model(self) -> FinalModel:
-        """The model that training starts from."""
-        return self.objective.model
-
-    @property
-    def rows(self) -> Rows:
-        """The training rows."""
-        return self.objective.rows
-
-    @property
-    def row_weights(self) -> Tensor:
-        """Weights (n,) of the rows in the objective, ones if they have none."""
-        weights = self.rows.weights
-        return torch.ones(len(self.rows)) if weights is None else weights
-
-    def n_steps(self, n_epochs: int) -> int:
-        return n_epochs * ceil(len(self.rows) / self.batch_size)
-
-    def state_bytes(self, n_epochs: int) -> int:
-        """Bytes of the states of a run that are alive at a time (Adam's, to be safe)."""
-        per_state = 3 * self.model.n_parameters * self.model.theta.element_size()
-        return 2 * ceil(sqrt(self.n_steps(n_epochs))) * per_state
-
-    def run(self, seed: int, n_epochs: int) -> RecordedRun:
-        """The run of a seed, recorded."""
-        trainer = StackTrainer(self.model, self.rows.inputs, self.rows.targets, self.optimizer)
-        return RecordedRun(trainer, seed, self.row_weights, self.batch_size, n_epochs, self.start)
 
     def gradients(self, theta: Tensor, X: Tensor, y: Tensor, measure: Measure) -> Tensor:
         """Gradients of the measurements at parameters (p,), as (m, p)."""
@@ -88,7 +45,7 @@ class Walk:
     def _ready(self, seed: int, n_epochs: int) -> Iterator[tuple[RecordedRun, BatchHessian]]:
         """The run and the Hessian, on one thread and with the faster products."""
         with one_thread():
-            run = self.run(seed, n_epochs)
+            run = RecordedRun(self, seed, n_epochs)
             hessian = batch_hessian(self.model, self.kink_smoothing)
             rows = self.rows[: self.batch_size]
             w = torch.full((len(rows),), 1 / len(rows)).to(self.model.theta)
@@ -118,7 +75,7 @@ def kink_sharpness(
 def check_run(walk: Walk, seed: int, n_epochs: int) -> None:
     """Run once, for what it raises."""
     with one_thread():
-        walk.run(seed, n_epochs)
+        RecordedRun(walk, seed, n_epochs)
 
 
 def walk_back(

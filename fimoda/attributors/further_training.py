@@ -25,11 +25,12 @@ from ..base import BaseAttributor
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import FULL_DATA, LeaveOutMode
-from ..training.further import FurtherRun
+from ..training.further import FurtherRun, Unit, assemble, keep_parameters
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Outcomes, assemble, keep_parameters, standard_error
-from ..training.runner import Result, Training, Unit
+from ..training.outcomes import Outcomes, standard_error
+from ..training.run import Run
 from ..training.store import one_warning
+from ..training.workers import Result
 from ._further_training import BaseFurtherTraining
 
 
@@ -259,18 +260,10 @@ class FurtherTraining(BaseFurtherTraining):
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         auto = isinstance(self.n_seeds, str)
         steps = self._steps(self.max_seeds if auto else self.n_seeds, rng)
-        training = Training(
-            model=self.model_,
-            X=self._X,
-            y=self._y,
-            row_weights=self._weights,
-            optimizer=steps.optimizer,
-            batch_size=steps.batch_size,
-            marks=marks,
-            mode=self.leave_out_mode,
-        )
         return FurtherRun(
-            training=training,
+            run=Run(self._objective, steps.optimizer, steps.batch_size),
+            horizons=marks,
+            mode=self.leave_out_mode,
             leave_out=self.train_indices_,
             seeds=steps.seeds,
             sem_tol=self.sem_tol if auto else None,

@@ -17,9 +17,10 @@ from ..adapters import check_fitted
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
+from ..training.further import Unit, assemble
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Outcomes, assemble, standard_error
-from ..training.runner import Result, Unit
+from ..training.outcomes import Outcomes, standard_error
+from ..training.workers import Result
 from .further_training import FurtherTraining
 
 

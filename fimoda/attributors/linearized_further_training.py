@@ -256,7 +256,7 @@ class LinearizedFurtherTraining(BaseHorizons):
         steps = self._steps(self.n_seeds, check_random_state(self.random_state))
         self.seeds_ = steps.seeds
         smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
-        walk = Walk(self._objective, steps.optimizer, steps.batch_size, smooth)
+        walk = Walk(self._objective, steps.optimizer, steps.batch_size, kink_smoothing=smooth)
         self.solver_ = self._choose_solver()
         self._check_removal()
         self._runs = self._linearize(walk)

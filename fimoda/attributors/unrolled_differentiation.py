@@ -230,8 +230,8 @@ class UnrolledDifferentiation(BaseHorizons):
             self._objective,
             steps.optimizer,
             steps.batch_size,
-            smooth,
             None if self.start is None else self._starting_point(self.start),
+            kink_smoothing=smooth,
         )
         self._require_memory()
         self._forward: dict[int, Unrolled] = {}

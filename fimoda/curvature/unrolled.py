@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from ..rows import taken
 from ..training.noise import seeded
 from ..training.recorded import Moment, RecordedRun
 from .batch_hessian import BatchHessian
@@ -70,10 +71,10 @@ def adjoint_scores(
     Unrolled
         With scores of shape (n_horizons, m, n).
     """
-    model = run.trainer.model
+    model = run.model
     at_step = {h * run.steps_per_epoch for h in horizons}
     first = gradients(run.last.theta)
-    m, n = len(first), len(run.trainer.X)
+    m, n = len(first), len(run.rows)
     scores = torch.zeros(len(horizons), m, n, dtype=torch.float64, device=first.device)
     parts = [first, *(torch.zeros_like(first) for _ in run.names(run.last))]
     size = first.norm(dim=1)
@@ -84,9 +85,8 @@ def adjoint_scores(
         rows, w = run.batch(moment)
         parts, pulled = run.derivative(moment).pull(parts)
         with seeded(model, moment.noise):
-            products, slopes = hessian(
-                moment.theta, run.trainer.X[rows], run.trainer.y[rows], w, pulled
-            )
+            x, y = taken(run.rows.inputs, rows), run.rows.targets[rows]
+            products, slopes = hessian(moment.theta, x, y, w, pulled)
         own, others = leaving_out(w)
         change = (slopes @ w)[:, None] * others - slopes * own
         live[:, :, rows] += change.double().unflatten(0, (-1, m))
@@ -133,8 +133,8 @@ def forward_tangents(
     Unrolled
         With tangents of shape (n_horizons, L, p).
     """
-    model = run.trainer.model
-    place = torch.full((len(run.trainer.X),), -1, device=model.device)
+    model = run.model
+    place = torch.full((len(run.rows),), -1, device=model.device)
     place[torch.as_tensor(np.asarray(left_out), device=model.device)] = torch.arange(
         len(left_out), device=model.device
     )
@@ -149,7 +149,7 @@ def forward_tangents(
             reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
         rows, w = run.batch(moment)
-        x, y = run.trainer.X[rows], run.trainer.y[rows]
+        x, y = taken(run.rows.inputs, rows), run.rows.targets[rows]
         if moment.step == 0:
             parts[0][-1:] = F.normalize(_combined_gradients(run, moment, x, y, w[None]))
         with seeded(model, moment.noise):
@@ -185,7 +185,7 @@ def _combined_gradients(
     run: RecordedRun, moment: Moment, x: Tensor, y: Tensor, basis: Tensor
 ) -> Tensor:
     """Combinations of the rows' gradients with coefficients (k, B), as (k, p)."""
-    model = run.trainer.model
+    model = run.model
     with seeded(model, moment.noise):
         _, pull, *_ = vjp(
             lambda theta: model.loss(model.forward(theta, x, training=True), y),

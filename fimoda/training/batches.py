@@ -33,50 +33,9 @@ class Batch:
     weights: Tensor
 
 
-def epoch_orders(n_rows: int, n_epochs: int, seed: int, shuffle: bool = True) -> Iterator[Tensor]:
-    """Order of the rows in each epoch: drawn with the seed, or without `shuffle` their own."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(n_epochs):
-        yield torch.randperm(n_rows, generator=generator) if shuffle else torch.arange(n_rows)
-
-
-def masked_epoch(
-    order: Tensor, left_out: Sequence[int], row_weights: Tensor, batch_size: int
-) -> Iterator[Batch]:
-    """All models see the same batches; a left-out row keeps its place with weight zero."""
-    weights = row_weights.expand(len(left_out), -1).clone()
-    for model, row in enumerate(left_out):
-        if row != FULL_DATA:
-            weights[model, row] = 0
-    weights = weights[:, order]
-    weights = batch_means(weights, batch_size)
-    for rows, batch in zip(order.split(batch_size), weights.split(batch_size, dim=1), strict=True):
-        yield Batch(rows, batch)
-
-
-def dropped_epoch(
-    order: Tensor, left_out: Sequence[int], row_weights: Tensor, batch_size: int
-) -> Iterator[Batch]:
-    """Each model sees its own batches: the order without its left-out row."""
-    orders = torch.stack([order[order != row] for row in left_out])
-    weights = batch_means(row_weights[orders], batch_size)
-    for rows, batch in zip(
-        orders.split(batch_size, dim=1), weights.split(batch_size, dim=1), strict=True
-    ):
-        yield Batch(rows, batch)
-
-
-def batch_means(weights: Tensor, batch_size: int) -> Tensor:
-    """Weights (L, n) that sum to one in each batch of each model, or to zero where all are zero."""
-    n_models, n_rows = weights.shape
-    batches = F.pad(weights, (0, -n_rows % batch_size)).view(n_models, -1, batch_size)
-    total = batches.sum(2, keepdim=True)
-    return (batches / torch.where(total > 0, total, 1)).view(n_models, -1)[:, :n_rows]
-
-
-@dataclass(frozen=True)
-class LeaveOutPlan:
-    """The batches of one seed for a stack of models that each leave out one row (or none).
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The batches of one seed for a stack of models that are each trained on some of the rows.
 
     The order of epoch e is the e-th ``torch.randperm(n, generator=g)`` of
     ``g = torch.Generator().manual_seed(seed)``, cut in pieces of `batch_size`.
@@ -85,31 +44,62 @@ class LeaveOutPlan:
     ----------
     seed : int
         Seed of the batch order and of dropout.
-    left_out : tuple of int
-        Left-out row of each model, `FULL_DATA` for none. In mode ``"drop"`` full-data models
-        must have a stack of their own, since they have one row more an epoch.
-    row_weights : Tensor of shape (n,)
+    inside : Tensor of bool of shape (L, n)
+        Rows of each model, see `all_but`.
+    weights : Tensor of shape (n,)
         Weight of each row in the training objective.
     batch_size : int
     mode : {"mask", "drop"}
+        "mask": all models see the same batches, where rows that a model leaves out keep their place
+        with weight zero. "drop": each model cuts its own rows of the order into batches, as many as
+        the others; the last ones of smaller models are filled up with rows of weight zero.
     shuffle : bool
         Whether the order is drawn; otherwise each epoch has the rows' own.
     """
 
     seed: int
-    left_out: tuple[int, ...]
-    row_weights: Tensor
+    inside: Tensor
+    weights: Tensor
     batch_size: int
     mode: LeaveOutMode = "mask"
     shuffle: bool = True
 
     @property
     def n_models(self) -> int:
-        return len(self.left_out)
+        """Number L of models."""
+        return len(self.inside)
 
     def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
-        """The batches of each epoch."""
-        weights = self.row_weights.cpu()
-        cut = masked_epoch if self.mode == "mask" else dropped_epoch
-        for order in epoch_orders(len(weights), n_epochs, self.seed, self.shuffle):
-            yield cut(order, self.left_out, weights, self.batch_size)
+        """Yield the batches of each epoch."""
+        n = len(self.weights)
+        generator = torch.Generator().manual_seed(self.seed)
+        cut = self._masked if self.mode == "mask" else self._dropped
+        for _ in range(n_epochs):
+            yield cut(torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n))
+
+    def _masked(self, order: Tensor) -> Iterator[Batch]:
+        weights = batch_means((self.weights * self.inside)[:, order], self.batch_size)
+        pieces = order.split(self.batch_size), weights.split(self.batch_size, dim=1)
+        return map(Batch, *pieces)
+
+    def _dropped(self, order: Tensor) -> Iterator[Batch]:
+        inside = self.inside[:, order]
+        # each model's own rows first, in their order
+        kept = torch.sort(inside.byte(), dim=1, descending=True, stable=True).indices
+        kept = kept[:, : int(inside.sum(1).max())]
+        rows = order[kept]
+        weights = batch_means(self.weights[rows] * inside.gather(1, kept), self.batch_size)
+        return map(Batch, rows.split(self.batch_size, 1), weights.split(self.batch_size, 1))
+
+
+def all_but(left_out: Sequence[int], n: int) -> Tensor:
+    """Return masks (L, n) of all rows but one each, or of all where that is `FULL_DATA`."""
+    return torch.arange(n) != torch.tensor(left_out)[:, None]
+
+
+def batch_means(weights: Tensor, batch_size: int) -> Tensor:
+    """Return weights (L, n) that sum to one in each batch of each model, or are zero where all are."""
+    n_models, n_rows = weights.shape
+    batches = F.pad(weights, (0, -n_rows % batch_size)).view(n_models, -1, batch_size)
+    total = batches.sum(2, keepdim=True)
+    return (batches / torch.where(total > 0, total, 1)).view(n_models, -1)[:, :n_rows]

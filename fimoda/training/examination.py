@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from ..model import FinalModel
+from ..objective import Objective
+from ..rows import Inputs, Rows, taken
 from .gradients import (
     Parameters,
     StackedGradient,
     copied_buffers,
     dense,
     differences,
+    expanded,
     looped_gradient,
     norm,
     stacked_gradient,
@@ -50,28 +53,18 @@ class Verdict:
 _VERDICTS: dict[object, Verdict] = {}
 
 
-def examine(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Verdict:
+def examine(objective: Objective, spec: OptimizerSpec) -> Verdict:
     """Compare two steps of one model with plain autograd and the plain optimiser.
 
     A network is examined once per process and optimiser; what differs is told by one
-    RuntimeWarning. Nobody's random generator moves.
-
-    Parameters
-    ----------
-    model : FinalModel
-    X, y : Tensor
-        Training rows and encoded targets; a few of the rows are used, each with the target of
-        another, so that their losses have a gradient also where the model fits them.
-    spec : OptimizerSpec
-
-    Returns
-    -------
-    Verdict
+    RuntimeWarning. Nobody's random generator moves. A few of the objective's rows are used, each with
+    the target of another, so that their losses have a gradient also where the model fits them.
     """
+    model = objective.model
     key = (model.key, spec.cls, repr(sorted(spec.params.items())))
     if key not in _VERDICTS:
         with seeded(model, 0):
-            _VERDICTS[key] = _examined(model, X, y, spec)
+            _VERDICTS[key] = _examined(model, objective.rows, spec)
     return _VERDICTS[key]
 
 
@@ -80,7 +73,7 @@ class _Step:
     """A stack of two models before a step, the second of which is looked at."""
 
     theta: Parameters
-    x: Tensor
+    x: Inputs
     y: Tensor
     weights: Tensor
 
@@ -93,28 +86,25 @@ class _Step:
     def alone(self) -> _Step:
         """The same step of the second model by itself."""
         theta = {name: part[1:] for name, part in self.theta.items()}
-        return _Step(theta, self.x[1:], self.y[1:], self.weights[1:])
+        return _Step(theta, taken(self.x, slice(1, None)), self.y[1:], self.weights[1:])
 
 
-def _steps(model: FinalModel, X: Tensor, y: Tensor) -> Iterator[_Step]:
-    """Two steps on rows from all over the training set."""
-    rows = torch.linspace(0, len(X) - 1, min(2 * ROWS, 2 * len(X)), device=X.device).long()
+def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
+    """Yield two steps on rows from all over the training set."""
+    n = len(rows)
+    some = torch.linspace(0, n - 1, min(2 * ROWS, 2 * n), device=rows.device).long()
     theta = torch.stack([1.01 * model.theta, model.theta])
     stack = {name: view.contiguous() for name, view in model.views(theta).items()}
-    for own in (rows[0::2], rows[1::2]):
+    for own in (some[0::2], some[1::2]):
         weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
         weights[0, 1:] *= 0.5
-        x, targets = X[own], y[own].roll(1, 0)
-        yield _Step(
-            stack,
-            x.expand(2, *x.shape),
-            targets.expand(2, *targets.shape),
-            weights / weights.sum(1, keepdim=True),
-        )
+        x, y = taken(rows.inputs, own), rows.targets[own].roll(1, 0)
+        weights /= weights.sum(1, keepdim=True)
+        yield _Step(stack, expanded(x, 2), expanded(y, 2), weights)
 
 
-def _examined(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> Verdict:
-    steps = list(_steps(model, X, y))
+def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec) -> Verdict:
+    steps = list(_steps(model, rows))
     alone = looped_gradient(model)
     plain = [step.alone.gradient(alone, model) for step in steps]
     stacked, fault = True, ""
@@ -134,7 +124,7 @@ def _examined(model: FinalModel, X: Tensor, y: Tensor, spec: OptimizerSpec) -> V
     step_fault = _optimizer_fault(spec, steps[0].theta, found)
     if fault or step_fault:
         told = ". ".join(part for part in (fault, step_fault) if part)
-        warnings.warn(f"Before training, {told}.", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"Before training, {told}.", RuntimeWarning, stacklevel=6)
     return Verdict(stacked, not step_fault)
 
 
@@ -193,7 +183,7 @@ def _floor(model: FinalModel, step: _Step) -> dict[str, float]:
     """Size of the errors that come from the rounding of outputs, where gradients nearly cancel."""
     theta = {name: part.clone().requires_grad_() for name, part in _second(step.theta).items()}
     with torch.enable_grad(), seeded(model, 0):
-        outputs = model.call({**theta, **copied_buffers(model)}, step.x[1], training=True)
+        outputs = model.call({**theta, **copied_buffers(model)}, taken(step.x, 1), training=True)
         sizes = (1 + outputs.detach().abs()) * step.weights[1].unsqueeze(-1)
         reach = torch.autograd.grad(
             (sizes * outputs).sum(), list(theta.values()), materialize_grads=True

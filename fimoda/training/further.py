@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .outcomes import relative_error
-from .runner import (
-    Deadline,
-    Reader,
-    Result,
-    Training,
-    Unit,
-    decide_compile,
-    leave_out_units,
-    run_units,
-    train_unit,
-)
+from ..model import FinalModel
+from .batches import FULL_DATA, LeaveOutMode
+from .outcomes import Outcomes, relative_error
+from .run import Run
 from .store import UnitStore, one_warning
+from .workers import Deadline, Result, one_thread, run_units
 
 #: Seeds whose number is to be found are trained this many at a time.
 SEED_ROUND = 5
+
+
+#: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
+Reader = Callable[[FinalModel, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One stack of one seed: the row that each of its models leaves out."""
+
+    seed: int
+    left_out: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the unit's file."""
+        rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
+        return f"seed-{self.seed}-rows-{rows}"
+
+
+def leave_out_units(
+    seeds: Sequence[int], leave_out: NDArray[np.int64], size: int, mode: LeaveOutMode
+) -> list[Unit]:
+    """Cut seeds x (full data and each left-out row) into stacks of at most `size` models."""
+    rows = [int(i) for i in leave_out]
+    if mode == "mask":  # the full-data model rides in the first stack
+        stacks = _cut([FULL_DATA, *rows], size)
+    else:
+        stacks = [(FULL_DATA,), *_cut(rows, size)]
+    return [Unit(seed, stack) for seed in seeds for stack in stacks]
+
+
+def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
+    """Return pieces of nearly equal length."""
+    return [tuple(part.tolist()) for part in np.array_split(np.array(rows), -(-len(rows) // size))]
+
+
+def train_unit(
+    run: Run, horizons: Sequence[int], mode: LeaveOutMode, read: Reader, unit: Unit
+) -> NDArray[Any]:
+    """Train one stack and return what `read` keeps of it at each horizon, (n_horizons, L, ...)."""
+    kept: list[NDArray[Any]] = []
+    with one_thread():
+        run.train(
+            run.plan(unit.seed, unit.left_out, mode),
+            horizons,
+            lambda _, theta: kept.append(read(run.model, theta).cpu().numpy().copy()),
+        )
+    return np.stack(kept)
 
 
 @dataclass(frozen=True)
@@ -35,8 +79,11 @@ class FurtherRun:
 
     Parameters
     ----------
-    training : Training
+    run : Run
         What is trained.
+    horizons : tuple of int
+        Epochs after which it is read.
+    mode : {"mask", "drop"}
     leave_out : ndarray of shape (n_left_out,)
         Rows to leave out, one at a time.
     seeds : list of int
@@ -50,7 +97,9 @@ class FurtherRun:
         No seed but the first begins that would end later, if it took as long as the longest yet.
     """
 
-    training: Training
+    run: Run
+    horizons: tuple[int, ...]
+    mode: LeaveOutMode
     leave_out: NDArray[np.int64]
     seeds: list[int]
     sem_tol: float | None
@@ -79,13 +128,14 @@ class FurtherRun:
         if self.checkpoint_dir is None:
             self._require_memory(bytes_per_model)
         size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
-        compiled = decide_compile(self.training, self._units(self.seeds[:size]), self.compile)
-        training = replace(self.training, compile=compiled)
-        work = partial(train_unit, training, read)
+        n_models = sum(len(unit.left_out) for unit in self._units(self.seeds[:size]))
+        compiled = self.run.compiles(self.compile, n_models, self.horizons[-1])
+        run = replace(self.run, compile=compiled)
+        work = partial(train_unit, run, self.horizons, self.mode, read)
         store = None
         if self.checkpoint_dir is not None:
-            known = {**training.identity(), **(identity or {})}
-            store = UnitStore(self.checkpoint_dir, known, training.variant)
+            known = {**run.identity(self.horizons, self.mode), **(identity or {})}
+            store = UnitStore(self.checkpoint_dir, known, run.variant)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
         deadline, longest = Deadline(self.max_seconds), 0.0
@@ -101,7 +151,8 @@ class FurtherRun:
         return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
 
     def _units(self, seeds: list[int]) -> list[Unit]:
-        return leave_out_units(self.training, seeds, self.leave_out, self.chunk_size)
+        size = self.chunk_size or self.run.stack_size()
+        return leave_out_units(seeds, self.leave_out, size, self.mode)
 
     def _train_seeds(
         self,
@@ -127,3 +178,31 @@ class FurtherRun:
                 "them on disk, leave out fewer rows, lower n_seeds (max_seeds if it is 'auto'), or "
                 "raise memory_budget."
             )
+
+
+def keep_parameters(model: FinalModel, theta: Tensor) -> Tensor:
+    """A reader that keeps the stack itself."""
+    return theta
+
+
+def assemble(
+    readings: Mapping[Unit, Result],
+    seeds: Sequence[int],
+    leave_out: Sequence[int] | NDArray[np.int64],
+    final: NDArray[np.float64],
+) -> Outcomes:
+    """Outcomes from the measurements (n_horizons, L, n_test) of all units."""
+    n_horizons, _, n_test = np.asarray(next(iter(readings.values()))).shape
+    left_out = np.empty((n_horizons, n_test, len(leave_out), len(seeds)))
+    full = np.empty((n_horizons, n_test, len(seeds)))
+    column = {int(row): k for k, row in enumerate(leave_out)}
+    place = {seed: s for s, seed in enumerate(seeds)}
+    for unit, reading in readings.items():
+        s = place[unit.seed]
+        values = np.asarray(reading)
+        for model, row in enumerate(unit.left_out):
+            if row == FULL_DATA:
+                full[:, :, s] = values[:, model]
+            else:
+                left_out[:, :, column[row], s] = values[:, model]
+    return Outcomes(left_out, full, final)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ..model import FinalModel
+from ..rows import Inputs, mapped, parts, taken
 from .chains import Link, chain_backward, chain_forward, read_chain
 from .noise import noise_state, set_noise
 
@@ -28,11 +29,16 @@ class StackedGradient(Protocol):
     def __call__(
         self,
         theta: Parameters,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         weights: Tensor,
         out: Parameters | None = None,
     ) -> Parameters: ...
+
+
+def expanded(inputs: Inputs, n_models: int) -> Inputs:
+    """Return the same inputs, or targets, for each model of a stack."""
+    return mapped(lambda part: part.expand(n_models, *part.shape), inputs)
 
 
 def dense(gradient: Parameters, theta: Parameters) -> Parameters:
@@ -68,7 +74,7 @@ def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradien
     l2 = model.views(model.l2)
 
     def penalised(
-        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
     ) -> Parameters:
         gradient = of_data(theta, x, y, weights, out)
         into = {} if out is None else out
@@ -86,9 +92,10 @@ def _by_layers(
     training = training and model.is_stochastic
 
     def gradient(
-        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
     ) -> Parameters:
-        outputs, tape = chain_forward(links, theta, x.flatten(2), training)
+        (only,) = parts(x)  # a network of several inputs is no chain
+        outputs, tape = chain_forward(links, theta, only.flatten(2), training)
         upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
         return chain_backward(links, theta, tape, upstream, out)
 
@@ -96,13 +103,13 @@ def _by_layers(
 
 
 def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
-    def loss(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    def loss(theta: Parameters, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
         return (weights * model.loss(model.call(theta, x, training), y)).sum()
 
     of_stack = vmap(grad(loss), randomness="same")
 
     def gradient(
-        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
     ) -> Parameters:
         return of_stack(theta, x, y, weights)
 
@@ -117,7 +124,7 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
     """
     l2 = None if model.l2 is None else model.views(model.l2)
 
-    def objective(theta: Parameters, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    def objective(theta: Parameters, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
         outputs = model.call({**theta, **copied_buffers(model)}, x, training)
         total = (weights * model.loss(outputs, y)).sum()
         if l2 is None:
@@ -125,7 +132,7 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
         return total + sum(0.5 * (l2[name] * part.square()).sum() for name, part in theta.items())
 
     def gradient(
-        theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
     ) -> Parameters:
         start = noise_state(model)
         found = []
@@ -133,7 +140,7 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
             set_noise(model, start)
             own = {name: part[k].detach().clone().requires_grad_() for name, part in theta.items()}
             with torch.enable_grad():
-                total = objective(own, x[k], y[k], weights[k])
+                total = objective(own, taken(x, k), y[k], weights[k])
             found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
         return {
             name: torch.stack(parts)
@@ -208,7 +215,7 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
         examined = False
 
         def guarded(
-            theta: Parameters, x: Tensor, y: Tensor, weights: Tensor, out: Parameters | None = None
+            theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
         ) -> Parameters:
             nonlocal current, examined
             if current is eager:

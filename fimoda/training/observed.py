@@ -11,7 +11,7 @@ from torch import Tensor
 from .differentiable import Buffers
 from .linear_steps import rates
 from .recorded import Moment, RecordedRun
-from .stack import StackTrainer
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,9 @@ class ObservedRun:
         return self.moments[step + 1].buffers
 
 
-def observe(
-    trainer: StackTrainer,
-    seed: int,
-    row_weights: Tensor,
-    batch_size: int,
-    n_epochs: int,
-    steps: Collection[int],
-    theta: Tensor | None = None,
-) -> ObservedRun:
-    """Run, and keep what happens at these steps."""
-    model, X, y = trainer.model, trainer.X, trainer.y
-    per_epoch = -(-len(X) // batch_size)
+def observe(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
+    """Train with a seed, and keep what happens at these steps."""
+    per_epoch = run.steps_per_epoch
     moments: dict[int, Moment] = {}
     outputs: list[Tensor] = []
 
@@ -65,9 +56,9 @@ def observe(
         if moment.step in steps or moment.step - 1 in steps:
             moments[moment.step] = moment
         if moment.step % per_epoch == 0:
-            outputs.append(model.outputs(X, moment.theta))
+            outputs.append(run.model.outputs(run.rows.inputs, moment.theta))
 
-    run = RecordedRun(trainer, seed, row_weights, batch_size, n_epochs, theta, look)
-    rate = rates(trainer.optimizer, run.n_steps, per_epoch)
-    residuals = torch.stack([model.loss.gradient(f, y) for f in outputs])
+    RecordedRun(run, seed, n_epochs, look)
+    rate = rates(run.optimizer, run.n_steps(n_epochs), per_epoch)
+    residuals = torch.stack([run.model.loss.gradient(f, run.rows.targets) for f in outputs])
     return ObservedRun(moments, torch.stack(outputs), residuals, rate, per_epoch)

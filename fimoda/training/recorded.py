@@ -8,7 +8,7 @@ from math import ceil, sqrt
 
 from torch import Tensor
 
-from .batches import FULL_DATA, Batch, LeaveOutPlan
+from .batches import Batch
 from .differentiable import (
     Buffers,
     StepDerivative,
@@ -18,7 +18,7 @@ from .differentiable import (
 )
 from .noise import noise_state, seeded
 from .products import fast_float32_products
-from .stack import StackTrainer, check_finite
+from .run import Run, check_finite
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,13 @@ class RecordedRun:
 
     Parameters
     ----------
-    trainer : StackTrainer
-        Model, training rows and optimiser.
+    run : Run
+        What is trained, from one initial point.
     seed : int
         Seed of the batch order and of dropout.
-    row_weights : Tensor of shape (n,)
-        Weights of the rows in the training objective.
-    batch_size : int
     n_epochs : int
-    theta : Tensor of shape (p,), default=None
-        Initial parameters; those of the final model by default.
-    on_moment : callable, default=None
-        Called with every moment of the first run, both ends included.
-    shuffle : bool, default=True
-        Whether the order of the rows is drawn; otherwise each epoch has their own.
+    look : callable, default=None
+        Called with every moment of the first time through, both ends included.
 
     Raises
     ------
@@ -75,38 +68,29 @@ class RecordedRun:
     """
 
     def __init__(
-        self,
-        trainer: StackTrainer,
-        seed: int,
-        row_weights: Tensor,
-        batch_size: int,
-        n_epochs: int,
-        theta: Tensor | None = None,
-        on_moment: Callable[[Moment], None] | None = None,
-        shuffle: bool = True,
+        self, run: Run, seed: int, n_epochs: int, look: Callable[[Moment], None] | None = None
     ):
-        check_differentiable(trainer.optimizer)
-        trainer.optimizer.check_epochs(n_epochs)
-        trainer.examine()
-        self.trainer = trainer
-        self.seed = seed
-        self.steps_per_epoch = ceil(len(row_weights) / batch_size)
-        self.n_steps = n_epochs * self.steps_per_epoch
-        plan = LeaveOutPlan(seed, (FULL_DATA,), row_weights, batch_size, shuffle=shuffle)
-        self._batches = [batch for epoch in plan.epochs(n_epochs) for batch in epoch]
+        check_differentiable(run.optimizer)
+        run.optimizer.check_epochs(n_epochs)
+        self._run = run
+        self.model = run.model
+        self.rows = run.rows
+        self.optimizer = run.engine.optimizer
+        self.steps_per_epoch = run.steps_per_epoch
+        self.n_steps = run.n_steps(n_epochs)
+        self._batches = [batch for epoch in run.plan(seed).epochs(n_epochs) for batch in epoch]
         self._stretch = ceil(sqrt(self.n_steps))
-        start = trainer.model.theta if theta is None else theta
-        with seeded(trainer.model, seed):
-            last = Moment(0, start, {}, noise_state(trainer.model))
+        with seeded(run.model, seed):
+            last = Moment(0, run.first, {}, noise_state(run.model))
         self._kept: list[Moment] = []
         while last.step < self.n_steps:
             self._kept.append(last)
             moments = self._walk(last)
             last = moments[-1]
             check_finite(last.theta, last.step / self.steps_per_epoch, seed)
-            if on_moment is not None:
+            if look is not None:
                 for moment in moments[1 if moments[0].step else 0 :]:
-                    on_moment(moment)
+                    look(moment)
         self.last = last
 
     def forwards(self) -> Iterator[Moment]:
@@ -126,29 +110,27 @@ class RecordedRun:
     def batch(self, moment: Moment) -> tuple[Tensor, Tensor]:
         """Rows of the step that comes after the moment, and their weights in its mean."""
         batch = self._batches[moment.step]
-        model = self.trainer.model
-        return batch.rows.to(model.device), batch.weights[0].to(model.theta)
+        return batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
 
     def derivative(self, moment: Moment) -> StepDerivative:
         """Derivative of the step that comes after the moment."""
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
-        return step_derivative(
-            self.trainer.optimizer, self._epoch(moment), moment.theta, moment.buffers, gradient
-        )
+        epoch = self._epoch(moment)
+        return step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
 
     def _epoch(self, moment: Moment) -> int:
         return moment.step // self.steps_per_epoch
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         """Gradient of the batch's objective (p,), with this state of the random generator."""
-        model = self.trainer.model
+        model = self.model
         with seeded(model, noise):
-            found = self.trainer.gradient(model.views(theta.unsqueeze(0)), batch)
+            found = self._run.gradient(model.views(theta.unsqueeze(0)), batch)
         return model.flatten(found)[0]
 
     def _walk(self, first: Moment) -> list[Moment]:
         """The moments of a stretch, both ends included."""
-        spec = self.trainer.optimizer
+        spec, model = self.optimizer, self.model
         theta = first.theta.clone().requires_grad_()
         optimizer = spec.build([theta])
         if first.buffers:
@@ -159,11 +141,10 @@ class RecordedRun:
         def trial() -> Tensor:
             return self._gradient(first.theta, self._batches[first.step], first.noise)
 
-        model = self.trainer.model
         with fast_float32_products(trial), seeded(model, first.noise):
             for step in range(first.step, stop):
                 optimizer.param_groups[0]["lr"] = spec.lr_at(self._epoch(moments[-1]))
-                gradient = self.trainer.gradient(
+                gradient = self._run.gradient(
                     model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
                 )
                 theta.grad = model.flatten(gradient)[0]

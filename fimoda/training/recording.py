@@ -1,19 +1,18 @@
-"""Training on all rows through the stack engine, recorded."""
+"""Training on all rows, recorded as a trajectory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from ..model import FinalModel
 from ..trajectory import Trajectory
-from .batches import FULL_DATA, LeaveOutPlan
 from .differentiable import Buffers, state_names
 from .recorded import Moment, RecordedRun
-from .runner import one_thread
-from .stack import StackTrainer
+from .run import Run
+from .workers import one_thread
 
 #: What to keep: a number of checkpoints, their steps, or all of them.
 Checkpoints = int | Sequence[int] | str
@@ -46,76 +45,49 @@ def planned_steps(checkpoints: Checkpoints, n_steps: int) -> set[int]:
     return {round(n_steps * (k + 1) / number) for k in range(number)}
 
 
-@dataclass(frozen=True)
-class RecordedTraining:
-    """How to train, and what to keep of it.
+def record(
+    run: Run,
+    seed: int,
+    n_epochs: int,
+    checkpoints: Checkpoints,
+    directory: Path | None = None,
+    before: Trajectory | None = None,
+) -> tuple[Tensor, Trajectory]:
+    """Train with a seed, and return the last parameters (p,) and the recorded run.
 
-    Parameters
-    ----------
-    trainer : StackTrainer
-        Model, training rows and optimiser.
-    row_weights : Tensor of shape (n,)
-        Weights of the rows in the training objective.
-    batch_size : int
-    n_epochs : int
-    checkpoints : int, sequence of int or "all"
-    directory : path or None
-        Where checkpoints are kept, in a directory for each seed.
+    It is kept in a directory of its own, if one is given; with a run `before` it is a stage that
+    comes after.
     """
+    folder = None if directory is None else directory / f"seed-{seed}"
+    if before is None:
+        recorded = Trajectory(run.optimizer.name, run.optimizer.params, folder)
+    else:
+        recorded = before.extended(folder)
+    recorded.begin_stage(n_rows=len(run.rows))
+    batches = [batch.rows for epoch in run.plan(seed).epochs(n_epochs) for batch in epoch]
+    kept = planned_steps(checkpoints, len(batches))
 
-    trainer: StackTrainer
-    row_weights: Tensor
-    batch_size: int
-    n_epochs: int
-    checkpoints: Checkpoints
-    directory: Path | None = None
+    def look(moment: Moment) -> None:
+        if moment.step:
+            done = moment.step - 1
+            rate = run.optimizer.lr_at(done // run.steps_per_epoch)
+            recorded.add_step(rate, batches[done].numpy())
+        if moment.step in kept and (moment.step or before is None):
+            buffers = _named(run.model, moment.buffers)
+            recorded.add_state(run.model.views(moment.theta), buffers)
 
-    def record(
-        self, seed: int, start: Tensor, before: Trajectory | None = None
-    ) -> tuple[Tensor, Trajectory]:
-        """Train with a seed from the parameters `start` (p,); a stage that comes after `before`."""
-        folder = None if self.directory is None else self.directory / f"seed-{seed}"
-        if before is None:
-            spec = self.trainer.optimizer
-            run = Trajectory(spec.name, spec.params, folder)
-        else:
-            run = before.extended(folder)
-        run.begin_stage(n_rows=len(self.row_weights))
-        shuffle = self.trainer.model.recipe.shuffle
-        plan = LeaveOutPlan(seed, (FULL_DATA,), self.row_weights, self.batch_size, shuffle=shuffle)
-        batches = [batch.rows for epoch in plan.epochs(self.n_epochs) for batch in epoch]
-        kept = planned_steps(self.checkpoints, len(batches))
-        per_epoch = len(batches) // self.n_epochs
-        model, optimizer = self.trainer.model, self.trainer.optimizer
+    with one_thread():
+        last = RecordedRun(run, seed, n_epochs, look).last
+    if directory is not None:
+        recorded.save()
+    return last.theta, recorded
 
-        def look(moment: Moment) -> None:
-            if moment.step:
-                done = moment.step - 1
-                run.add_step(optimizer.lr_at(done // per_epoch), batches[done].numpy())
-            if moment.step in kept and (moment.step or before is None):
-                run.add_state(model.views(moment.theta), self._named(moment.buffers))
 
-        with one_thread():
-            last = RecordedRun(
-                self.trainer,
-                seed,
-                self.row_weights,
-                self.batch_size,
-                self.n_epochs,
-                start,
-                look,
-                shuffle,
-            ).last
-        if self.directory is not None:
-            run.save()
-        return last.theta, run
-
-    def _named(self, buffers: Buffers) -> dict[str, Buffers]:
-        """Buffers of all parameters together, as those of each."""
-        model = self.trainer.model
-        vectors = {k: model.views(buffers[k]) for k in state_names(buffers, model.n_parameters)}
-        numbers = {k: v for k, v in buffers.items() if k not in vectors}
-        return {
-            name: {**numbers, **{k: views[name].clone() for k, views in vectors.items()}}
-            for name in model.shapes
-        }
+def _named(model: FinalModel, buffers: Buffers) -> dict[str, Buffers]:
+    """Return buffers of all parameters together as those of each."""
+    vectors = {k: model.views(buffers[k]) for k in state_names(buffers, model.n_parameters)}
+    numbers = {k: v for k, v in buffers.items() if k not in vectors}
+    return {
+        name: {**numbers, **{k: views[name].clone() for k, views in vectors.items()}}
+        for name in model.shapes
+    }

@@ -16,9 +16,9 @@ from ..adapters import RefittableModel, refit, refit_outputs, takes_pairs
 from ..measured import Measured
 from ..measurements import values
 from ..rows import RawRows
-from .runner import one_thread, one_thread_in_libraries
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
+from .workers import one_thread, one_thread_in_libraries
 
 #: Refits in a work unit.
 UNIT_SIZE = 16

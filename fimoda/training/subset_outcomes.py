@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import check_count, check_random_state
-from .runner import Result
+from .workers import Result
 
 
 def random_subsets(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,61 +15,9 @@ from torch import Tensor
 
 from .._identity import identity_of
 from ..measured import Measured
-from .batches import Batch, batch_means, epoch_orders
-from .runner import Training, one_thread
-from .stack import StackTrainer, stack_size
+from .run import Run
 from .subset_outcomes import as_reading
-
-
-@dataclass(frozen=True)
-class SubsetPlan:
-    """The batches of one seed for a stack of models that are each trained on a subset.
-
-    The order of epoch e is the e-th ``torch.randperm(n, generator=g)`` of
-    ``g = torch.Generator().manual_seed(seed)``; each model keeps its own rows of it and cuts them
-    into batches. Where subsets differ in size the last batches of the smaller ones are filled up
-    with rows of weight zero.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the batch order and of dropout.
-    subsets : Tensor of bool of shape (L, n)
-        Rows of each model; all must make the same number of batches.
-    row_weights : Tensor of shape (n,)
-        Weight of each row in the training objective.
-    batch_size : int
-    shuffle : bool
-        Whether the order is drawn; otherwise each epoch has the rows' own.
-    """
-
-    seed: int
-    subsets: Tensor
-    row_weights: Tensor
-    batch_size: int
-    shuffle: bool = True
-
-    @property
-    def n_models(self) -> int:
-        return len(self.subsets)
-
-    def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
-        """The batches of each epoch."""
-        weights = self.row_weights.cpu()
-        for order in epoch_orders(len(weights), n_epochs, self.seed, self.shuffle):
-            yield self._epoch(order, weights)
-
-    def _epoch(self, order: Tensor, weights: Tensor) -> Iterator[Batch]:
-        inside = self.subsets[:, order]
-        # each model's own rows first, in their order
-        kept = torch.sort(inside.byte(), dim=1, descending=True, stable=True).indices
-        kept = kept[:, : int(inside.sum(1).max())]
-        rows = order[kept]
-        weighted = batch_means(weights[rows] * inside.gather(1, kept), self.batch_size)
-        for chosen, batch in zip(
-            rows.split(self.batch_size, 1), weighted.split(self.batch_size, 1), strict=True
-        ):
-            yield Batch(chosen, batch)
+from .workers import one_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +68,9 @@ class StackedRetraining:
 
     Parameters
     ----------
-    training : Training
-        What is trained, to its only mark.
+    run : Run
+        What is trained.
+    n_epochs : int
     start : dict of int to Tensor
         Initial parameters (p,) of each seed.
     probe : Tensor of shape (p,)
@@ -130,7 +79,8 @@ class StackedRetraining:
         Models in a stack.
     """
 
-    training: Training
+    run: Run
+    n_epochs: int
     start: dict[int, Tensor]
     probe: Tensor
     chunk_size: int | None = None
@@ -142,54 +92,37 @@ class StackedRetraining:
 
     def identity(self) -> dict[str, Any]:
         """What the run is, for the directory that keeps it."""
-        untrained = self.training.model.at(torch.zeros_like(self.probe)).fingerprint
+        untrained = self.run.model.at(torch.zeros_like(self.probe)).fingerprint
         return {
-            **self.training.identity(),
+            **self.run.identity((self.n_epochs,)),
             "model": untrained,
             "initial parameters": identity_of(self.probe),
-            "shuffle": self.training.model.recipe.shuffle,
+            "shuffle": self.run.shuffle,
         }
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
         """Cut seeds x subsets into stacks of models that take the same number of steps."""
-        training = self.training
         kinds = subsets.sum(1)
-        if not training.model.is_stochastic:  # dropout would draw for the padding, too
-            kinds = -(-kinds // training.batch_size)
-        size = self.chunk_size or stack_size(training.model, training.batch_size)
+        if not self.run.model.is_stochastic:  # dropout would draw for the padding, too
+            kinds = -(-kinds // self.run.batch_size)
+        size = self.chunk_size or self.run.stack_size()
         return cut_units(subsets, seeds, kinds, size)
 
     def train(self, unit: SubsetUnit) -> NDArray[Any]:
         """Parameters (L, p) after training."""
-        training = self.training
-        plan = SubsetPlan(
-            unit.seed,
-            torch.from_numpy(unit.masks),
-            training.row_weights,
-            training.batch_size,
-            training.model.recipe.shuffle,
-        )
+        run = replace(self.run, start=self.start[unit.seed])
+        plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks))
         with one_thread():
-            trainer = StackTrainer(
-                training.model, training.X, training.y, training.optimizer, training.compile
-            )
-            theta = trainer.run(
-                plan,
-                training.marks,
-                lambda *_: None,
-                self.start[unit.seed].expand(unit.n_models, -1),
-                require_finite=False,
-            )
+            theta = run.train(plan, (self.n_epochs,), require_finite=False)
         return theta.cpu().numpy()
 
     def measure(self, kept: NDArray[Any], measurer: Measured) -> NDArray[Any]:
         """Records of measurement and failure of each model that `train` kept."""
-        theta = torch.from_numpy(np.array(kept)).to(self.training.model.device)
+        theta = torch.from_numpy(np.array(kept)).to(self.run.model.device)
         finite = torch.isfinite(theta).all(1)
         measured = np.full((len(theta), len(measurer)), np.nan)
         if finite.any():
-            values = measurer.of_stack(self.training.model, theta[finite])
+            values = measurer.of_stack(self.run.model, theta[finite])
             measured[finite.cpu().numpy()] = values.cpu().numpy()
-        epochs = self.training.marks[-1]
-        reason = f"parameters are NaN or infinite after {epochs} epochs; lower lr"
+        reason = f"parameters are NaN or infinite after {self.n_epochs} epochs; lower lr"
         return as_reading(measured, ["" if ok else reason for ok in finite.tolist()])

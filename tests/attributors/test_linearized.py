@@ -33,6 +33,7 @@ from fimoda.measurements import Output
 from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import LinearSteps
+from fimoda.training.recorded import RecordedRun
 
 N, D, C, N_TEST = 13, 3, 3, 4
 SEED = 5
@@ -440,7 +441,7 @@ def test_steps_of_a_network_are_those_of_its_expansion():
     scores = found.transform_horizons(X_test)
     walk = found._runs[0].walk
     J = walk.model.jacobian(walk.rows.inputs)[:, 0]
-    run = walk.run(SEED, 2)
+    run = RecordedRun(walk, SEED, 2)
     delta, velocity = torch.zeros(2, N, J.shape[1], dtype=torch.float64)
     for moment in run.forwards():
         rows, w = run.batch(moment)
@@ -459,7 +460,7 @@ def test_steps_of_a_network_are_those_of_its_expansion():
         delta = delta - changes["lr"] * velocity
         if (moment.step + 1) % run.steps_per_epoch == 0:
             epoch = (moment.step + 1) // run.steps_per_epoch
-            theta = walk.run(SEED, epoch).last.theta
+            theta = RecordedRun(walk, SEED, epoch).last.theta
             gradients = walk.model.at(theta).jacobian(walk.model.encode_X(X_test))[:, 0]
             assert relative(scores[epoch - 1], gradients @ delta.mT) < 1e-9
 

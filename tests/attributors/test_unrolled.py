@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
 import joblib
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model
 from fimoda._validation import ConvergenceWarning
-from fimoda.training.batches import FULL_DATA, Batch, LeaveOutPlan
+from fimoda.objective import Objective
+from fimoda.rows import Rows
+from fimoda.training.batches import Batch, Plan
 from fimoda.training.differentiable import step_derivative
 from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun
-from fimoda.training.stack import StackTrainer
+from fimoda.training.run import Run
 
 N, D, C, N_TEST = 13, 3, 3, 4
 BATCH = 4  # the last batch of an epoch holds one row
@@ -119,8 +121,8 @@ def unrolled(net=None, optimizer="sgd", **changes):
 class Between:
     """Batches between those of all rows (part 0) and those without a row (part 1)."""
 
-    full: LeaveOutPlan
-    without: LeaveOutPlan
+    full: Plan
+    without: Plan
     parts: tuple[float, ...]
     seed: int = SEED
 
@@ -140,11 +142,7 @@ def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
     """Change of the losses (n_horizons, n_test, n_left_out) of the runs that `found` is about."""
     walk = found._walk
     model = walk.model
-    full, without = (
-        LeaveOutPlan(SEED, rows, walk.row_weights, walk.batch_size)
-        for rows in ((FULL_DATA,), tuple(left_out))
-    )
-    plan = Between(full, without, (eps, -eps))
+    plan = Between(walk.plan(SEED), walk.plan(SEED, left_out), (eps, -eps))
     x = model.encode_X(X_test)
     y = model.encode_y(y_test, model.outputs(x).shape[1])
     changes = []
@@ -154,10 +152,7 @@ def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
         more, less = model.loss(outputs, y.expand(len(thetas), *y.shape)).chunk(2)
         changes.append((more - less).mT / (2 * eps))
 
-    start = None if walk.start is None else walk.start.expand(plan.n_models, -1)
-    StackTrainer(model, walk.rows.inputs, walk.rows.targets, walk.optimizer).run(
-        plan, found.horizons_, on_mark, start
-    )
+    walk.train(plan, found.horizons_, on_mark)
     return torch.stack(changes).numpy()
 
 
@@ -565,26 +560,23 @@ def test_derivatives_of_many_vectors():
 # ---- the recorded run -----------------------------------------------------------------------
 
 
-def trainer(net, optimizer):
+def described(net, optimizer, weights=None, start=None):
     X, y, *_ = data()
     model = as_final_model(net, X, y, criterion=nn.CrossEntropyLoss())
     name, lr, params = OPTIMIZERS[optimizer]
     spec = OptimizerSpec(getattr(torch.optim, name), lr, params)
-    return StackTrainer(model, model.encode_X(X), model.encode_y(y, C), spec)
+    objective = Objective(model, Rows(model.encode_X(X), model.encode_y(y, C), weights))
+    return Run(objective, spec, BATCH, start)
 
 
 @pytest.mark.parametrize("net", [mlp, lambda: mlp(nn.Dropout(0.4)), FunctionalDropout])
 @pytest.mark.parametrize("optimizer", ["adam", "schedule"])
 def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
-    stack = trainer(net(), optimizer)
-    weights = torch.arange(1.0, N + 1).double()
-    plan = LeaveOutPlan(SEED, (FULL_DATA,), weights, BATCH)
-    start = 2 * stack.model.theta
-    for theta in (None, start):
-        reached = []
-        stack.run(plan, range(1, 6), lambda _, t, to=reached: to.append(t[0]),
-                  None if theta is None else theta[None])  # fmt: skip
-        run = RecordedRun(stack, SEED, weights, BATCH, 5, theta)
+    stack = described(net(), optimizer, torch.arange(1.0, N + 1).double())
+    for theta in (None, 2 * stack.model.theta):
+        stack, reached = replace(stack, start=theta), []
+        stack.train(stack.plan(SEED), range(1, 6), lambda _, t, to=reached: to.append(t[0]))
+        run = RecordedRun(stack, SEED, 5)
         forwards = list(run.forwards())
         assert [m.step for m in forwards] == list(range(20))
         seen = [*(forwards[step].theta for step in (4, 8, 12, 16)), run.last.theta]
@@ -600,8 +592,7 @@ def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
 
 def test_noise_is_that_of_the_step():
     """Rows and dropout of each moment give the gradient that the run has taken."""
-    stack = trainer(mlp(nn.Dropout(0.4)), "sgd")
-    run = RecordedRun(stack, SEED, torch.ones(N).double(), BATCH, 2)
+    run = RecordedRun(described(mlp(nn.Dropout(0.4)), "sgd"), SEED, 2)
     moments = [*run.forwards(), run.last]
     for before, after in pairwise(moments):
         taken = (before.theta - after.theta) / 0.1

@@ -17,7 +17,7 @@ from torch import nn
 from fimoda import Datamodel, Downsampling, FurtherTraining, LeaveOneOut, attribute
 from fimoda.attribution import choice
 from fimoda.attributors._subset_trainer import Timing
-from fimoda.training import runner
+from fimoda.training import workers
 from fimoda.training.subset_outcomes import covering_subsets
 
 N, D, N_TEST = 24, 3, 5
@@ -48,7 +48,7 @@ NETWORK = {"criterion": nn.MSELoss(), "n_epochs": 2, "lr": 0.1, "batch_size": 8,
 def ticks(monkeypatch):
     """A clock that is a second later whenever somebody looks."""
     seconds = iter(range(10**6))
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
 # ---- leave-one-out --------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_attribute_trains_as_much_as_there_is_time_for(monkeypatch):
     timing = Timing(training=1.0, cores=1.0, measuring=0.0, n_bytes=1000)
     monkeypatch.setattr(choice.SubsetTrainer, "timed", lambda self: timing)
     seconds = iter(range(10**6))
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     CountedForest.fits = 0
     found = attribute(forest, X, y, *test, budget=20, random_state=0)
     assert isinstance(found.attributor, Downsampling)

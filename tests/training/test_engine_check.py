@@ -16,12 +16,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fimoda import FurtherTraining, as_final_model
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 from fimoda.training import examination
-from fimoda.training.batches import FULL_DATA, LeaveOutPlan
+from fimoda.training.batches import FULL_DATA
 from fimoda.training.gradients import dense, stacked_gradient
 from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun
-from fimoda.training.stack import StackTrainer
+from fimoda.training.run import Run
 
 N, T, WORDS = 18, 6, 11
 
@@ -281,9 +283,9 @@ def fresh(monkeypatch):
 
 def run(module, X, y, spec, left_out, **settings):
     model = as_final_model(module, X, criterion=nn.MSELoss())
-    trainer = StackTrainer(model, model.encode_X(X), model.encode_y(y, 2), spec, **settings)
-    plan = LeaveOutPlan(7, left_out, torch.ones(N, dtype=model.dtype), 5)
-    return trainer.run(plan, [2], lambda *_: None), trainer
+    rows = Rows(model.encode_X(X), model.encode_y(y, 2))
+    described = Run(Objective(model, rows), spec, 5, **settings)
+    return described.train(described.plan(7, left_out), [2]), described
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -296,7 +298,7 @@ def test_the_engine_is_a_plain_loop(name, optimizer):
     left_out = (FULL_DATA, 0, 4) if "dropout" not in name else (FULL_DATA, FULL_DATA)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found, trainer = run(module, X, y, spec, left_out)
+        found, described = run(module, X, y, spec, left_out)
     told = [str(w.message) for w in caught if w.category is RuntimeWarning]
     assert len(told) == (name in ONE_BY_ONE), told
     with torch.random.fork_rng():
@@ -304,7 +306,7 @@ def test_the_engine_is_a_plain_loop(name, optimizer):
         for theta, row in zip(found, left_out, strict=True):
             *_, trained = loop.train(7, None if row == FULL_DATA else row, "mask", 2)
             assert relative(theta - flat(module), flat(trained) - flat(module)) < 1e-8
-    recorded = RecordedRun(trainer, 7, torch.ones(N, dtype=torch.float64), 5, 2)
+    recorded = RecordedRun(described, 7, 2)
     assert relative(recorded.last.theta, found[0]) < 1e-9
 
 
@@ -333,9 +335,8 @@ def test_penalty_writes_into_dense_room():
     model = as_final_model(module, X, criterion=nn.MSELoss())
     l2 = torch.rand(model.n_parameters, dtype=torch.float64)
     model = replace(model, l2=l2)
-    trainer = StackTrainer(model, X, y, OptimizerSpec(torch.optim.Adam, 0.02))
-    plan = LeaveOutPlan(7, (FULL_DATA,), torch.ones(N, dtype=torch.float64), 5)
-    found = trainer.run(plan, [2], lambda *_: None)[0]
+    described = Run(Objective(model, Rows(X, y)), OptimizerSpec(torch.optim.Adam, 0.02), 5)
+    found = described.train(described.plan(7), [2])[0]
     loop = naive(module, X, y, "Adam")
     loop.l2 = lambda m: (
         0.5 * sum((model.views(l2)[name] * p**2).sum() for name, p in m.named_parameters())
@@ -370,7 +371,7 @@ def test_a_wrong_gradient_is_found_and_left(monkeypatch):
     expected, _ = run(module, X, y, spec, (FULL_DATA, 0, 4))
     monkeypatch.setattr(examination, "_VERDICTS", {})
     monkeypatch.setattr(examination, "stacked_gradient", broken(stacked_gradient))
-    monkeypatch.setattr("fimoda.training.stack.stacked_gradient", broken(stacked_gradient))
+    monkeypatch.setattr("fimoda.training.run.stacked_gradient", broken(stacked_gradient))
     with pytest.warns(RuntimeWarning, match=r"differ from plain autograd's \(that of 'a.weight'"):
         found, _ = run(module, X, y, spec, (FULL_DATA, 0, 4))
     assert relative(found - flat(module), expected - flat(module)) < 1e-10
@@ -396,8 +397,8 @@ class Reversed(torch.optim.SGD):
 def test_a_wrong_optimizer_is_found_and_left():
     module, X, y = case("residual")
     with pytest.warns(RuntimeWarning, match=r"fast step of Reversed was found to differ"):
-        found, trainer = run(module, X, y, OptimizerSpec(Reversed, 0.1), (FULL_DATA, 0, 4))
-    assert trainer.optimizer.params == {"fused": False, "foreach": False}
+        found, described = run(module, X, y, OptimizerSpec(Reversed, 0.1), (FULL_DATA, 0, 4))
+    assert described.engine.optimizer.params == {"fused": False, "foreach": False}
     expected, _ = run(module, X, y, OptimizerSpec(torch.optim.SGD, 0.1), (FULL_DATA, 0, 4))
     assert relative(found, expected) < 1e-12
 
@@ -422,7 +423,7 @@ def test_a_wrong_gradient_under_dropout_is_found(monkeypatch):
         monkeypatch.setattr(examination, "stacked_gradient", how)
         with warnings.catch_warnings():
             warnings.simplefilter("error" if right else "ignore")
-            assert examination.examine(model, X, y, spec).stacked is right
+            assert examination.examine(Objective(model, Rows(X, y)), spec).stacked is right
 
 
 def test_a_wrong_compiled_gradient_is_left(monkeypatch):
@@ -461,7 +462,8 @@ def test_rounding_is_no_fault(name, dtype):
             model = as_final_model(own, X, criterion=criterion)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                examination.examine(model, X, target, OptimizerSpec(torch.optim.Adam, 0.01))
+                objective = Objective(model, Rows(X, target))
+                examination.examine(objective, OptimizerSpec(torch.optim.Adam, 0.01))
 
 
 def test_a_perfect_fit_is_no_fault():
@@ -475,7 +477,8 @@ def test_a_perfect_fit_is_no_fault():
         target = module[-1].bias.detach().expand(N, -1)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            examination.examine(model, X.to(dtype), target, OptimizerSpec(torch.optim.SGD, 0.1))
+            objective = Objective(model, Rows(X.to(dtype), target))
+            examination.examine(objective, OptimizerSpec(torch.optim.SGD, 0.1))
 
 
 @pytest.mark.parametrize("name", ["dropout", "gru", "residual"])

@@ -8,11 +8,13 @@ from torch import nn
 
 from fimoda import as_final_model
 from fimoda.attributors._walks import kink_sharpness
+from fimoda.objective import Objective
+from fimoda.rows import Rows
 from fimoda.training.linear_steps import linear_steps, rates
 from fimoda.training.observed import observe
 from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun
-from fimoda.training.stack import StackTrainer
+from fimoda.training.run import Run
 
 P, STEPS = 5, 6
 
@@ -175,10 +177,10 @@ def test_observed_run_is_the_recorded_run(name):
     X, y = torch.randn(10, 3).double(), torch.randn(10, 2).double()
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     model = as_final_model(net, X, y, criterion=nn.MSELoss())
-    trainer = StackTrainer(model, X, y, as_spec(*OPTIMIZERS[name], lr=0.01))
-    weights = torch.arange(1.0, 11).double()
-    seen = observe(trainer, 5, weights, 4, 4, {0, 5, 6, 12})
-    run = RecordedRun(trainer, 5, weights, 4, 4)
+    objective = Objective(model, Rows(X, y, torch.arange(1.0, 11).double()))
+    described = Run(objective, as_spec(*OPTIMIZERS[name], lr=0.01), 4)
+    seen = observe(described, 5, 4, {0, 5, 6, 12})
+    run = RecordedRun(described, 5, 4)
     moments = [*run.forwards(), run.last]
     assert seen.steps_per_epoch == 3
     for step in (0, 1, 5, 6, 7, 12):

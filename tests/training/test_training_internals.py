@@ -16,15 +16,18 @@ from fimoda import as_final_model, losses
 from fimoda.losses import SquaredError, row_loss
 from fimoda.measured import Measured
 from fimoda.model import FinalModel
+from fimoda.objective import Objective
 from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
-from fimoda.training.batches import FULL_DATA, Batch, LeaveOutPlan, dropped_epoch, masked_epoch
+from fimoda.training.batches import FULL_DATA, Batch, Plan, all_but
 from fimoda.training.chains import Affine, Dropout, Pointwise, read_chain
+from fimoda.training.examination import Verdict
+from fimoda.training.further import leave_out_units
 from fimoda.training.gradients import _by_autograd, _by_layers, stacked_gradient
 from fimoda.training.optimizers import OptimizerSpec, acts_elementwise, resolve_optimizer
 from fimoda.training.products import fast_float32_products
-from fimoda.training.runner import Training, decide_compile, leave_out_units, one_thread
-from fimoda.training.stack import StackTrainer
+from fimoda.training.run import Run
+from fimoda.training.workers import one_thread
 
 D = 3
 
@@ -476,10 +479,16 @@ def test_identity_knows_the_whole_schedule():
 # ---- batches --------------------------------------------------------------------------------
 
 
+def batches_of(order, left_out, weights, batch_size, mode):
+    """Batches of an epoch in an order of one's own."""
+    plan = Plan(0, all_but(left_out, len(weights)), weights, batch_size, mode)
+    return list(plan._masked(order) if mode == "mask" else plan._dropped(order))
+
+
 def test_masked_batches():
     order = torch.tensor([4, 0, 3, 1, 2])
     row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
-    batches = list(masked_epoch(order, [FULL_DATA, 0, 2], row_weights, 2))
+    batches = batches_of(order, [FULL_DATA, 0, 2], row_weights, 2, "mask")
     assert [b.rows.tolist() for b in batches] == [[4, 0], [3, 1], [2]]
     expected = [
         [[5 / 6, 1 / 6], [1, 0], [5 / 6, 1 / 6]],  # row 0 keeps its place, row 4 takes all
@@ -492,7 +501,7 @@ def test_masked_batches():
 
 def test_masked_batch_averages_the_others():
     order = torch.arange(6)
-    (batch,) = masked_epoch(order, [FULL_DATA, 3], torch.ones(6), 6)
+    (batch,) = batches_of(order, [FULL_DATA, 3], torch.ones(6), 6, "mask")
     torch.testing.assert_close(batch.weights[0], torch.full((6,), 1 / 6))
     expected = torch.full((6,), 1 / 5)
     expected[3] = 0
@@ -502,12 +511,12 @@ def test_masked_batch_averages_the_others():
 def test_dropped_batches():
     order = torch.tensor([4, 0, 3, 1, 2])
     row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
-    batches = list(dropped_epoch(order, [0, 2], row_weights, 2))
+    batches = batches_of(order, [0, 2], row_weights, 2, "drop")
     assert [b.rows.tolist() for b in batches] == [[[4, 3], [4, 0]], [[1, 2], [3, 1]]]
     torch.testing.assert_close(
         batches[0].weights, torch.tensor([[5 / 9, 4 / 9], [5 / 6, 1 / 6]], dtype=torch.float64)
     )
-    (alone,) = dropped_epoch(order, [FULL_DATA], row_weights, 5)
+    (alone,) = batches_of(order, [FULL_DATA], row_weights, 5, "drop")
     assert alone.rows.tolist() == [order.tolist()]
 
 
@@ -517,7 +526,7 @@ def test_plan(mode):
     generator = torch.Generator().manual_seed(7)
     orders = [torch.randperm(10, generator=generator) for _ in range(3)]
     left_out = (3, 8, 0)
-    plan = LeaveOutPlan(7, left_out, torch.ones(10, dtype=torch.float64), 4, mode)
+    plan = Plan(7, all_but(left_out, 10), torch.ones(10, dtype=torch.float64), 4, mode)
     assert plan.n_models == 3
     for order, epoch in zip(orders, plan.epochs(3), strict=True):
         seen = [[], [], []]
@@ -537,35 +546,24 @@ def test_step_on_a_batch_of_the_left_out_row_alone():
     """The penalty and the optimiser's state act, the data do not, and nothing is NaN."""
     model = final_model("linear", l2=True)
     X = torch.randn(3, D, dtype=torch.float64)
-    trainer = StackTrainer(
-        model, X, torch.zeros(3, 2, dtype=torch.float64), OptimizerSpec(torch.optim.SGD, 0.1)
-    )
+    objective = Objective(model, Rows(X, torch.zeros(3, 2, dtype=torch.float64)))
+    run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.1), 4)
     theta = model.theta.expand(2, -1)
-    (batch,) = masked_epoch(torch.tensor([1]), [FULL_DATA, 1], torch.ones(3).double(), 4)
-    gradient = model.flatten(trainer.gradient(model.views(theta), batch))
+    batch = Batch(torch.tensor([1]), torch.tensor([[1.0], [0.0]]).double())
+    gradient = model.flatten(run.gradient(model.views(theta), batch))
     torch.testing.assert_close(gradient[1], model.l2 * model.theta, rtol=1e-12, atol=0)
     assert not torch.allclose(gradient[0], gradient[1])
 
 
 def test_units_cover_every_seed_and_row_once():
     for mode in ("mask", "drop"):
-        training = Training(
-            final_model("linear"),
-            torch.zeros(20, D),
-            torch.zeros(20, 2),
-            torch.ones(20),
-            OptimizerSpec(torch.optim.SGD, 0.1),
-            4,
-            (1,),
-            mode,
-        )
         rows = np.array([5, 2, 9, 14])
-        for chunk_size in (1, 2, 3, 5, None):
-            units = leave_out_units(training, [1, 2], rows, chunk_size)
+        for size in (1, 2, 3, 5):
+            units = leave_out_units([1, 2], rows, size, mode)
             pairs = [(u.seed, row) for u in units for row in u.left_out]
             assert sorted(pairs) == sorted((s, r) for s in (1, 2) for r in (FULL_DATA, *rows))
             assert len({u.key for u in units}) == len(units)
-            assert all(len(u.left_out) <= (chunk_size or 5) for u in units)
+            assert all(len(u.left_out) <= size for u in units)
             if mode == "drop":
                 assert all(u.left_out == (FULL_DATA,) for u in units if FULL_DATA in u.left_out)
 
@@ -578,19 +576,11 @@ def test_compile_is_decided_by_the_work_alone():
         (chain, 100, 10**9, True),
         (other, 100, 10**9, False),
     ):
-        training = Training(
-            model,
-            torch.zeros(rows, D),
-            torch.zeros(rows, 2),
-            torch.ones(rows),
-            OptimizerSpec(torch.optim.SGD, 0.1),
-            10,
-            (epochs,),
-        )
-        units = leave_out_units(training, [0], np.arange(4), None)
-        assert decide_compile(training, units, "auto") is expected
-        assert decide_compile(training, units, True) is True
-        assert decide_compile(training, units, False) is False
+        objective = Objective(model, Rows(torch.zeros(rows, D), torch.zeros(rows, 2)))
+        run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.1), 10)
+        assert run.compiles("auto", 5, epochs) is expected
+        assert run.compiles(True, 5, epochs) is True
+        assert run.compiles(False, 5, epochs) is False
 
 
 # ---- float32 products -----------------------------------------------------------------------
@@ -737,8 +727,10 @@ def test_losses_stay_on_the_device(name, device):
 
 @pytest.mark.parametrize("name", ["chain", "no chain"])
 @pytest.mark.parametrize("loss_name", LOSSES)
-def test_training_stays_on_the_device(loss_name, name, device):
+def test_training_stays_on_the_device(loss_name, name, device, monkeypatch):
     """Gradient and optimiser; orders and weights of the batches are drawn on the CPU."""
+    # an examination compares numbers, which fake tensors do not have
+    monkeypatch.setattr("fimoda.training.run.examine", lambda *_: Verdict(True, True))
     loss, n_outputs = loss_on_device(loss_name, device)
     model = on_device(name, loss, n_outputs, device)
     assert (read_chain(model) is None) == (
@@ -747,13 +739,13 @@ def test_training_stays_on_the_device(loss_name, name, device):
     X = torch.rand(10, D, device=device)
     y = targets_on_device(loss, (10,), n_outputs, device)
     spec = OptimizerSpec(torch.optim.SGD, 0.1, {"momentum": 0.9, "fused": False})
-    trainer = StackTrainer(model, X, y, spec)
+    run = Run(Objective(model, Rows(X, y)), spec, 4)
     stack = model.theta.expand(3, -1).detach().clone().requires_grad_()
     optimizer = spec.build([stack])
     rows = {"shared": torch.arange(4), "own": torch.arange(12).view(3, 4) % 10}
     for own in rows.values():
         views = model.views(stack.detach())
-        stack.grad = model.flatten(trainer.gradient(views, Batch(own, torch.rand(3, 4))))
+        stack.grad = model.flatten(run.gradient(views, Batch(own, torch.rand(3, 4))))
         assert stack.grad.device == device
         assert stack.grad.shape == (3, model.n_parameters)
         optimizer.step()
@@ -793,11 +785,9 @@ def test_float32_fits_float64():
         model = as_final_model(
             final_model("one bias", dtype=dtype).module, X.numpy(), criterion=nn.MSELoss()
         )
-        trainer = StackTrainer(
-            model, X.to(dtype), X[:, :2].to(dtype), OptimizerSpec(torch.optim.Adam, 0.01)
-        )
-        plan = LeaveOutPlan(0, (FULL_DATA, 1, 2), torch.ones(32, dtype=dtype), 8)
-        scores[dtype] = trainer.run(plan, [3], lambda *_: None).double()
+        objective = Objective(model, Rows(X.to(dtype), X[:, :2].to(dtype)))
+        run = Run(objective, OptimizerSpec(torch.optim.Adam, 0.01), 8)
+        scores[dtype] = run.train(run.plan(0, (FULL_DATA, 1, 2)), [3]).double()
     change = scores[torch.float64] - final_model("one bias").theta
     gap = scores[torch.float32] - scores[torch.float64]
     assert float(gap.norm() / change.norm()) < 1e-4

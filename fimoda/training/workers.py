@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import inf
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._identity import identity_of
-from ..model import FinalModel
-from .batches import FULL_DATA, LeaveOutMode, LeaveOutPlan
-from .optimizers import OptimizerSpec
-from .stack import StackTrainer, should_compile, stack_size
 from .store import StoredArray, UnitStore
-
-#: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
-Reader = Callable[[FinalModel, Tensor], Tensor]
 
 #: What a unit keeps, in memory or on disk; ``np.asarray`` gives the array.
 Result = NDArray[Any] | StoredArray
@@ -42,106 +30,7 @@ class HasKey(Protocol):
     def key(self) -> str: ...
 
 
-class HasModels(Protocol):
-    """A stack of models to train."""
-
-    @property
-    def n_models(self) -> int: ...
-
-
 AnyUnit = TypeVar("AnyUnit", bound=HasKey)
-
-
-@dataclass(frozen=True)
-class Training:
-    """A description of further training, shared by all units of a run."""
-
-    model: FinalModel
-    X: Tensor
-    y: Tensor
-    row_weights: Tensor
-    optimizer: OptimizerSpec
-    batch_size: int
-    marks: tuple[int, ...]
-    mode: LeaveOutMode = "mask"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        # one array for all units, so that joblib maps it into workers instead of copying it to each
-        object.__setattr__(self, "_rows", self.X.cpu().numpy())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "X": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        rows = torch.tensor(state["_rows"], device=state["model"].device)
-        self.__dict__.update(state, X=rows)
-
-    @property
-    def variant(self) -> str:
-        """Name of the way of computing, which may differ in the last bits from another."""
-        return "compiled" if self.compile else ""
-
-    def identity(self) -> dict[str, Any]:
-        """What the run is, for the directory that keeps it."""
-        return {
-            "model": self.model.fingerprint,
-            "X": identity_of(self.X),
-            "y": identity_of(self.y),
-            "sample_weight": identity_of(self.row_weights),
-            "batch_size": self.batch_size,
-            "epochs": list(self.marks),
-            "leave_out_mode": self.mode,
-            "dtype": str(self.model.dtype),
-            "device": self.model.device.type,
-            **self.optimizer.describe(self.marks[-1]),
-        }
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One stack of one seed."""
-
-    seed: int
-    left_out: tuple[int, ...]
-
-    @property
-    def n_models(self) -> int:
-        """Number of models of the stack."""
-        return len(self.left_out)
-
-    @property
-    def key(self) -> str:
-        """Name of the unit's file."""
-        rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
-        return f"seed-{self.seed}-rows-{rows}"
-
-
-def leave_out_units(
-    training: Training, seeds: Sequence[int], leave_out: NDArray[np.int64], chunk_size: int | None
-) -> list[Unit]:
-    """Cut seeds x (full data and each left-out row) into stacks of nearly equal size."""
-    size = chunk_size or stack_size(training.model, training.batch_size)
-    rows = [int(i) for i in leave_out]
-    if training.mode == "mask":  # the full-data model rides in the first stack
-        stacks = _cut([FULL_DATA, *rows], size)
-    else:
-        stacks = [(FULL_DATA,), *_cut(rows, size)]
-    return [Unit(seed, stack) for seed in seeds for stack in stacks]
-
-
-def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
-    pieces = np.array_split(np.array(rows), -(-len(rows) // size))
-    return [tuple(int(row) for row in piece) for piece in pieces]
-
-
-def decide_compile(training: Training, units: Sequence[HasModels], compile: bool | str) -> bool:
-    """Resolve ``compile="auto"`` from the amount of work, whoever does it: the bits depend on it."""
-    if isinstance(compile, bool):
-        return compile
-    models = sum(unit.n_models for unit in units)
-    steps = 6.0 * training.model.n_parameters * len(training.X) * training.marks[-1]
-    return should_compile(training.model, steps * models)
 
 
 class Deadline:
@@ -206,24 +95,6 @@ def _thread_pools(n_modules: int) -> ThreadpoolController:
 def one_thread_in_libraries() -> AbstractContextManager[Any]:
     """Let the thread pools of BLAS and OpenMP have one thread inside."""
     return _thread_pools(len(sys.modules)).limit(limits=1)
-
-
-def train_unit(training: Training, read: Reader, unit: Unit) -> NDArray[Any]:
-    """Train one stack and return what `read` keeps of it at each mark, (n_marks, L, ...)."""
-    kept: list[NDArray[Any]] = []
-    with one_thread():
-        trainer = StackTrainer(
-            training.model, training.X, training.y, training.optimizer, training.compile
-        )
-        plan = LeaveOutPlan(
-            unit.seed, unit.left_out, training.row_weights, training.batch_size, training.mode
-        )
-        trainer.run(
-            plan,
-            training.marks,
-            lambda _, theta: kept.append(read(training.model, theta).cpu().numpy().copy()),
-        )
-    return np.stack(kept)
 
 
 def run_units(

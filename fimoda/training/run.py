@@ -1,0 +1,263 @@
+"""A training run on an objective: what is trained and by which steps, many models at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import ceil, sqrt
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..model import FinalModel
+from ..objective import Objective
+from ..rows import Rows, taken
+from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
+from .chains import read_chain
+from .examination import examine
+from .gradients import (
+    Parameters,
+    StackedGradient,
+    compiled_gradient,
+    dense,
+    expanded,
+    looped_gradient,
+    stacked_gradient,
+)
+from .noise import seeded
+from .optimizers import OptimizerSpec
+from .products import fast_float32_products
+
+#: Working set of a stack that still trains fast: what measured best on processors with 1 to 2 MiB
+#: of second-level cache a core (see benchmarks/README.md). Fewer models than the smallest stack do
+#: not share enough of what a step costs beside its products.
+STACK_BYTES = 8 * 2**20
+MIN_STACK, MAX_STACK = 4, 32
+
+#: Operations of a run from which compiling pays for itself (about a minute of training).
+COMPILE_FROM = 3e12
+
+
+class Batches(Protocol):
+    """Batches of a stack of models, and the seed of everything else that is random: a `Plan`."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def n_models(self) -> int: ...
+    def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]: ...
+
+
+class Engine(NamedTuple):
+    """The gradient of a stack and the optimiser, as they are right for the network."""
+
+    gradient: StackedGradient
+    optimizer: OptimizerSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training run on an objective; seeds and horizons are arguments of its methods.
+
+    Many models are trained as one stack by `train`; `RecordedRun` is the training of one model on
+    all rows, which can be walked forwards and backwards.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is trained, and on which rows.
+    optimizer : OptimizerSpec
+    batch_size : int
+    start : Tensor of shape (p,) or (L, p), default=None
+        Initial parameters of all models, or of each; those of the final model by default.
+    compile : bool, default=False
+        Whether gradients go through ``torch.compile``.
+    shuffle : bool, default=True
+        Whether the order of the rows is drawn; otherwise each epoch has their own.
+    """
+
+    objective: Objective
+    optimizer: OptimizerSpec
+    batch_size: int
+    start: Tensor | None = None
+    compile: bool = False
+    shuffle: bool = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: what is found again from them stays out of copies and pickles."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def model(self) -> FinalModel:
+        """The final model: architecture and loss."""
+        return self.objective.model
+
+    @property
+    def rows(self) -> Rows:
+        """The training rows."""
+        return self.objective.rows
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Weights (n,) of the rows in the objective, where batches are made: on the CPU."""
+        if self.rows.weights is None:
+            return torch.ones(len(self.rows), dtype=self.model.dtype)
+        return self.rows.weights.cpu()
+
+    @property
+    def first(self) -> Tensor:
+        """The initial parameters."""
+        return self.model.theta if self.start is None else self.start
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of all rows."""
+        return ceil(len(self.rows) / self.batch_size)
+
+    def n_steps(self, n_epochs: int) -> int:
+        """Return the number of steps of so many epochs."""
+        return n_epochs * self.steps_per_epoch
+
+    def state_bytes(self, n_epochs: int) -> int:
+        """Return the bytes of a recorded run's states that are alive at a time (Adam's, to be safe)."""
+        per_state = 3 * self.model.n_parameters * self.model.theta.element_size()
+        return 2 * ceil(sqrt(self.n_steps(n_epochs))) * per_state
+
+    def plan(
+        self, seed: int, left_out: Sequence[int] = (FULL_DATA,), mode: LeaveOutMode = "mask"
+    ) -> Plan:
+        """Return the batches of models that each leave out one row, or none where it is `FULL_DATA`."""
+        return self.plan_of(seed, all_but(left_out, len(self.rows)), mode)
+
+    def plan_of(self, seed: int, inside: Tensor, mode: LeaveOutMode = "drop") -> Plan:
+        """Return the batches of models that are each trained on a subset (L, n) of the rows."""
+        return Plan(seed, inside, self.weights, self.batch_size, mode, self.shuffle)
+
+    def identity(self, horizons: Sequence[int], mode: LeaveOutMode = "mask") -> dict[str, Any]:
+        """Return what the run is, for the directory that keeps what comes of it."""
+        return {
+            "model": self.model.fingerprint,
+            **self.rows.identity(),
+            "batch_size": self.batch_size,
+            "epochs": list(horizons),
+            "leave_out_mode": mode,
+            "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
+            **self.optimizer.describe(horizons[-1]),
+        }
+
+    @property
+    def variant(self) -> str:
+        """Name of the way of computing, which may differ in the last bits from another."""
+        return "compiled" if self.compile else ""
+
+    def stack_size(self) -> int:
+        """Return how many models to train as one stack, so that it stays in the processor's cache."""
+        model = self.model
+        widths = sum(shape[0] for shape in model.shapes.values() if len(shape) > 1)
+        numbers = 3 * model.n_parameters + 2 * self.batch_size * widths
+        fitting = STACK_BYTES // (numbers * model.theta.element_size())
+        return int(min(max(fitting, MIN_STACK), MAX_STACK))
+
+    def compiles(self, asked: bool | str, n_models: int, n_epochs: int) -> bool:
+        """Return what ``compile="auto"`` means for so many models: long runs that gain from it.
+
+        The amount of work decides, whoever does it, since the bits depend on it.
+        """
+        if isinstance(asked, bool):
+            return asked
+        operations = 6.0 * self.model.n_parameters * len(self.rows) * n_epochs * n_models
+        chain = not self.model.is_stochastic and read_chain(self.model) is not None
+        return chain and operations > COMPILE_FROM
+
+    # ---- steps ------------------------------------------------------------------------------
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The fast ways of this network, or slower ones where those are not right (`examine`)."""
+        verdict = examine(self.objective, self.optimizer)
+        fast = compiled_gradient if self.compile else stacked_gradient
+        gradient = fast if verdict.stacked else looped_gradient
+        optimizer = self.optimizer if verdict.as_built else self.optimizer.plain()
+        return Engine(gradient(self.model), optimizer)
+
+    def gradient(
+        self, theta: Parameters, batch: Batch, out: Parameters | None = None
+    ) -> Parameters:
+        """Return the gradient of each model's objective on its batch, as the stacked parameters.
+
+        It may be written to `out`.
+        """
+        index = batch.rows.to(self.rows.device)
+        x, y = taken(self.rows.inputs, index), self.rows.targets[index]
+        weights = batch.weights.to(self.model.device, self.model.dtype)
+        if batch.rows.dim() == 1:
+            x, y = expanded(x, len(weights)), expanded(y, len(weights))
+        with torch.no_grad():
+            return self.engine.gradient(theta, x, y, weights, out)
+
+    def train(
+        self,
+        plan: Batches,
+        horizons: Sequence[int],
+        look: Callable[[int, Tensor], None] = lambda *_: None,
+        require_finite: bool = True,
+    ) -> Tensor:
+        """Train the models of `plan` as one stack, and return their parameters (L, p) at the end.
+
+        Parameters
+        ----------
+        plan : Batches
+        horizons : sequence of int
+            Increasing numbers of epochs; training ends at the last.
+        look : callable
+            Called at each horizon with it and the parameters (L, p); must not change them.
+        require_finite : bool, default=True
+            False lets a diverged model be: the others of its stack go on undisturbed.
+
+        Raises
+        ------
+        FloatingPointError
+            If a model has diverged at a horizon, unless `require_finite` is False.
+        """
+        self.optimizer.check_epochs(horizons[-1])
+        model, spec = self.model, self.engine.optimizer
+        # a tensor of its own for each parameter: products want them contiguous
+        views = model.views(self.first.detach().expand(plan.n_models, -1))
+        stack = {
+            name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()
+        }
+        room = {name: torch.empty_like(part) for name, part in stack.items()}
+        optimizer = spec.build(part.requires_grad_() for part in stack.values())
+
+        def trial() -> Tensor:
+            first = next(next(plan.epochs(1)))
+            with seeded(model, plan.seed):
+                return model.flatten(self.gradient(stack, first))
+
+        with fast_float32_products(trial), seeded(model, plan.seed):
+            for epoch, batches in enumerate(plan.epochs(horizons[-1])):
+                for group in optimizer.param_groups:
+                    group["lr"] = spec.lr_at(epoch)
+                for batch in batches:
+                    gradients = self.gradient(stack, batch, room)
+                    for name, gradient in dense(gradients, stack).items():
+                        stack[name].grad = gradient
+                    optimizer.step()
+                if epoch + 1 in horizons:
+                    reached = model.flatten(stack).detach()
+                    if require_finite:
+                        check_finite(reached, epoch + 1, plan.seed)
+                    look(epoch + 1, reached)
+        return reached
+
+
+def check_finite(theta: Tensor, epochs: float, seed: int) -> None:
+    """Raise FloatingPointError if parameters are NaN or infinite."""
+    if not bool(torch.isfinite(theta).all()):
+        raise FloatingPointError(
+            f"training diverged: parameters are NaN or infinite after {epochs:g} epochs with seed "
+            f"{seed}. Lower lr, or train for fewer epochs."
+        )
