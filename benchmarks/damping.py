@@ -34,6 +34,7 @@ from fimoda import (
     random_subsets,
     train_on_subsets,
 )
+from fimoda.curvature.damping import curvature_trace
 
 PARTS = (0.3, 0.1, 0.05, 0.02, 0.005, 0.001, 1e-6)
 HORIZONS = (5, 50, 300)
@@ -56,8 +57,11 @@ def by_damping(model: Any, rows: Rows) -> dict[str, np.ndarray]:
     X, y, X_test, y_test = rows
     influence = ExactInfluence(model).fit(X, y)
     found = {"default": influence.transform(X_test, y_test)}
-    dampings = {"1000": 1000 * influence._mean_squared_entry()}
-    dampings |= {f"{part:g}": part * influence._trace() for part in PARTS}
+    dampings = {"1000": 1000 * influence._objective.mean_squared_gradient}
+    dampings |= {
+        f"{part:g}": part * curvature_trace(influence._objective, influence.curvature)
+        for part in PARTS
+    }
     for name, damping in dampings.items():
         influence.damping_ = damping
         found[name] = influence.transform(X_test, y_test)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad
 
@@ -15,6 +17,9 @@ from .measured import Measured
 from .model import DEFAULT_BUDGET, FinalModel
 from .row_gradients import RowDifferentiator, RowGradients
 from .rows import Rows
+
+#: From gradients of two lots of rows to a number for each pair, or for each row.
+Product = Callable[[RowGradients, RowGradients], Tensor]
 
 #: Rows whose gradients are held at a time, at most.
 MOST_ROWS = 4096
@@ -136,6 +141,45 @@ class Objective:
         """
         measured = self.losses if measured is None else measured
         return self.differentiate.chunks(measured, self.chunk() if size is None else size)
+
+    def mapped(
+        self, features: Callable[[RowGradients], Tensor], measured: Measured | None = None
+    ) -> Tensor:
+        """Return features (n, k) of rows' gradients."""
+        return torch.cat([features(gradients) for _, gradients in self.row_gradients(measured)])
+
+    def along(self, vectors: Tensor, measured: Measured | None = None) -> Tensor:
+        """Return the inner products (n, k) of rows' gradients with vectors (k, p), in float64."""
+        return self.mapped(lambda gradients: gradients.apply(vectors).double(), measured)
+
+    def combined(self, coefficients: Tensor, measured: Measured | None = None) -> Tensor:
+        """Return linear combinations (k, p) of rows' gradients with coefficients (n, k)."""
+        theta = self.model.theta
+        total = theta.new_zeros(coefficients.shape[1], len(theta))
+        for at, gradients in self.row_gradients(measured):
+            total += gradients.combine(coefficients[at].to(theta))
+        return total
+
+    def pairs(
+        self, test: Measured, train: Measured | None = None, product: Product = RowGradients.inner
+    ) -> NDArray[np.float64]:
+        """Return the products (m, n) of the gradients of all pairs of test and training rows."""
+        train = self.losses if train is None else train
+        result = np.empty((len(test), len(train)))
+        for at, left in self.row_gradients(test):
+            for rows, right in self.row_gradients(train):
+                result[at, rows] = product(left, right).cpu().numpy()
+        return result
+
+    def rowwise(
+        self,
+        own: Measured,
+        train: Measured | None = None,
+        product: Product = RowGradients.inner_rowwise,
+    ) -> NDArray[np.float64]:
+        """Return the products (n,) of the gradients of each training row, measured in two ways."""
+        pairs = zip(self.row_gradients(own), self.row_gradients(train), strict=True)
+        return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])
 
     @cached_property
     def mean_squared_gradient(self) -> float:

@@ -1,4 +1,4 @@
-"""What influence functions have in common: damping and curvature."""
+"""What influence functions have in common: damping, and scores from solutions."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
 from ..base import BaseAttributor
-from ..curvature.checks import check_curvature, check_gradients, is_solved
+from ..curvature.checks import check_curvature, check_gradients
+from ..curvature.damping import automatic_damping, curvature_trace, damping_unit
+from ..curvature.iterative import IterativeSolver
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
-from ..curvature.trace import gauss_newton_trace
 from ..measured import Measured
-from ..measurements import Measurement
-from ..model import DEFAULT_BUDGET
 from ._tuning import tuned_damping
-
-#: ``damping="auto"`` is this many times the mean squared entry of the rows' gradients, but at most
-#: this part of the trace of the curvature.
-DAMPING_FACTOR, MOST_OF_TRACE = 1000.0, 0.05
 
 #: Part of a column's mean square from which on a damping drowns it.
 MOST_OF_COLUMN = 1e-4
 
 
 class BaseInfluence(BaseAttributor):
-    r"""Influence functions, products :math:`\tilde w_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
+    r"""Influence functions, products :math:`s_i \nabla m_z^\top (C + \lambda I)^{-1} g_i`.
 
-    :math:`\tilde w_i = w_i / \sum_j w_j` is 1/n without weights; `_removal` makes scores of them. A
-    subclass implements `_prepare_solver` (what depends on training rows only, for any damping) and
-    `_scores`, which follows `damping_`.
+    `_removal` makes scores of them. A subclass implements `_prepare_solver` (what depends on training
+    rows only, for any damping) and `_solve`, which follows `damping_`.
     """
 
     process = "training to convergence near the final model"
 
     #: The part of the trace that is ``damping="auto"`` where the model is at its minimum.
     _AT_MINIMUM: ClassVar[float] = 1e-12
+
+    #: Vectors of the size of the model that are alive for each right-hand side of `_solve`.
+    _COPIES: ClassVar[int] = 8
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
@@ -51,28 +48,18 @@ class BaseInfluence(BaseAttributor):
         "tuning": [dict, None],
         "reweight_others": ["boolean"],
     }
+    _CURVATURE_CONSTRAINTS: ClassVar[dict[str, list[Any]]] = {
+        "curvature": [StrOptions(set(CURVATURES))]
+    }
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        damping: float | str = "auto",
-        tuning: dict[str, Any] | None = None,
-        reweight_others: bool = True,
-        measurement: Measurement = "loss",
-        criterion: nn.Module | None = None,
-        chunk_size: int | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
-        random_state: Any = None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.damping = damping
-        self.tuning = tuning
-        self.reweight_others = reweight_others
-        self.chunk_size = chunk_size
-        self.memory_budget = memory_budget
+    damping: float | str
+    tuning: dict[str, Any] | None
+    reweight_others: bool
+    memory_budget: int
+    curvature: str = "gauss-newton"
+
+    #: The solver of a method that iterates: it compares dampings in one Krylov space.
+    _iterative: IterativeSolver | None = None
 
     # ---- hooks ------------------------------------------------------------------------------
 
@@ -80,13 +67,84 @@ class BaseInfluence(BaseAttributor):
     def _prepare_solver(self) -> None:
         """Compute whatever of the solution depends on neither test rows nor damping."""
 
+    @abstractmethod
+    def _solve(self, V: Tensor) -> Tensor:
+        """Return solutions of ``(C + damping_ I) u = v`` for the rows of V (k, p), as rows."""
+
     def _check_damping(self) -> None:
         """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        check_gradients(self._objective)
+        if self.curvature == "gauss-newton":
+            check_curvature(self._objective)
+        self._share = self._objective.rows.shares.cpu().numpy()
+        self._removal = Removal.of(self._objective, self.reweight_others)
+        self._prepare_solver()
+        if self.damping == "tuned":
+            self.damping_, self.damping_agreement_ = self._tuned()
+        elif self.damping == "auto":
+            self.damping_ = automatic_damping(
+                self._objective, self.curvature, self._damping_at_minimum
+            )
+        else:
+            self.damping_ = float(self.damping)
+        self._check_damping()
+
+    def _tuned(self) -> tuple[float, dict[float, float]]:
+        """Return the damping that agrees best with further training, and the agreement by damping."""
+        if self.model_.recipe.solved:
+            warnings.warn(
+                f"{type(self).__name__}: damping='tuned' agrees with further training by "
+                "gradient steps. This model was fitted by a solver: to know what fitting it "
+                "again would give take damping='auto'.",
+                UserWarning,
+                stacklevel=2,
+            )
+        unit = damping_unit(self._objective, "tuned")
+        trace = curvature_trace(self._objective, self.curvature)
+        unit = min(unit, trace / self.model_.n_parameters) if trace > 0 else unit
+        return tuned_damping(self, unit, self.tuning)
+
+    def _damping_at_minimum(self, trace: float) -> float:
+        """Hook of ``damping="auto"``: next to nothing, for a linear model at its minimum."""
+        sizes = self._objective.rows.inputs.double().square().mean(0)
+        smallest = sizes[sizes > 0].min() if bool((sizes > 0).any()) else 1.0
+        if BaseInfluence._AT_MINIMUM * float(sizes.sum()) > MOST_OF_COLUMN * float(smallest):
+            warnings.warn(
+                f"{type(self).__name__}: columns of X differ so much in size that damping drowns the "
+                "smallest. Put a StandardScaler before the model, or take ExactInfluence.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._AT_MINIMUM * trace
+
+    def _curvature(self) -> Curvature:
+        """Return the curvature of the training objective, its L2 penalty included."""
+        own = {}
+        if self.curvature == "sampled-fisher":
+            own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
+        return CURVATURES[self.curvature](self._objective, penalty=True, **own)
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        if self._iterative is not None:
+            self._iterative.n_iter = 0
+        result = np.empty((len(test), len(self._objective)))
+        for rows, V in self._right_hand_sides(test, self._COPIES):
+            result[rows] = self._applied(self._solve(V))
+        return result
 
     def _scores_by_damping(
         self, dampings: Sequence[float], test: Measured
     ) -> Iterator[tuple[float, NDArray[np.float64]]]:
-        """Scores for each damping at which the solver succeeds; `damping_` changes on the way."""
+        """Yield the scores for each damping at which the solver succeeds; `damping_` may change."""
+        if self._iterative is not None:
+            yield from self._scores_by_space(self._iterative, dampings, test)
+            return
         for damping in dampings:
             self.damping_ = damping
             try:
@@ -96,101 +154,42 @@ class BaseInfluence(BaseAttributor):
                 continue  # not positive definite, or divergent, at this damping
             yield damping, scores
 
-    # ---- fit --------------------------------------------------------------------------------
+    def _scores_by_space(
+        self, solver: IterativeSolver, dampings: Sequence[float], test: Measured
+    ) -> Iterator[tuple[float, NDArray[np.float64]]]:
+        """Yield the scores from one Krylov space, whatever the solver of a single damping."""
+        result = np.empty((len(dampings), len(test), len(self._objective)))
+        for rows, V in self._right_hand_sides(test, 6 * len(dampings) + self._COPIES):
+            for scores, u in zip(result, solver.solve_all(V, dampings), strict=True):
+                scores[rows] = self._applied(u)
+        for damping, scores in zip(dampings, result, strict=True):
+            if np.isfinite(scores).all():
+                yield damping, scores
 
-    def _fit(self) -> None:
-        check_gradients(self._objective)
-        if self._kind == "gauss-newton":
-            check_curvature(self._objective)
-        self._differentiate = self._objective.differentiate
-        self._share = self._objective.rows.shares.cpu().numpy()
-        self._removal = Removal.of(self._objective, self.reweight_others)
-        self._prepare_solver()
-        if self.damping == "tuned":
-            if self.model_.recipe.solved:
-                warnings.warn(
-                    f"{type(self).__name__}: damping='tuned' agrees with further training by "
-                    "gradient steps. This model was fitted by a solver: to know what fitting it "
-                    "again would give take damping='auto'.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-            unit = self._mean_squared_entry()
-            trace = self._trace()
-            unit = min(unit, trace / self.model_.n_parameters) if trace > 0 else unit
-            self.damping_, self.damping_agreement_ = tuned_damping(self, unit, self.tuning)
-        elif self.damping == "auto":
-            self.damping_ = self._auto_damping()
-        else:
-            self.damping_ = float(self.damping)
-        self._check_damping()
+    def _right_hand_sides(self, test: Measured, copies: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield test rows' gradients (k, p), as many as fit the memory with so many copies of each."""
+        vector_bytes = copies * self.model_.n_parameters * self.model_.theta.element_size()
+        size = min(max(self.memory_budget // vector_bytes, 1), len(test))
+        for rows, gradients in self._objective.row_gradients(test, size):
+            yield rows, gradients.dense()
 
-    def _auto_damping(self) -> float:
-        solved = is_solved(self._objective)
-        if self._kind == "hessian" and not solved:  # may not be definite
-            return DAMPING_FACTOR * self._mean_squared_entry()
-        trace = self._trace()
-        if solved and trace > 0:
-            return self._damping_at_minimum(trace)
-        by_gradients = DAMPING_FACTOR * self._mean_squared_entry()
-        return min(by_gradients, MOST_OF_TRACE * trace) if trace > 0 else by_gradients
+    def _applied(self, solved: Tensor) -> NDArray[np.float64]:
+        """Return scores (k, n) of the training rows, from solutions (k, p)."""
+        pull = self._removal.pull
+        pulled = None if pull is None else (solved.double() @ pull.double()).cpu().numpy()
+        products = self._objective.along(solved.to(self.model_.dtype)).mT.cpu().numpy()
+        return self._removal(products * self._share, pulled)
 
-    def _damping_at_minimum(self, trace: float) -> float:
-        """Hook of ``damping="auto"``: next to nothing, for a linear model at its minimum."""
-        damping = self._AT_MINIMUM * trace
-        sizes = self._X.double().square().mean(0)
-        smallest = sizes[sizes > 0].min() if bool((sizes > 0).any()) else 1.0
-        if BaseInfluence._AT_MINIMUM * float(sizes.sum()) > MOST_OF_COLUMN * float(smallest):
-            warnings.warn(
-                f"{type(self).__name__}: columns of X differ so much in size that damping drowns the "
-                "smallest. Put a StandardScaler before the model, or take ExactInfluence.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return damping
+    def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
+        """Return products (m,) of test rows with the gradient of a penalty that removal changes."""
+        pull = self._removal.pull
+        return None if pull is None else self._along(test, pull[None])[:, 0]
 
-    @property
-    def _kind(self) -> str:
-        return getattr(self, "curvature", "gauss-newton")
-
-    def _trace(self) -> float:
-        """Trace of the curvature, for the Hessian of the Gauss-Newton matrix.
-
-        The penalty is part of it, unless the loss has no curvature at all.
-        """
-        if self._kind == "empirical-fisher":
-            trace = self.model_.n_parameters * self._mean_squared_entry()
-        else:
-            trace = gauss_newton_trace(self._objective)
-        if trace > 0 and self.model_.l2 is not None:
-            trace += float(self.model_.l2.double().sum())
-        return trace
-
-    def _mean_squared_entry(self) -> float:
-        """Return the mean squared entry of the training rows' gradients, the unit of damping."""
-        mean = self._objective.mean_squared_gradient
-        if mean == 0:
-            raise ValueError(
-                f"damping={self.damping!r} needs a training row with a gradient; all are zero at this model "
-                f"(n_samples={len(self._X)}). Give damping as a number."
-            )
-        return mean
+    def _along(self, rows: Measured, vectors: Tensor) -> NDArray[np.float64]:
+        """Return products (m, k) of rows' gradients with the solutions for vectors (k, p)."""
+        return self._objective.along(self._solve(vectors), rows).cpu().numpy()
 
     def _group_gradients(self) -> Tensor:
-        """Sums of the rows' shares of the gradient over the groups that removal tells apart, (K, p)."""
-        member = torch.from_numpy(self._removal.members() * self._share[:, None])
-        total = self.model_.theta.new_zeros(member.shape[1], self.model_.n_parameters)
-        for place, rows in self._objective.row_gradients():
-            total += rows.combine(member[place].to(total))
-        return total
-
-    def _curvature(self, name: str) -> Curvature:
-        """The curvature of the training objective, its L2 penalty included."""
-        own = {}
-        if name == "sampled-fisher":
-            own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
-        return CURVATURES[name](self._objective, penalty=True, **own)
-
-    def _chunk(self) -> int:
-        """Return how many training rows' gradients fit half of the memory budget."""
-        return self._objective.chunk()
+        """Return sums (K, p) of the rows' shares of the gradient over the groups that removal tells apart."""
+        member = self._removal.members() * self._share[:, None]
+        return self._objective.combined(torch.from_numpy(member))

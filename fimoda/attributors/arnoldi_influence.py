@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
 from ..curvature.lanczos import TopEigenpairs
-from ..curvature.operators import CURVATURES
 from ..measurements import Measurement
-from ._solved_influence import BaseSolvedInfluence
+from ._influence import BaseInfluence
 
 
-class ArnoldiInfluence(BaseSolvedInfluence):
+class ArnoldiInfluence(BaseInfluence):
     r"""Influence function in the span of the curvature's leading eigenvectors.
 
     .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \sum_{a=1}^k
@@ -108,8 +107,8 @@ class ArnoldiInfluence(BaseSolvedInfluence):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseSolvedInfluence._parameter_constraints,
-        "curvature": [StrOptions(set(CURVATURES))],
+        **BaseInfluence._parameter_constraints,
+        **BaseInfluence._CURVATURE_CONSTRAINTS,
         "n_components": [POSITIVE_INTEGER],
         "complement": [StrOptions({"drop", "damping"})],
     }
@@ -131,23 +130,20 @@ class ArnoldiInfluence(BaseSolvedInfluence):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            damping=damping,
-            tuning=tuning,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.damping = damping
+        self.tuning = tuning
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
         self.curvature = curvature
         self.n_components = n_components
         self.complement = complement
 
     def _prepare_solver(self) -> None:
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
-        matrix = self._curvature(self.curvature)
+        matrix = self._curvature()
         self._top = TopEigenpairs(matrix, self.n_components, seed, self.memory_budget)
         self.eigenvalues_ = self._top.eigenvalues.cpu().numpy()
 

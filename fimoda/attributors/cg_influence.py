@@ -8,17 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
+from .._validation import (
+    MAX_SEED,
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    StrOptions,
+    check_is_fitted,
+    check_random_state,
+)
 from ..curvature.cg import conjugate_gradients
+from ..curvature.iterative import IterativeSolver
 from ..curvature.preconditioner import EKFACPreconditioner
-from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..rows import Rows
-from ._iterative_influence import BaseIterativeInfluence
+from ._influence import BaseInfluence
 
 
-class CGInfluence(BaseIterativeInfluence):
+class CGInfluence(BaseInfluence):
     r"""Influence function solved by conjugate gradients.
 
     .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \nabla_\theta m_z^\top (C + \lambda I)^{-1} (g_i - \bar g)
@@ -118,8 +124,11 @@ class CGInfluence(BaseIterativeInfluence):
     (4, 442)
     """
 
+    _COPIES = 16  # iterates are float64
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseIterativeInfluence._parameter_constraints,
+        **BaseInfluence._parameter_constraints,
+        **BaseInfluence._CURVATURE_CONSTRAINTS,
         "preconditioner": [StrOptions({"ekfac"}), None],
         "tol": [POSITIVE_REAL],
         "max_iter": [POSITIVE_INTEGER, None],
@@ -143,40 +152,41 @@ class CGInfluence(BaseIterativeInfluence):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            damping=damping,
-            tuning=tuning,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.damping = damping
+        self.tuning = tuning
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
         self.curvature = curvature
         self.preconditioner = preconditioner
         self.tol = tol
         self.max_iter = max_iter
 
     def _prepare_solver(self) -> None:
-        super()._prepare_solver()
+        self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        self._iterative = self._solver = IterativeSolver(self._curvature(), self)
         self._preconditioner = (
-            None if self.preconditioner is None else EKFACPreconditioner(self._matrix)
+            None if self.preconditioner is None else EKFACPreconditioner(self._solver.matrix)
         )
 
     def _check_damping(self) -> None:
         """Solve for one random combination of gradients of training rows."""
-        rows = np.random.default_rng(self._seed).permutation(len(self._X))[: self._chunk()]
+        n = len(self._objective)
+        rows = np.random.default_rng(self._seed).permutation(n)[: self._objective.chunk()]
         signs = np.where(np.random.default_rng(self._seed).random((len(rows), 1)) < 0.5, -1.0, 1.0)
-        gradients = self._differentiate(
-            Measured(Rows(self._X[rows], self._y[rows]), self.model_.loss)
-        )
+        gradients = self._objective.differentiate(self._objective.losses[rows])
         self._solve(gradients.combine(torch.from_numpy(signs).to(self.model_.theta)))
 
+    def _solve(self, V: Tensor) -> Tensor:
+        return self._solver.solve(V, self._iterate)
+
     def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
+        """Return solutions, iterations, and what to warn of."""
         most = self.max_iter or min(10 * self.model_.n_parameters, 1000)
         found = conjugate_gradients(
-            self._matrix, V, self.damping_, self.tol, most, self._preconditioner
+            self._solver.matrix, V, self.damping_, self.tol, most, self._preconditioner
         )
         worst = float(found.residuals.max())
         if worst <= self.tol:
@@ -187,8 +197,11 @@ class CGInfluence(BaseIterativeInfluence):
             else f"where rounding in {self.model_.dtype} stops it; raise damping or tol, or use "
             "a model in float64"
         )
-        return (
-            found.u,
-            found.n_iter,
-            f"the worst relative residual is {worst:.1e}, above tol={self.tol:.1e}, {reason}.",
-        )
+        trouble = f"the worst relative residual is {worst:.1e}, above tol={self.tol:.1e}, {reason}."
+        return found.u, found.n_iter, trouble
+
+    @property
+    def n_iter_(self) -> int:
+        """Iterations of the right-hand side that took most, in the last solution."""
+        check_is_fitted(self, "model_")
+        return self._solver.n_iter

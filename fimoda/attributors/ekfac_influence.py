@@ -129,16 +129,13 @@ class EKFACInfluence(BaseInfluence):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            damping=damping,
-            tuning=tuning,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.damping = damping
+        self.tuning = tuning
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
         self.fisher = fisher
 
     def _prepare_solver(self) -> None:
@@ -172,17 +169,8 @@ class EKFACInfluence(BaseInfluence):
                     result[at, rows] += found.double().cpu().numpy()
         return self._removal(result * self._share, self._pulled(test))
 
-    def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
-        """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
-        if self._removal.pull is None:
-            return None
-        return self._along(test, self._removal.pull[None])[:, 0]
-
-    def _along(self, rows: Measured, vectors: Tensor) -> NDArray[np.float64]:
-        """Products of rows' gradients with the solutions for vectors (k, p), (m, k)."""
-        solved = self._ekfac.solve(vectors, self.damping_)
-        chunks = self._differentiate.chunks(rows, self._chunk())
-        return np.concatenate([g.apply(solved).double().cpu().numpy() for _, g in chunks])
+    def _solve(self, V: Tensor) -> Tensor:
+        return self._ekfac.solve(V, self.damping_)
 
     def _self_influence(self) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)

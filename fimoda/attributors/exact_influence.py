@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .._validation import StrOptions
 from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
-from ..curvature.operators import CURVATURES
 from ..measured import Measured
 from ..measurements import Measurement
-from ._solved_influence import BaseSolvedInfluence
+from ._influence import BaseInfluence
 
 
-class ExactInfluence(BaseSolvedInfluence):
+class ExactInfluence(BaseInfluence):
     r"""Influence function with an exact solution.
 
     .. math:: S_{z,i} = \frac{s_i}{1 - s_i} \nabla_\theta m_z^\top (C + \lambda I)^{-1} (g_i - \bar g)
@@ -106,8 +104,8 @@ class ExactInfluence(BaseSolvedInfluence):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseSolvedInfluence._parameter_constraints,
-        "curvature": [StrOptions(set(CURVATURES))],
+        **BaseInfluence._parameter_constraints,
+        **BaseInfluence._CURVATURE_CONSTRAINTS,
         "newton_step": ["boolean"],
     }
 
@@ -127,16 +125,13 @@ class ExactInfluence(BaseSolvedInfluence):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            damping=damping,
-            tuning=tuning,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.damping = damping
+        self.tuning = tuning
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
         self.curvature = curvature
         self.newton_step = newton_step
 
@@ -165,7 +160,7 @@ class ExactInfluence(BaseSolvedInfluence):
                 )
             self._dual = DualGaussNewton(self._objective)
             return
-        self._primal = PrimalSolver(self._curvature(self.curvature))
+        self._primal = PrimalSolver(self._curvature())
         if self.newton_step:
             self._newton = NewtonSteps(self._primal, self._objective, self._removal)
 
@@ -181,7 +176,7 @@ class ExactInfluence(BaseSolvedInfluence):
             scores = found.cpu().numpy()
             return scores if self.newton_step else self._removal(scores)
         if self._newton is not None:
-            gradients = self._differentiate(test).dense()
+            gradients = self._objective.differentiate(test).dense()
             return self._newton.scores(gradients, self.damping_).cpu().numpy()
         return super()._scores(test)
 

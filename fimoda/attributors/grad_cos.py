@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..measured import Measured
-from ._gradient_product import BaseGradientProduct
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
 
 
-class GradCos(BaseGradientProduct):
+class GradCos(BaseAttributor):
     r"""Cosine of the test row's and the training row's gradient.
 
     .. math:: S_{z,i} = \frac{\nabla_\theta m_z^\top \nabla_\theta \ell_i}
@@ -60,8 +66,34 @@ class GradCos(BaseGradientProduct):
 
     process = "a step of gradient descent from the final model (its direction only)"
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
+
+    def _fit(self) -> None:
+        check_gradients(self._objective)
+
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        return self._pairs(test, lambda a, b: a.unit().inner(b.unit()))
+        return self._objective.pairs(test, product=lambda a, b: a.unit().inner(b.unit()))
 
     def _self_influence(self) -> NDArray[np.float64]:
-        return self._diagonal(lambda a, b: a.unit().inner_rowwise(b.unit()))
+        return self._objective.rowwise(
+            self._own, product=lambda a, b: a.unit().inner_rowwise(b.unit())
+        )

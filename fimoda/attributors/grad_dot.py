@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from ..base import BaseAttributor
+from ..curvature.checks import check_gradients
 from ..curvature.removal import Removal
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..training.optimizers import DEFAULT_BATCH_SIZE, DEFAULT_LR
-from ._gradient_product import BaseGradientProduct
 
 
-class GradDot(BaseGradientProduct):
+class GradDot(BaseAttributor):
     r"""Inner product of the test row's and the training row's gradient, as one step of SGD.
 
     .. math:: S_{z,i} = \eta T \, \frac{s_i}{1 - s_i} \, \nabla_\theta m_z^\top (g_i - \bar g)
@@ -88,7 +90,8 @@ class GradDot(BaseGradientProduct):
     process = "a step of gradient descent from the final model"
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseGradientProduct._parameter_constraints,
+        **BaseAttributor._parameter_constraints,
+        **BaseAttributor._BUDGET_CONSTRAINTS,
         "n_epochs": [POSITIVE_INTEGER],
         "lr": [POSITIVE_REAL, None],
         "batch_size": [POSITIVE_INTEGER, None],
@@ -110,20 +113,21 @@ class GradDot(BaseGradientProduct):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
         self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
 
-    def _steps_size(self) -> float:
-        """eta T."""
+    def _fit(self) -> None:
+        check_gradients(self._objective)
+        self._removal = Removal.of(self._objective, self.reweight_others)
+
+    def _step(self) -> float:
+        r"""Return :math:`\eta T`."""
         recipe = self.model_.recipe.continued
         momentum = recipe.params.get("momentum", 0.0)
         own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
@@ -131,29 +135,26 @@ class GradDot(BaseGradientProduct):
         steps = self.n_epochs * -(-len(self._objective) // batch)
         return (own if self.lr is None else self.lr) * steps
 
-    def _factor(self) -> NDArray[np.float64]:
-        """eta T w_i / sum(w), for each training row."""
-        return self._steps_size() * self._objective.rows.shares.cpu().numpy()
-
-    def _fit(self) -> None:
-        super()._fit()
-        self._removal = Removal.of(self._objective, self.reweight_others)
+    def _factors(self) -> NDArray[np.float64]:
+        r"""Return :math:`\eta T s_i` of each training row, (n,)."""
+        return self._step() * self._objective.rows.shares.cpu().numpy()
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        scores = self._pairs(test, lambda a, b: a.inner(b)) * self._factor()
+        scores = self._objective.pairs(test) * self._factors()
         return self._removal(scores, self._pulled(test))
 
     def _self_influence(self) -> NDArray[np.float64]:
-        scores = self._diagonal(lambda a, b: a.inner_rowwise(b)) * self._factor()
+        scores = self._objective.rowwise(self._own) * self._factors()
         if not self._removal.changes_others:
             return scores
-        weights = self._removal.members() * self._factor()[:, None]
-        sums = self._products.along(self._own, self._products.combined(self._train_rows, weights))
+        members = torch.from_numpy(self._removal.members() * self._factors()[:, None])
+        groups = self._objective.combined(members)
+        sums = self._objective.along(groups, self._own).cpu().numpy()
         return self._removal.diagonal(scores, sums, self._pulled(self._own))
 
     def _pulled(self, test: Measured) -> NDArray[np.float64] | None:
-        """Products of the test rows with the gradient of a penalty that removal changes, (m,)."""
+        """Return products (m,) of test rows with the gradient of a penalty that removal changes."""
         if self._removal.pull is None:
             return None
-        found = self._products.along(test, self._removal.pull[None])[:, 0]
-        return found * self._steps_size()
+        found = self._objective.along(self._removal.pull[None], test)[:, 0]
+        return found.cpu().numpy() * self._step()

@@ -9,19 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions
+from .._validation import (
+    MAX_SEED,
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    StrOptions,
+    check_is_fitted,
+    check_random_state,
+)
+from ..curvature.iterative import IterativeSolver
 from ..curvature.lanczos import extreme_eigenvalues
 from ..curvature.lissa import automatic_scale, batch_series, full_series
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ._iterative_influence import BaseIterativeInfluence
+from ._influence import BaseInfluence
 
 #: ``depth="auto"`` takes at most this many terms.
 MAX_DEPTH = 50_000
 
 
-class LiSSAInfluence(BaseIterativeInfluence):
+class LiSSAInfluence(BaseInfluence):
     r"""Influence function solved by a Neumann series.
 
     .. math:: S_{z,i} = \frac{s_i}{1 - s_i} u_z^\top (g_i - \bar g), \qquad
@@ -136,10 +144,12 @@ class LiSSAInfluence(BaseIterativeInfluence):
     (4, 442)
     """
 
+    _COPIES = 16  # iterates are float64
     _AT_MINIMUM = 1e-3  # the number of terms is in proportion to its inverse
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseIterativeInfluence._parameter_constraints,
+        **BaseInfluence._parameter_constraints,
+        **BaseInfluence._CURVATURE_CONSTRAINTS,
         "depth": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "batch_size": [POSITIVE_INTEGER, None],
         "scale": [POSITIVE_REAL, StrOptions({"auto"})],
@@ -165,16 +175,13 @@ class LiSSAInfluence(BaseIterativeInfluence):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            damping=damping,
-            tuning=tuning,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.damping = damping
+        self.tuning = tuning
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
         self.curvature = curvature
         self.depth = depth
         self.batch_size = batch_size
@@ -182,8 +189,9 @@ class LiSSAInfluence(BaseIterativeInfluence):
         self.tol = tol
 
     def _prepare_solver(self) -> None:
-        super()._prepare_solver()
-        self._extremes = extreme_eigenvalues(self._matrix, self._seed)
+        self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        self._iterative = self._solver = IterativeSolver(self._curvature(), self)
+        self._extremes = extreme_eigenvalues(self._solver.matrix, self._seed)
 
     def _check_damping(self) -> None:
         _ = self.scale_, self.depth_  # impossible settings show now
@@ -209,7 +217,7 @@ class LiSSAInfluence(BaseIterativeInfluence):
     @property
     def _batch(self) -> int | None:
         """Rows in each term; None for all."""
-        few = self.batch_size is not None and self.batch_size < len(self._X)
+        few = self.batch_size is not None and self.batch_size < len(self._objective)
         return self.batch_size if few else None
 
     @property
@@ -219,7 +227,7 @@ class LiSSAInfluence(BaseIterativeInfluence):
             return float(self.scale)
         _, largest = self._extremes
         lowest = self._lowest - self.damping_
-        return automatic_scale(lowest, largest, self.damping_, len(self._X), self._batch)
+        return automatic_scale(lowest, largest, self.damping_, len(self._objective), self._batch)
 
     @property
     def depth_(self) -> int:
@@ -239,16 +247,16 @@ class LiSSAInfluence(BaseIterativeInfluence):
             terms = 2 * ratio * np.log(1 / tol)
         return int(min(np.ceil(terms) + 1, MAX_DEPTH))
 
+    def _solve(self, V: Tensor) -> Tensor:
+        return self._solver.solve(V, self._iterate)
+
     def _iterate(self, V: Tensor) -> tuple[Tensor, int, str | None]:
-        scale, depth = self.scale_, self.depth_
+        """Return solutions, terms, and what to warn of."""
+        matrix, scale, depth = self._solver.matrix, self.scale_, self.depth_
         if self._batch is None:
-            found = full_series(
-                self._matrix, V, self.damping_, scale, depth, self.tol, self._lowest
-            )
+            found = full_series(matrix, V, self.damping_, scale, depth, self.tol, self._lowest)
         else:
-            found = batch_series(
-                self._matrix, V, self.damping_, scale, depth, self._batch, self._seed
-            )
+            found = batch_series(matrix, V, self.damping_, scale, depth, self._batch, self._seed)
         trouble = (
             None
             if found.converged
@@ -256,3 +264,9 @@ class LiSSAInfluence(BaseIterativeInfluence):
             "CGInfluence, which needs far fewer products."
         )
         return found.u, found.n_iter, trouble
+
+    @property
+    def n_iter_(self) -> int:
+        """Terms of the right-hand side that took most, in the last solution."""
+        check_is_fitted(self, "model_")
+        return self._solver.n_iter

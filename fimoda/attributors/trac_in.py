@@ -14,10 +14,10 @@ from ..curvature.projection import KINDS, Projection
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..objective import Objective
 from ..row_gradients import RowGradients
 from ..trajectory import Trajectory, model_at
 from ._along_the_run import BaseAlongTheRun, StageRows
-from ._gradient_product import GradientProducts
 
 
 class TracIn(BaseAlongTheRun):
@@ -157,13 +157,13 @@ class TracIn(BaseAlongTheRun):
             seed=int(check_random_state(self.random_state).randint(MAX_SEED)),
             memory_budget=self.memory_budget,
         )
-        for products, parts in self._checkpoints():
-            trained = [products.mapped(stage.objective.losses, self._project) for _, stage in parts]
+        for at, parts in self._checkpoints():
+            trained = [at.mapped(self._project, stage.objective.losses) for _, stage in parts]
             self._features.append([RowGradients.of(features) for features in trained])
 
-    def _checkpoints(self) -> Iterator[tuple[GradientProducts, list[tuple[float, StageRows]]]]:
-        """Yield products of gradients at each checkpoint that stands for steps, and the stages of these
-        with the sums of their rates."""
+    def _checkpoints(self) -> Iterator[tuple[Objective, list[tuple[float, StageRows]]]]:
+        """Yield the objective at each checkpoint that stands for steps, and the stages of these with the
+        sums of their rates."""
         run, before, total = self.trajectory_, 0, self._gain()
         for k, step in enumerate(run.steps):
             stop = run.n_steps if k == len(run) - 1 else step
@@ -175,19 +175,18 @@ class TracIn(BaseAlongTheRun):
                     parts.append((rate, self._stages[s]))
             before = stop
             if parts:
-                differentiate = self._objective.at(model_at(run, k, self.model_)).differentiate
-                yield GradientProducts(differentiate, self.chunk_size, self.memory_budget), parts
+                yield self._objective.at(model_at(run, k, self.model_)), parts
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         scores = np.zeros((len(test), len(self._objective)))
-        for number, (products, parts) in enumerate(self._checkpoints()):
+        for number, (at, parts) in enumerate(self._checkpoints()):
             if self._project is not None:
-                features = RowGradients.of(products.mapped(test, self._project))
+                features = RowGradients.of(at.mapped(self._project, test))
             for place, (rate, stage) in enumerate(parts):
                 if self._project is not None:
                     found = features.inner(self._features[number][place]).cpu().numpy()
                 else:
-                    found = products.pairs(test, stage.objective.losses, RowGradients.inner)
+                    found = at.pairs(test, stage.objective.losses)
                 scores[:, stage.rows] += stage.removal(rate * stage.shares * found)
         return self._columns(scores)
 
@@ -198,9 +197,9 @@ class TracIn(BaseAlongTheRun):
             return a.inner_rowwise(b)
 
         scores = np.zeros(len(self._objective))
-        for products, parts in self._checkpoints():
+        for at, parts in self._checkpoints():
             for rate, stage in parts:
                 own = Measured(stage.objective.rows, self._measure)
-                found = products.rowwise(own, stage.objective.losses, inner)
+                found = at.rowwise(own, stage.objective.losses, inner)
                 scores[stage.rows] += rate * stage.shares * found
         return self._columns(scores)

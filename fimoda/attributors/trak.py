@@ -22,6 +22,7 @@ from .._validation import (
 from ..adapters import as_final_model, has_earlier_steps
 from ..base import BaseAttributor
 from ..curvature.checks import check_gradients
+from ..curvature.damping import DAMPING_FACTOR, MOST_OF_TRACE
 from ..curvature.feature_kernel import FeatureKernel
 from ..curvature.projection import KINDS, Projection
 from ..curvature.removal import Removal
@@ -30,7 +31,6 @@ from ..measurements import Measurement, Output
 from ..model import FinalModel
 from ..row_gradients import RowDifferentiator
 from ..rows import Rows
-from ._influence import DAMPING_FACTOR, MOST_OF_TRACE
 
 #: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
 AT_MINIMUM = 1e-4

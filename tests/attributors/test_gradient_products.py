@@ -199,7 +199,7 @@ def test_equals_autograd(name, kind):
     dot = GradDot(
         module, criterion=criterion, lr=0.3, batch_size=4, n_epochs=5, reweight_others=False
     ).fit(X, y)
-    assert dot._differentiate.factors == NETWORKS[name][1]
+    assert dot._objective.differentiate.factors == NETWORKS[name][1]
     expected = 0.3 * 5 * 4 / N * test @ train.T  # 14 rows are 4 batches of 4
     close(dot.transform(X_test, y_test), expected)
     close(dot.self_influence(), 0.3 * 5 * 4 / N * (train**2).sum(1))
@@ -418,7 +418,7 @@ def test_zero_gradients_score_zero(dense):
         y = module(torch.from_numpy(X)).numpy()
     y[4:] += 1
     cos = GradCos(module, criterion=nn.MSELoss()).fit(X, y)
-    assert cos._differentiate.factors != dense
+    assert cos._objective.differentiate.factors != dense
     scores = cos.transform(X, y)
     assert (scores[:, :4] == 0).all()
     assert (scores[:4] == 0).all()
@@ -449,8 +449,8 @@ def test_memory_budget(cls, name):
     X, y, X_test, y_test = rows(name)
     whole = cls(module, criterion=nn.CrossEntropyLoss()).fit(X, y)
     tiny = cls(module, criterion=nn.CrossEntropyLoss(), memory_budget=1).fit(X, y)
-    assert tiny._chunk(N) == 1
-    assert whole._chunk(N) == N
+    assert tiny._objective.chunk() == 1
+    assert whole._objective.chunk() == N
     close(tiny.transform(X_test, y_test), whole.transform(X_test, y_test))
     close(tiny.self_influence(), whole.self_influence())
 
@@ -459,8 +459,8 @@ def test_budget_bounds_what_is_held():
     """Half of the budget holds the gradients of a chunk."""
     X, y = make_regression(3000, 50, random_state=0)
     dot = GradDot(Ridge().fit(X, y), memory_budget=2**20).fit(X, y)
-    assert dot._chunk(len(X)) * dot._differentiate.row_bytes() <= 2**19
-    assert dot._chunk(len(X)) > 1
+    assert dot._objective.chunk() * dot._objective.differentiate.row_bytes() <= 2**19
+    assert dot._objective.chunk() > 1
 
 
 def test_float32_is_near_float64():

@@ -104,7 +104,7 @@ def test_dual_and_primal_equal_the_reference(network, loss):
     smaller = n_outputs <= case.problem.model.n_parameters
     assert (dual._dual is not None, dual._primal is None) == (smaller, smaller)
     dual._dual, dual._primal = DualGaussNewton(dual._objective), None
-    primal._dual, primal._primal = None, PrimalSolver(primal._curvature("gauss-newton"))
+    primal._dual, primal._primal = None, PrimalSolver(GaussNewton(primal._objective, penalty=True))
     for damping in (0.3, 1e-2, 10.0):
         dual.damping_ = primal.damping_ = damping
         expected = case.reference(damping)
@@ -143,9 +143,13 @@ def test_automatic_damping_by_gradients():
     noise = np.random.default_rng(0).normal(size=outputs.shape)
     y = outputs.numpy() + 1e-3 * noise
     fitted = ExactInfluence(case.problem.module, criterion=case.criterion).fit(case.X, y)
-    G = fitted._differentiate(Measured(Rows(fitted._X, fitted._y), fitted.model_.loss)).dense()
+    G = fitted._objective.differentiate(
+        Measured(Rows(fitted._X, fitted._y), fitted.model_.loss)
+    ).dense()
     assert_allclose(fitted.damping_, 1000 * float((G**2).mean()), rtol=1e-10)
-    assert fitted.damping_ < 0.05 * float(fitted._curvature("gauss-newton").dense().trace())
+    assert fitted.damping_ < 0.05 * float(
+        GaussNewton(fitted._objective, penalty=True).dense().trace()
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -217,7 +221,7 @@ def test_a_layer_that_no_solver_has_fitted():
         ExactInfluence(layer, criterion=nn.MSELoss()).fit(X, y[:, None]),
         ExactInfluence(SGDRegressor(random_state=0).fit(X, y)).fit(X, y),
     ):
-        trace = float(influence._curvature("gauss-newton").dense().trace())
+        trace = float(GaussNewton(influence._objective, penalty=True).dense().trace())
         assert influence.damping_ == pytest.approx(0.05 * trace, rel=1e-6)
 
 
@@ -232,7 +236,9 @@ def test_losses_of_linear_pieces(cls):
         cls(far).fit(X, y[:100]),
         cls(net, criterion=nn.L1Loss()).fit(X, y[:100, None]),
     ):
-        assert_allclose(influence.damping_, 1000 * influence._mean_squared_entry(), rtol=1e-10)
+        assert_allclose(
+            influence.damping_, 1000 * influence._objective.mean_squared_gradient, rtol=1e-10
+        )
 
 
 def test_tuned_damping_of_a_solved_model_warns():
