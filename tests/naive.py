@@ -1,4 +1,4 @@
-"""Further training the plain way: one model, one left-out row, one seed at a time, float64.
+"""Further training and refitting the plain way: one model, one left-out row, one seed at a time, float64.
 
 Nothing here comes from fimoda: torch's own DataLoader, autograd and optimisers.
 """
@@ -6,11 +6,12 @@ Nothing here comes from fimoda: torch's own DataLoader, autograd and optimisers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -131,3 +132,23 @@ def close(found, expected, rtol: float = 1e-10) -> None:
     found, expected = np.asarray(found), np.asarray(expected)
     assert np.abs(expected).max() > 0
     np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
+
+
+def refits(
+    model: BaseEstimator,
+    X: np.ndarray,
+    y: np.ndarray,
+    measure: Callable[[BaseEstimator], np.ndarray],
+    rows: Iterable[int] | None = None,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the change (n_test, n_rows) of what is measured when the model is fitted without each row."""
+
+    def measured(rest: np.ndarray) -> np.ndarray:
+        given = {} if weights is None else {"sample_weight": weights[rest]}
+        return measure(clone(model).fit(X[rest], y[rest], **given))
+
+    every = np.arange(len(X))
+    full = measured(every)
+    left_out = every if rows is None else rows
+    return np.stack([measured(np.delete(every, i)) - full for i in left_out], axis=-1)

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from naive import refits
 from numpy.testing import assert_allclose
 from scipy import sparse
 from sklearn.base import clone
@@ -23,18 +24,12 @@ X = np.c_[rng.normal(5e6, 2e6, N), FLAG, rng.normal(40, 10, N)]
 Y = X[:, 0] / 1e6 + 3 * FLAG + X[:, 2] / 10 + rng.normal(size=N)
 
 
-def refits(model, X, y, rows, measure):
-    whole = measure(model)
-    kept = [np.delete(np.arange(len(X)), i) for i in rows]
-    return np.array([measure(clone(model).fit(X[k], y[k])) - whole for k in kept]).T
-
-
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_a_newton_step_is_exact_whatever_the_size_of_a_column(size):
     scaled = X * [size / 1e6, 1, 1]
     model = Ridge(solver="svd").fit(scaled, Y)
     rows = np.arange(0, N, 8)
-    expected = refits(model, scaled, Y, rows, lambda m: m.predict(scaled[:9]))
+    expected = refits(model, scaled, Y, lambda m: m.predict(scaled[:9]), rows)
     method = ExactInfluence(model, newton_step=True, measurement="output")
     found = method.fit(scaled, Y).transform(scaled[:9], Y[:9])
     assert_allclose(found[:, rows], expected, rtol=1e-5, atol=1e-9 * np.abs(expected).max())
@@ -44,7 +39,7 @@ def test_logistic_regression_on_unscaled_columns():
     y = (Y > np.median(Y)).astype(int)
     model = LogisticRegression(solver="newton-cholesky", tol=1e-10).fit(X, y)
     rows = np.arange(0, N, 8)
-    expected = refits(model, X, y, rows, lambda m: -m.predict_log_proba(X[:9])[np.arange(9), y[:9]])
+    expected = refits(model, X, y, lambda m: -m.predict_log_proba(X[:9])[np.arange(9), y[:9]], rows)
     found = ExactInfluence(model, newton_step=True).fit(X, y).transform(X[:9], y[:9])[:, rows]
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
 
@@ -86,7 +81,7 @@ def test_scores_are_those_of_least_squares_or_a_warning_says_that_they_are_not(m
     X, rows = np.c_[LARGE * size, FLAGS], np.arange(0, 120, 8)
     fitted = clone(model).fit(X, TARGET)
     measure = lambda m: m.predict(X[:9])  # noqa: E731
-    expected = refits(clone(SCALED).fit(X, TARGET), X, TARGET, rows, measure)
+    expected = refits(SCALED, X, TARGET, measure, rows)
     found, said = scores_and_warnings(fitted, X, TARGET)
     if isinstance(model, TransformedTargetRegressor):
         expected = expected / TARGET.std()
@@ -120,7 +115,7 @@ def test_collinear_lonely_and_constant_columns_are_no_alarm(fit_intercept):
     rows = rows[kept[rows]]  # the others' predictions are free once they are left out
     for model in (LinearRegression(fit_intercept=fit_intercept), Ridge(1e-3), Ridge(100.0)):
         fitted = clone(model).fit(X, TARGET)
-        expected = refits(fitted, X, TARGET, rows, lambda m: m.predict(X[:9]))
+        expected = refits(fitted, X, TARGET, lambda m: m.predict(X[:9]), rows)
         found, said = scores_and_warnings(fitted, X, TARGET)
         assert not said
         assert_allclose(found[:, rows], expected, rtol=1e-5, atol=1e-6)
