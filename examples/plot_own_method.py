@@ -10,11 +10,11 @@ and ``clone``, it inherits. The checks that every attributor passes say whether 
 # %%
 # The class
 # ---------
-# Two hooks: ``_fit`` computes what depends on training rows only, ``_scores`` gets test rows with what
-# is measured of them, and returns one column for each row of ``train_indices_``. Both find the
-# training objective in ``_objective``, the model on its training rows. Here gradients of all rows are
-# held at once: a method for many rows would go through them in chunks. A method with a parameter and a
-# solver is :ref:`sphx_glr_auto_examples_plot_own_solver.py`.
+# Two hooks: ``_fit`` computes what depends on training rows only, of which there is nothing here;
+# ``_scores`` gets test rows with what is measured of them, and returns one column for each training
+# row. Both find the training objective in ``_objective``, the model on its training rows: it goes
+# through pairs of rows in chunks that fit the memory. A method with a parameter and a solver is
+# :ref:`sphx_glr_auto_examples_plot_own_solver.py`.
 
 import warnings
 
@@ -29,20 +29,21 @@ from fimoda import BaseAttributor, GradDot, agreement_curve, further_training_cu
 from fimoda.utils.estimator_checks import check_attributor
 
 
+def agreement(test, train):
+    """Return in how many parameters two gradients pull the same way, less in how many they do not."""
+    return test.dense().sign() @ train.dense().sign().mT
+
+
 class SignProduct(BaseAttributor):
     """Share of the parameters in which two rows pull the same way, less the share of the others."""
 
     process = "none: directions are compared"
 
     def _fit(self):
-        self._signs = self._signs_of(self._objective.losses)
-
-    def _signs_of(self, measured):
-        return self._objective.differentiate(measured).dense().sign()
+        pass
 
     def _scores(self, test):
-        agree = self._signs_of(test) @ self._signs.mT
-        return (agree / self.model_.n_parameters).double().cpu().numpy()
+        return self._objective.pairs(test, product=agreement) / self.model_.n_parameters
 
 
 # %%

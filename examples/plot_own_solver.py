@@ -10,13 +10,15 @@ This one leaves that to MINRES of scipy, in float64: the training objective give
 # The class
 # ---------
 # ``__init__`` only stores, and ``_parameter_constraints`` say what is allowed; ``fit`` checks them.
-# ``_objective`` is the model on its training rows: it gives gradients of rows, their shares in the
-# mean, and, with ``GaussNewton``, the products that a solver asks for.
+# ``_objective`` is the model on its training rows, here in float64: it gives gradients of rows, their
+# shares in the mean, products of all gradients with vectors, and, in a ``GaussNewton``, those that the
+# solver asks for.
 
 import warnings
 from numbers import Real
 
 import numpy as np
+import torch
 from scipy.sparse.linalg import minres
 from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import ConvergenceWarning
@@ -28,11 +30,15 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from fimoda import BaseAttributor, ExactInfluence
 from fimoda.curvature.operators import GaussNewton
+from fimoda.row_gradients import RowGradients
 from fimoda.utils.estimator_checks import check_attributor
 
 
 class MinresInfluence(BaseAttributor):
-    """Influence function of the Gauss-Newton matrix, one solution by MINRES for each test row."""
+    r"""Influence function, :math:`S_{zi} = s_i \nabla m_z^\top (C + \lambda I)^{-1} \nabla\ell_i`.
+
+    C is the Gauss-Newton matrix, and a test row's product with its inverse is one call of MINRES.
+    """
 
     process = "the optimum moves"
 
@@ -51,17 +57,13 @@ class MinresInfluence(BaseAttributor):
 
     def _fit(self):
         self._curvature = GaussNewton(self._objective.double, penalty=True)
-        self._pulls = self._gradients(self._objective.losses)
-
-    def _gradients(self, measured):
-        return self._objective.differentiate(measured).dense().double().cpu().numpy()
 
     def _scores(self, test):
-        curvature = self._curvature.linear_operator()
-        solved = [
-            minres(curvature, g, shift=-self.damping, rtol=1e-9)[0] for g in self._gradients(test)
-        ]
-        return np.array(solved) @ self._pulls.T * self._objective.rows.shares.cpu().numpy()
+        objective, curvature = self._curvature.objective, self._curvature.linear_operator()
+        gradients = objective.mapped(RowGradients.dense, test.double).cpu().numpy()
+        solved = [minres(curvature, g, shift=-self.damping, rtol=1e-9)[0] for g in gradients]
+        products = objective.along(torch.tensor(np.array(solved), device=self.model_.device))
+        return (objective.rows.shares * products.mT).cpu().numpy()
 
 
 # %%
