@@ -1,28 +1,28 @@
-"""Argument checks shared by all; alone with `base` in leaning on scikit-learn internals."""
+"""Checks of arguments; with `_arrays` and `base` alone in leaning on scikit-learn internals."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import _safe_indexing, check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval as _Interval
 from sklearn.utils._param_validation import StrOptions, validate_params
 from sklearn.utils.validation import (
     _check_sample_weight,
-    _num_samples,
     assert_all_finite,
     check_consistent_length,
     check_is_fitted,
     validate_data,
 )
+
+from ._arrays import check_unmasked, native
 
 #: What others take from scikit-learn by way of this file.
 __all__ = [
@@ -66,113 +66,9 @@ OPEN_SHARE = Interval(numbers.Real, 0, 1, closed="neither")
 MAX_SEED = 2**31 - 1
 
 
-def native(array: NDArray[Any]) -> NDArray[Any]:
-    """Return numbers in a type that torch knows: in this machine's byte order, float64 at most."""
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        return array.astype(np.float64)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def is_several(X: Any) -> bool:
-    """Return whether X is a dict of arrays, or a tuple of them: what a module of several inputs takes."""
-    if isinstance(X, Mapping):
-        return not issparse(X)  # one of scipy's is a dict
-    return isinstance(X, tuple) and len(X) > 0 and all(getattr(x, "ndim", 0) > 0 for x in X)
-
-
-def entries(X: Any) -> list[tuple[str, Any]]:
-    """Return the arrays of a dict or a tuple, each with a name for messages: ``X["ids"]``, ``X[0]``."""
-    pairs = X.items() if isinstance(X, Mapping) else enumerate(X)
-    return [(f'["{key}"]' if isinstance(key, str) else f"[{key!r}]", part) for key, part in pairs]
-
-
-def n_rows(X: Any) -> int:
-    """Return the number of rows of an array, a frame, a sparse matrix, a list, or a dict of arrays."""
-    return int(_num_samples(entries(X)[0][1] if is_several(X) else X))
-
-
-def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
-    """Return some rows of an array, a frame, a sparse matrix, a list, or a dict, of its own type."""
-    if not is_several(X):
-        return _safe_indexing(X, indices)
-    rows = [_safe_indexing(part, indices) for _, part in entries(X)]
-    return dict(zip(X, rows, strict=True)) if isinstance(X, Mapping) else tuple(rows)
-
-
-def take_columns(X: Any, indices: NDArray[np.int64]) -> Any:
-    """Return some columns of an array, a frame or a sparse matrix, of its own type; lists become arrays."""
-    return _safe_indexing(np.asarray(X) if isinstance(X, list | tuple) else X, indices, axis=1)
-
-
 def is_integer(value: Any) -> TypeGuard[int]:
     """Return whether a value is a whole number, which True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def check_unmasked(values: Any, name: str) -> None:
-    """Raise ValueError if a masked array masks anything."""
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(
-            f"{name} is a masked array in which {int(np.ma.count_masked(values))} values are masked, "
-            "and a model does not see masks. Fill them with values (filled, or an imputer in a Pipeline), "
-            "or drop their rows."
-        )
-
-
-def check_rows(X: Any, name: str = "X") -> Any:
-    """Return rows as the model sees them: dense, numeric, finite, at least one, or several such inputs."""
-    return check_inputs(X, name) if is_several(X) else _check_part(X, name)
-
-
-def _check_part(X: Any, name: str, **settings: Any) -> NDArray[Any]:
-    check_unmasked(X, name)
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
-    return check_array(X, dtype="numeric", allow_nd=True, input_name=name, **settings)
-
-
-def check_inputs(X: Any, name: str = "X") -> dict[str, Any] | tuple[Any, ...]:
-    """Return a dict or a tuple of arrays as arrays, each with a row for every row.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there are none, or one is no array of finite numbers, or longer than another.
-    """
-    if not len(X):
-        raise ValueError(
-            f"{name} is a {type(X).__name__} without entries. A module of several inputs takes an array of "
-            'each, with one row for each target: X = {"ids": ids, "numbers": numbers}.'
-        )
-    if isinstance(X, Mapping) and not all(isinstance(key, str) for key in X):
-        raise TypeError(
-            f"{name} as a dict must have the names of the module's arguments as keys, got {list(X)!r}."
-        )
-    found = [_check_entry(part, name + key) for key, part in entries(X)]
-    lengths = {name + key: len(part) for (key, _), part in zip(entries(X), found, strict=True)}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise ValueError(
-            f"the entries of {name} must have as many rows as each other, but {told}. Give each one row "
-            "for every target."
-        )
-    return dict(zip(X, found, strict=True)) if isinstance(X, Mapping) else tuple(found)
-
-
-def _check_entry(part: Any, name: str) -> NDArray[Any]:
-    """Return one of several inputs as an array (n, ...) of its own type."""
-    require_no_dates(part, name)
-    if np.ndim(part) == 0:
-        got = type(part).__name__
-        raise TypeError(
-            f"{name} must be an array or a tensor with one row for each target, got {got}."
-        )
-    try:
-        return native(_check_part(part, name, ensure_2d=False))
-    except ValueError as error:
-        if name in str(error):
-            raise
-        raise ValueError(f"{name} must hold numbers, as the module takes them: {error}.") from error
 
 
 def check_count(value: Any, name: str) -> None:
@@ -181,42 +77,6 @@ def check_count(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}.")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-def require_no_dates(X: Any, name: str = "X") -> None:
-    """Raise TypeError if rows hold dates or durations, which no model takes as they are."""
-    if hasattr(X, "iloc") and hasattr(X, "dtypes"):
-        columns = [(f"column {name!r}", dtype) for name, dtype in zip(X, X.dtypes, strict=True)]
-    else:
-        columns = [("it", getattr(X, "dtype", None))]
-    for where, dtype in columns:
-        if getattr(dtype, "kind", "") in ("m", "M"):
-            raise TypeError(
-                f"{name} must hold numbers, but {where} is {dtype}. Convert dates and durations to numbers "
-                "in a unit of your choice, such as days since the first, or do so in a Pipeline before "
-                "the model."
-            )
-
-
-def dense_rows(X: Any, budget: int) -> Any:
-    """Return sparse rows as an array, others as they are.
-
-    Raises
-    ------
-    MemoryError
-        If the array would take more than `budget` bytes; nothing is allocated before.
-    """
-    if not issparse(X):
-        return X
-    n_bytes = X.shape[0] * X.shape[1] * np.dtype(float).itemsize
-    if n_bytes > budget:
-        raise MemoryError(
-            f"X is sparse, of shape {X.shape}, and would take {n_bytes / 2**20:.0f} MiB as an array, "
-            f"more than {budget / 2**20:.0f} MiB. Use fewer columns (max_features or min_df of a "
-            "vectoriser) or rows, or a method that fits again (LeaveOneOut, Downsampling, Datamodel), "
-            "which takes them as they are."
-        )
-    return X.toarray()
 
 
 def check_top(k: int, n_columns: int) -> None:

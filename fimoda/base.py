@@ -8,49 +8,28 @@ from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
-from torch import Tensor, nn
+from torch import nn
 
 from . import measurements
 from ._validation import (
     POSITIVE_INTEGER,
     check_is_fitted,
-    check_targets,
     check_top,
-    check_weights,
     checks_parameters,
-    n_rows,
 )
-from .adapters import (
-    as_final_model,
-    caveats,
-    check_columns,
-    default_estimator,
-    fit_with,
-    has_earlier_steps,
-    is_fitted,
-    last_step,
-    takes_sparse_rows,
-    training_rows,
-    transform_rows,
-    transform_targets,
-    warn_of_rows,
-)
-from .checked_rows import checked_rows, require_same_inputs, require_squares, seen_rows
+from .adapters import caveats, is_fitted, takes_sparse_rows
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
-from .model import DEFAULT_BUDGET, FinalModel
-from .objective import Objective
-from .rows import Rows
+from .preparation import Preparation
 from .top_rows import TopRows, as_text, distinct
 
 
-class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
+class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     """Base of all attributors: ``fit`` on training rows, ``transform`` of test rows to scores.
 
     ``S[z, i]`` estimates ``E[m_z(model without row i)] - E[m_z(model with all rows)]`` for the
@@ -63,9 +42,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
 
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
     process: ClassVar[str] = "as the method says"
-
-    #: Whether a recorded run tells which rows were trained on, and how often.
-    _knows_rows: ClassVar[bool] = False
 
     #: The model is trained again from its beginning, by `SubsetTrainer`.
     _retrains: ClassVar[bool] = False
@@ -128,111 +104,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         self._fit()
         return self
 
-    def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
-        """Freeze the model and encode the training rows."""
-        estimator = self.estimator
-        fitted = estimator is not None and is_fitted(estimator)
-        raw = estimator is not None and self._leaves_rows(estimator)
-        rows = checked_rows(self, X, reset=True, raw=raw)
-        y = check_targets(y, n_rows(rows))
-        weights = check_weights(sample_weight, np.zeros((n_rows(rows), 1)))
-        if fitted:
-            self.estimator_ = estimator
-        else:
-            model = (
-                default_estimator(y, self.random_state) if estimator is None else clone(estimator)
-            )
-            self.estimator_ = fit_with(model, X, y, weights)
-        seen, y = self._model_rows(rows, y), self._model_targets(y)
-        self._check_columns(X if hasattr(X, "columns") else rows)
-        self.model_ = self._freeze(seen, y, weights)
-        inputs = self.model_.encode_X(seen)
-        require_squares(inputs)
-        outputs = self.model_.outputs(inputs[:2])
-        self.n_outputs_ = outputs.shape[1]
-        targets = self.model_.encode_y(y, self.n_outputs_)
-        given = None if weights is None else torch.tensor(weights)
-        self._objective = Objective(
-            self.model_,
-            Rows(inputs, targets, self.model_.row_weights(targets, given)),
-            memory_budget=getattr(self, "memory_budget", DEFAULT_BUDGET),
-            chunk_size=getattr(self, "chunk_size", None),
-        )
-        self._row_names = X.index if hasattr(X, "iloc") else None
-        self._measure = measurements.resolve(self.measurement, self.model_)
-        for measure in (self.model_.loss, self._measure):  # a bad one shows now, not after training
-            if torch.isnan(measurements.values(measure, outputs, targets[:2])).any():
-                name = "measurement" if measure is self._measure else "the loss"
-                raise ValueError(
-                    f"{name} must be a number for every row, but is NaN for one of the first two training "
-                    "rows. Look for 0 / 0, or the logarithm or root of a negative number."
-                )
-
-    @property
-    def _own(self) -> Measured:
-        """The training rows, with what is attributed measured of them."""
-        return Measured(self._objective.rows, self._measure)
-
-    @property
-    def _X(self) -> Any:
-        return self._objective.rows.inputs
-
-    @property
-    def _y(self) -> Tensor:
-        return self._objective.rows.targets
-
-    @property
-    def _weights(self) -> Tensor:
-        weights = self._objective.rows.weights
-        if weights is None:
-            raise RuntimeError("training rows have weights")
-        return weights
-
-    def _leaves_rows(self, estimator: Any) -> bool:
-        """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
-        return has_earlier_steps(estimator)
-
-    def _hands_on_rows(self, estimator: Any) -> bool:
-        """Hook of the tags: whether the rows may be whatever the estimator takes."""
-        return False
-
-    def _freeze(
-        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-    ) -> FinalModel:
-        """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
-        if not self._knows_rows:
-            warn_of_rows(last_step(self.estimator_), n_rows(X), sample_weight is not None)
-        return as_final_model(
-            self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
-        )
-
-    def _adopt(self, other: BaseAttributor) -> None:
-        """Take over the model and the training rows that another attributor has prepared."""
-        for name in ("estimator_", "model_", "n_outputs_", "_objective", "_measure"):
-            setattr(self, name, getattr(other, name))
-
-    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
-        """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.
-
-        With their targets `y` they are the training rows.
-        """
-        seen = self._seen_by_model(X, y)
-        return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))
-
-    def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
-        """Rows after the earlier steps of a Pipeline; with targets they are the training rows."""
-        if y is None:
-            return transform_rows(self.estimator_, X)
-        return training_rows(self.estimator_, X, y)
-
-    def _check_columns(self, X: Any) -> None:
-        """Hook of `fit` and `transform`: let the model see whether it knows the columns."""
-        check_columns(self.estimator_, X)
-
-    def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Hook of `fit` and `transform`: targets as the model itself is fitted on them."""
-        return transform_targets(self.estimator_, y)
-
     @abstractmethod
     def _fit(self) -> None:
         """Hook of `fit`."""
@@ -268,23 +139,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
             )
         return scores
 
-    def _test(self, X: Any, y: Any) -> Measured:
-        """Return encoded test rows, with the measurement to take on them."""
-        checked = checked_rows(self, X, reset=False, raw=self._leaves_rows(self.estimator_))
-        inputs = self.model_.encode_X(self._model_rows(checked))
-        require_squares(inputs)
-        require_same_inputs(self._objective.rows.inputs, inputs)
-        self._check_columns(X if hasattr(X, "columns") else checked)
-        if y is not None:
-            targets = self._model_targets(check_targets(y, n_rows(checked)))
-            rows = Rows(inputs, self.model_.encode_y(targets, self.n_outputs_))
-            return Measured(rows, self._measure)
-        predicted = self.model_.predicted_targets(self.model_.outputs(inputs))
-        loss, measure = self.model_.loss, self._measure
-        if self.measurement == "loss" and not loss.is_classifier:
-            measure = loss.target_output  # a number has no loss at its own prediction
-        return Measured(Rows(inputs, predicted), measure)
-
     if TYPE_CHECKING:
 
         def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[np.float64]:
@@ -303,29 +157,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         scores = self._scores(test)
         measured = measurements.values(test.measure, self.model_.outputs(test.inputs), test.targets)
         return measured.cpu().numpy()[None], scores[None]
-
-    def _caveats(self) -> list[str]:
-        """Hook of `attribute`: what the scores do not say about the estimator as a whole."""
-        held = self.model_.weighting.balanced is not None and not self._rebalances()
-        fixed = "balanced class weights are held as they are, and would change without a row"
-        return caveats(self.estimator_) + [fixed] * held
-
-    def _rebalances(self) -> bool:
-        """Hook of `_caveats`: whether balanced class weights change when a row leaves."""
-        return bool(getattr(self, "reweight_others", False))
-
-    @classmethod
-    def _known_parameters(cls) -> set[str]:
-        """Hook of `attribute`: return the parameters that can be set without knowing the model."""
-        return set(cls._parameter_constraints)
-
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        """Hook of `attribute`: return after how many epochs of one model the scores are there.
-
-        Called before `fit`, with another method that is `fitted` to the model and its rows. Infinite
-        if the method does not apply; this one takes next to nothing.
-        """
-        return 0.0
 
     # ---- views of the scores ----------------------------------------------------------------
 
@@ -381,28 +212,6 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         """
         return np.asarray(self.transform(X, y), dtype=np.float64)
 
-    def _n_runs(self) -> int:
-        """Hook of `significant_scores`: return the number of runs behind the standard errors."""
-        return 1
-
-    def _standard_errors(self) -> NDArray[np.float64] | None:
-        """Hook of `top`: standard errors of the scores last computed, if the method has any."""
-        return None
-
-    def _process(self) -> str:
-        """Hook of `attribute`: `process`, with what was set or found."""
-        return self.process
-
-    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
-        """Hook of `attribute`: what is known of the error of the scores last computed."""
-        errors = self._standard_errors()
-        if errors is None or not np.isfinite(errors).any():
-            return []
-        known = np.isfinite(errors) & np.isfinite(scores)
-        size = max(float((scores[known] ** 2).mean()), 1e-300)
-        ratio = np.sqrt((errors[known] ** 2).mean() / size)
-        return [f"standard errors are {ratio:.0%} of the scores (root mean squares)"]
-
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns.
 
@@ -429,6 +238,53 @@ class BaseAttributor(TransformerMixin, BaseEstimator, ABC):
         if self._row_names is None:
             return [f"row{i}" for i in self.train_indices_]
         return self._row_names[self.train_indices_]
+
+    # ---- answers to the rest of fimoda ------------------------------------------------------
+
+    @classmethod
+    def _known_parameters(cls) -> set[str]:
+        """Return the parameters that can be set without knowing the model."""
+        return set(cls._parameter_constraints)
+
+    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
+        """Return after how many epochs of one model the scores are there.
+
+        Called before `fit`, with another method that is `fitted` to the model and its rows. Infinite
+        if the method does not apply; this one takes next to nothing.
+        """
+        return 0.0
+
+    def _process(self) -> str:
+        """Return `process`, with what was set or found."""
+        return self.process
+
+    def _caveats(self) -> list[str]:
+        """Return what the scores do not say about the estimator as a whole."""
+        held = self.model_.weighting.balanced is not None and not self._rebalances()
+        fixed = "balanced class weights are held as they are, and would change without a row"
+        return caveats(self.estimator_) + [fixed] * held
+
+    def _rebalances(self) -> bool:
+        """Return whether balanced class weights change when a row leaves."""
+        return bool(getattr(self, "reweight_others", False))
+
+    def _n_runs(self) -> int:
+        """Return the number of runs behind the standard errors."""
+        return 1
+
+    def _standard_errors(self) -> NDArray[np.float64] | None:
+        """Return standard errors of the scores last computed, if the method has any."""
+        return None
+
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        """Return what is known of the error of the scores last computed."""
+        errors = self._standard_errors()
+        if errors is None or not np.isfinite(errors).any():
+            return []
+        known = np.isfinite(errors) & np.isfinite(scores)
+        size = max(float((scores[known] ** 2).mean()), 1e-300)
+        ratio = np.sqrt((errors[known] ** 2).mean() / size)
+        return [f"standard errors are {ratio:.0%} of the scores (root mean squares)"]
 
     # ---- scikit-learn -----------------------------------------------------------------------
 

@@ -10,15 +10,15 @@ from scipy.sparse import issparse
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ._validation import (
+from ._arrays import (
     check_inputs,
     check_rows,
     check_unmasked,
     dense_rows,
     is_several,
     require_no_dates,
-    validate_data,
 )
+from ._validation import validate_data
 from .adapters import (
     has_earlier_steps,
     require_dense_rows,

@@ -131,3 +131,14 @@ def stacked_values(
 ) -> Tensor:
     """`values` for a stack of models: outputs (L, n, C), targets (n, ...), result (L, n)."""
     return torch.stack([values(measure, one, targets) for one in outputs])
+
+
+def require_numbers(
+    measure: Callable[[Tensor, Tensor], Tensor], name: str, outputs: Tensor, targets: Tensor
+) -> None:
+    """Raise ValueError if the measurement of one of the first training rows is NaN."""
+    if torch.isnan(values(measure, outputs, targets)).any():
+        raise ValueError(
+            f"{name} must be a number for every row, but is NaN for one of the first two training "
+            "rows. Look for 0 / 0, or the logarithm or root of a negative number."
+        )

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from ._arrays import is_several, native
 from ._identity import identity_of
-from ._validation import is_several, native
 from .losses import RowLoss
 from .rows import Inputs, SeveralInputs, arguments, mapped
 

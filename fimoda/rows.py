@@ -17,8 +17,8 @@ from scipy.sparse import issparse
 from torch import Tensor
 from torch.utils import _pytree
 
+from ._arrays import entries, n_rows, take_columns, take_rows
 from ._identity import identity_of
-from ._validation import entries, n_rows, take_columns, take_rows
 
 #: A tensor, `SeveralInputs` or `RawRows`: what is as long as it has rows, and is indexed by them.
 Inputs = Any

@@ -14,6 +14,7 @@ PACKAGE = Path(fimoda.__file__).parent
 
 # From the top to the bottom; a name stands for a file, or for all files of a directory.
 ORDER = [
+    "_arrays",
     "_validation",
     "_identity",
     "store",
@@ -31,6 +32,7 @@ ORDER = [
     "objective",
     "top_rows",
     "checked_rows",
+    "preparation",
     "base",
     "training",
     "curvature",
@@ -50,6 +52,7 @@ USER_LIBRARIES = ("skorch", "sklearn.linear_model", "sklearn.neural_network", "s
 # Files that solve a regression by scikit-learn, of numbers that have nothing to do with the user's model.
 SOLVERS = {"attributors.datamodel": ("sklearn.linear_model",)}
 # Public names of scikit-learn's data side, which any file may use.
+SCIKIT_LEARN = {"adapters", "_arrays", "_validation", "preparation", "base", "selection", "utils"}
 MACHINERY = ("sklearn.utils", "sklearn.base", "sklearn.exceptions")
 EXTRAS = ("pandas", "matplotlib", "dask", "distributed", "seaborn")
 
@@ -155,7 +158,7 @@ def test_only_adapters_know_models(module):
 
 @pytest.mark.parametrize(
     "module",
-    [m for m in FILES if layer(m) not in {"adapters", "_validation", "base", "selection", "utils"}],
+    [m for m in FILES if layer(m) not in SCIKIT_LEARN],
 )
 def test_only_validation_and_base_know_machinery(module):
     assert not [name for name in imports(module) if starts_with(name, MACHINERY)]

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .._validation import n_rows
+from .._arrays import n_rows
 from ..model import FinalModel
 from .own_predictions import check_predictions
 

@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from .._validation import n_rows, take_rows
+from .._arrays import n_rows, take_rows
 from ..model import FinalModel, unwrapped
 from ..rows import RawRows
 from .kinds import Frozen, Kind

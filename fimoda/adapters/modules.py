@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._validation import entries, is_several, n_rows, take_rows
+from .._arrays import entries, is_several, n_rows, take_rows
 from ..losses import (
     ProbabilityNLL,
     RowLoss,

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from torch import Tensor, nn
 
-from .._validation import check_rows
+from .._arrays import check_rows
 from ..losses import ProbabilityNLL, SquaredError, ZeroOneLoss
 from ..model import FinalModel
 from ..rows import RawRows

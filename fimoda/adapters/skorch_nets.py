@@ -12,7 +12,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .._validation import n_rows, take_rows
+from .._arrays import n_rows, take_rows
 from ..losses import pairs_all_rows
 from ..model import FinalModel, Recipe
 from .kinds import Kind

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from joblib import cpu_count, effective_n_jobs
 
-from .._validation import n_rows
+from .._arrays import n_rows
 from ..adapters import fits_itself, has_earlier_steps, is_random, part_to_refit
 from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.downsampling import Downsampling

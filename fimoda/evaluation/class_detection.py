@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import POSITIVE_INTEGER, check_unmasked, checks_arguments
+from .._arrays import check_unmasked
+from .._validation import POSITIVE_INTEGER, checks_arguments
 from ..base import BaseAttributor
 from ._scores import largest, score_matrix
 

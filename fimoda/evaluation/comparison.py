@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import is_integer, n_rows
+from .._arrays import n_rows
+from .._validation import is_integer
 from ..attributors.data_inf import DataInf
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence

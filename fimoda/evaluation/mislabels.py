@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from .._validation import SHARE, check_random_state, check_unmasked, checks_arguments
+from .._arrays import check_unmasked
+from .._validation import SHARE, check_random_state, checks_arguments
 from ..base import BaseAttributor
 from ._scores import check_training_rows
 

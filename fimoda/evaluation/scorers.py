@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import n_rows
+from .._arrays import n_rows
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 from ._scores import Outcomes

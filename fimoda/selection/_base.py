@@ -12,7 +12,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, column_or_1d, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from .._validation import check_targets, check_weights, checks_parameters, n_rows, validate_data
+from .._arrays import n_rows
+from .._validation import check_targets, check_weights, checks_parameters, validate_data
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor

@@ -12,7 +12,8 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 
-from .._validation import Interval, StrOptions, check_is_fitted, take_rows
+from .._arrays import take_rows
+from .._validation import Interval, StrOptions, check_is_fitted
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
 from ._base import BaseSelection
