@@ -176,7 +176,7 @@ def test_further_training_and_agreement():
             warnings.simplefilter("ignore")
             product = GradDot(net).fit(rows, Y[TRAIN])
         agreement = fimoda.agreement_curve({"Grad-Dot": product}, curve, *test)
-        found.append([curve.scores, agreement.cosine["Grad-Dot"]])
+        found.append([curve.scores, agreement.values["cosine"]])
     assert_same(*found)
 
 
@@ -188,7 +188,9 @@ def test_attribute():
         method = fimoda.FurtherTraining(n_epochs=1, n_seeds=2, random_state=0)
         found.append([fimoda.attribute(net, *rows, *test, method=method).scores])
     assert_same(*found)
-    chosen = fimoda.attribute(fitted("dict"), rows_of("dict", TRAIN), Y[TRAIN], test[0], n_epochs=1)
+    chosen = fimoda.attribute(
+        fitted("dict"), rows_of("dict", TRAIN), Y[TRAIN], rows_of("dict", TEST), n_epochs=1
+    )
     assert chosen.scores.shape == (N_TEST, N)
 
 
@@ -200,7 +202,7 @@ def test_an_ensemble():
             fitted(form), *rows, n_seeds=2, checkpoints=2, n_epochs=2, random_state=0
         )
         methods = [
-            fimoda.EnsembleAttributor(GradDot(fitted(form)), ensemble),
+            fimoda.EnsembleAttributor(fitted(form), attributor=GradDot(), models=ensemble),
             fimoda.TRAK(fitted(form), models=ensemble, random_state=0),
         ]
         found.append([one for method in methods for one in scores_of(method, form)])

@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from ..curvature.batch_hessian import BatchHessian, batch_hessian
 from ..curvature.unrolled import Unrolled, adjoint_scores, forward_tangents
 from ..measured import Measure
+from ..rows import mapped
 from ..training.noise import seeded
 from ..training.optimizers import OptimizerSpec
 from ..training.products import fast_float32_products
@@ -37,7 +38,8 @@ class Walk(Run):
         """Gradients of the measurements at parameters (p,), as (m, p)."""
 
         def one(theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-            return measure(self.model.forward(theta, x.unsqueeze(0)), target.unsqueeze(0))[0]
+            one = mapped(lambda part: part.unsqueeze(0), x)
+            return measure(self.model.forward(theta, one), target.unsqueeze(0))[0]
 
         return vmap(grad(one), in_dims=(None, 0, 0))(theta, X, y)
 
