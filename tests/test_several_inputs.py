@@ -203,7 +203,7 @@ def test_an_ensemble():
         )
         methods = [
             fimoda.EnsembleAttributor(fitted(form), attributor=GradDot(), models=ensemble),
-            fimoda.TRAK(fitted(form), models=ensemble, random_state=0),
+            fimoda.TRAK(fitted(form), models=ensemble.models, random_state=0),
         ]
         found.append([one for method in methods for one in scores_of(method, form)])
     assert_same(*found)
