@@ -131,7 +131,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         return self._finite(self._scores(self._test(X, y)))
 
     def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores, if all are numbers."""
+        """Return the scores, if all are numbers."""
         if not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"{type(self).__name__} gave scores that are NaN or infinite: the measurement of a "
@@ -142,7 +142,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     if TYPE_CHECKING:
 
         def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[np.float64]:
-            """That of scikit-learn: `fit`, then `transform` of the same rows without targets."""
+            """Do as scikit-learn does: `fit`, then `transform` of the same rows without targets."""
 
     @abstractmethod
     def _scores(self, test: Measured) -> NDArray[np.float64]:
@@ -183,7 +183,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
 
     @with_gradients
     def top(self, X: Any, y: Any = None, k: int = 5) -> TopRows:
-        """The k most helpful and most harmful training rows of each test row.
+        """Return the k most helpful and most harmful training rows of each test row.
 
         Parameters
         ----------
@@ -289,7 +289,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     # ---- scikit-learn -----------------------------------------------------------------------
 
     def __sklearn_clone__(self) -> BaseAttributor:
-        """A new attributor with the same parameters; a fitted model is shared, never refitted."""
+        """Return a new attributor with the same parameters; a fitted model is shared, never refitted."""
         fitted = self.estimator is not None and is_fitted(self.estimator)
         shared = ("estimator", *self._shared) if fitted else self._shared
         bare = copy.copy(self)
@@ -301,7 +301,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         return new
 
     def _meaning(self) -> str:
-        """What a score says, for the HTML representation."""
+        """Return what a score says, for the HTML representation."""
         name = self.measurement if isinstance(self.measurement, str) else "measurement"
         sign = "the row helps" if name == "loss" else f"the {name} would be higher"
         return (

@@ -1,4 +1,4 @@
-"""What is attributed: measurements of a model's outputs, their values and gradients.
+"""Measurements of a model's outputs, which are attributed: their values and gradients.
 
 A measurement is a callable ``m(outputs, targets)`` that gives one number per row: `outputs` is a
 tensor (n, C), `targets` the encoded targets of those rows. The names ``"loss"``, ``"margin"``,
@@ -74,7 +74,7 @@ class _OfUser:
 
 
 def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tensor], Tensor]:
-    """The callable behind `measurement` for this model.
+    """Return the callable behind `measurement` for this model.
 
     * ``"loss"``: the training criterion per row.
     * ``"log_prob"``: log p_y, the log-probability of the target class.
@@ -109,7 +109,7 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
 
 
 def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    """Value of the measurement for each row, in float64: shape ``outputs.shape[:-1]``.
+    """Return the measurement of each row in float64, of shape ``outputs.shape[:-1]``.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets
 def stacked_values(
     measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
 ) -> Tensor:
-    """`values` for a stack of models: outputs (L, n, C), targets (n, ...), result (L, n)."""
+    """Return `values` (L, n) of a stack of models, from outputs (L, n, C) and targets (n, ...)."""
     return torch.stack([values(measure, one, targets) for one in outputs])
 
 

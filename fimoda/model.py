@@ -39,7 +39,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model was trained: what further training uses unless told otherwise.
+    """The training that a model has had: what further training uses unless told otherwise.
 
     ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
     the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`;
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the training objective weighs its rows, as far as the removal of one changes it.
+    """The weights of rows in the training objective, as far as the removal of one changes them.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class FinalModel:
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each trainable parameter lies in the flat vector."""
+        """The place of each trainable parameter in the flat vector."""
         ends = np.cumsum([0, *(prod(s) for s in self.shapes.values())])
         return {
             k: slice(int(a), int(b)) for k, a, b in zip(self.shapes, ends, ends[1:], strict=False)
@@ -173,7 +173,7 @@ class FinalModel:
         return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
 
     def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
-        """The vector or stack of vectors (..., p) whose `views` these are, as a copy."""
+        """Return the vector or stack of vectors (..., p) whose `views` these are, as a copy."""
         lead = next(v.dim() - len(self.shapes[k]) for k, v in parameters.items())
         return torch.cat(
             [
@@ -184,7 +184,7 @@ class FinalModel:
         )
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """Named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
+        """Return the named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
         return {
             k: theta[..., self.slices[k]].unflatten(-1, tuple(s))
             if s
@@ -193,7 +193,7 @@ class FinalModel:
         }
 
     def at(self, theta: Tensor) -> FinalModel:
-        """The same model with other parameters."""
+        """Return the same model with other parameters."""
         module = copy.deepcopy(self.module)
         parameters = dict(module.named_parameters())
         with torch.no_grad():
@@ -210,7 +210,7 @@ class FinalModel:
         return self.theta.dtype
 
     def to(self, dtype: torch.dtype) -> FinalModel:
-        """The same model in another floating point type."""
+        """Return the same model in another floating point type."""
         weight, l2, decay = (
             None if t is None else t.to(dtype) for t in (self.class_weight, self.l2, self.decay)
         )
@@ -238,7 +238,7 @@ class FinalModel:
 
     @cached_property
     def key(self) -> object:
-        """What tells it from other models of this process: no two are alike if parts cannot be compared."""
+        """A key that tells it from other models of this process; models that cannot be compared differ."""
         try:
             return self.fingerprint
         except (ValueError, RecursionError):
@@ -262,7 +262,7 @@ class FinalModel:
 
     @cached_property
     def is_stochastic(self) -> bool:
-        """Whether a forward pass in further training draws random numbers."""
+        """True if a forward pass in further training draws random numbers."""
         return any(
             (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)
             or (
@@ -273,11 +273,11 @@ class FinalModel:
         )
 
     def forward(self, theta: Tensor, x: Inputs, training: bool = False) -> Tensor:
-        """Outputs (B, C) of one model with parameters `theta` (p,)."""
+        """Return the outputs (B, C) of one model with parameters `theta` (p,)."""
         return self.call(self.views(theta), x, training)
 
     def call(self, parameters: dict[str, Tensor], x: Inputs, training: bool = False) -> Tensor:
-        """Outputs (B, C) of one model with named parameters."""
+        """Return the outputs (B, C) of one model with named parameters."""
         if training:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
@@ -288,13 +288,13 @@ class FinalModel:
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
-        """Outputs (n, C), a chunk of rows at a time, without gradients."""
+        """Return the outputs (n, C), a chunk of rows at a time, without gradients."""
         theta = self.theta if theta is None else theta
         with torch.no_grad():
             return torch.cat([self.forward(theta, x) for x in X.split(chunk_size)])
 
     def stacked_outputs(self, thetas: Tensor, X: Inputs) -> Tensor:
-        """Outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
+        """Return the outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
         with torch.no_grad():
             try:
                 return vmap(self.forward, in_dims=(0, None))(thetas, X)
@@ -302,13 +302,13 @@ class FinalModel:
                 return torch.stack([self.forward(theta, X) for theta in thetas])
 
     def losses(self, X: Inputs, y: Tensor) -> Tensor:
-        """Loss of each row (n,), in float64."""
+        """Return the loss of each row (n,), in float64."""
         return self.loss(self.outputs(X).double(), y)
 
     # ---- derivatives ------------------------------------------------------------------------
 
     def jacobian_chunks(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Iterator[Tensor]:
-        """Jacobians df/dtheta, (b, C, p) at a time, each chunk within `budget` bytes."""
+        """Yield Jacobians df/dtheta, (b, C, p) at a time, each chunk within `budget` bytes."""
         row_bytes = self._jacobian_bytes(X)
         rows = jacrev(
             lambda theta, x: self.forward(theta, mapped(lambda part: part.unsqueeze(0), x))[0]
@@ -322,7 +322,7 @@ class FinalModel:
         return n_outputs * self.n_parameters * self.theta.element_size()
 
     def jacobian(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Tensor:
-        """Jacobians df/dtheta of all rows, (n, C, p).
+        """Return the Jacobians df/dtheta of all rows, (n, C, p).
 
         Raises
         ------
@@ -356,7 +356,7 @@ class FinalModel:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def encode_y(self, y: ArrayLike | Tensor, n_outputs: int) -> Tensor:
-        """Targets as the loss wants them.
+        """Return targets as the loss wants them.
 
         Raises
         ------
@@ -374,7 +374,7 @@ class FinalModel:
         return self.loss.predicted_targets(outputs, self.threshold)
 
     def row_weights(self, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """Weight of each row in the training objective, (n,): class weight times sample weight."""
+        """Return the weight of each row in the training objective, (n,): class weight times sample weight."""
         weights = torch.ones(len(y), dtype=self.dtype, device=self.device)
         if self.class_weight is not None:
             weights = weights * self.class_weight[y]

@@ -140,7 +140,7 @@ class Preparation:
         return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))
 
     def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
-        """Rows after the earlier steps of a Pipeline; with targets they are the training rows."""
+        """Return rows after the earlier steps of a Pipeline; with targets they are the training rows."""
         if y is None:
             return transform_rows(self.estimator_, X)
         return training_rows(self.estimator_, X, y)

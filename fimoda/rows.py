@@ -26,7 +26,7 @@ Inputs = Any
 
 @dataclass(frozen=True, eq=False)
 class SeveralInputs:
-    """What a module of several inputs takes: tensors with one first axis, which is indexed as theirs.
+    """Inputs of a module that takes several: tensors with one first axis, which is indexed as theirs.
 
     Parameters
     ----------

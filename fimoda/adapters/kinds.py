@@ -1,4 +1,4 @@
-"""What the rest asks about a model, one class a kind of model, and the answers by default."""
+"""Kinds of models, one class each: answers to all that the rest asks about a model, with defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `attribute` gives: scores, what they mean, and the rows behind them."""
+"""The result of `attribute`: scores, what they mean, and the rows behind them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How well scores agree with a gold standard."""
+"""Agreement of scores with a gold standard."""

@@ -15,7 +15,7 @@ from ._correlation import pearson, spearman
 
 @dataclass(frozen=True)
 class DistributionalAgreement:
-    """How well predicted samples without each row agree with measured ones.
+    """Agreement of predicted samples without each row with measured ones.
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ MIN_SUBSETS = 3
 
 @dataclass(frozen=True)
 class LinearDatamodelingScore:
-    """How well methods predict the effect of removing many rows.
+    """Agreement of methods with the effect of removing many rows.
 
     Attributes
     ----------

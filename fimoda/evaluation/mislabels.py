@@ -17,7 +17,7 @@ from ._scores import check_training_rows
 
 @dataclass(frozen=True)
 class MislabelDetection:
-    """How well scores find the mislabelled rows.
+    """Scores judged by the mislabelled rows that they find.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the weight of a layer, and its bias, lie in vectors of parameters.
+    """The place of a layer's weight, and of its bias, in vectors of parameters.
 
     As a matrix (out, in) they stand side by side, with the bias in the last column.
     """
@@ -162,7 +162,7 @@ class Factors(LayerGradients):
 
     @property
     def at_one_position(self) -> bool:
-        """Whether there is nothing to sum over."""
+        """True if there is nothing to sum over."""
         return self.inputs.shape[1] == 1
 
     def of(self, c: int) -> Factors:

@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def place(self) -> Place:
-        """Where the parameters of a layer with factors lie."""
+        """The places of the parameters of a layer with factors."""
         return Place(self.slices, len(self.module.get_parameter("weight")))
 
     def factors(self, calls: Calls, slopes: list[list[Tensor]], n: int) -> Factors:
@@ -105,7 +105,7 @@ class LayerDifferentiator:
 
     @property
     def complete(self) -> bool:
-        """Whether every parameter is in a layer with factors."""
+        """True if every parameter is in a layer with factors."""
         return not self.skipped
 
     def __call__(self, measured: Measured) -> list[Factors]:

@@ -1,4 +1,4 @@
-"""What displays have in common: their axes, and names that a user has given."""
+"""The base of displays: their axes, and names that a user has given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods were judged to be worth, drawn: the results of `fimoda.evaluation`."""
+"""Displays of the results of `fimoda.evaluation`: what methods were judged to be worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What estimators that fit models in order to score their rows have in common."""
+"""The base of estimators that fit models in order to score their rows."""
 
 from __future__ import annotations
 
