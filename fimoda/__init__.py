@@ -55,8 +55,10 @@ from .plotting.top_rows import TopRowsDisplay
 from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows
 from .training.ensemble import Ensemble
-from .training.outcome_samples import OutcomeSamples, joint_distance
-from .training.subset_outcomes import SubsetOutcomes, random_subsets
+from .training.joint_distance import joint_distance
+from .training.outcome_samples import OutcomeSamples
+from .training.random_subsets import random_subsets
+from .training.subset_outcomes import SubsetOutcomes
 from .trajectory import Stage, Trajectory
 
 __version__ = "0.1.0"

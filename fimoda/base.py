@@ -274,7 +274,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
 
     def _standard_errors(self) -> NDArray[np.float64] | None:
         """Return standard errors of the scores last computed, if the method has any."""
-        return None
+        return self._seen.get("scores_sem_")
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         """Return what is known of the error of the scores last computed."""

@@ -51,9 +51,11 @@ class Preparation:
     _objective: Objective
     _measure: Measure
     _row_names: Any
+    _seen: dict[str, Any]  # by the last call of `transform`
 
     def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
         """Freeze the model and encode the training rows."""
+        self._seen = {}
         estimator = self.estimator
         fitted = estimator is not None and is_fitted(estimator)
         raw = estimator is not None and self._leaves_rows(estimator)
@@ -130,6 +132,7 @@ class Preparation:
         """Take over the model and the training rows that another attributor has prepared."""
         for name in ("estimator_", "model_", "n_outputs_", "_objective", "_measure"):
             setattr(self, name, getattr(other, name))
+        self._seen = {}
 
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
         """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.

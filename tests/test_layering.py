@@ -33,6 +33,7 @@ ORDER = [
     "top_rows",
     "checked_rows",
     "preparation",
+    "last_call",
     "base",
     "training",
     "curvature",

@@ -12,7 +12,6 @@ from joblib import cpu_count, effective_n_jobs
 
 from .._arrays import n_rows
 from ..adapters import fits_itself, has_earlier_steps, is_random, part_to_refit
-from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.downsampling import Downsampling
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training import FurtherTraining
@@ -133,7 +132,7 @@ class _Refits:
         self._make, self._rows, self._clock = make, rows, clock
         self._method = make(LeaveOneOut, estimator, n_seeds=1)
         X, y, weights = rows
-        trial = SubsetTrainer(self._method, X, y, *test_rows, weights)
+        trial = self._method.trainer(X, y, *test_rows, weights)
         one = trial.timed()
         if one.training < _WARM:  # the first has warmed up
             one = trial.timed()

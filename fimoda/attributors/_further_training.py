@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_is_fitted, check_seeds
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_seeds
 from ..base import BaseAttributor
+from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,
@@ -48,9 +47,6 @@ class BaseFurtherTraining(BaseAttributor):
     """
 
     process = "further training of the final model"
-
-    #: Training begins anew, not where that of the model has ended.
-    _from_scratch: ClassVar[bool] = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
@@ -88,7 +84,7 @@ class BaseFurtherTraining(BaseAttributor):
 
     def _steps(self, n_seeds: Any, random_state: Any) -> Steps:
         """Steps with `n_seeds` seeds (a number or a list); what is None is the model's own."""
-        recipe = self.model_.recipe if self._from_scratch else self.model_.recipe.continued
+        recipe = self.model_.recipe.continued
         batch_size = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
         return Steps(
             resolve_optimizer(self.optimizer, self.lr, self.optimizer_params, recipe),
@@ -107,33 +103,10 @@ class BaseFurtherTraining(BaseAttributor):
             f"{spec.lr_at(0):g}{source}, batches of {steps.batch_size}"
         )
 
-    # ---- what the last transform has seen --------------------------------------------------
-
-    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
-        super()._prepare(X, y, sample_weight)
-        self._forget()
-
-    def _adopt(self, other: BaseAttributor) -> None:
-        super()._adopt(other)
-        self._forget()
-
-    def _forget(self) -> None:
-        # in a dict, since transform must leave the attributes as they are
-        self._seen: dict[str, Any] = {}
-
-    def _of_last_call(self, name: str) -> Any:
-        check_is_fitted(self, "model_")
-        if name not in self._seen:
-            raise AttributeError(f"{name} is there after transform; call transform first.")
-        return self._seen[name]
-
-    @property
-    def scores_sem_(self) -> NDArray[np.float64]:
-        """Standard error over seeds of the scores last returned, (n_test, n_columns)."""
-        return self._of_last_call("scores_sem_")
+    scores_sem_ = of_last_call(
+        "scores_sem_",
+        "Standard error over seeds of the scores last returned, (n_test, n_columns).",
+    )
 
     def _n_runs(self) -> int:
         return len(self.seeds_)
-
-    def _standard_errors(self) -> NDArray[np.float64] | None:
-        return self._seen.get("scores_sem_")

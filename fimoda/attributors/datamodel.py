@@ -14,10 +14,11 @@ from sklearn.linear_model import Lasso, LassoCV, Ridge, RidgeCV
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, StrOptions, check_random_state
+from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.subset_outcomes import SubsetOutcomes
-from ._subset_retraining import BaseSubsetRetraining
+from ._retraining import OF_SUBSETS, BaseRetraining
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ PENALTY_RANGES = 1e-2, 1e-4
 RIDGE_PENALTIES = np.logspace(-3, 4, 15)
 
 
-class Datamodel(BaseSubsetRetraining):
+class Datamodel(BaseRetraining):
     r"""Regress what models of random subsets measure on the rows that they were trained on.
 
     .. math:: m_z(S_k) \approx b_z + \sum_i w_{z,i}\, 1[i \in S_k], \qquad S_{z,i} = -w_{z,i}
@@ -165,7 +166,8 @@ class Datamodel(BaseSubsetRetraining):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseSubsetRetraining._parameter_constraints,
+        **BaseRetraining._parameter_constraints,
+        **OF_SUBSETS,
         "regression": [StrOptions({"lasso", "ridge"})],
         "n_bootstrap": [POSITIVE_INTEGER],
     }
@@ -198,37 +200,50 @@ class Datamodel(BaseSubsetRetraining):
         n_jobs: int | None = None,
         verbose: int = 0,
     ):
-        super().__init__(
-            estimator,
-            n_subsets=n_subsets,
-            ratio=ratio,
-            subsets=subsets,
-            n_epochs=n_epochs,
-            n_seeds=n_seeds,
-            optimizer=optimizer,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer_params=optimizer_params,
-            init=init,
-            refit=refit,
-            measurement=measurement,
-            criterion=criterion,
-            compile=compile,
-            chunk_size=chunk_size,
-            checkpoint_dir=checkpoint_dir,
-            memory_budget=memory_budget,
-            max_seconds=max_seconds,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            verbose=verbose,
-        )
+        self.estimator = estimator
         self.regression = regression
         self.n_bootstrap = n_bootstrap
+        self.n_subsets = n_subsets
+        self.ratio = ratio
+        self.subsets = subsets
+        self.n_epochs = n_epochs
+        self.n_seeds = n_seeds
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
+        self.init = init
+        self.refit = refit
+        self.measurement = measurement
+        self.criterion = criterion
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self.checkpoint_dir = checkpoint_dir
+        self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
-    @property
-    def stability_(self) -> NDArray[np.float64]:
-        """Mean correlation of the scores last returned with bootstrap samples', (n_test,)."""
-        return self._of_last_call("stability_")
+    stability_ = of_last_call(
+        "stability_",
+        "Mean correlation of the scores last returned with bootstrap samples', (n_test,).",
+    )
+
+    def score_outcomes(self, outcomes: SubsetOutcomes) -> NDArray[np.float64]:
+        """Return scores from models that were trained elsewhere; needs no `fit`.
+
+        Parameters
+        ----------
+        outcomes : SubsetOutcomes
+            Of `train_on_subsets`.
+
+        Returns
+        -------
+        S : ndarray of shape (n_test, n_train)
+            Scores in the unit of what was measured.
+        """
+        return self._scores_of_others(outcomes)
 
     def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
         order, n_needed = super()._order(subsets)
@@ -264,7 +279,7 @@ class Datamodel(BaseSubsetRetraining):
 
 
 def _lasso_cv(inside: Array, targets: Array, n_jobs: int | None) -> tuple[Array, Array]:
-    """Weights (n_test, n) and the chosen penalties (n_test,)."""
+    """Return weights (n_test, n) and the chosen penalties (n_test,)."""
     # threads: the solver lets go of the interpreter, and the rows are shared
     workers = Parallel(n_jobs=n_jobs, prefer="threads")
     fits = workers(delayed(_lasso_cv_of_row)(inside, target) for target in targets.T)
@@ -289,7 +304,7 @@ def _lasso(inside: Array, targets: Array, penalties: Array) -> Array:
 
 
 def _ridge_cv(inside: Array, targets: Array) -> tuple[Array, Array]:
-    """Weights (n_test, n) and the chosen penalties (n_test,)."""
+    """Return weights (n_test, n) and the chosen penalties (n_test,)."""
     fit = RidgeCV(RIDGE_PENALTIES, alpha_per_target=True).fit(inside, targets)
     return np.atleast_2d(fit.coef_), np.atleast_1d(fit.alpha_)
 

@@ -18,8 +18,9 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..model import FinalModel
 from ..training.ensemble import Ensemble
-from ..training.outcome_samples import BLOCK, OutcomeSamples, joint_distance
-from ._members import fit_member, models_and_runs
+from ..training.joint_distance import joint_distance
+from ..training.outcome_samples import BLOCK, OutcomeSamples
+from .ensemble import fit_member, models_and_runs
 from .unrolled_differentiation import UnrolledDifferentiation
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
 from ..training.subset_outcomes import SubsetOutcomes
-from ._subset_retraining import BaseSubsetRetraining
+from ._retraining import OF_SUBSETS, BaseRetraining
 
 
-class Downsampling(BaseSubsetRetraining):
+class Downsampling(BaseRetraining):
     r"""Compare models trained on random subsets without a row with those trained on subsets with it.
 
     .. math:: S_{z,i} = \operatorname{mean}_{k:\, i \notin S_k} m_z(S_k)
@@ -134,6 +142,75 @@ class Downsampling(BaseSubsetRetraining):
     (4, 442)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseRetraining._parameter_constraints,
+        **OF_SUBSETS,
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_subsets: int = 100,
+        ratio: float = 0.5,
+        subsets: Any = None,
+        n_epochs: int | None = None,
+        n_seeds: int | Iterable[int] = 5,
+        optimizer: str | type[torch.optim.Optimizer] | None = None,
+        lr: LearningRate | None = None,
+        batch_size: int | None = None,
+        optimizer_params: dict[str, Any] | None = None,
+        init: Callable[[], nn.Module] | None = None,
+        refit: str = "all",
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        self.estimator = estimator
+        self.n_subsets = n_subsets
+        self.ratio = ratio
+        self.subsets = subsets
+        self.n_epochs = n_epochs
+        self.n_seeds = n_seeds
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
+        self.init = init
+        self.refit = refit
+        self.measurement = measurement
+        self.criterion = criterion
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self.checkpoint_dir = checkpoint_dir
+        self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def score_outcomes(self, outcomes: SubsetOutcomes) -> NDArray[np.float64]:
+        """Return scores from models that were trained elsewhere; needs no `fit`.
+
+        Parameters
+        ----------
+        outcomes : SubsetOutcomes
+            Of `train_on_subsets`.
+
+        Returns
+        -------
+        S : ndarray of shape (n_test, n_train)
+            Scores in the unit of what was measured.
+        """
+        return self._scores_of_others(outcomes)
+
     def _scores_of(
         self, outcomes: SubsetOutcomes
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
@@ -147,7 +224,7 @@ class Downsampling(BaseSubsetRetraining):
 def _means_of_groups(
     measured: NDArray[np.float64], members: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means (n_test, n) over the subsets of each group (M, n), and their errors, NaNs ignored."""
+    """Return means (n_test, n) over the subsets of each group (M, n), and their errors, NaNs ignored."""
     finite = np.isfinite(measured)
     with np.errstate(invalid="ignore", divide="ignore"):
         centre = np.nansum(measured, axis=1, keepdims=True) / finite.sum(1, keepdims=True)

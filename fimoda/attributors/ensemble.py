@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,19 +15,31 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_random_state, check_seeds
+from ..adapters import (
+    initial_parameters,
+    is_network,
+    last_step,
+    own_training,
+    refit,
+    training_epochs,
+    transforms,
+)
 from ..base import BaseAttributor
+from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
-from ..training.ensemble import Ensemble
+from ..model import FinalModel
+from ..training.ensemble import Ensemble, train_members
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.recording import Checkpoints
-from ._ensemble_training import BaseEnsembleTraining
-from ._members import fit_member, models_and_runs
+from ..training.run import resolve_run
+from ..trajectory import Trajectory
 from .grad_dot import GradDot
 
 
-class EnsembleAttributor(BaseEnsembleTraining):
+class EnsembleAttributor(BaseAttributor):
     r"""Mean of a method's scores over models trained with different seeds.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R S_{z,i}(\theta(D; \xi_r))
@@ -118,9 +135,18 @@ class EnsembleAttributor(BaseEnsembleTraining):
     _shared = ("models",)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseEnsembleTraining._parameter_constraints,
+        **BaseAttributor._parameter_constraints,
         "attributor": [BaseAttributor, None],
         "models": [Ensemble, list, tuple, None],
+        "n_seeds": [POSITIVE_INTEGER, "array-like"],
+        "checkpoints": [POSITIVE_INTEGER, str, "array-like"],
+        "n_epochs": [POSITIVE_INTEGER, None],
+        "optimizer": [str, type, None],
+        "lr": [POSITIVE_REAL, callable, None],
+        "batch_size": [POSITIVE_INTEGER, None],
+        "optimizer_params": [dict, None],
+        "init": [callable, None],
+        "n_jobs": [Integral, None],
     }
 
     def __init__(
@@ -142,25 +168,72 @@ class EnsembleAttributor(BaseEnsembleTraining):
         random_state: Any = None,
         n_jobs: int | None = None,
     ):
-        super().__init__(
-            estimator,
-            n_seeds=n_seeds,
-            checkpoints=checkpoints,
-            n_epochs=n_epochs,
-            optimizer=optimizer,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer_params=optimizer_params,
-            init=init,
-            measurement=measurement,
-            criterion=criterion,
-            random_state=random_state,
-            n_jobs=n_jobs,
-        )
+        self.estimator = estimator
         self.attributor = attributor
         self.models = models
+        self.n_seeds = n_seeds
+        self.checkpoints = checkpoints
+        self.n_epochs = n_epochs
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
+        self.init = init
+        self.measurement = measurement
+        self.criterion = criterion
+        self.random_state = random_state
+        self.n_jobs = n_jobs
 
     # ---- fit --------------------------------------------------------------------------------
+
+    def _freeze(
+        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+    ) -> FinalModel:
+        self._seen_rows = (X, y, sample_weight)
+        return super()._freeze(X, y, sample_weight)
+
+    def _trained(
+        self, start: Ensemble | None, directory: str | os.PathLike[str] | None = None
+    ) -> Ensemble:
+        """Return models trained from scratch, or from those of `start` as a stage that comes next."""
+        if directory is not None and not os.fspath(directory):
+            raise ValueError("directory must be the path of a directory, got ''.")
+        if start is None:
+            seeds = check_seeds(self.n_seeds, check_random_state(self.random_state))
+        else:
+            seeds = start.seeds
+        model = last_step(self.estimator_)
+        if not is_network(self.estimator_):
+            X, y, weights = self._seen_rows
+            return Ensemble([refit(model, X, y, weights, seed) for seed in seeds], [], seeds)
+        if setting := own_training(model):
+            warnings.warn(
+                f"{type(model).__name__} has {setting}, which the recorded trainings "
+                "do not repeat: they go through all rows, with one learning rate (lr) and for a fixed "
+                "number of epochs (n_epochs).",
+                UserWarning,
+                stacklevel=3,
+            )
+        recipe = self.model_.recipe
+        run = resolve_run(
+            self._objective, recipe, self.optimizer, self.lr, self.optimizer_params, self.batch_size
+        )
+        if start is None:
+            points = [
+                initial_parameters(self.estimator_, self.model_, seed, self.init) for seed in seeds
+            ]
+        else:
+            points = [model.theta for model in start.models]
+        return train_members(
+            replace(run, shuffle=recipe.shuffle),
+            seeds,
+            points,
+            None if start is None else start.trajectories,
+            training_epochs(self.estimator_, self.n_epochs),
+            self.checkpoints,
+            None if directory is None else Path(directory),
+            self.n_jobs,
+        )
 
     def _fit(self) -> None:
         template = GradDot() if self.attributor is None else self.attributor
@@ -187,8 +260,49 @@ class EnsembleAttributor(BaseEnsembleTraining):
         measured, scores = zip(*(one._coupled(test) for one in self.members_), strict=True)
         return np.concatenate(measured), np.concatenate(scores)
 
+    scores_sem_ = of_last_call(
+        "scores_sem_",
+        "Standard error over models of the scores last returned, (n_test, n_columns).",
+    )
+
     def _n_runs(self) -> int:
         return len(self.members_)
 
     def _self_influence(self) -> NDArray[np.float64]:
         return np.mean([member._self_influence() for member in self.members_], axis=0)
+
+
+def models_and_runs(given: Ensemble | Sequence[Any]) -> tuple[list[Any], list[Trajectory | None]]:
+    """Return the models, and their trajectories as far as they are not their own."""
+    runs = given.trajectories if isinstance(given, Ensemble) else []
+    models = list(given.models if isinstance(given, Ensemble) else given)
+    if not models:
+        raise ValueError("models must hold at least one fitted model, got none.")
+    return models, list(runs) or [None] * len(models)
+
+
+def fit_member(
+    owner: Any,
+    template: BaseAttributor,
+    model: Any,
+    run: Trajectory | None = None,
+    **params: Any,
+) -> BaseAttributor:
+    """Return the method, fitted to one model on the rows that `owner` has seen (``_seen_rows``).
+
+    It has the owner's measurement, and the criterion where the model does not know its own.
+    """
+    if transforms(model):  # the rows that the owner has seen are transformed already
+        raise ValueError(
+            f"models must hold the models themselves, got a {type(model).__name__} whose rows or targets "
+            "are transformed on their way in, perhaps otherwise than estimator's. Pass the fitted last "
+            "steps of Pipelines that share their earlier ones."
+        )
+    member = template.__sklearn_clone__()
+    known = member.get_params(deep=False)
+    criterion = None if isinstance(model, FinalModel) else owner.criterion
+    params.update(estimator=model, measurement=owner.measurement, criterion=criterion)
+    if run is not None and "trajectory" in known:
+        params["trajectory"] = run
+    X, y, weights = owner._seen_rows
+    return member.set_params(**params).fit(X, y, weights)

@@ -16,7 +16,6 @@ from .._validation import POSITIVE_INTEGER, check_leave_out, check_random_state
 from ..measured import Measured
 from ..measurements import Measurement, values
 from ..training.optimizers import LearningRate
-from ..training.refits import Refits
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
 from ..training.subsets import SubsetUnit
 from ._retraining import BaseRetraining
@@ -181,31 +180,29 @@ class LeaveOneOut(BaseRetraining):
         n_jobs: int | None = None,
         verbose: int = 0,
     ):
-        super().__init__(
-            estimator,
-            n_epochs=n_epochs,
-            n_seeds=n_seeds,
-            optimizer=optimizer,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer_params=optimizer_params,
-            init=init,
-            refit=refit,
-            measurement=measurement,
-            criterion=criterion,
-            compile=compile,
-            chunk_size=chunk_size,
-            checkpoint_dir=checkpoint_dir,
-            memory_budget=memory_budget,
-            max_seconds=max_seconds,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            verbose=verbose,
-        )
+        self.estimator = estimator
         self.leave_out = leave_out
+        self.n_epochs = n_epochs
+        self.n_seeds = n_seeds
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
+        self.init = init
+        self.refit = refit
+        self.measurement = measurement
+        self.criterion = criterion
+        self.compile = compile
+        self.chunk_size = chunk_size
+        self.checkpoint_dir = checkpoint_dir
+        self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
 
     def _subsets(self, random_state: np.random.RandomState) -> NDArray[np.bool_]:
-        n = len(self._X)
+        n = len(self._objective)
         if n < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         self.train_indices_ = check_leave_out(self.leave_out, n, random_state)
@@ -223,7 +220,7 @@ class LeaveOneOut(BaseRetraining):
 
     def _outcomes(self, measurer: Measured) -> SubsetOutcomes:
         outcomes = super()._outcomes(measurer)
-        if isinstance(self._way, Refits):
+        if not self._in_stacks:
             self._compare_with_the_model(outcomes.measured[0], measurer)
         return outcomes
 
@@ -245,9 +242,10 @@ class LeaveOneOut(BaseRetraining):
         if again.shape[1] > 1:
             second = again[:, 1]
         else:
-            everything = np.ones((1, len(self._X)), dtype=bool)
+            everything = np.ones((1, len(self._objective)), dtype=bool)
+            way = self._retraining.way
             unit = SubsetUnit(self.seeds_[0] + 1, np.array([0]), everything)
-            second = self._way.measure(self._way.train(unit), measurer)["measured"][0]
+            second = way.measure(way.train(unit), measurer)["measured"][0]
         if not differ(again[:, 0], second):
             self._seen["is_another"] = True
             warnings.warn(

@@ -13,7 +13,6 @@ from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.subset_outcomes import SubsetOutcomes
-from ._subset_trainer import SubsetTrainer
 from .leave_one_out import LeaveOneOut
 
 
@@ -176,6 +175,6 @@ def train_on_subsets(
         n_jobs=n_jobs,
         verbose=verbose,
     )
-    outcomes = SubsetTrainer(method, X, y, X_test, y_test, sample_weight)(subsets)
+    outcomes = method.trainer(X, y, X_test, y_test, sample_weight)(subsets)
     outcomes.require_some()
     return outcomes

@@ -25,6 +25,7 @@ from .._validation import (
 )
 from ..base import BaseAttributor
 from ..curvature.unrolled import Unrolled
+from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -359,7 +360,6 @@ class UnrolledDifferentiation(BaseHorizons):
         growth = f"small changes grow {self.growth_:.2g}-fold at most"
         return [*super()._known_error(scores), growth]
 
-    @property
-    def growth_(self) -> float:
-        """Largest factor by which a vector has grown in the last walk."""
-        return self._of_last_call("growth_")
+    growth_ = of_last_call(
+        "growth_", "Largest factor by which a vector has grown in the last walk."
+    )

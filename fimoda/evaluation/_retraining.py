@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..attributors._retraining import BaseRetraining
-from ..attributors._subset_trainer import SubsetTrainer
 from ..attributors.leave_one_out import LeaveOneOut
 from ..base import BaseAttributor
 from ..model import FinalModel
@@ -35,16 +34,15 @@ def as_train(
         raise ValueError(
             f"{' and '.join(missing)} must be given to train {type(train).__name__} on subsets."
         )
-    trainer = SubsetTrainer(_method(train), X_train, y_train, X_test, y_test, None)
-    model = trainer.model
+    trainer = _method(train).trainer(X_train, y_train, X_test, y_test)
+    model = trainer.retraining.way.model
     if classification != model.loss.is_classifier:
         task = "classification" if classification else "regression"
         raise ValueError(
             f"task={task!r} does not fit train, whose outputs are {model.loss.outputs_are}."
         )
     measure = _Correct(model) if classification else _absolute_error
-    trainer.measurer = replace(trainer.measurer, measure=measure)
-    return trainer
+    return replace(trainer, measured=replace(trainer.measured, measure=measure))
 
 
 def _method(train: Any) -> BaseRetraining:

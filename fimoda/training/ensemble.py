@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, delayed
+from torch import Tensor
+
 from ..trajectory import Trajectory
+from .recording import Checkpoints, record
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,26 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.models)
+
+
+def train_members(
+    run: Run,
+    seeds: list[int],
+    starts: Sequence[Tensor],
+    before: Sequence[Trajectory] | None,
+    n_epochs: int,
+    checkpoints: Checkpoints,
+    directory: Path | None,
+    n_jobs: int | None,
+) -> Ensemble:
+    """Return the models of a run's seeds, recorded: each from its own initial parameters (p,).
+
+    With the runs `before` the training is a stage that comes next.
+    """
+    stages = [None] * len(seeds) if before is None else before
+    done = Parallel(n_jobs=n_jobs)(
+        delayed(record)(replace(run, start=start), seed, n_epochs, checkpoints, directory, stage)
+        for seed, start, stage in zip(seeds, starts, stages, strict=True)
+    )
+    models = [run.model.at(theta) for theta, _ in done]
+    return Ensemble(models, [recorded for _, recorded in done], seeds)

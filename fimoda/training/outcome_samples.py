@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import check_count, check_random_state, check_subsets
-from ..distances import SlicedWasserstein, resolve_distance
+from ..distances import resolve_distance
 
 #: Numbers that a distance works on at a time.
 BLOCK = 2**22
@@ -198,10 +198,10 @@ class OutcomeSamples:
             Signed (left-out minus full) where the distance has a sign.
         """
         between = resolve_distance(distance)
-        return np.concatenate([between(one, full) for one, full in self._blocks()])
+        return np.concatenate([between(one, full) for one, full in self.blocks()])
 
-    def _blocks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Left-out and full samples of a few test rows at a time, (n, b, n_left_out), (n, b, 1)."""
+    def blocks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Yield left-out and full samples of a few test rows, (n, b, n_left_out) and (n, b, 1)."""
         n, n_test, n_left_out = self.left_out.shape
         size = max(1, BLOCK // (n_left_out * max(n, len(self.full))))
         for start in range(0, n_test, size):
@@ -246,7 +246,7 @@ class OutcomeSamples:
         theirs = ours if self.paired else rng.randint(m, size=(n_bootstrap, m))
         tail = (1 - confidence) / 2
         ends = []
-        for one, full in self._blocks():
+        for one, full in self.blocks():
             drawn = [between(one[a], full[b]) for a, b in zip(ours, theirs, strict=True)]
             ends.append(np.quantile(drawn, [tail, 1 - tail], axis=0))
         return np.concatenate(ends, axis=1)
@@ -284,7 +284,7 @@ class OutcomeSamples:
             drawn = [rng.permutation(n + m) for _ in range(n_permutations)]
             shuffle = _shuffled
         p_values = []
-        for one, full in self._blocks():
+        for one, full in self.blocks():
             found = np.abs(between(one, full))
             limit = found * (1 - 1e-9)  # ties, rounded
             beyond = sum(np.abs(between(*shuffle(one, full, draw))) >= limit for draw in drawn)
@@ -304,55 +304,3 @@ def _shuffled(
     shape = (len(full), *left_out.shape[1:])
     both = np.concatenate([left_out, np.broadcast_to(full, shape)])[order]
     return both[: len(left_out)], both[len(left_out) :]
-
-
-def joint_distance(
-    samples: Sequence[OutcomeSamples], distance: SlicedWasserstein | None = None
-) -> NDArray[np.float64]:
-    """Distance of the joint laws of several measurements of the same trainings.
-
-    It sees what no measurement sees alone, for example that two outputs no longer move together.
-
-    Parameters
-    ----------
-    samples : sequence of OutcomeSamples
-        One a measurement (for example one an output), all of one unit, of the same trainings, test
-        rows and left-out rows.
-    distance : SlicedWasserstein, default=None
-        A distance of vectors; with its own parameters by default.
-
-    Returns
-    -------
-    distances : ndarray of shape (n_test, n_left_out)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fimoda import OutcomeSamples, joint_distance
-    >>> full, turned = np.eye(2), np.eye(2)[::-1]
-    >>> first = OutcomeSamples(full[:, :1], full[:, :1, None])
-    >>> second = OutcomeSamples(full[:, 1:], turned[:, 1:, None])
-    >>> first.distance("w2"), second.distance("w2")
-    (array([[0.]]), array([[0.]]))
-    >>> joint_distance([first, second]).round(1)
-    array([[0.6]])
-    """
-    known = list(samples)
-    if not known or any(
-        one.left_out.shape != known[0].left_out.shape
-        or one.full.shape != known[0].full.shape
-        or not np.array_equal(one.rows, known[0].rows)
-        for one in known
-    ):
-        raise ValueError(
-            "samples must hold one OutcomeSamples a measurement, of the same trainings, test rows and "
-            f"left-out rows, got shapes {[one.left_out.shape for one in known]}."
-        )
-    between = SlicedWasserstein() if distance is None else distance
-    blocks = zip(*(one._blocks() for one in known), strict=True)
-    return np.concatenate(
-        [
-            between(*(np.stack(each, axis=1) for each in zip(*block, strict=True)))
-            for block in blocks
-        ]
-    )

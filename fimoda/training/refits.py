@@ -5,14 +5,24 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from joblib import wrap_non_picklable_objects
 from numpy.typing import NDArray
 
 from .._identity import identity_of
-from ..adapters import RefittableModel, refit, refit_outputs, takes_pairs
+from ..adapters import (
+    RefittableModel,
+    is_network,
+    last_step,
+    own_training,
+    part_to_refit,
+    refit,
+    refit_outputs,
+    takes_pairs,
+    trained_in_stacks,
+)
 from ..measured import Measured
 from ..measurements import values
 from ..rows import RawRows
@@ -27,27 +37,28 @@ UNIT_SIZE = 16
 #: ArithmeticError); all else, a TimeoutError or a wrong call of ``fit`` among it, ends the run.
 FIT_ERRORS = (ValueError, ArithmeticError, LookupError, RuntimeError)
 
+#: Parameters to leave alone where a model is trained again by a ``fit`` of its own.
+OF_NETWORKS = (
+    "n_epochs",
+    "optimizer",
+    "lr",
+    "batch_size",
+    "optimizer_params",
+    "init",
+    "criterion",
+)
+
 
 @dataclass(frozen=True)
 class Refits:
     """Retraining of a scikit-learn estimator by its own ``fit``.
 
-    What `train` gives are pickles, and stays in memory: on disk there are measurements only.
-
-    Parameters
-    ----------
-    estimator : object
-        The fitted estimator; clones of it are fitted.
-    model : RefittableModel
-        Its outputs and loss.
-    X : RawRows
-        Training rows, as the estimator takes them.
-    y : ndarray of shape (n, ...)
-        Their targets.
-    sample_weight : ndarray of shape (n,) or None
-    chunk_size : int or None
-        Refits in a work unit.
+    Clones of the estimator are fitted to rows as it takes them, `chunk_size` in a work unit. What
+    `train` gives are pickles, and stays in memory: on disk there are measurements only.
     """
+
+    may_be_stored: ClassVar[bool] = False
+    variant: ClassVar[str] = ""
 
     estimator: Any
     model: RefittableModel
@@ -58,11 +69,15 @@ class Refits:
 
     @property
     def bytes_per_model(self) -> int:
-        """What `train` keeps of a model, by the size of the final one."""
+        """Bytes that `train` keeps of a model, by the size of the final one."""
         return len(_pickled(self.estimator))
 
+    def compiled(self, compile: bool | str, n_models: int) -> Refits:
+        """Return the same: there is nothing to compile."""
+        return self
+
     def identity(self) -> dict[str, Any]:
-        """What the run is, for the directory that keeps it."""
+        """Return what the run is, for the directory that keeps it."""
         weights = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
         return {
             "estimator": f"{type(self.estimator).__name__} {identity_of(self.estimator, fitted=False)}",
@@ -77,7 +92,7 @@ class Refits:
         return cut_units(subsets, seeds, same, self.chunk_size or UNIT_SIZE)
 
     def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
-        """The fitted estimators, or the reason why there is none, pickled."""
+        """Return the fitted estimators, or the reason why there is none, pickled."""
         with one_thread(), one_thread_in_libraries():
             fitted = [(self._fitted(mask, unit.seed), mask) for mask in unit.masks]
         return np.frombuffer(_pickled(fitted), np.uint8)
@@ -97,7 +112,7 @@ class Refits:
         return X.columns(mask) if takes_pairs(self.estimator) else X
 
     def measure(self, kept: NDArray[np.uint8], measurer: Measured) -> NDArray[Any]:
-        """Records of measurement and failure of each model that `train` kept."""
+        """Return the measurements, or the reason of the failure, of each model that `train` kept."""
         fitted = pickle.loads(kept.tobytes())
         measured = np.full((len(fitted), len(measurer)), np.nan)
         reasons = [""] * len(fitted)
@@ -119,3 +134,41 @@ class Refits:
 def _pickled(estimators: Any) -> bytes:
     """Return the pickle of estimators, which may have functions without a name in them."""
     return pickle.dumps(wrap_non_picklable_objects(estimators, keep_wrapper=False))
+
+
+def refuse_settings_of_networks(method: Any, estimator: Any, refit: str) -> None:
+    """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
+    given = [name for name in OF_NETWORKS if getattr(method, name) is not None]
+    if method.compile is True:
+        given.append("compile")
+    if not given:
+        return
+    model = type(part_to_refit(estimator, refit)).__name__
+    instead = "Set it up as an estimator instead."
+    if setting := own_training(last_step(estimator)):
+        instead = f"A network with {setting} is trained by nothing else."
+    elif is_network(estimator):
+        instead = (
+            "Set refit='last' to train its network alone, behind its earlier steps as they are."
+        )
+    raise ValueError(
+        f"{', '.join(given)} must be left alone for {model}, which is trained again by its own "
+        f"fit and not by steps of an optimiser. {instead}"
+    )
+
+
+def training_anew(estimator: Any, refit: str) -> str:
+    """Return which part of an estimator is trained again, in words."""
+    process = "training anew"
+    if estimator is None or trained_in_stacks(estimator, refit):
+        return process
+    setting = own_training(last_step(estimator))
+    process += f" by its own fit ({setting})" if setting else ""
+    if refit == "last":
+        alone = last_step(estimator) is estimator
+        return (
+            process if alone else f"{process}: its last step, {type(last_step(estimator)).__name__}"
+        )
+    part = estimator if refit == "search" else part_to_refit(estimator, refit)
+    whole = "" if last_step(part) is part else f": the whole {type(part).__name__}"
+    return f"{process}{whole}" + ", with its search" * (refit == "search")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..model import FinalModel
+from ..model import FinalModel, Recipe
 from ..objective import Objective
 from ..rows import Rows, taken
 from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
@@ -27,7 +27,7 @@ from .gradients import (
     stacked_gradient,
 )
 from .noise import seeded
-from .optimizers import OptimizerSpec
+from .optimizers import DEFAULT_BATCH_SIZE, LearningRate, OptimizerSpec, resolve_optimizer
 from .products import fast_float32_products
 
 #: Working set of a stack that still trains fast: what measured best on processors with 1 to 2 MiB
@@ -252,6 +252,20 @@ class Run:
                         check_finite(reached, epoch + 1, plan.seed)
                     look(epoch + 1, reached)
         return reached
+
+
+def resolve_run(
+    objective: Objective,
+    recipe: Recipe,
+    optimizer: str | type[torch.optim.Optimizer] | None,
+    lr: LearningRate | None,
+    optimizer_params: dict[str, Any] | None,
+    batch_size: int | None,
+) -> Run:
+    """Return the run that parameters ask for; what is None is the recipe's (`resolve_optimizer`)."""
+    spec = resolve_optimizer(optimizer, lr, optimizer_params, recipe)
+    size = batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
+    return Run(objective, spec, min(size, len(objective)))
 
 
 def check_finite(theta: Tensor, epochs: float, seed: int) -> None:

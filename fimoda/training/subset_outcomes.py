@@ -1,4 +1,4 @@
-"""Subsets of the training rows, and what models trained on them measure."""
+"""Measurements of models that were trained on subsets of the rows."""
 
 from __future__ import annotations
 
@@ -9,84 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import check_count, check_random_state
 from .workers import Result
-
-
-def random_subsets(
-    n: int, n_subsets: int, ratio: float = 0.5, random_state: Any = None
-) -> NDArray[np.bool_]:
-    """Random subsets of ``round(ratio * n)`` rows each.
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    n_subsets : int
-        Number of subsets.
-    ratio : float, default=0.5
-        Part of the rows that is in a subset.
-    random_state : int, RandomState or None, default=None
-        Draws them. The first k of m subsets are the k that would have been drawn alone.
-
-    Returns
-    -------
-    subsets : ndarray of bool of shape (n_subsets, n)
-        True where the row is in the subset.
-
-    Raises
-    ------
-    ValueError
-        If a subset would have no rows, or all.
-
-    Examples
-    --------
-    >>> from fimoda import random_subsets
-    >>> random_subsets(10, 3, 0.3, random_state=0).sum(1)
-    array([3, 3, 3])
-    """
-    size = round(ratio * n)
-    if not 0 < size < n:
-        raise ValueError(
-            f"ratio must leave some of the {n} rows in a subset and some out, got {ratio}, which is "
-            f"{size} rows."
-        )
-    check_count(n_subsets, "n_subsets")
-    rng = check_random_state(random_state)
-    subsets = np.zeros((n_subsets, n), dtype=bool)
-    for subset in subsets:
-        subset[rng.permutation(n)[:size]] = True
-    return subsets
-
-
-def covering_subsets(
-    n: int, ratio: float, random_state: np.random.RandomState
-) -> NDArray[np.bool_]:
-    """Return as few subsets as can be with every row in some and out of others.
-
-    They are windows of one random order of the rows, moved on until they have covered all; two
-    halves for an even number of rows and a ratio of one half.
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    ratio : float
-        Part of the rows that is in a subset.
-    random_state : RandomState
-        Draws the order.
-
-    Returns
-    -------
-    subsets : ndarray of bool of shape (n_subsets, n)
-    """
-    size = round(ratio * n)
-    step = min(size, n - size)
-    starts = np.arange(-(-n // step)) * step
-    subsets = np.zeros((len(starts), n), dtype=bool)
-    windows = (starts[:, None] + np.arange(size)) % n
-    np.put_along_axis(subsets, random_state.permutation(n)[windows], True, axis=1)
-    return subsets
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._identity import identity_of
 from ..measured import Measured
+from ..model import FinalModel
 from .run import Run
 from .subset_outcomes import as_reading
 from .workers import one_thread
@@ -22,17 +23,9 @@ from .workers import one_thread
 
 @dataclass(frozen=True, eq=False)
 class SubsetUnit:
-    """Some subsets of one seed.
+    """Some subsets of one seed: their numbers (L,) and their rows (L, n).
 
-    Parameters
-    ----------
-    seed : int
-    members : ndarray of int of shape (L,)
-        Numbers of the subsets.
-    masks : ndarray of bool of shape (L, n)
-        The subsets.
-    measured : str
-        What is measured, where that is kept and not the models.
+    `measured` says what is measured, where that is kept and not the models.
     """
 
     seed: int
@@ -56,7 +49,7 @@ class SubsetUnit:
 def cut_units(
     subsets: NDArray[np.bool_], seeds: Sequence[int], kinds: NDArray[Any], size: int
 ) -> list[SubsetUnit]:
-    """Seeds x subsets in units of at most `size` subsets of the same kind."""
+    """Return seeds x subsets in units of at most `size` subsets of the same kind."""
     groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
     stacks = [part for g in groups for part in np.array_split(g, -(-len(g) // size))]
     return [SubsetUnit(seed, stack, subsets[stack]) for seed in seeds for stack in stacks]
@@ -64,20 +57,13 @@ def cut_units(
 
 @dataclass(frozen=True)
 class StackedRetraining:
-    """Retraining of a network from scratch, in stacks.
+    """Retraining of a network from scratch, in stacks of `chunk_size` models.
 
-    Parameters
-    ----------
-    run : Run
-        What is trained.
-    n_epochs : int
-    start : dict of int to Tensor
-        Initial parameters (p,) of each seed.
-    probe : Tensor of shape (p,)
-        Initial parameters of seed 0, which tell one way of initialising from another.
-    chunk_size : int or None
-        Models in a stack.
+    `start` has the initial parameters (p,) of each seed; those of seed 0, `probe`, tell one way of
+    initialising from another.
     """
+
+    may_be_stored: ClassVar[bool] = True
 
     run: Run
     n_epochs: int
@@ -86,12 +72,27 @@ class StackedRetraining:
     chunk_size: int | None = None
 
     @property
+    def model(self) -> FinalModel:
+        """The final model."""
+        return self.run.model
+
+    @property
     def bytes_per_model(self) -> int:
-        """What `train` keeps of a model."""
+        """Bytes that `train` keeps of a model."""
         return self.probe.numel() * self.probe.element_size()
 
+    @property
+    def variant(self) -> str:
+        """Name of the way of computing."""
+        return self.run.variant
+
+    def compiled(self, compile: bool | str, n_models: int) -> StackedRetraining:
+        """Return the same, with the run compiled if so many models are worth it."""
+        asked = self.run.compiles(compile, n_models, self.n_epochs)
+        return replace(self, run=replace(self.run, compile=asked))
+
     def identity(self) -> dict[str, Any]:
-        """What the run is, for the directory that keeps it."""
+        """Return what the run is, for the directory that keeps it."""
         untrained = self.run.model.at(torch.zeros_like(self.probe)).fingerprint
         return {
             **self.run.identity((self.n_epochs,)),
@@ -109,7 +110,7 @@ class StackedRetraining:
         return cut_units(subsets, seeds, kinds, size)
 
     def train(self, unit: SubsetUnit) -> NDArray[Any]:
-        """Parameters (L, p) after training."""
+        """Return the parameters (L, p) after training."""
         run = replace(self.run, start=self.start[unit.seed])
         plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks))
         with one_thread():
@@ -117,7 +118,7 @@ class StackedRetraining:
         return theta.cpu().numpy()
 
     def measure(self, kept: NDArray[Any], measurer: Measured) -> NDArray[Any]:
-        """Records of measurement and failure of each model that `train` kept."""
+        """Return the measurements, or the reason of the failure, of each model that `train` kept."""
         theta = torch.from_numpy(np.array(kept)).to(self.run.model.device)
         finite = torch.isfinite(theta).all(1)
         measured = np.full((len(theta), len(measurer)), np.nan)

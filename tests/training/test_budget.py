@@ -16,9 +16,9 @@ from torch import nn
 
 from fimoda import Datamodel, Downsampling, FurtherTraining, LeaveOneOut, attribute
 from fimoda.attribution import choice
-from fimoda.attributors._subset_trainer import Timing
 from fimoda.training import workers
-from fimoda.training.subset_outcomes import covering_subsets
+from fimoda.training.random_subsets import covering_subsets
+from fimoda.training.retraining import SubsetTrainer, Timing
 
 N, D, N_TEST = 24, 3, 5
 AT_ONCE, LATE = 1e-9, 1e9  # seconds that are over before anything begins, and that never are
@@ -226,7 +226,7 @@ def test_attribute_trains_as_much_as_there_is_time_for(monkeypatch):
     forest = CountedForest(5, random_state=0).fit(X, y)
     monkeypatch.setattr(choice, "cpu_count", lambda: 1)
     timing = Timing(training=1.0, cores=1.0, measuring=0.0, n_bytes=1000)
-    monkeypatch.setattr(choice.SubsetTrainer, "timed", lambda self: timing)
+    monkeypatch.setattr(SubsetTrainer, "timed", lambda self: timing)
     seconds = iter(range(10**6))
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     CountedForest.fits = 0
@@ -249,7 +249,7 @@ def test_workers_and_cores_are_counted(monkeypatch):
     taken = {}
     for cores in (1.0, 2.0):
         timing = Timing(training=1.0, cores=cores, measuring=0.25, n_bytes=1000)
-        monkeypatch.setattr(choice.SubsetTrainer, "timed", lambda self, t=timing: t)
+        monkeypatch.setattr(SubsetTrainer, "timed", lambda self, t=timing: t)
         for n_jobs in (1, 2):
             settings = {"n_jobs": n_jobs, "random_state": 0}
             reason = choice.choose(tree, rows, test, 1.0, settings).reason
@@ -261,7 +261,7 @@ def test_workers_and_cores_are_counted(monkeypatch):
 def test_models_that_memory_does_not_hold():
     X, y, *test = data()
     forest = CountedForest(5, random_state=0).fit(X, y)
-    n_bytes = LeaveOneOut(forest, n_seeds=1).fit(X, y)._way.bytes_per_model
+    n_bytes = LeaveOneOut(forest, n_seeds=1).fit(X, y)._retraining.way.bytes_per_model
     small = LeaveOneOut(memory_budget=int(9.5 * n_bytes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
