@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fimoda import FinalModel, as_final_model
 from fimoda.curvature.operators import CURVATURES, Curvature
+from fimoda.measured import Measure
 from fimoda.model import DEFAULT_BUDGET
 from fimoda.objective import Objective
 from fimoda.rows import Rows
@@ -134,11 +135,14 @@ def problem(network: str = "chain", loss: str = "classes", weighted: bool = True
     return Problem(module, model, model.encode_X(X), model.encode_y(y, n_outputs), weights, by_hand)
 
 
-def row_gradients(model: FinalModel, X: Tensor, y: Tensor) -> np.ndarray:
-    """Return the gradient (n, p) of each row's loss, one row at a time."""
+def row_gradients(
+    model: FinalModel, X: Tensor, y: Tensor, measure: Measure | None = None
+) -> np.ndarray:
+    """Return the gradient (n, p) of each row's measurement, by default its loss, one row at a time."""
+    measure = model.loss if measure is None else measure
     found = []
     for x, target in zip(X, y, strict=True):
         theta = model.theta.clone().requires_grad_()
-        loss = model.loss(model.forward(theta, x[None]), target[None]).sum()
-        found.append(torch.autograd.grad(loss, theta)[0].numpy())
+        value = measure(model.forward(theta, x[None]), target[None]).sum()
+        found.append(torch.autograd.grad(value, theta)[0].numpy())
     return np.array(found)

@@ -8,6 +8,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from naive import close
+from problems import row_gradients
 from torch import nn
 
 from fimoda import as_final_model
@@ -78,6 +80,29 @@ def test_gradients_of_rows(size):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     mean = (objective.rows.shares @ expected.square()).mean()
     assert objective.mean_squared_gradient == pytest.approx(float(mean), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 4])
+def test_products_of_gradients(chunk_size):
+    """In chunks, what dense matrices of gradients give."""
+    objective = replace(problem(), chunk_size=chunk_size)
+    test = Measured(objective.rows, Output(1))[:5]
+    G, T = (
+        torch.from_numpy(row_gradients(objective.model, one.inputs, one.targets, one.measure))
+        for one in (objective.losses, test)
+    )
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.randn(3, G.shape[1], generator=generator, dtype=torch.float64)
+    close(objective.along(vectors), G @ vectors.mT)
+    close(objective.along(vectors, test), T @ vectors.mT)
+    coefficients = torch.randn(N, 3, generator=generator, dtype=torch.float64)
+    close(objective.combined(coefficients), coefficients.mT @ G)
+    close(objective.mapped(lambda gradients: gradients.dense()), G)
+    close(objective.pairs(test), T @ G.mT)
+    close(objective.pairs(test, test), T @ T.mT)
+    signs = objective.pairs(test, product=lambda a, b: a.dense().sign() @ b.dense().sign().mT)
+    close(signs, T.sign() @ G.sign().mT)
+    close(objective.rowwise(test, objective.losses[:5]), (T * G[:5]).sum(1))
 
 
 def test_a_chunk_fits_the_budget():
