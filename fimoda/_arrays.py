@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,14 @@ def entries(X: Any) -> list[tuple[str, Any]]:
     return [(f'["{key}"]' if isinstance(key, str) else f"[{key!r}]", part) for key, part in pairs]
 
 
+def of_each(function: Callable[[Any], Any], X: Any) -> Any:
+    """Return what a function gives for an array, or for each one of a dict or a tuple of arrays."""
+    if not is_several(X):
+        return function(X)
+    found = [function(part) for _, part in entries(X)]
+    return dict(zip(X, found, strict=True)) if isinstance(X, Mapping) else tuple(found)
+
+
 def n_rows(X: Any) -> int:
     """Return the number of rows of an array, a frame, a sparse matrix, a list, or a dict of arrays."""
     return int(_num_samples(entries(X)[0][1] if is_several(X) else X))
@@ -39,10 +47,7 @@ def n_rows(X: Any) -> int:
 
 def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
     """Return some rows of an array, a frame, a sparse matrix, a list, or a dict, of its own type."""
-    if not is_several(X):
-        return _safe_indexing(X, indices)
-    rows = [_safe_indexing(part, indices) for _, part in entries(X)]
-    return dict(zip(X, rows, strict=True)) if isinstance(X, Mapping) else tuple(rows)
+    return of_each(lambda part: _safe_indexing(part, indices), X)
 
 
 def take_columns(X: Any, indices: NDArray[np.int64]) -> Any:

@@ -89,7 +89,8 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array-like of shape (n_train, n_features) or (n_train, ...)
-            The rows the model was trained on, as the model (or its Pipeline) takes them.
+            The rows the model was trained on, as the model (or its Pipeline) takes them. For a module of
+            several inputs a dict of arrays by the names of its arguments, or a tuple of arrays.
         y : array-like of shape (n_train,) or (n_train, n_outputs)
             Their targets.
         sample_weight : array-like of shape (n_train,), default=None
@@ -116,8 +117,8 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_test, n_features)
-            Test rows.
+        X : array-like of shape (n_test, n_features) or (n_test, ...)
+            Test rows, made as those of `fit`.
         y : array-like of shape (n_test,), default=None
             Their targets. Without them the measurement is the prediction (regression), or is taken
             at the predicted class (classification).
@@ -187,8 +188,8 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_test, n_features)
-            Test rows.
+        X : array-like of shape (n_test, n_features) or (n_test, ...)
+            Test rows, made as those of `fit`.
         y : array-like of shape (n_test,), default=None
             Their targets, as in `transform`.
         k : int, default=5

@@ -12,6 +12,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from test_common import ATTRIBUTORS, make
 from torch import nn
@@ -192,6 +194,39 @@ def test_attribute():
         fitted("dict"), rows_of("dict", TRAIN), Y[TRAIN], rows_of("dict", TEST), n_epochs=1
     )
     assert chosen.scores.shape == (N_TEST, N)
+
+
+class Splits(StandardScaler):
+    """A step that learns, and makes two inputs of its rows."""
+
+    def transform(self, X):
+        return {"ids": X[:, :N_IDS].astype(np.int64), "numbers": super().transform(X)[:, N_IDS:]}
+
+
+def test_a_pipeline_that_makes_a_dict():
+    rows, test = rows_of("joined", TRAIN), rows_of("joined", TEST)
+    torch.manual_seed(0)
+    settings = {"max_epochs": 1, "train_split": None, "verbose": 0}
+    pipeline = make_pipeline(Splits(), NeuralNetRegressor(Named(), **settings)).fit(rows, Y[TRAIN])
+    seen, seen_test = (pipeline[0].transform(one) for one in (rows, test))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = GradDot(pipeline).fit(rows, Y[TRAIN]).transform(test, Y[TEST])
+        expected = GradDot(pipeline[-1]).fit(seen, Y[TRAIN]).transform(seen_test, Y[TEST])
+    assert_allclose(scores, expected, **SAME)
+    again = fimoda.LeaveOneOut(pipeline, n_seeds=1, leave_out=[3], random_state=0)
+    assert np.isfinite(again.fit(rows, Y[TRAIN]).transform(test, Y[TEST])).all()
+
+
+def test_subsets():
+    subsets = rng.random((6, N)) < 0.5
+    found = []
+    for form in ("dict", "joined"):
+        net, rows, test = fitted(form), rows_of(form, TRAIN), rows_of(form, TEST)
+        settings = {"n_seeds": 1, "n_epochs": 1, "random_state": 0}
+        trained = fimoda.train_on_subsets(net, rows, Y[TRAIN], subsets, test, Y[TEST], **settings)
+        found.append([trained.measured])
+    assert_same(*found)
 
 
 def test_an_ensemble():

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from torch import Tensor, nn
 
-from .._arrays import check_rows
+from .._arrays import check_rows, of_each
 from ..losses import ProbabilityNLL, SquaredError, ZeroOneLoss
 from ..model import FinalModel
 from ..rows import RawRows
@@ -257,7 +257,8 @@ def _final_model(estimator: Any, X: RawRows, y: NDArray[Any]) -> FinalModel:
         raise TypeError(f"the model inside is not all of the estimator: {found[0]}")
     one = _seen(estimator, X[:1])
     # penalties, which depend on all rows, play no role in outputs
-    return frozen_view(estimator, np.broadcast_to(one, (len(y), *one.shape[1:])), y)
+    rows = of_each(lambda part: np.broadcast_to(part, (len(y), *part.shape[1:])), one)
+    return frozen_view(estimator, rows, y)
 
 
 def _seen(estimator: Any, X: RawRows) -> NDArray[Any]:
