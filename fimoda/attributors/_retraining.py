@@ -71,7 +71,7 @@ class BaseRetraining(BaseAttributor):
 
     @property
     def process(self) -> str:  # type: ignore[override]
-        """What happens after a row is left out, and to which part of the model."""
+        """The training that follows when a row is left out, and the part of the model that it is of."""
         return training_anew(getattr(self, "estimator_", self.estimator), self.refit)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -121,7 +121,7 @@ class BaseRetraining(BaseAttributor):
 
     @property
     def _in_stacks(self) -> bool:
-        """Whether a network alone is trained again, and no estimator by its own ``fit``."""
+        """True if a network alone is trained again, and no estimator by its own ``fit``."""
         return trained_in_stacks(self.estimator_, self.refit)
 
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:

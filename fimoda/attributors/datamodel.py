@@ -287,7 +287,10 @@ def _lasso_cv(inside: Array, targets: Array, n_jobs: int | None) -> tuple[Array,
 
 
 def _lasso_cv_of_row(inside: Array, target: Array) -> LassoCV:
-    """Small penalties take longest and are of use with little noise only: tried if they seem to be."""
+    """Return the fit of one test row.
+
+    Small penalties take longest and are of use with little noise only: tried if they seem to be.
+    """
     gram = inside.shape[1] < 2 * len(inside)
     for smallest in PENALTY_RANGES:  # (the solver takes a number from numpy's generator, unused)
         fit = LassoCV(cv=FOLDS, eps=smallest, precompute=gram, random_state=0).fit(inside, target)
@@ -314,7 +317,7 @@ def _ridge(inside: Array, targets: Array, penalties: Array) -> Array:
 
 
 def _correlation(a: Array, b: Array) -> Array:
-    """Correlation of each row of a with that of b; NaN where one is constant."""
+    """Return the correlation of each row of a with that of b; NaN where one is constant."""
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

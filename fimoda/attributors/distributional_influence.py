@@ -191,7 +191,7 @@ class DistributionalInfluence(BaseAttributor):
     # ---- transform --------------------------------------------------------------------------
 
     def outcome_samples(self, X: Any, y: Any = None) -> OutcomeSamples:
-        """Samples of the measurement with all rows, and predicted ones without each.
+        """Return samples of the measurement with all rows, and predicted ones without each.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ from .outcome_samples import OutcomeSamples
 def joint_distance(
     samples: Sequence[OutcomeSamples], distance: SlicedWasserstein | None = None
 ) -> NDArray[np.float64]:
-    """Distance of the joint laws of several measurements of the same trainings.
+    """Return the distance of the joint laws of several measurements of the same trainings.
 
     It sees what no measurement sees alone, for example that two outputs no longer move together.
 

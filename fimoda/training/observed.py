@@ -38,11 +38,11 @@ class ObservedRun:
     steps_per_epoch: int
 
     def theta(self, epoch: int) -> Tensor:
-        """Parameters after an epoch that was asked for."""
+        """Return the parameters after an epoch that was asked for."""
         return self.moments[epoch * self.steps_per_epoch].theta
 
     def buffers_of(self, step: int) -> Buffers:
-        """What the optimiser keeps when it takes a step that was asked for."""
+        """Return the optimiser's buffers as it takes a step that was asked for."""
         return self.moments[step + 1].buffers
 
 

@@ -94,7 +94,7 @@ class OutcomeSamples:
     def from_further_training(
         cls, curve: Any, epochs: int | None = None, measurement: str | None = None
     ) -> OutcomeSamples:
-        """The runs of a `FurtherTrainingCurve`, a sample for each seed.
+        """Return the runs of a `FurtherTrainingCurve`, a sample for each seed.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class OutcomeSamples:
 
     @classmethod
     def from_retraining(cls, outcomes: Any, measurement: str | None = None) -> OutcomeSamples:
-        """Trainings anew on subsets, a sample for each seed.
+        """Return trainings anew on subsets, a sample for each seed.
 
         Parameters
         ----------
@@ -152,7 +152,7 @@ class OutcomeSamples:
         return self.left_out - self.full[..., None]
 
     def of_rows(self, rows: ArrayLike) -> OutcomeSamples:
-        """The samples without these rows, in their order.
+        """Return the samples without these rows, in their order.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class OutcomeSamples:
         return replace(self, left_out=self.left_out[:, :, columns], rows=wanted)
 
     def of_groups(self, groups: ArrayLike | Sequence[ArrayLike]) -> OutcomeSamples:
-        """Predicted samples without groups of rows: each pair's effects, summed.
+        """Return predicted samples without groups of rows: each pair's effects, summed.
 
         First-order effects add up; those of real trainings do not.
 
@@ -184,7 +184,7 @@ class OutcomeSamples:
     # ---- distances --------------------------------------------------------------------------
 
     def distance(self, distance: Any = "w2") -> NDArray[np.float64]:
-        """Distance of the samples without each row from those with all.
+        """Return the distance of the samples without each row from those with all.
 
         Parameters
         ----------
@@ -216,7 +216,7 @@ class OutcomeSamples:
         n_bootstrap: int = 200,
         random_state: Any = None,
     ) -> NDArray[np.float64]:
-        """Percentile bootstrap interval of each distance, over samples drawn with replacement.
+        """Return a percentile bootstrap interval of each distance, over samples drawn again.
 
         A distance without a sign is larger between draws than between the samples, since draws
         differ also from themselves: its interval lies too high where there is little effect. Whether
@@ -254,7 +254,7 @@ class OutcomeSamples:
     def permutation_test(
         self, distance: Any = "w2", *, n_permutations: int = 199, random_state: Any = None
     ) -> NDArray[np.float64]:
-        """p-value of each distance if leaving the row out had no effect.
+        """Return the p-value of each distance if leaving the row out had no effect.
 
         The two numbers of each pair are swapped at random, or all samples shuffled where they are
         not paired; the p-value is the share of swaps, the samples as they are among them, with a

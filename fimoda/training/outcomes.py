@@ -27,7 +27,7 @@ class Outcomes:
     final: NDArray[np.float64]
 
     def scores(self, correction: str | None) -> NDArray[np.float64]:
-        """Scores of each seed, of the shape of `left_out`."""
+        """Return the scores of each seed, of the shape of `left_out`."""
         if correction == "full":
             return self.left_out - self.full[..., None, :]
         if correction == "mean":  # the run on all rows cancels
@@ -36,7 +36,7 @@ class Outcomes:
 
 
 def standard_error(per_seed: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard error of the mean over the last axis; NaN for a single seed."""
+    """Return the standard error of the mean over the last axis; NaN for a single seed."""
     n = per_seed.shape[-1]
     if n < 2:
         return np.full(per_seed.shape[:-1], np.nan)
@@ -44,7 +44,7 @@ def standard_error(per_seed: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def relative_error(per_seed: NDArray[np.float64]) -> float:
-    """Root mean square of the standard errors over that of the scores."""
+    """Return the root mean square of the standard errors over that of the scores."""
     size = np.sqrt(np.mean(per_seed.mean(-1) ** 2))
     error = np.sqrt(np.mean(standard_error(per_seed) ** 2))
     return float(error / size) if size > 0 else 0.0

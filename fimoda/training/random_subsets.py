@@ -16,7 +16,7 @@ TIMES = 2
 def random_subsets(
     n: int, n_subsets: int, ratio: float = 0.5, random_state: Any = None
 ) -> NDArray[np.bool_]:
-    """Random subsets of ``round(ratio * n)`` rows each.
+    """Return random subsets of ``round(ratio * n)`` rows each.
 
     Parameters
     ----------

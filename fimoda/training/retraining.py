@@ -42,7 +42,7 @@ class Retraining:
 
     @property
     def keeps_models(self) -> bool:
-        """Whether models outlive their training: fitted estimators are pickles, never on disk."""
+        """True if models outlive their training: fitted estimators are pickles, never on disk."""
         return self.way.may_be_stored or self.checkpoint_dir is None
 
     @one_warning()

@@ -55,7 +55,7 @@ class SubsetOutcomes:
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over the last axis and its standard error, NaNs ignored."""
+    """Return the mean over the last axis and its standard error, NaNs ignored."""
     number = np.isfinite(values).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, -1) / number
@@ -64,7 +64,7 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 
 
 def as_reading(measured: NDArray[np.float64], reasons: Sequence[str]) -> NDArray[Any]:
-    """Records of measurements (L, n_test), and why there are none (empty where there are)."""
+    """Return records of measurements (L, n_test), and why there are none (empty where there are)."""
     n_models, n_test = measured.shape
     dtype = np.dtype([("measured", np.float64, (n_test,)), ("reason", "U200")])
     reading = np.zeros(n_models, dtype)
@@ -80,7 +80,7 @@ def as_reading(measured: NDArray[np.float64], reasons: Sequence[str]) -> NDArray
 def assemble_subsets(
     subsets: NDArray[np.bool_], seeds: list[int], readings: Mapping[Any, Result]
 ) -> SubsetOutcomes:
-    """Outcomes from the readings of all units (`SubsetUnit`)."""
+    """Return the outcomes from the readings of all units (`SubsetUnit`)."""
     n_test = np.asarray(next(iter(readings.values())))["measured"].shape[1]
     measured = np.full((len(subsets), n_test, len(seeds)), np.nan)
     failed = []
