@@ -54,14 +54,8 @@ def train_on_subsets(
     different subsets are coupled. The unit is that of the measurement. A training that fails, for
     example by diverging, is reported with its subset and seed; the others are not disturbed.
 
-    Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
-    trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
-    Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
-    whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
-    its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
-    of a classifier without, or the squared error, summed over the outputs. Probabilities that are
-    counts, as those of forests and neighbours, are smoothed by one row (see the user guide). Of a
-    Pipeline all steps are fitted again, unless `refit` says otherwise.
+    Models are trained again as `LeaveOneOut` trains them: networks in stacks, other estimators by their
+    own ``fit``.
 
     Parameters
     ----------
