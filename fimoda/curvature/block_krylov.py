@@ -11,26 +11,12 @@ from torch import Tensor
 def block_krylov(
     product: Callable[[Tensor], Tensor], start: Tensor, n_components: int
 ) -> tuple[Tensor, Tensor]:
-    r"""Rayleigh-Ritz pairs of a symmetric H in the span of :math:`Q, HQ, H^2 Q, \dots`.
+    r"""Return Rayleigh-Ritz pairs of a symmetric H in the span of :math:`Q, HQ, H^2 Q, \dots`.
 
     A function of H applied to a vector in the span of Q is approximated by a polynomial, chosen by
-    the spectrum: leading eigenvectors are found, and what matters to Q as well.
-
-    Parameters
-    ----------
-    product : callable
-        ``H v`` for the rows of a matrix (k, p), as rows.
-    start : Tensor of shape (b, p)
-        Rows that span Q.
-    n_components : int
-        Most dimensions of the span; for p and more it is the whole space, whatever the start.
-
-    Returns
-    -------
-    values : Tensor of shape (k,)
-        In float64.
-    vectors : Tensor of shape (k, p)
-        Orthonormal rows, in the precision of `start`.
+    the spectrum: leading eigenvectors are found, and what matters to Q as well. `product` takes rows
+    (k, p) to those of ``H v``, and rows of `start` (b, p) span Q. Values (k,) are float64; vectors (k, p)
+    are orthonormal rows, at most `n_components`: from p on the whole space, whatever the start.
     """
     p = start.shape[1]
     if n_components >= p:
@@ -49,7 +35,7 @@ def block_krylov(
 
 
 def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what the rows have outside `basis`, as rows; the leading ones last."""
+    """Return an orthonormal basis, as rows, of what the rows have outside `basis`; the leading ones last."""
     size = rows.norm(dim=1, keepdim=True)
     rows = rows / torch.where(size > 0, size, 1)
     for _ in range(2):  # once more, against rounding

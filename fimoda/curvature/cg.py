@@ -19,16 +19,9 @@ _BEYOND = 0.25
 
 @dataclass(frozen=True)
 class CGSolution:
-    """Solutions with what is left of the right-hand sides.
+    """Solutions u (k, p) in float64, their relative residuals (k,), and iterations of the slowest.
 
-    Parameters
-    ----------
-    u : Tensor of shape (k, p)
-        Solutions, in float64.
-    residuals : Tensor of shape (k,)
-        ``|v - (C + damping) u| / |v|``, from a product with the solution itself.
-    n_iter : int
-        Iterations of the column that took most.
+    Residuals are ``|v - (C + damping) u| / |v|``, from a product with the solution itself.
     """
 
     u: Tensor
@@ -44,37 +37,15 @@ def conjugate_gradients(
     max_iter: int,
     preconditioner: Callable[[Tensor, float], Tensor] | None = None,
 ) -> CGSolution:
-    r"""Solve :math:`(C + \lambda I) u = v` for every row v of V.
+    r"""Solve :math:`(C + \lambda I) u = v` for every row v of V (k, p).
 
     Each right-hand side has its own step lengths, and takes no part in products once
     :math:`|r| \le tol |v|`. The products are taken in the model's precision over the whole training
     set; iterates and inner products are float64. The recursively updated residual drifts away
     from the true one by rounding: where a solution that looked converged is not, the iteration
-    restarts from the true residual as long as that helps.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    V : Tensor of shape (k, p)
-        Right-hand sides, as rows.
-    damping : float
-        :math:`\lambda`.
-    tol : float
-        Relative residual to reach.
-    max_iter : int
-        Most iterations, restarts included.
-    preconditioner : callable, default=None
-        ``preconditioner(V, damping)`` solves roughly, by a symmetric positive definite matrix.
-
-    Returns
-    -------
-    CGSolution
-        Converged or not: look at its residuals.
-
-    Raises
-    ------
-    ValueError
-        If a direction without positive curvature is met.
+    restarts from the true residual as long as that helps, within `max_iter` iterations in all.
+    ``preconditioner(V, damping)`` solves roughly, by a symmetric positive definite matrix. ValueError if
+    a direction without positive curvature is met.
     """
 
     def product(P: Tensor) -> Tensor:
@@ -119,7 +90,7 @@ def _run(
     damping: float,
     max_iter: int,
 ) -> tuple[Tensor, int]:
-    """Conjugate gradients from zero: solutions and the number of iterations."""
+    """Return solutions by conjugate gradients from zero, and the number of iterations."""
     u = torch.zeros_like(residual)
     r, p = residual, precondition(residual)
     rz = (r * p).sum(1)

@@ -10,19 +10,9 @@ _ROWS = 2048
 
 
 class FeatureKernel:
-    r"""Solutions with :math:`\sum_j \tilde w_j \sum_f \phi_{jf} \phi_{jf}^\top + \lambda I`, by Cholesky.
+    r"""Solutions with :math:`\sum_j s_j \sum_f \phi_{jf} \phi_{jf}^\top + \lambda I`, by Cholesky.
 
-    Parameters
-    ----------
-    features : Tensor of shape (n, F, k)
-        F feature vectors of each row.
-    share : Tensor of shape (n,)
-        Weights of the rows in the mean.
-
-    Attributes
-    ----------
-    gram : Tensor of shape (k, k)
-        The second moment, float64.
+    Features are (n, F, k), and shares (n,); ``gram`` (k, k) is the second moment, float64.
     """
 
     def __init__(self, features: Tensor, share: Tensor):
@@ -34,19 +24,13 @@ class FeatureKernel:
         self._factored: tuple[float, Tensor] | None = None
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
-        """Solutions of the rows of V (m, k), as rows."""
+        """Return the solutions of the rows of V (m, k), as rows."""
         factor = self.factor(damping)
         solved = [torch.cholesky_solve(v.double().mT, factor).mT.to(V) for v in V.split(_ROWS)]
         return torch.cat(solved)
 
     def factor(self, damping: float) -> Tensor:
-        """Cholesky factor of the damped kernel, kept for the last damping.
-
-        Raises
-        ------
-        ValueError
-            If the damped kernel is singular.
-        """
+        """Return the Cholesky factor of the damped kernel, kept for the last damping."""
         if self._factored is None or self._factored[0] != damping:
             damped = self.gram.clone()
             damped.diagonal().add_(damping)

@@ -13,7 +13,7 @@ from .operators import Curvature
 def shifted_solutions(
     curvature: Curvature, V: Tensor, dampings: Sequence[float], tol: float, max_iter: int
 ) -> Tensor:
-    r"""Solve :math:`(C + \lambda_j I) u = v` for every row v of V and every damping at once.
+    r"""Solve :math:`(C + \lambda_j I) u = v` for every row v of V (k, p) and every damping at once.
 
     The Lanczos vectors of v do not depend on the damping. In their basis the matrix is
     tridiagonal, with :math:`\alpha_k + \lambda_j` on its diagonal and :math:`\beta_k` beside it,
@@ -24,25 +24,9 @@ def shifted_solutions(
               w_k = q_k - \frac{\beta_k}{\delta_{k-1}} w_{k-1}, \qquad
               u \leftarrow u + \frac{y_k}{\delta_k} w_k,
 
-    from a single product an iteration, as many as the least damping takes. Pivots
-    :math:`\delta_k` are positive exactly where the matrix is positive definite on the space.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    V : Tensor of shape (k, p)
-        Right-hand sides, as rows.
-    dampings : sequence of float
-        :math:`\lambda_j`.
-    tol : float
-        Relative residual to reach.
-    max_iter : int
-        Most iterations.
-
-    Returns
-    -------
-    Tensor of shape (n_dampings, k, p)
-        Solutions, in float64; NaN where a pivot is not positive.
+    from a single product an iteration, as many as the least damping takes to the relative residual
+    `tol`. Pivots :math:`\delta_k` are positive exactly where the matrix is positive definite on the
+    space. Solutions (n_dampings, k, p) are float64; NaN where a pivot is not positive.
     """
     V = V.double()
     shifts = V.new_tensor(list(dampings))[:, None]

@@ -15,32 +15,13 @@ _SMALL = 1024
 
 
 class TopEigenpairs:
-    r"""The leading eigenpairs of a curvature, and solutions in their span.
+    """The leading eigenpairs of a curvature, and solutions in their span.
 
     Largest eigenvalues of a positive semi-definite curvature; largest in magnitude of the Hessian.
-
-    Parameters
-    ----------
-    curvature : Curvature
-    n_components : int
-        Most eigenpairs (fewer if the rows and outputs allow no more that are not zero). From p - 1
-        on, and for small models, the dense matrix is decomposed.
-    seed : int, default=0
-        Seed of the vector that the iteration starts from.
-    memory_budget : int, default=4 GiB
-        Bytes that the vectors may take.
-
-    Attributes
-    ----------
-    eigenvalues : Tensor of shape (k,)
-        In ascending order, float64.
-    eigenvectors : Tensor of shape (k, p)
-        As rows, in the model's precision.
-
-    Raises
-    ------
-    MemoryError
-        If the vectors of the iteration, or the dense matrix, do not fit.
+    ``eigenvalues`` (k,) ascend, in float64; ``eigenvectors`` (k, p) are rows, in the model's precision.
+    There are fewer than `n_components` if the rows and outputs allow no more that are not zero. From p - 1
+    on, and for small models, the dense matrix is decomposed. MemoryError if the vectors, or the matrix,
+    take more than the memory budget of the objective.
     """
 
     def __init__(
@@ -75,7 +56,7 @@ class TopEigenpairs:
         self.eigenvectors = rows.to(curvature.model.theta)
 
     def solve(self, V: Tensor, damping: float, complement: bool = False) -> Tensor:
-        r"""Solutions of :math:`(C + \lambda) u = v` for the rows of V (k, p), as rows.
+        r"""Return solutions of :math:`(C + \lambda) u = v` for the rows of V (k, p), as rows.
 
         The part of v outside the span is dropped, or, with `complement`, solved as if there were no
         curvature: divided by :math:`\lambda`.
@@ -96,7 +77,7 @@ class TopEigenpairs:
 
 
 def _rank_bound(curvature: Curvature) -> int:
-    """No more eigenvalues than this can differ from zero; Lanczos would hunt for zeros."""
+    """Return how many eigenvalues can differ from zero at most; Lanczos would hunt for zeros."""
     penalised = curvature.penalty and curvature.model.penalty is not None
     if penalised or isinstance(curvature, Hessian):
         return curvature.shape[0]
@@ -104,7 +85,7 @@ def _rank_bound(curvature: Curvature) -> int:
 
 
 def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, float]:
-    """Lowest and largest eigenvalue of a curvature, to one per cent of the largest in magnitude.
+    """Return the lowest and largest eigenvalue, to one per cent of the largest in magnitude.
 
     The lowest is found only for the Hessian, to a tenth of a per cent; the other curvatures are
     positive semi-definite, and get the least entry of the L2 penalty.

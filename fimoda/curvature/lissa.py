@@ -16,17 +16,7 @@ _DIVERGED = 1e3
 
 @dataclass(frozen=True)
 class LissaSolution:
-    """Solutions and how many terms they took.
-
-    Parameters
-    ----------
-    u : Tensor of shape (k, p)
-        Solutions, in float64.
-    converged : bool
-        Whether all are known to be within the tolerance.
-    n_iter : int
-        Terms of the series.
-    """
+    """Solutions u (k, p) in float64, whether all are known to be within the tolerance, and terms taken."""
 
     u: Tensor
     converged: bool
@@ -42,7 +32,7 @@ def full_series(
     tol: float,
     lowest: float,
 ) -> LissaSolution:
-    r"""Solve :math:`(C + \lambda I) u = v` for every row v of V by the series over all rows.
+    r"""Solve :math:`(C + \lambda I) u = v` for every row v of V (k, p) by the series over all rows.
 
     .. math:: x \leftarrow v + (I - (C + \lambda)/s)\, x, \qquad u = x / s
 
@@ -50,11 +40,7 @@ def full_series(
     The increment is the residual r of u, and with :math:`\mu` the `lowest` eigenvalue of
     :math:`C + \lambda`, :math:`|r| / \mu` bounds the error of u: a right-hand side is done when
     that is below ``tol * |u|`` (when :math:`|r|` is below ``tol * |v|`` if :math:`\mu = 0`).
-
-    Raises
-    ------
-    FloatingPointError
-        If the series diverges.
+    FloatingPointError if the series diverges.
     """
     V = V.double()
     x = V.clone()
@@ -83,16 +69,11 @@ def batch_series(
     batch_size: int,
     seed: int,
 ) -> LissaSolution:
-    """The series with the curvature of a random batch in each term.
+    """Solve by the series with the curvature of a random batch in each term.
 
     Batches go through the rows in a new random order each time; the answer is the mean of the last
     half of the iterates, which takes most of the noise away. Every right-hand side sees the same
-    batches.
-
-    Raises
-    ------
-    FloatingPointError
-        If the series diverges.
+    batches. FloatingPointError if the series diverges.
     """
     V = V.double()
     x, total = V.clone(), torch.zeros_like(V)
@@ -118,7 +99,7 @@ def batch_series(
 def automatic_scale(
     lowest: float, largest: float, damping: float, n_rows: int, batch_size: int | None
 ) -> float:
-    r"""The scale s with the fewest terms that is sure to converge.
+    r"""Return the scale s with the fewest terms that is sure to converge.
 
     Over all rows, half the sum of the extreme damped eigenvalues, where the contraction
     :math:`\max |1 - (\sigma + \lambda)/s|` is least.

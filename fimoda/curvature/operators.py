@@ -26,13 +26,8 @@ from .jacobian import factored_jacobian, product_bytes
 class Curvature(ABC):
     r"""A symmetric matrix :math:`C = \sum_i s_i C_i` (p, p), a mean over training rows by share.
 
-    The matrix is never formed: products go over the whole training set, a chunk of rows at a time.
-
-    Parameters
-    ----------
-    objective : Objective
-    penalty : bool, default=False
-        Whether the second derivative of the L2 penalty, ``diag(penalty)``, is added.
+    The matrix is never formed: products go over the whole training set, a chunk of rows at a time. With
+    `penalty` the second derivative of the L2 penalty, ``diag(penalty)``, is added.
     """
 
     def __init__(self, objective: Objective, *, penalty: bool = False):
@@ -68,7 +63,7 @@ class Curvature(ABC):
         return (self.model.n_parameters, self.model.n_parameters)
 
     def matmat(self, V: Tensor) -> Tensor:
-        """Products ``C v`` of the rows of V (k, p), as rows."""
+        """Return the products ``C v`` of the rows of V (k, p), as rows."""
         product = torch.zeros_like(V)
         chunk = self._chunk_size(len(V))
         for start in range(0, len(self), chunk):
@@ -79,7 +74,7 @@ class Curvature(ABC):
 
     @abstractmethod
     def _product(self, V: Tensor, rows: slice) -> Tensor:
-        """The part of ``C v`` that comes from some of the rows."""
+        """Return the part of ``C v`` that comes from some of the rows."""
 
     def _chunk_size(self, n_vectors: int) -> int:
         row_bytes = 4 * n_vectors * self._activation_bytes
@@ -90,7 +85,7 @@ class Curvature(ABC):
         return activation_bytes(self.model, self.inputs)
 
     def linear_operator(self) -> LinearOperator:
-        """The same matrix for scipy, on float64 vectors."""
+        """Return the same matrix for scipy, on float64 vectors."""
 
         def columns(V: np.ndarray) -> np.ndarray:
             rows = torch.from_numpy(np.ascontiguousarray(V.reshape(V.shape[0], -1).T))
@@ -105,14 +100,14 @@ class Curvature(ABC):
         return self._with(objective=self.objective.double, weights=self.weights.double())
 
     def restricted(self, rows: NDArray[np.int64]) -> Curvature:
-        """The curvature of some rows, weighted so that its mean over random subsets is this one."""
+        """Return the curvature of some rows, weighted so that its mean over random subsets is this one."""
         return self._with(
             objective=self.objective.of_rows(self.objective.rows[rows]),
             weights=self.weights[rows] * (len(self) / len(rows)),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but what is found again from the rest: for copies and pickles."""
+        """Return everything but what is found again from the rest: for copies and pickles."""
         kept = {name: getattr(type(self), name, None) for name in vars(self)}
         return {k: vars(self)[k] for k, v in kept.items() if not isinstance(v, cached_property)}
 
@@ -122,7 +117,7 @@ class Curvature(ABC):
         return other
 
     def dense(self) -> Tensor:
-        """The matrix itself, (p, p); for small models."""
+        """Return the matrix itself, (p, p); for small models."""
         eye = torch.eye(self.shape[0], dtype=self.model.dtype, device=self.model.device)
         product = self.matmat(eye)
         return (product + product.mT) / 2
@@ -202,25 +197,12 @@ class EmpiricalFisher(Curvature):
 
 
 class SampledFisher(EmpiricalFisher):
-    r"""Second moment of the gradients at targets sampled from the model itself.
+    """Second moment of the gradients at targets sampled from the model itself.
 
     A classifier's target is one draw from its predicted probabilities; under squared error it is
     the output plus Gaussian noise of the variance that the loss stands for. In expectation this is
-    the Gauss-Newton matrix.
-
-    Parameters
-    ----------
-    objective : Objective
-        Its targets are not used.
-    seed : int, default=0
-        Seed of the draws.
-    penalty : bool, default=False
-        Whether ``diag(penalty)`` is added.
-
-    Raises
-    ------
-    ValueError
-        If the loss is not the negative log-likelihood of a distribution that can be sampled.
+    the Gauss-Newton matrix. The targets of the objective are not used. ValueError if the loss is not the
+    negative log-likelihood of a distribution that can be sampled.
     """
 
     def __init__(self, objective: Objective, *, seed: int = 0, penalty: bool = False):
@@ -231,7 +213,7 @@ class SampledFisher(EmpiricalFisher):
 
 
 def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
-    """Bytes of what one row leaves in a forward pass, with its inputs and outputs."""
+    """Return the bytes of what one row leaves in a forward pass, with its inputs and outputs."""
     sizes: list[int] = []
 
     def note(saved: Tensor) -> Tensor:

@@ -37,28 +37,13 @@ def adjoint_in_outputs(
     horizons: Sequence[int],
     own_residuals: Tensor | None = None,
 ) -> Tensor:
-    """Scores (n_horizons, m, n) to first order, by one walk back for all horizons.
+    """Return scores (n_horizons, m, n) to first order, by one walk back for all horizons.
 
-    Parameters
-    ----------
-    kernel : Tensor of shape (n, C, n, C)
-        Of the outputs of the training rows.
-    share : Tensor of shape (n,)
-        Each row's share of the objective.
-    curvature : callable
-        Second derivative of each row's loss in its outputs (n, C, C), after an epoch.
-    residuals : Tensor of shape (n_epochs + 1, n, C)
-        First derivative.
-    steps : LinearSteps
-    rates : Tensor of shape (n_steps, 2)
-    per_epoch : int
-    inner : sequence of Tensor of shape (m, n, C)
-        For each horizon, inner products of the measurements' gradients with the (preconditioned)
-        Jacobians of the rows.
-    horizons : sequence of int
-        Increasing numbers of epochs.
-    own_residuals : Tensor of shape (n_epochs + 1, n, C), default=None
-        Residuals of each row when it is the one left out, if they are others.
+    `kernel` (n, C, n, C) and `residuals` (n_epochs + 1, n, C) are of the training rows' outputs,
+    `curvature` is the second derivative (n, C, C) of their losses after an epoch, and `own_residuals`
+    those of each row when it is the one left out, if they are others. `inner` has for each horizon, of
+    increasing numbers of epochs, the products (m, n, C) of the measurements' gradients with the
+    (preconditioned) Jacobians of the rows.
     """
     others = residuals if own_residuals is None else own_residuals
     n, c = kernel.shape[:2]
@@ -105,23 +90,10 @@ def outputs_of_full_run(
     rates: Tensor,
     marks: Sequence[int],
 ) -> Tensor:
-    """Change of the rows' outputs in the linearised run on all rows, (n_marks, n, C).
+    """Return the change (n_marks, n, C) of the rows' outputs in the linearised run on all rows.
 
-    Parameters
-    ----------
-    kernel : Tensor of shape (n, C, n, C)
-    share : Tensor of shape (n,)
-        Each row's share of the objective.
-    residual : callable
-        Gradient of each row's loss in its outputs (n, C).
-    outputs : Tensor of shape (n, C)
-        Where the run begins.
-    decay : Tensor of shape (n, C)
-        What the weight decay adds to the first gradient, times the rows' Jacobians.
-    steps : LinearSteps
-    rates : Tensor of shape (n_steps, 2)
-    marks : sequence of int
-        Numbers of steps.
+    From `outputs` (n, C), with the `residual` (n, C) of each row's loss at others, and `decay` (n, C):
+    the weight decay of the first gradient, times the Jacobians. Marks are numbers of steps.
     """
     K = kernel.flatten(0, 1).flatten(1)
     x, v = torch.zeros_like(outputs), torch.zeros_like(outputs)
@@ -163,6 +135,6 @@ def largest_curvature(kernel: Tensor, share: Tensor, curvature: Tensor) -> float
 
 
 def between_epochs(values: Tensor, epoch: float) -> Tensor:
-    """Values (n_epochs + 1, ...) between epochs, linearly."""
+    """Return values (n_epochs + 1, ...) between epochs, linearly."""
     before = min(int(epoch), len(values) - 2)
     return torch.lerp(values[before], values[before + 1], epoch - before)

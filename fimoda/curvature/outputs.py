@@ -16,7 +16,7 @@ _NUMBERS = 2**22
 
 
 def push_outputs(model: FinalModel, X: Tensor, theta: Tensor, U: Tensor) -> Tensor:
-    """Derivatives of the outputs of rows X along the rows of U (k, p), as (n, k, C)."""
+    """Return derivatives (n, k, C) of the outputs of rows X along the rows of U (k, p)."""
     width = max([shape[0] for shape in model.shapes.values() if shape], default=1)
     chunk = min(_ROWS, len(X))
     block = max(1, _NUMBERS // (chunk * width))

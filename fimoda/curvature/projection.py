@@ -33,7 +33,7 @@ class Projection:
 
     Inner products of features estimate those of the gradients without bias, with a relative error
     of order :math:`1/\sqrt k`. P does not depend on how rows are cut into chunks: block b of a
-    dense P comes from a generator seeded by `seed` and b.
+    dense P comes from a generator seeded by `seed` and b, and is kept where P fits the memory budget.
 
     Parameters
     ----------
@@ -50,9 +50,7 @@ class Projection:
         products of a row with itself, more. The sparse one takes 4 p operations a row, and its
         variance is that of signs.
     seed : int, default=0
-        Seed of P.
     memory_budget : int, default=512 MiB
-        Bytes that a dense P may take if it is kept; otherwise it is drawn again for each chunk.
     """
 
     def __init__(
@@ -75,13 +73,7 @@ class Projection:
         self._kept: dict[int, NDArray[Any]] = {}
 
     def __call__(self, gradients: RowGradients) -> Tensor:
-        """Features (n, k) of n rows.
-
-        Raises
-        ------
-        ValueError
-            If the projection is a product and the gradients have no factors.
-        """
+        """Return the features (n, k) of n rows; ValueError if a product has no factors to go by."""
         if self.n_parameters == 0:
             raise ValueError("the model has no parameters to project")
         if self.identity:
@@ -113,7 +105,7 @@ class Projection:
         return features.div_(self.n_components**0.5)
 
     def _block(self, number: int) -> Tensor:
-        """BLOCK rows of P (the last block has fewer), (BLOCK, k)."""
+        """Return BLOCK rows of P (the last block has fewer), (BLOCK, k)."""
         if number in self._kept:
             return torch.from_numpy(self._kept[number])
         n_rows = min(BLOCK, self.n_parameters - number * BLOCK)
@@ -143,7 +135,7 @@ class Projection:
 
     @cached_property
     def _entries(self) -> csc_matrix:
-        """Transpose of P / sqrt(k), (k, p), its nonzero entries parameter by parameter."""
+        """Return the transpose of P / sqrt(k), (k, p), its nonzero entries parameter by parameter."""
         p, k, s = self.n_parameters, self.n_components, min(NONZEROS, self.n_components)
         rng = np.random.default_rng(self.seed)
         ends = np.arange(s + 1) * k // s
@@ -166,7 +158,7 @@ class Projection:
 
 
 def signs(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np.int8]:
-    """Independent signs, (n_rows, n_columns)."""
+    """Return independent signs, (n_rows, n_columns)."""
     n_bits = n_rows * n_columns
     bits = np.unpackbits(np.frombuffer(rng.bytes(-(-n_bits // 8)), dtype=np.uint8), count=n_bits)
     return (2 * bits.view(np.int8) - 1).reshape(n_rows, n_columns)

@@ -14,15 +14,10 @@ from ..training.linear_steps import LinearSteps
 class Responses:
     """What one unit of adjoint at the end of a segment does on its way back, mode by mode.
 
-    The first axis has the unit in the parameters, and in the velocity; the last the modes.
-
-    Parameters
-    ----------
-    X, V : Tensor of shape (2, k)
-        Adjoints at the start of the segment.
-    first, second : Tensor of shape (n_epochs, 2, k)
-        Sums over each epoch's steps of the gradient's adjoint, weighted by one minus the part of
-        the epoch that has passed, and by that part.
+    The first axis has the unit in the parameters, and in the velocity; the last the modes. X and V
+    (2, k) are the adjoints at the start of the segment; ``first`` and ``second`` (n_epochs, 2, k) are sums
+    over each epoch's steps of the gradient's adjoint, weighted by one minus the part of the epoch that has
+    passed, and by that part.
     """
 
     X: Tensor
@@ -32,11 +27,11 @@ class Responses:
 
     @property
     def total(self) -> Tensor:
-        """What a constant gradient adds to the parameters at the end, (k,)."""
+        """Return what a constant gradient adds to the parameters at the end, (k,)."""
         return (self.first + self.second).sum(0)[0]
 
     def to_residuals(self, residuals: Tensor) -> Tensor:
-        """Weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
+        """Return weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
         R = residuals.to(self.first)
         return torch.einsum("enc,esk->snck", R[:-1], self.first) + torch.einsum(
             "enc,esk->snck", R[1:], self.second
