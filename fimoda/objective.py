@@ -93,6 +93,11 @@ class Objective:
         """Return the objective of the same model on other rows."""
         return replace(self, rows=rows)
 
+    def restricted(self, rows: NDArray[np.int64]) -> Objective:
+        """Return the objective of some rows, weighted so that its mean over random subsets is this one."""
+        some = self.rows[rows]
+        return self.of_rows(some.scaled(len(self) / len(some)))
+
     # ---- values and gradients ---------------------------------------------------------------
 
     def value(self, theta: Tensor | None = None) -> float:
@@ -113,19 +118,20 @@ class Objective:
         penalty = self.model.penalty
         total = torch.zeros_like(theta) if penalty is None else theta * penalty
         for rows in self.rows.split(_ROWS):
-            total += grad(lambda t, rows=rows: self._share_of_loss(t, rows))(theta)
+            total += grad(lambda t, rows=rows: self.share_of_loss(t, rows))(theta)
         return total
 
-    def _share_of_loss(self, theta: Tensor, rows: Rows) -> Tensor:
+    def share_of_loss(self, theta: Tensor, rows: Rows) -> Tensor:
+        """Return the part of the objective, without the penalty, that comes from some of its rows."""
         losses = self.model.loss(self.model.forward(theta, rows.inputs), rows.targets)
         return (rows.shares.to(theta) * losses).sum()
 
     # ---- gradients of rows ------------------------------------------------------------------
 
-    def chunk(self, share_of_budget: float = 0.5) -> int:
-        """Return how many rows' gradients fit that part of the memory budget."""
+    def chunk(self, share_of_budget: float = 0.5, most: int = MOST_ROWS) -> int:
+        """Return how many rows' gradients fit that part of the memory budget, at most so many."""
         fitting = int(self.memory_budget * share_of_budget) // self.differentiate.row_bytes()
-        return self.chunk_size or int(min(max(fitting, 1), len(self.rows), MOST_ROWS))
+        return self.chunk_size or int(min(max(fitting, 1), len(self.rows), most))
 
     def row_gradients(
         self, measured: Measured | None = None, size: int | None = None

@@ -173,6 +173,10 @@ class Rows:
         """The same rows as an objective of their own: their shares sum to one."""
         return Rows(self.inputs, self.targets, self.weights)
 
+    def scaled(self, factor: float) -> Rows:
+        """Return the same rows with shares so many times as large."""
+        return replace(self, total=self._total / factor)
+
     def split(self, size: int) -> list[Rows]:
         """Return parts of at most `size` rows, in their order."""
         return [self[start : start + size] for start in range(0, len(self), size)]

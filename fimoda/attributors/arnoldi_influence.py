@@ -143,8 +143,7 @@ class ArnoldiInfluence(BaseInfluence):
 
     def _prepare_solver(self) -> None:
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
-        matrix = self._curvature()
-        self._top = TopEigenpairs(matrix, self.n_components, seed, self.memory_budget)
+        self._top = TopEigenpairs(self._curvature(), self.n_components, seed)
         self.eigenvalues_ = self._top.eigenvalues.cpu().numpy()
 
     def _solve(self, V: Tensor) -> Tensor:

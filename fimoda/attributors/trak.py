@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,29 +23,15 @@ from ..adapters import as_final_model, has_earlier_steps
 from ..base import BaseAttributor
 from ..curvature.checks import check_gradients
 from ..curvature.damping import DAMPING_FACTOR, MOST_OF_TRACE
-from ..curvature.feature_kernel import FeatureKernel
+from ..curvature.projected_kernel import ProjectedKernel
 from ..curvature.projection import KINDS, Projection
 from ..curvature.removal import Removal
-from ..measured import Measure, Measured
-from ..measurements import Measurement, Output
+from ..measured import Measured
+from ..measurements import Measurement
 from ..model import FinalModel
-from ..row_gradients import RowDifferentiator
-from ..rows import Rows
 
 #: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
 AT_MINIMUM = 1e-4
-
-
-@dataclass
-class _Member:
-    """What TRAK keeps of one model."""
-
-    model: FinalModel
-    differentiate: RowDifferentiator
-    project: Projection
-    features: Tensor  # (n, F, k)
-    slopes: Tensor  # (n, F): derivative of the loss in each output function
-    kernel: FeatureKernel
 
 
 class TRAK(BaseAttributor):
@@ -184,8 +170,9 @@ class TRAK(BaseAttributor):
 
     def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
         super()._prepare(X, y, sample_weight)
-        weights = check_weights(sample_weight, np.zeros((len(self._X), 1)))
-        self._models = [self.model_]
+        rows = self._objective.rows
+        weights = check_weights(sample_weight, np.zeros((len(rows), 1)))
+        self._objectives = [self._objective]
         for number, estimator in enumerate(self.models or ()):
             if has_earlier_steps(estimator):
                 raise ValueError(
@@ -193,15 +180,16 @@ class TRAK(BaseAttributor):
                     "estimator's. Pass the fitted last steps of Pipelines that share their earlier ones."
                 )
             model = as_final_model(
-                estimator, self._X, y, sample_weight=weights, criterion=self.criterion
+                estimator, rows.inputs, y, sample_weight=weights, criterion=self.criterion
             )
-            width = model.outputs(model.encode_X(self._X[:1])).shape[1]
-            if width != self.n_outputs_ or not _same_targets(model, self.model_):
+            own = replace(rows, inputs=model.encode_X(rows.inputs))
+            objective = self._objective.at(model).of_rows(own)
+            if objective.n_outputs != self.n_outputs_ or not _same_targets(model, self.model_):
                 raise ValueError(
                     f"models[{number}] has other outputs, classes or another loss than estimator; the "
                     "models of an ensemble must be trained for the same targets."
                 )
-            self._models.append(model)
+            self._objectives.append(objective)
 
     def _fit(self) -> None:
         check_gradients(self._objective)
@@ -209,94 +197,50 @@ class TRAK(BaseAttributor):
         self._share = self._objective.rows.shares
         self._removal = Removal.of(self._objective, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
-        self._members = [
-            self._member(model, seed + number) for number, model in enumerate(self._models)
-        ]
-        if not isinstance(self.damping, str):
-            self.damping_ = float(self.damping)
-        else:
-            parts = [float(m.kernel.gram.trace()) * _damping_part(m.model) for m in self._members]
-            self.damping_ = float(np.mean(parts)) / self._members[0].slopes.shape[1]
-            if self.damping_ == 0:
-                raise ValueError(
-                    "damping='auto' needs a training row whose output has a gradient; all are zero at "
-                    "this model. Give damping as a number."
-                )
-        for member in self._members:
-            member.kernel.factor(self.damping_)
-
-    def _functions(self, model: FinalModel) -> list[Measure]:
-        """The output functions whose gradients are the features of a row."""
-        if self.output_function_ == "margin":
-            return [model.loss.margin]
-        return [Output(c) for c in range(self.n_outputs_)]
-
-    def _member(self, model: FinalModel, seed: int) -> _Member:
-        """Features of the training rows under one model."""
-        X = model.encode_X(self._X)
-        differentiate = RowDifferentiator(model, X[:2])
-        project = Projection(
-            model.n_parameters,
-            self.n_components,
-            self.projection,
-            seed=seed,
-            memory_budget=self.memory_budget // 2,
-        )
-        functions = self._functions(model)
-        features = self._features(differentiate, project, X, self._y, functions)
-        outputs = model.outputs(X).double()
-        slopes = model.loss.gradient(outputs, self._y)  # (n, C)
-        if self.output_function_ == "margin":
-            # the loss is a function of the margin: its slope there, from those in the outputs
-            of_margin = torch.func.grad(lambda f: functions[0](f, self._y).sum())(outputs)
-            slopes = ((slopes * of_margin).sum(1) / (of_margin**2).sum(1)).unsqueeze(1)
-        kernel = FeatureKernel(features, self._share)
-        if not bool(torch.isfinite(kernel.gram).all() and torch.isfinite(slopes).all()):
-            raise ValueError(
-                "the margin of a training row, or its gradient, is not finite: its predicted probability "
-                "is exactly one or zero in this precision. Use a model that returns logits, or one in "
-                "float64."
+        self._members = []
+        for number, objective in enumerate(self._objectives):
+            project = Projection(
+                objective.model.n_parameters,
+                self.n_components,
+                self.projection,
+                seed=seed + number,
+                memory_budget=self.memory_budget // 2,
             )
-        return _Member(model, differentiate, project, features, slopes, kernel)
+            self._members.append(ProjectedKernel(objective, project))
+        self.damping_ = self._automatic_damping() if self.damping == "auto" else float(self.damping)
+        for member in self._members:
+            member.check(self.damping_)
 
-    def _features(
-        self,
-        differentiate: RowDifferentiator,
-        project: Projection,
-        X: Tensor,
-        y: Tensor,
-        functions: list[Measure],
-    ) -> Tensor:
-        """Projected gradients of F functions, (n, F, k)."""
-        fitting = self.memory_budget // (4 * differentiate.row_bytes())
-        chunk = self.chunk_size or int(min(max(fitting, 1), 16384))
-        shape = (len(X), len(functions), project.n_components)
-        features = torch.empty(shape, dtype=differentiate.model.dtype, device=X.device)
-        for f, function in enumerate(functions):
-            for rows, gradients in differentiate.chunks(Measured(Rows(X, y), function), chunk):
-                features[rows, f] = project(gradients)
-        return features
+    def _automatic_damping(self) -> float:
+        """Return the mean over models of a part of the features' mean squared length."""
+        lengths = [m.mean_squared_length * _damping_part(m.objective.model) for m in self._members]
+        damping = float(np.mean(lengths)) / self._members[0].slopes.shape[1]
+        if damping == 0:
+            raise ValueError(
+                "damping='auto' needs a training row whose output has a gradient; all are zero at "
+                "this model. Give damping as a number."
+            )
+        return damping
 
     # ---- transform --------------------------------------------------------------------------
 
-    def _solutions(self, X: Tensor, y: Tensor, measure: Measure) -> list[Tensor]:
-        """Features of test rows times the inverse kernel, (m, k) of each member."""
+    def _solutions(self, test: Measured) -> list[Tensor]:
+        """Return the features of test rows times the inverse kernel, (m, k) of each member."""
         solutions = []
         for member in self._members:
-            rows = member.model.encode_X(X)
-            test = self._features(member.differentiate, member.project, rows, y, [measure])
-            solutions.append(member.kernel.solve(test[:, 0], self.damping_))
+            inputs = member.objective.model.encode_X(test.inputs)
+            own = Measured(replace(test.rows, inputs=inputs), test.measure)
+            solutions.append(member.solve(own, self.damping_))
         return solutions
 
     def _slopes(self) -> Tensor:
-        """Derivative of the loss in the output functions, averaged over members, (n, F)."""
+        """Return the derivative of the loss in the output functions, averaged over members, (n, F)."""
         return torch.stack([member.slopes for member in self._members]).mean(0)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        X, y, measure = test.inputs, test.targets, test.measure
         slopes = self._slopes()
-        product = torch.zeros(len(X), slopes.numel(), dtype=torch.float64, device=slopes.device)
-        for member, solved in zip(self._members, self._solutions(X, y, measure), strict=True):
+        product = torch.zeros(len(test), slopes.numel(), dtype=torch.float64, device=slopes.device)
+        for member, solved in zip(self._members, self._solutions(test), strict=True):
             product += (solved @ member.features.flatten(0, 1).mT).double()
         product = product.unflatten(1, slopes.shape) / len(self._members)
         found = (torch.einsum("mnf,nf->mn", product, slopes) * self._share).cpu().numpy()
@@ -307,8 +251,7 @@ class TRAK(BaseAttributor):
         product = torch.zeros_like(slopes)
         member_of = torch.from_numpy(self._removal.members()).to(slopes)
         sums = torch.zeros_like(member_of)
-        solutions = self._solutions(self._X, self._y, self._measure)
-        for member, solved in zip(self._members, solutions, strict=True):
+        for member, solved in zip(self._members, self._solutions(self._own), strict=True):
             product += torch.einsum("nk,nfk->nf", solved, member.features).double()
             shares = (slopes * self._share[:, None]).to(member.features)
             of_rows = torch.einsum("nf,nfk->nk", shares, member.features)
@@ -320,7 +263,7 @@ class TRAK(BaseAttributor):
 
 
 def _damping_part(model: FinalModel) -> float:
-    """The part of the gradients' mean squared length that is ``damping="auto"``."""
+    """Return the part of the gradients' mean squared length that is ``damping="auto"``."""
     if model.recipe.solved:
         return AT_MINIMUM
     return min(DAMPING_FACTOR / model.n_parameters, MOST_OF_TRACE)

@@ -42,10 +42,10 @@ class DataInfSolver:
         self.objective = objective
         self.layers = parameter_layers(objective.model)
         self._differentiate = objective.differentiate
-        budget, row_bytes = objective.memory_budget, self._differentiate.row_bytes()
-        self.chunk_size = objective.chunk_size or int(min(max(budget // (8 * row_bytes), 1), 2048))
+        self.chunk_size = objective.chunk(1 / 8, 2048)
         self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
-        if self._differentiate.factors and len(objective) * row_bytes <= budget:
+        held = len(objective) * self._differentiate.row_bytes()
+        if self._differentiate.factors and held <= objective.memory_budget:
             self._kept = list(self._chunks(objective.losses))
         self._squares = torch.cat(  # (L, n)
             [torch.stack([g.inner_rowwise(g) for g in layers]) for _, layers in self._train()],

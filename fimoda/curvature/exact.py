@@ -27,7 +27,7 @@ class PrimalSolver:
     """
 
     def __init__(self, curvature: Curvature):
-        memory_budget = curvature.memory_budget
+        memory_budget = curvature.objective.memory_budget
         p = curvature.shape[0]
         if 3 * 8 * p * p > memory_budget:
             raise MemoryError(

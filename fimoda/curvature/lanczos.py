@@ -24,14 +24,8 @@ class TopEigenpairs:
     take more than the memory budget of the objective.
     """
 
-    def __init__(
-        self,
-        curvature: Curvature,
-        n_components: int,
-        seed: int = 0,
-        memory_budget: int = 4 * 2**30,
-    ):
-        p = curvature.shape[0]
+    def __init__(self, curvature: Curvature, n_components: int, seed: int = 0):
+        p, memory_budget = curvature.shape[0], curvature.objective.memory_budget
         signed = isinstance(curvature, Hessian)
         k = min(n_components, p, _rank_bound(curvature))
         dense = k >= p - 1 or p <= _SMALL

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
 from ..row_gradients import RowGradients
-from ..rows import Inputs, Rows, mapped, parts, taken
+from ..rows import Inputs, mapped, parts
 from .jacobian import factored_jacobian, product_bytes
 
 
+@dataclass(frozen=True, eq=False)
 class Curvature(ABC):
     r"""A symmetric matrix :math:`C = \sum_i s_i C_i` (p, p), a mean over training rows by share.
 
@@ -30,10 +30,15 @@ class Curvature(ABC):
     `penalty` the second derivative of the L2 penalty, ``diag(penalty)``, is added.
     """
 
-    def __init__(self, objective: Objective, *, penalty: bool = False):
-        self.objective = objective
-        self.penalty = penalty
-        self.weights = objective.rows.shares.to(objective.model.dtype)
+    objective: Objective
+    penalty: bool = False
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: what is found again from them stays out of copies and pickles."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def model(self) -> FinalModel:
@@ -41,26 +46,12 @@ class Curvature(ABC):
         return self.objective.model
 
     @property
-    def inputs(self) -> Inputs:
-        """Inputs of the rows."""
-        return self.objective.rows.inputs
-
-    @property
-    def targets(self) -> Tensor:
-        """Encoded targets of the rows."""
-        return self.objective.rows.targets
-
-    @property
-    def memory_budget(self) -> int:
-        """Bytes for what a product needs at a time."""
-        return self.objective.memory_budget
-
-    def __len__(self) -> int:
-        return len(self.objective)
-
-    @property
     def shape(self) -> tuple[int, int]:
         return (self.model.n_parameters, self.model.n_parameters)
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        return self.objective.rows.shares.to(self.model.dtype)
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the products ``C v`` of the rows of V (k, p), as rows."""
@@ -73,16 +64,16 @@ class Curvature(ABC):
         return product
 
     @abstractmethod
-    def _product(self, V: Tensor, rows: slice) -> Tensor:
+    def _product(self, V: Tensor, at: slice) -> Tensor:
         """Return the part of ``C v`` that comes from some of the rows."""
 
     def _chunk_size(self, n_vectors: int) -> int:
         row_bytes = 4 * n_vectors * self._activation_bytes
-        return int(min(max(self.memory_budget // row_bytes, 1), len(self)))
+        return int(min(max(self.objective.memory_budget // row_bytes, 1), len(self)))
 
     @cached_property
     def _activation_bytes(self) -> int:
-        return activation_bytes(self.model, self.inputs)
+        return activation_bytes(self.model, self.objective.rows.inputs)
 
     def linear_operator(self) -> LinearOperator:
         """Return the same matrix for scipy, on float64 vectors."""
@@ -95,26 +86,13 @@ class Curvature(ABC):
         return LinearOperator(self.shape, matvec=columns, matmat=columns, dtype=np.float64)
 
     @property
-    def double(self) -> Curvature:
+    def double(self) -> Self:
         """The same matrix in float64."""
-        return self._with(objective=self.objective.double, weights=self.weights.double())
+        return replace(self, objective=self.objective.double)
 
-    def restricted(self, rows: NDArray[np.int64]) -> Curvature:
+    def restricted(self, rows: NDArray[np.int64]) -> Self:
         """Return the curvature of some rows, weighted so that its mean over random subsets is this one."""
-        return self._with(
-            objective=self.objective.of_rows(self.objective.rows[rows]),
-            weights=self.weights[rows] * (len(self) / len(rows)),
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything but what is found again from the rest: for copies and pickles."""
-        kept = {name: getattr(type(self), name, None) for name in vars(self)}
-        return {k: vars(self)[k] for k, v in kept.items() if not isinstance(v, cached_property)}
-
-    def _with(self, **changes: Any) -> Curvature:
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
+        return replace(self, objective=self.objective.restricted(rows))
 
     def dense(self) -> Tensor:
         """Return the matrix itself, (p, p); for small models."""
@@ -130,37 +108,37 @@ class GaussNewton(Curvature):
     f^2` (C, C). Positive semi-definite for losses that are convex in the outputs.
     """
 
-    def _product(self, V: Tensor, rows: slice) -> Tensor:
-        w = self.weights[rows, None, None]
+    def _product(self, V: Tensor, at: slice) -> Tensor:
+        w = self._shares[at, None, None]
         if self._jacobian is not None:
-            jacobian = self._jacobian[rows]
-            return jacobian.pull((jacobian.push(V) @ self._output_hessian[rows]) * w)
+            jacobian = self._jacobian[at]
+            return jacobian.pull((jacobian.push(V) @ self._output_hessian[at]) * w)
 
-        inputs = taken(self.inputs, rows)
+        rows = self.objective.rows[at]
 
         def outputs(theta: Tensor) -> Tensor:
-            return self.model.forward(theta, inputs)
+            return self.model.forward(theta, rows.inputs)
 
         f, pull_back, *_ = vjp(outputs, self.model.theta)
         pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1], out_dims=1)(V)
-        curved = pushed @ self.model.loss.output_hessian(f, self.targets[rows])  # (b, k, C)
+        curved = pushed @ self.model.loss.output_hessian(f, rows.targets)  # (b, k, C)
         return vmap(pull_back, in_dims=1)(curved * w)[0]
 
     def _chunk_size(self, n_vectors: int) -> int:
         if self._jacobian is None:
             return super()._chunk_size(n_vectors)
-        fitting = self.memory_budget // (2 * product_bytes(self._jacobian, n_vectors))
+        fitting = self.objective.memory_budget // (2 * product_bytes(self._jacobian, n_vectors))
         return int(min(max(fitting, 1), len(self)))
 
     @cached_property
     def _jacobian(self) -> RowGradients | None:
-        return factored_jacobian(self.objective, self.memory_budget // 2)
+        return factored_jacobian(self.objective, self.objective.memory_budget // 2)
 
     @cached_property
     def _output_hessian(self) -> Tensor:
-        return self.model.loss.output_hessian(self.model.outputs(self.inputs), self.targets)
+        return self.model.loss.output_hessian(self.objective.outputs, self.objective.rows.targets)
 
-    def restricted(self, rows: NDArray[np.int64]) -> Curvature:
+    def restricted(self, rows: NDArray[np.int64]) -> Self:
         other = super().restricted(rows)
         if self._jacobian is not None:
             of = torch.from_numpy(rows).to(self.model.device)
@@ -172,44 +150,37 @@ class GaussNewton(Curvature):
 class Hessian(Curvature):
     r"""True second derivative, :math:`C_i = \partial^2\ell_i/\partial\theta^2`; may be indefinite."""
 
-    def _product(self, V: Tensor, rows: slice) -> Tensor:
-        inputs, targets = taken(self.inputs, rows), self.targets[rows]
-
-        def objective(theta: Tensor) -> Tensor:
-            losses = self.model.loss(self.model.forward(theta, inputs), targets)
-            return (self.weights[rows] * losses).sum()
-
-        gradient = grad(objective)
+    def _product(self, V: Tensor, at: slice) -> Tensor:
+        rows = self.objective.rows[at]
+        gradient = grad(lambda theta: self.objective.share_of_loss(theta, rows))
         return vmap(lambda v: jvp(gradient, (self.model.theta,), (v,))[1])(V)
 
 
 class EmpiricalFisher(Curvature):
     r"""Second moment of the gradients of the loss, :math:`C_i = g_i g_i^\top`."""
 
-    def _product(self, V: Tensor, rows: slice) -> Tensor:
-        some = Rows(taken(self.inputs, rows), self.targets[rows])
-        gradients = self.objective.differentiate(Measured(some, self.model.loss))
-        return gradients.combine(gradients.apply(V) * self.weights[rows, None])
+    def _product(self, V: Tensor, at: slice) -> Tensor:
+        gradients = self.objective.differentiate(self.objective.losses[at])
+        return gradients.combine(gradients.apply(V) * self._shares[at, None])
 
     def _chunk_size(self, n_vectors: int) -> int:
-        own = self.memory_budget // (2 * self.objective.differentiate.row_bytes())
+        own = self.objective.memory_budget // (2 * self.objective.differentiate.row_bytes())
         return max(1, min(super()._chunk_size(n_vectors), own))
 
 
-class SampledFisher(EmpiricalFisher):
-    """Second moment of the gradients at targets sampled from the model itself.
+def sampled_fisher(
+    objective: Objective, penalty: bool = False, *, seed: int = 0
+) -> EmpiricalFisher:
+    """Return the second moment of the gradients at targets sampled from the model itself.
 
     A classifier's target is one draw from its predicted probabilities; under squared error it is
     the output plus Gaussian noise of the variance that the loss stands for. In expectation this is
     the Gauss-Newton matrix. The targets of the objective are not used. ValueError if the loss is not the
     negative log-likelihood of a distribution that can be sampled.
     """
-
-    def __init__(self, objective: Objective, *, seed: int = 0, penalty: bool = False):
-        generator = torch.Generator().manual_seed(seed)
-        targets = objective.model.loss.sample_targets(objective.outputs, generator)
-        rows = replace(objective.rows, targets=targets)
-        super().__init__(objective.of_rows(rows), penalty=penalty)
+    generator = torch.Generator().manual_seed(seed)
+    targets = objective.model.loss.sample_targets(objective.outputs, generator)
+    return EmpiricalFisher(objective.of_rows(replace(objective.rows, targets=targets)), penalty)
 
 
 def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
@@ -231,10 +202,10 @@ def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
     return saved(2) - saved(1)  # without parameters, of which there is one set
 
 
-#: Curvatures by the name that attributors take.
-CURVATURES: dict[str, type[Curvature]] = {
+#: Curvatures of an objective by the name that attributors take.
+CURVATURES: dict[str, Callable[..., Curvature]] = {
     "gauss-newton": GaussNewton,
     "hessian": Hessian,
     "empirical-fisher": EmpiricalFisher,
-    "sampled-fisher": SampledFisher,
+    "sampled-fisher": sampled_fisher,
 }

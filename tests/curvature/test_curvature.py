@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from fimoda.curvature.operators import (
     EmpiricalFisher,
     GaussNewton,
     Hessian,
-    SampledFisher,
     activation_bytes,
+    sampled_fisher,
 )
 from fimoda.curvature.preconditioner import EKFACPreconditioner
 from fimoda.losses import SquaredError
@@ -117,7 +118,7 @@ def test_sampled_fisher_tends_to_gauss_newton(loss):
 
     def error(n_draws: int, seed: int) -> float:
         X, y = case.X.repeat(n_draws, 1), case.y.repeat(n_draws, *[1] * (case.y.dim() - 1))
-        drawn = SampledFisher(
+        drawn = sampled_fisher(
             Objective(case.model, Rows(X, y, torch.ones(len(X)))), seed=seed
         ).dense()
         return float((drawn - exact).norm() / exact.norm())
@@ -206,7 +207,7 @@ def test_activations_of_a_row_are_counted():
         curvature = Hessian(
             Objective(model, Rows(X, y, weights), memory_budget=int(16 * k * needed))
         )
-        assert 1 <= curvature._chunk_size(k) * k * needed <= curvature.memory_budget
+        assert 1 <= curvature._chunk_size(k) * k * needed <= curvature.objective.memory_budget
         whole = Hessian(Objective(model, Rows(X, y, weights)))
         V = torch.from_numpy(np.random.default_rng(2).normal(size=(k, model.n_parameters)))
         close(curvature.matmat(V), whole.matmat(V))
@@ -216,7 +217,7 @@ def test_sampled_fisher_needs_a_distribution():
     case = problem(loss="two targets")
     model = as_final_model(case.module, case.X.numpy(), criterion=nn.HuberLoss())
     with pytest.raises(ValueError, match="targets cannot be sampled"):
-        SampledFisher(Objective(model, Rows(case.X, case.y, case.weights)))
+        sampled_fisher(Objective(model, Rows(case.X, case.y, case.weights)))
     assert isinstance(case.model.loss, SquaredError)
 
 
@@ -353,15 +354,14 @@ def test_preconditioner_is_symmetric_and_exact_on_one_layer():
     means = torch.linalg.eigvalsh(torch.linalg.inv(M[inside][:, inside])).mean()
     close(M[norm], torch.eye(V.shape[1], dtype=torch.float64)[norm] / means)
 
+    rows = curvature.objective.rows
     model = as_final_model(
         nn.Linear(6, 2).double(),
-        curvature.inputs.numpy(),
-        curvature.targets.numpy(),
+        rows.inputs.numpy(),
+        rows.targets.numpy(),
         criterion=nn.MSELoss(),
     )
-    linear = GaussNewton(
-        Objective(model, Rows(curvature.inputs, curvature.targets, curvature.weights))
-    )
+    linear = GaussNewton(Objective(model, rows))
     V = V[:, : model.n_parameters]
     found = conjugate_gradients(linear, V, 0.1, 1e-8, 100, EKFACPreconditioner(linear))
     assert found.n_iter <= 2
@@ -567,7 +567,9 @@ def test_top_eigenpairs_need_memory_and_damping():
     case = problem()
     curvature = case.curvature("gauss-newton")
     with pytest.raises(MemoryError, match="Lower n_components, raise memory_budget"):
-        TopEigenpairs(curvature, 3, memory_budget=1000)
+        TopEigenpairs(
+            replace(curvature, objective=replace(curvature.objective, memory_budget=1000)), 3
+        )
     with pytest.raises(ValueError, match="divides by the damping"):
         TopEigenpairs(curvature, 3).solve(right_hand_sides(case), 0.0, complement=True)
 
@@ -595,5 +597,5 @@ def test_names():
         "gauss-newton": GaussNewton,
         "hessian": Hessian,
         "empirical-fisher": EmpiricalFisher,
-        "sampled-fisher": SampledFisher,
+        "sampled-fisher": sampled_fisher,
     }

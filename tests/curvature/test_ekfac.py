@@ -14,7 +14,7 @@ from torch import nn
 
 from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
-from fimoda.curvature.operators import GaussNewton, SampledFisher
+from fimoda.curvature.operators import GaussNewton, sampled_fisher
 from fimoda.layers import LayerDifferentiator, Matrices
 from fimoda.measured import Measured
 from fimoda.objective import Objective
@@ -194,7 +194,9 @@ def test_eigenvalues_are_the_diagonal_of_the_dense_matrix(case, fisher):
         g = torch.from_numpy(row_gradients(model, X, targets))
         matrix = (g * (weights / weights.sum())[:, None]).T @ g
         assert_allclose(
-            SampledFisher(Objective(model, Rows(X, y, weights)), seed=3).dense(), matrix, atol=1e-12
+            sampled_fisher(Objective(model, Rows(X, y, weights)), seed=3).dense(),
+            matrix,
+            atol=1e-12,
         )
     else:
         matrix = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
@@ -216,7 +218,7 @@ def test_matched_scale(case, fisher):
         for s in (1.0, "matched")
     )
     if fisher == "sampled":
-        whole = SampledFisher(Objective(model, Rows(X, y, weights)), seed=0).dense()
+        whole = sampled_fisher(Objective(model, Rows(X, y, weights)), seed=0).dense()
     else:
         whole = GaussNewton(Objective(model, Rows(X, y, weights))).dense()
     expected = float(whole.norm() / dense(plain).norm())
