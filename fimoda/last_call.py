@@ -1,4 +1,4 @@
-"""What the last `transform` of a method has seen beside its scores."""
+"""The last `transform` of a method: what it has seen beside its scores."""
 
 from __future__ import annotations
 

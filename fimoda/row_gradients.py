@@ -173,7 +173,7 @@ class RowDifferentiator:
 
     @property
     def factors(self) -> bool:
-        """Whether inner products go through factors."""
+        """True if inner products go through factors."""
         return self._layers is not None
 
     def row_bytes(self) -> int:

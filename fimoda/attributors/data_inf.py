@@ -125,7 +125,7 @@ class DataInf(BaseAttributor):
         self.damping_ = {name: DAMPING_FACTOR * s if s > 0 else 1.0 for name, s in squares.items()}
 
     def _damping(self) -> Tensor:
-        """damping_ as a vector (n_layers,)."""
+        """Return `damping_` as a vector (n_layers,)."""
         values = [self.damping_[name] for name in self._solver.layers]
         damping = torch.tensor(values, dtype=torch.float64, device=self.model_.device)
         lost = damping < torch.finfo(torch.float64).eps * self._solver.largest_squares

@@ -117,7 +117,7 @@ class RepSim(BaseAttributor):
         self._train = self._representations(self._objective.rows.inputs)
 
     def _module(self) -> tuple[nn.Module, bool]:
-        """The layer, and whether its inputs are the representation instead of its outputs."""
+        """Return the layer, and whether its inputs are the representation instead of its outputs."""
         parts = dict(self.model_.module.named_modules())
         if self.layer is not None:
             if self.layer not in parts:
@@ -135,7 +135,7 @@ class RepSim(BaseAttributor):
         return layers[-1], True
 
     def _representations(self, X: Tensor) -> Tensor:
-        """Representations (n, k), those of one length for the cosine."""
+        """Return the representations (n, k), those of one length for the cosine."""
         layer, takes_inputs = self._module()
         seen: list[Tensor] = []
 

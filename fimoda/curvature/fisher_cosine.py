@@ -1,4 +1,4 @@
-"""How much of the whole Fisher matrix, all layers together, an approximation holds."""
+"""The part of the whole Fisher matrix, all layers together, that an approximation holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""What the removal of a row does to the weights of the others.
+r"""The removal of a row, as far as it changes the weights of the others.
 
 Methods that are linear in the training rows' gradients begin with the product of a test row with
 :math:`s_j g_j`, the share of each row in the objective times its gradient. A row that leaves takes

@@ -1,4 +1,4 @@
-"""Where to cut a training run into segments."""
+"""Cuts of a training run into segments."""
 
 from __future__ import annotations
 

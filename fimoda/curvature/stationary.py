@@ -31,7 +31,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Dynamics:
-    r"""What the steps of a segment amount to.
+    r"""The steps of a segment, taken together.
 
     Parameters
     ----------

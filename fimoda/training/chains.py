@@ -62,7 +62,7 @@ _METHODS: dict[str, Pointwise] = {"relu": RELU, "tanh": TANH, "sigmoid": SIGMOID
 
 
 def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
-    """The links of the network from input to output, or None if it is not such a chain.
+    """Return the links of the network from input to output, or None if it is not such a chain.
 
     Every layer must feed the next one only, with all parameters trainable and no hooks. Rows may
     be flattened first, and one output squeezed to shape ``(n,)`` last.
@@ -112,7 +112,7 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
 
 
 def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node makes a vector of each row."""
+    """Return whether the node makes a vector of each row."""
     if node.op == "call_module":
         part = modules[str(node.target)]
         return type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1)
@@ -121,7 +121,7 @@ def _flattens_rows(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _squeezes_output(node: torch.fx.Node) -> bool:
-    """Whether the node takes the last axis of the network's one output away."""
+    """Return whether the node takes the last axis of the network's one output away."""
     last = all(user.op == "output" for user in node.users)
     return last and node.target == "squeeze" and node.args[1:] in ((-1,), (1,))
 
@@ -129,7 +129,7 @@ def _squeezes_output(node: torch.fx.Node) -> bool:
 def _link(
     node: torch.fx.Node, modules: dict[str, nn.Module], names: dict[int, str]
 ) -> list[Link] | None:
-    """The links of one node of the graph; an empty list for the identity."""
+    """Return the links of one node of the graph; an empty list for the identity."""
     alone = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
     if node.op == "call_module":
         part = modules[str(node.target)]
@@ -152,7 +152,7 @@ def _link(
 
 
 def _affine(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """``h w + b`` of each model."""
+    """Return ``h w + b`` of each model."""
     if b is None or w.shape[-1] == 1:
         z = _product(h, w)
         return z if b is None else z + b.unsqueeze(1)
@@ -160,7 +160,7 @@ def _affine(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``a b`` of each model; a vector is multiplied without the overhead of a matrix product."""
+    """Return ``a b`` of each model; a vector is multiplied without the overhead of a matrix product."""
     if a.shape[-1] == 1:
         return torch.mul(a, b, out=out)
     if a.shape[-2] == 1:
@@ -173,7 +173,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def chain_forward(
     links: tuple[Link, ...], parameters: dict[str, Tensor], x: Tensor, training: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Outputs, and what each link keeps for the way back.
+    """Return the outputs, and what each link keeps for the way back.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def chain_backward(
     gradient: Tensor,
     out: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of all parameters, stacked (L, *shape), from that in the outputs (L, B, C).
+    """Return the gradients of all parameters, stacked (L, *shape), from that in the outputs (L, B, C).
 
     They are written to `out` if it is given.
     """

@@ -36,14 +36,18 @@ class StepDerivative:
     of_gradient: list[Tensor | None]
 
     def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Adjoints (k, p) of the old state's parts, and of the gradient, from those of the new."""
+        """Return the adjoints (k, p) of the old state's parts, and of the gradient, from those of
+        the new.
+        """
         columns = list(zip(*self.of_state, strict=True))
         return [_weighted(column, adjoint) for column in columns], _weighted(
             self.of_gradient, adjoint
         )
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
+        """Return the tangents (k, p) of the new state's parts from those of the old, and of the
+        gradient.
+        """
         return [
             _weighted([*row, own], [*tangent, gradient])
             for row, own in zip(self.of_state, self.of_gradient, strict=True)
@@ -75,7 +79,7 @@ def check_differentiable(spec: OptimizerSpec) -> None:
 
 
 def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
-    """Buffers that are part of the state: floating point, one number per parameter."""
+    """Return the buffers that are part of the state: floating point, one number per parameter."""
     return [
         name
         for name, value in buffers.items()
@@ -124,7 +128,7 @@ def step_derivative(
 
 
 def _slopes(part: Tensor, leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
-    """Derivative of each number of `part` in the same number of each leaf."""
+    """Return the derivative of each number of `part` in the same number of each leaf."""
     if not part.requires_grad:
         return [None] * len(leaves)
     found: Sequence[Tensor | None] = torch.autograd.grad(

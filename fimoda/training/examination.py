@@ -36,7 +36,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the engine may use for a network.
+    """The findings on a network: what the engine may use for it.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class _Step:
     weights: Tensor
 
     def gradient(self, way: StackedGradient, model: FinalModel, seed: int = 0) -> Parameters:
-        """Gradients of both models."""
+        """Return the gradients of both models."""
         with seeded(model, seed), torch.no_grad():
             return way(self.theta, self.x, self.y, self.weights)
 
@@ -154,7 +154,7 @@ def _gradient_fault(
 def _wrong_gradients(
     model: FinalModel, steps: list[_Step], found: list[Parameters], plain: list[Parameters]
 ) -> dict[str, float]:
-    """Relative errors of the gradients that are wrong at every step.
+    """Return relative errors of the gradients that are wrong at every step.
 
     At one step alone a number that is rounded to the other side of a kink does that.
     """
@@ -180,7 +180,9 @@ def _is_random(model: FinalModel, step: _Step) -> bool:
 
 
 def _floor(model: FinalModel, step: _Step) -> dict[str, float]:
-    """Size of the errors that come from the rounding of outputs, where gradients nearly cancel."""
+    """Return the size of the errors that come from the rounding of outputs, where gradients nearly
+    cancel.
+    """
     theta = {name: part.clone().requires_grad_() for name, part in _second(step.theta).items()}
     with torch.enable_grad(), seeded(model, 0):
         outputs = model.call({**theta, **copied_buffers(model)}, taken(step.x, 1), training=True)
@@ -219,7 +221,7 @@ def _change(before: Parameters, after: Parameters) -> Parameters:
 def _moved(
     spec: OptimizerSpec, theta: Parameters, gradients: list[Parameters]
 ) -> Iterator[Parameters]:
-    """Parameters of the stack after each step."""
+    """Yield the parameters of the stack after each step."""
     stack = {name: part.clone().requires_grad_() for name, part in theta.items()}
     optimizer = spec.build(stack.values())
     for gradient in gradients:

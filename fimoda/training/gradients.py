@@ -58,7 +58,7 @@ def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
-    """Gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
+    """Return the gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
 
     A chain of linear layers and pointwise functions is differentiated layer by layer with batched
     products; any other network by ``vmap`` of ``grad``. Dropout draws the same units for all
@@ -117,7 +117,7 @@ def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
 
 
 def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
-    """`stacked_gradient` by plain autograd, one model of the stack after the other.
+    """Return `stacked_gradient` by plain autograd, one model of the stack after the other.
 
     It is slow, and as right as torch's autograd is. Every model draws the same dropout, and finds
     the module's buffers as they were.
@@ -158,7 +158,7 @@ def copied_buffers(model: FinalModel) -> Parameters:
 def differences(
     found: Parameters, expected: Parameters, floor: dict[str, float] | None = None
 ) -> dict[str, float]:
-    """Relative errors of what differs from what is expected by more than its dtype's rounding.
+    """Return relative errors of what differs from what is expected by more than its dtype's rounding.
 
     Parameters
     ----------
@@ -196,14 +196,14 @@ _COMPILED: dict[object, StackedGradient] = {}
 
 
 def _cache_settings() -> dict[str, Any]:
-    """A cache of its own for each model, one entry per shape of a batch (as far as torch can)."""
+    """Give each model a cache of its own, one entry per shape of a batch (as far as torch can)."""
     wanted = {"isolate_recompiles": True, "recompile_limit": 64}
     known = inspect.signature(torch.compile).parameters
     return {name: value for name, value in wanted.items() if name in known}
 
 
 def compiled_gradient(model: FinalModel) -> StackedGradient:
-    """`stacked_gradient` through ``torch.compile``, once per model and process.
+    """Return `stacked_gradient` through ``torch.compile``, once per model and process.
 
     Dropout draws what it draws uncompiled. Without a working compiler, or where the first gradient
     is not that of the uncompiled function, the latter takes over, with one warning.

@@ -33,7 +33,7 @@ def _other_library() -> Iterator[None]:
 
 @contextmanager
 def fast_float32_products(trial: Callable[[], Tensor]) -> Iterator[None]:
-    """Within this context products take the faster library if that leaves `trial` unchanged.
+    """Take products by the faster library in this context, if that leaves `trial` unchanged.
 
     Parameters
     ----------

@@ -94,26 +94,26 @@ class RecordedRun:
         self.last = last
 
     def forwards(self) -> Iterator[Moment]:
-        """The moments before each step, first to last."""
+        """Yield the moments before each step, first to last."""
         for first in self._kept:
             yield from self._walk(first)[:-1]
 
     def backwards(self) -> Iterator[Moment]:
-        """The moments before each step, last to first."""
+        """Yield the moments before each step, last to first."""
         for first in reversed(self._kept):
             yield from reversed(self._walk(first)[:-1])
 
     def names(self, moment: Moment) -> list[str]:
-        """Buffers that are part of the state, beside the parameters."""
+        """Return the buffers that are part of the state, beside the parameters."""
         return state_names(moment.buffers, len(moment.theta))
 
     def batch(self, moment: Moment) -> tuple[Tensor, Tensor]:
-        """Rows of the step that comes after the moment, and their weights in its mean."""
+        """Return rows of the step that comes after the moment, and their weights in its mean."""
         batch = self._batches[moment.step]
         return batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
 
     def derivative(self, moment: Moment) -> StepDerivative:
-        """Derivative of the step that comes after the moment."""
+        """Return the derivative of the step that comes after the moment."""
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
         epoch = self._epoch(moment)
         return step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
@@ -122,14 +122,14 @@ class RecordedRun:
         return moment.step // self.steps_per_epoch
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
-        """Gradient of the batch's objective (p,), with this state of the random generator."""
+        """Return the gradient of the batch's objective (p,), with this state of the random generator."""
         model = self.model
         with seeded(model, noise):
             found = self._run.gradient(model.views(theta.unsqueeze(0)), batch)
         return model.flatten(found)[0]
 
     def _walk(self, first: Moment) -> list[Moment]:
-        """The moments of a stretch, both ends included."""
+        """Return the moments of a stretch, both ends included."""
         spec, model = self.optimizer, self.model
         theta = first.theta.clone().requires_grad_()
         optimizer = spec.build([theta])

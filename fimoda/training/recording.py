@@ -19,7 +19,7 @@ Checkpoints = int | Sequence[int] | str
 
 
 def planned_steps(checkpoints: Checkpoints, n_steps: int) -> set[int]:
-    """Steps of a run of `n_steps` after which it is kept; the last is always among them.
+    """Return the steps of a run of `n_steps` after which it is kept; the last is always among them.
 
     Raises
     ------

@@ -58,7 +58,7 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """True if the time is over."""
         return self.left == 0
 
     def is_within(self, seconds: float) -> bool:
@@ -71,7 +71,7 @@ _TURN = threading.RLock()  # again, where an estimator that is fitted trains net
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch uses one thread inside, and as many as before outside.
+    """Keep torch to one thread inside; it has as many as before outside.
 
     Threads of one process (joblib's threading backend, dask workers with several threads) take
     turns: torch's number of threads, its random generator and its choice of library for products
@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _thread_pools(n_modules: int) -> ThreadpoolController:
-    """The thread pools of the libraries that are loaded, looked for again after an import."""
+    """Return the thread pools of the libraries that are loaded, looked for again after an import."""
     return ThreadpoolController()
 
 

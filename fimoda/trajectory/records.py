@@ -1,4 +1,4 @@
-"""What is recorded of a run beside its states, and the form in which files hold it."""
+"""Records of a run beside its states, and the form in which files hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training loop has saved, checked and brought into a run's form."""
+"""Checkpoints that a training loop has saved, checked and brought into a run's form."""
 
 from __future__ import annotations
 
