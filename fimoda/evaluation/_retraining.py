@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def as_train(
         raise ValueError(
             f"task={task!r} does not fit train, whose outputs are {model.loss.outputs_are}."
         )
-    measure = _Correct(model) if classification else _absolute_error
+    measure = partial(_correct, model) if classification else _absolute_error
     return replace(trainer, measured=replace(trainer.measured, measure=measure))
 
 
@@ -54,14 +55,9 @@ def _method(train: Any) -> BaseRetraining:
     return LeaveOneOut(getattr(train, "estimator_", train.estimator), criterion=train.criterion)
 
 
-class _Correct:
-    """The measurement that is 1 where the predicted class is the target, -1 elsewhere."""
-
-    def __init__(self, model: FinalModel):
-        self.model = model
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 2 * (self.model.predicted_targets(outputs) == targets).to(outputs.dtype) - 1
+def _correct(model: FinalModel, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 where the predicted class is the target, -1 elsewhere."""
+    return 2 * (model.predicted_targets(outputs) == targets).to(outputs.dtype) - 1
 
 
 def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -81,12 +81,11 @@ def subset_removal_curve(
 ) -> SubsetRemovalCurve:
     """Remove the k rows that help a test row most, train again, and see what becomes of it.
 
-    *Classification.* The test rows that the model trained on all rows classifies correctly with
-    every seed are judged. A row flips if, after its k most helpful rows were removed, it is
-    misclassified with half of the seeds at least (or in the mean of what a callable `train`
-    measures). The smallest k comes first: a row that has flipped stays so and is not trained for
-    again. *Regression.* All test rows are judged by the change of their absolute
-    error, for every k.
+    *Classification.* Judged are the test rows that the model trained on all rows classifies correctly
+    with every seed. A row flips if, without its k most helpful rows, it is misclassified with half of
+    the seeds at least (or in the mean of what a callable `train` measures). The smallest k comes
+    first: a row that has flipped stays so and is not trained for again. *Regression.* All test rows
+    are judged by the change of their absolute error, for every k.
 
     The rows removed are those with the largest scores, so scores must be of the loss. The baseline
     removes random rows, of the test row's own class in classification (all of them, if k is more).
@@ -105,10 +104,9 @@ def subset_removal_curve(
         Regression: the absolute error. A measurement of NaN is left out of the mean over seeds.
     y_train : array-like of shape (n_train,)
         Targets of the training rows.
-    X_test : array-like, default=None
-        The test rows; needed unless all methods are matrices and `train` a callable.
-    y_test : array-like of shape (n_test,), default=None
-        Their targets; needed then, too, and for the baseline of a classification.
+    X_test, y_test : array-like, default=None
+        The test rows and their targets; needed unless all methods are matrices and `train` a
+        callable. The baseline of a classification needs `y_test` in any case.
     X_train : array-like, default=None
         The training rows; needed unless `train` is a callable.
     k : sequence of int, default=(1, 2, 5, 10, 20)
