@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..top_rows import shortened
@@ -46,23 +47,19 @@ class ResultDisplay(Display):
         raise NotImplementedError
 
     @classmethod
-    def from_attributors(
-        cls, methods: Any, *args: Any, ax: Axes | None = None, **options: Any
-    ) -> Self:
+    def from_attributors(cls, *args: Any, **options: Any) -> Self:
         """Compute the result, plot it, and return the display.
 
         Parameters
         ----------
-        methods : dict of str to fitted attributor or ndarray
-            What is judged, by name.
         *args : tuple
-            Passed, after `methods`, to the function whose result is drawn.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; new ones by default.
+            Passed to the function whose result is drawn; attributors or scores first.
         **options : dict
-            Passed to the same function.
+            Passed to the same function, and those that `plot` has to it.
         """
-        return cls(cls._result_of(methods, *args, **options)).plot(ax)
+        names = signature(cls.plot).parameters.keys() & options.keys()
+        drawn = {name: options.pop(name) for name in names}
+        return cls(cls._result_of(*args, **options)).plot(**drawn)
 
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw it, and return the display.

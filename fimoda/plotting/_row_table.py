@@ -84,9 +84,8 @@ def styled(frame: Any, train: Any, caption: str) -> Any:
         if is_number(train[name]):
             unit = float(train[name].astype(np.float64).std())
             sizes = differences.fillna(0) / (unit if unit > 0 else np.inf)
-            pairs = zip(frame[cell].astype(np.float64), differences, strict=True)
-            shown[cell] = [_text(*pair) for pair in pairs]
-            colours[cell] = [_colour(size) for size in sizes]
+            shown[cell] = list(map(_text, frame[cell].astype(np.float64), differences))
+            colours[cell] = list(map(_colour, sizes))
         else:
             colours[cell] = [_background(_OTHER, 0.5) if other else "" for other in differences]
     scores = [cell for cell in shown if cell[0] in ("score", "error")]

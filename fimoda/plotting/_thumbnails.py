@@ -41,14 +41,12 @@ def draw(images: NDArray[np.float64], titles: Sequence[str], ax: Axes) -> None:
     k = (len(images) - 1) // 2
     width, height = 1 / (k + 1), 0.5
     places = [(0.0, height / 2)]
-    places += [(width * (j + 1), height) for j in range(k)]
-    places += [(width * (j + 1), 0.0) for j in range(k)]
+    places += [(width * (j + 1), bottom) for bottom in (height, 0.0) for j in range(k)]
     colours = ["0.3"] + ["C0"] * k + ["C3"] * k
     for image, title, (x, y), colour in zip(images, titles, places, colours, strict=True):
         one = ax.inset_axes((x + 0.05 * width, y, 0.9 * width, 0.68 * height))
         one.imshow(image, cmap="gray", vmin=0, vmax=1)
-        one.set_xticks([])
-        one.set_yticks([])
+        one.set(xticks=[], yticks=[])
         one.set_title(title, fontsize="small", **LITERAL)
         for spine in one.spines.values():
             spine.set(color=colour, linewidth=2)

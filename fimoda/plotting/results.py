@@ -12,7 +12,7 @@ from ..evaluation.agreement import AgreementCurve, agreement_curve
 from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
 from ..evaluation.mislabels import MislabelDetection, mislabel_detection
 from ..evaluation.removal import RANDOM, SubsetRemovalCurve, subset_removal_curve
-from ._base import FAINT, Display, ResultDisplay, legend, line_at_zero
+from ._base import FAINT, ResultDisplay, legend, line_at_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +28,10 @@ _EFFECTS = {
 }
 
 
-class AgreementCurveDisplay(Display):
+class AgreementCurveDisplay(ResultDisplay):
     """Agreement with further training against its number of epochs.
+
+    What `from_attributors` takes are the parameters of `agreement_curve` and of `plot`.
 
     Parameters
     ----------
@@ -47,23 +49,10 @@ class AgreementCurveDisplay(Display):
     'epochs of further training'
     """
 
+    _result_of = staticmethod(agreement_curve)
+
     def __init__(self, agreement: AgreementCurve):
         self.agreement = agreement
-
-    @classmethod
-    def from_attributors(
-        cls, methods: Any, curve: Any, X_test: Any = None, y_test: Any = None, **plot: Any
-    ) -> Self:
-        """Compute `agreement_curve`, plot it, and return the display.
-
-        Parameters
-        ----------
-        methods, curve, X_test, y_test : object
-            As in `agreement_curve`.
-        **plot : dict
-            Passed to `plot`.
-        """
-        return cls(agreement_curve(methods, curve, X_test, y_test)).plot(**plot)
 
     def plot(self, ax: Axes | None = None, *, metric: str = "cosine") -> Self:
         """Draw one line a method, with a band of one standard error over test rows.
@@ -88,7 +77,7 @@ class SubsetRemovalCurveDisplay(ResultDisplay):
     """Effect of removing the most helpful rows against their number.
 
     One line a method, with a band of one standard error over test rows. What `from_attributors`
-    takes are the parameters of `subset_removal_curve`, and the axes.
+    takes are the parameters of `subset_removal_curve` and of `plot`.
 
     Parameters
     ----------
@@ -141,7 +130,7 @@ class LinearDatamodelingScoreDisplay(ResultDisplay):
     """Linear datamodeling scores as bars, with their intervals and the noise ceiling.
 
     One group of bars a ratio, with bootstrap intervals as lines and the ceiling as dashes. What
-    `from_attributors` takes are the parameters of `linear_datamodeling_score`, and the axes.
+    `from_attributors` takes are the parameters of `linear_datamodeling_score` and of `plot`.
 
     Parameters
     ----------
@@ -200,8 +189,8 @@ class MislabelDetectionDisplay(ResultDisplay):
     """Share of the mislabelled rows found against the share of rows inspected.
 
     One line a method, and those of chance and of the perfect order. What `from_attributors` takes are
-    the parameters of `mislabel_detection`, with its ``scores`` in a dict by the name of the method, and
-    the axes.
+    the parameters of `mislabel_detection`, the scores in a dict by the name of the method, and those
+    of `plot`.
 
     Parameters
     ----------
