@@ -27,8 +27,8 @@ class Outcomes(Protocol):
     def measured(self) -> NDArray[np.float64]: ...
 
 
-def check_methods(methods: Any) -> None:
-    """Raise ValueError unless methods are named, and at least one."""
+def labelled(methods: Any) -> dict[str, Method]:
+    """Return methods by what errors call them; raise ValueError unless they are named, and any."""
     if not isinstance(methods, Mapping):
         raise ValueError(
             "methods must be a dict of names to fitted attributors or score matrices, got "
@@ -36,6 +36,7 @@ def check_methods(methods: Any) -> None:
         )
     if not methods:
         raise ValueError("methods must name at least one attributor or score matrix, got none.")
+    return {f"methods[{name!r}]": method for name, method in methods.items()}
 
 
 def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) -> None:

@@ -13,7 +13,7 @@ from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 from ..training.outcomes import standard_error
 from ._correlation import centred, cosine, pearson, spearman
-from ._scores import Method, attributed, check_methods
+from ._scores import Method, attributed, labelled
 from ._tables import table, tidy
 
 METRICS = ("cosine", "cosine_centred", "spearman")
@@ -117,11 +117,7 @@ def agreement_curve(
     >>> result.mean("cosine").shape
     (1, 2)
     """
-    check_methods(methods)
-    found = [
-        _aligned(f"methods[{name!r}]", method, curve, X_test, y_test)
-        for name, method in methods.items()
-    ]
+    found = [_aligned(*method, curve, X_test, y_test) for method in labelled(methods).items()]
     truth = curve.scores
     scores = np.stack([np.broadcast_to(one, truth.shape) for one in found])
     values = {

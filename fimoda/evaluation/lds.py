@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import OPEN_SHARE, POSITIVE_INTEGER, check_random_state, checks_arguments
 from ..distances import resolve_distance
 from ._correlation import Ranks, weighted_spearman
-from ._scores import Method, Outcomes, check_methods, score_matrix
+from ._scores import Method, Outcomes, labelled, score_matrix
 from ._tables import table, tidy
 from .ceiling import noise_ceiling
 
@@ -187,12 +187,11 @@ def linear_datamodeling_score(
     >>> lds.mean().round(1)
     array([[1.]])
     """
-    check_methods(methods)
-    by_ratio = _by_ratio(outcomes)
+    by_label, by_ratio = labelled(methods), _by_ratio(outcomes)
     shape = _shape(by_ratio[0][1])
     scores = {
-        name: score_matrix(f"methods[{name!r}]", method, shape, X_test, y_test)
-        for name, method in methods.items()
+        label: score_matrix(label, method, shape, X_test, y_test)
+        for label, method in by_label.items()
     }
     rng = check_random_state(random_state)
     effect = _effect(distance, reference, shape[0])
@@ -283,7 +282,7 @@ def _judge(
         )
     removed = ~np.asarray(outcomes.subsets)[used]
     effects = [effect(one[:, ok]) for one, ok in zip(measured[used], succeeded[used], strict=True)]
-    predicted = [_group_effects(name, one, removed) for name, one in scores.items()]
+    predicted = [_group_effects(*one, removed) for one in scores.items()]
     ranks, true_ranks = Ranks(np.stack(predicted)), Ranks(np.stack(effects, 1))
     once = np.ones(n_subsets, dtype=np.int64)
     draws = rng.multinomial(n_subsets, once / n_subsets, size=n_bootstrap)
@@ -294,7 +293,7 @@ def _judge(
 
 
 def _group_effects(
-    name: str, scores: NDArray[np.float64], removed: NDArray[np.bool_]
+    label: str, scores: NDArray[np.float64], removed: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the sum of the scores of the removed rows over that of all sizes, (n_test, n_subsets).
 
@@ -303,8 +302,8 @@ def _group_effects(
     unknown = np.flatnonzero(np.isnan(scores[0]) & removed.any(0))
     if unknown.size:
         raise ValueError(
-            f"methods[{name!r}] does not score training rows {unknown[:5].tolist()}, which some subset "
-            "leaves out. Score all training rows."
+            f"{label} does not score training rows {unknown[:5].tolist()}, which some subset leaves out. "
+            "Score all training rows."
         )
     scores = np.nan_to_num(scores)
     size = np.abs(scores).sum(1, keepdims=True)

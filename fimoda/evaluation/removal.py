@@ -14,7 +14,7 @@ from ..base import BaseAttributor
 from ..training.outcomes import standard_error
 from ..training.subset_outcomes import mean_and_error
 from ._retraining import Train, as_train
-from ._scores import Method, check_methods, largest, score_matrix
+from ._scores import Method, labelled, largest, score_matrix
 from ._tables import tidy
 
 #: Name of the baseline that removes rows at random.
@@ -147,8 +147,8 @@ def subset_removal_curve(
     >>> curve.mean()[:, 1]  # after 80 rows: by influence, and at random
     array([0.2, 0. ])
     """
-    check_methods(methods)
-    _check_measurements(methods)
+    by_label = labelled(methods)
+    _check_measurements(by_label)
     n_train = len(np.asarray(y_train))
     sizes = _check_k(k, n_train)
     flips = task == "classification"
@@ -165,8 +165,7 @@ def subset_removal_curve(
             f"so for none of {len(full)}."
         )
     orders = []
-    for name, method in methods.items():
-        label = f"methods[{name!r}]"
+    for label, method in by_label.items():
         scores = score_matrix(label, method, (len(full), n_train), X_test, y_test)
         orders.append(largest(label, scores, sizes[-1]))
     if random_baseline:
@@ -261,10 +260,10 @@ def _random_rows(
 
 def _check_measurements(methods: Mapping[str, Method]) -> None:
     """Raise ValueError for attributors of a measurement that is better when larger."""
-    for name, method in methods.items():
+    for label, method in methods.items():
         if isinstance(method, BaseAttributor) and method.measurement in ("margin", "log_prob"):
             raise ValueError(
-                f"methods[{name!r}] must score the loss, of which rows with the largest scores help, got "
+                f"{label} must score the loss, of which rows with the largest scores help, got "
                 f"measurement={method.measurement!r}. Pass minus its scores."
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,12 +12,25 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, column_or_1d, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from .._arrays import n_rows
+from .._arrays import n_rows, take_rows
 from .._validation import check_targets, check_weights, checks_parameters, validate_data
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
 from .held_out import held_out_losses
+
+
+class Sample(NamedTuple):
+    """Rows as a model takes them, their targets and weights."""
+
+    X: Any
+    y: NDArray[Any]
+    weights: NDArray[Any] | None
+
+    def take(self, indices: NDArray[np.int64]) -> Sample:
+        """Return some of the rows."""
+        weights = None if self.weights is None else self.weights[indices]
+        return Sample(take_rows(self.X, indices), self.y[indices], weights)
 
 
 class BaseSelection(MetaEstimatorMixin, BaseEstimator):
@@ -56,11 +69,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
             targets = column_or_1d(targets, warn=True)
         if self._is_classification(targets):
             check_classification_targets(targets)
-        self._fit(rows, targets, check_weights(sample_weight, np.zeros((len(targets), 1))))
+        weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
+        self._fit(Sample(rows, targets, weights))
         return self
 
     @abstractmethod
-    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
+    def _fit(self, sample: Sample) -> None:
         """Hook of `fit`, of validated rows; those for an `estimator` are left for it to check."""
 
     def _checked_rows(self, X: Any, reset: bool) -> Any:
@@ -75,10 +89,10 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
             return is_class_target(y)
         return get_tags(self.estimator).estimator_type == "classifier"
 
-    def _fitted(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> Any:
+    def _fitted(self, sample: Sample) -> Any:
         """Return a new model fitted on rows."""
         if self.estimator is None:
-            return fit_with(default_linear_model(self._is_classification(y)), X, y, weights)
+            return fit_with(default_linear_model(self._is_classification(sample.y)), *sample)
         # a finished search stands for the model that it found
         model = clone(getattr(self.estimator, "best_estimator_", self.estimator))
         if takes_pairs(model):
@@ -87,16 +101,14 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
                 "every training row (a precomputed kernel or metric), which there is none of once "
                 "rows are dropped. Use one that computes its kernel or metric itself."
             )
-        return fit_with(model, X, y, weights)
+        return fit_with(model, *sample)
 
-    def _scored(
-        self, model: Any, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
-    ) -> BaseAttributor | None:
+    def _scored(self, model: Any, sample: Sample) -> BaseAttributor | None:
         """Return the attributor, fitted on a model of the rows; None by default without gradients."""
         if self.attributor is not None:
-            return self._of(self.attributor, model).fit(X, y, weights)
+            return self._of(self.attributor, model).fit(*sample)
         try:
-            return self._of(EKFACInfluence(), model).fit(X, y, weights)
+            return self._of(EKFACInfluence(), model).fit(*sample)
         except (TypeError, ValueError):  # not for the rows: the model has taken them
             if isinstance(model, FrozenEstimator):  # is never fitted again
                 raise
@@ -107,14 +119,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator):
         new = clone(attributor).set_params(estimator=model)
         return new.set_params(random_state=self.random_state) if new.random_state is None else new
 
-    def _own_losses(
-        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None
-    ) -> tuple[Any, NDArray[np.float64]]:
+    def _own_losses(self, sample: Sample) -> tuple[Any, NDArray[np.float64]]:
         """Return a new model and each row's self-influence, or held-out loss without gradients."""
-        model = self._fitted(X, y, weights)
-        attributor = self._scored(model, X, y, weights)
+        model = self._fitted(sample)
+        attributor = self._scored(model, sample)
         if attributor is None:
-            return model, held_out_losses(model, X, y, weights, self.random_state)
+            return model, held_out_losses(model, *sample, self.random_state)
         return model, attributor.self_influence()
 
     def __sklearn_tags__(self) -> Tags:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import Interval
 from ..base import BaseAttributor
-from ._base import BaseSelection
+from ._base import BaseSelection, Sample
 
 
 class MislabelDetector(BaseSelection):
@@ -87,8 +87,8 @@ class MislabelDetector(BaseSelection):
         self.contamination = contamination
         self.random_state = random_state
 
-    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
-        self.estimator_, self.scores_ = self._own_losses(X, y, weights)
+    def _fit(self, sample: Sample) -> None:
+        self.estimator_, self.scores_ = self._own_losses(sample)
         self.threshold_ = float(np.quantile(self.scores_, 1 - self.contamination))
         self.labels_ = np.where(self.scores_ > self.threshold_, -1, 1)
 

@@ -16,7 +16,7 @@ from .._arrays import take_rows
 from .._validation import Interval, StrOptions, check_is_fitted
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
-from ._base import BaseSelection
+from ._base import BaseSelection, Sample
 
 #: What scores rows for held-out ones where the model has no gradients.
 WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
@@ -108,37 +108,34 @@ class InfluencePruner(BaseSelection):
         self.cv = cv
         self.random_state = random_state
 
-    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
-        classes = self._is_classification(y)
-        if self.by == "self":
-            self.scores_ = -self._own_losses(X, y, weights)[1]
-        else:
-            self.scores_ = self._held_out(X, y, weights, classes)
-        self.support_ = self._support(y, classes)
+    def _fit(self, sample: Sample) -> None:
+        by_self = self.by == "self"
+        self.scores_ = -self._own_losses(sample)[1] if by_self else self._held_out(sample)
+        self.support_ = self._support(sample.y)
 
-    def _held_out(
-        self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None, classes: bool
-    ) -> NDArray[np.float64]:
+    def _held_out(self, sample: Sample) -> NDArray[np.float64]:
         """Return the mean effect of each row on held-out rows."""
+        X, y, _ = sample
         total, times = np.zeros(len(y)), np.zeros(len(y))
+        classes = self._is_classification(y)
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
-            rows = take_rows(X, train), y[train], None if weights is None else weights[train]
-            model = self._fitted(*rows)
-            attributor = self._scored(model, *rows)
+            rows = sample.take(train)
+            model = self._fitted(rows)
+            attributor = self._scored(model, rows)
             if attributor is None:
                 attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows)
             columns = train[attributor.train_indices_]
-            total[columns] += _mean_effect(attributor, take_rows(X, seen), y[seen])
+            total[columns] += _mean_effect(attributor, sample.take(seen))
             times[columns] += 1
         return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
 
-    def _support(self, y: NDArray[Any], classes: bool) -> NDArray[np.bool_]:
+    def _support(self, y: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the rows to keep, as a mask."""
         kept = np.ones(len(y), dtype=bool)
         lowest = np.argsort(self.scores_, kind="stable")[: int(self.fraction * len(y))]  # NaN last
         kept[lowest[self.scores_[lowest] < 0]] = False
-        if classes:
+        if self._is_classification(y):
             for gone in np.setdiff1d(y, y[kept]):
                 rows = np.flatnonzero(y == gone)
                 kept[rows[self.scores_[rows].argmax()]] = True
@@ -156,25 +153,21 @@ class InfluencePruner(BaseSelection):
         return take_rows(X, kept), take_rows(y, kept)
 
 
-def _mean_effect(
-    attributor: BaseAttributor, X: Any, y: NDArray[Any], block: int = 1024
-) -> NDArray[np.float64]:
+def _mean_effect(attributor: BaseAttributor, test: Sample) -> NDArray[np.float64]:
     """Return the mean over test rows of the scores of each column, a block of rows at a time."""
-    total = np.zeros(len(attributor.train_indices_))
-    for rows in gen_batches(len(y), block):
-        some = np.arange(rows.start, rows.stop)
-        total += np.asarray(attributor.transform(take_rows(X, some), y[some])).sum(0)
-    return total / max(len(y), 1)
+    n_test, total = len(test.y), np.zeros(len(attributor.train_indices_))
+    for rows in gen_batches(n_test, 1024):
+        X, y, _ = test.take(np.arange(rows.start, rows.stop))
+        total += np.asarray(attributor.transform(X, y)).sum(0)
+    return total / max(n_test, 1)
 
 
 class BasePruned(InfluencePruner):
     """Base of models that are fitted on the rows an `InfluencePruner` keeps."""
 
-    def _fit(self, X: Any, y: NDArray[Any], weights: NDArray[Any] | None) -> None:
-        super()._fit(X, y, weights)
-        kept = np.flatnonzero(self.support_)
-        own = None if weights is None else weights[kept]
-        self.estimator_ = self._fitted(take_rows(X, kept), y[kept], own)
+    def _fit(self, sample: Sample) -> None:
+        super()._fit(sample)
+        self.estimator_ = self._fitted(sample.take(np.flatnonzero(self.support_)))
 
     def _answer(self, name: str, X: Any) -> NDArray[Any]:
         """Return what a method of the fitted model says of rows."""
