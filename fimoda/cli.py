@@ -42,13 +42,13 @@ from .attribution import attribute
 from .evaluation.comparison import compare_methods
 from .top_rows import distinct
 
-#: What the user can mend; ImportError is a library missing for a kind of table.
+#: Errors that the user can mend; ImportError is a library missing for a kind of table.
 _MENDABLE = (
     UsageError, ValueError, TypeError, MemoryError, OSError, FloatingPointError, ImportError,
 )  # fmt: skip
 
 
-#: What `attribute` and `compare` take.
+#: Options of both `attribute` and `compare`.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"required": True, "help": "fitted model: .skops, or a pickle (.pkl, .joblib)"},
     "trust": {

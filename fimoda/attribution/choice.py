@@ -1,4 +1,4 @@
-"""Which method `attribute` takes: the closest to the gold standard that the time allows."""
+"""Choice of a method for `attribute`: the closest to the gold standard that the time allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class of the rows that help."""
+"""Classes of the rows that help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which method to trust on the user's own model: all of them beside a small gold standard."""
+"""Methods beside a small gold standard on the user's own model, and which of them to trust."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
 
-#: What a method may raise where it does not apply; torch raises NotImplementedError where an
+#: Errors of methods where they do not apply; torch raises NotImplementedError where an
 #: operation of the model has no forward derivative.
 _NOT_APPLICABLE = (ValueError, TypeError, MemoryError, FloatingPointError, NotImplementedError)
 

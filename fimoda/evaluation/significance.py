@@ -1,4 +1,4 @@
-"""Which scores differ from zero by more than the noise of training."""
+"""Tests of scores against the noise of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..base import BaseAttributor
 
 @dataclass(frozen=True)
 class Significance:
-    """Which scores are distinguishable from noise.
+    """Scores that are distinguishable from noise.
 
     Attributes
     ----------

@@ -18,7 +18,7 @@ from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
 from ._base import BaseSelection, Sample
 
-#: What scores rows for held-out ones where the model has no gradients.
+#: Scores rows for held-out ones where the model has no gradients.
 WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
 
 
