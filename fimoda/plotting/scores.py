@@ -20,7 +20,8 @@ class ScoreMapDisplay(Display):
 
     Parameters
     ----------
-    scores : ndarray of shape (n_test, n_columns)
+    scores : array-like of shape (n_test, n_columns)
+        NaN, of rows that could not be left out, is drawn grey.
 
     Examples
     --------
@@ -31,8 +32,13 @@ class ScoreMapDisplay(Display):
     'test row'
     """
 
-    def __init__(self, scores: NDArray[np.float64]):
-        self.scores = scores
+    def __init__(self, scores: ArrayLike):
+        self.scores = np.asarray(scores, dtype=np.float64)
+        if self.scores.ndim != 2 or np.isinf(self.scores).any():
+            raise ValueError(
+                f"scores must be a finite matrix (n_test, n_columns), got shape {self.scores.shape}"
+                f"{' and infinite scores' * bool(np.isinf(self.scores).any())}."
+            )
 
     @classmethod
     def from_estimator(cls, attributor: BaseAttributor, X: Any, y: Any = None) -> Self:
@@ -45,24 +51,12 @@ class ScoreMapDisplay(Display):
         X, y : array-like
             Test rows, and their targets or None, as in ``transform``.
         """
-        return cls(np.asarray(attributor.transform(X, y), dtype=np.float64))
+        return cls(attributor.transform(X, y))
 
     @classmethod
     def from_predictions(cls, scores: ArrayLike) -> Self:
-        """Take scores as they are.
-
-        Parameters
-        ----------
-        scores : array-like of shape (n_test, n_columns)
-            NaN, of rows that could not be left out, is drawn grey.
-        """
-        found = np.asarray(scores, dtype=np.float64)
-        if found.ndim != 2 or np.isinf(found).any():
-            raise ValueError(
-                f"scores must be a finite matrix (n_test, n_columns), got shape {found.shape}"
-                f"{' and infinite scores' * bool(np.isinf(found).any())}."
-            )
-        return cls(found)
+        """Take scores as they are."""
+        return cls(scores)
 
     def plot(
         self,
@@ -101,9 +95,10 @@ class SelfInfluenceDisplay(Display):
 
     Parameters
     ----------
-    scores : ndarray of shape (n_columns,)
-    marked : ndarray of bool of shape (n_columns,) or None
-        Rows to show apart.
+    scores : array-like of shape (n_columns,)
+        NaN, of rows that could not be left out, is not drawn.
+    marked : array-like of bool of shape (n_columns,), default=None
+        Rows to show apart, for example those with a wrong label.
 
     Examples
     --------
@@ -113,41 +108,24 @@ class SelfInfluenceDisplay(Display):
     'self-influence'
     """
 
-    def __init__(self, scores: NDArray[np.float64], marked: NDArray[np.bool_] | None = None):
-        self.scores = scores
-        self.marked = marked
+    def __init__(self, scores: ArrayLike, marked: ArrayLike | None = None):
+        self.scores = np.asarray(scores, dtype=np.float64)
+        self.marked = None if marked is None else np.asarray(marked, dtype=bool)
+        if self.marked is not None and self.marked.shape != self.scores.shape:
+            raise ValueError(
+                f"marked must have one entry for each score, {self.scores.shape}, got "
+                f"{self.marked.shape}."
+            )
 
     @classmethod
     def from_estimator(cls, attributor: BaseAttributor, marked: ArrayLike | None = None) -> Self:
-        """Ask a fitted attributor.
-
-        Parameters
-        ----------
-        attributor : BaseAttributor
-            Fitted.
-        marked : array-like of bool of shape (n_columns,), default=None
-            Rows to show apart, for example those with a wrong label.
-        """
-        return cls.from_predictions(attributor.self_influence(), marked)
+        """Ask a fitted attributor; `marked` is that of the display."""
+        return cls(attributor.self_influence(), marked)
 
     @classmethod
     def from_predictions(cls, scores: ArrayLike, marked: ArrayLike | None = None) -> Self:
-        """Take scores as they are.
-
-        Parameters
-        ----------
-        scores : array-like of shape (n_columns,)
-            NaN, of rows that could not be left out, is not drawn.
-        marked : array-like of bool of shape (n_columns,), default=None
-            Rows to show apart.
-        """
-        found = np.asarray(scores, dtype=np.float64)
-        chosen = None if marked is None else np.asarray(marked, dtype=bool)
-        if chosen is not None and chosen.shape != found.shape:
-            raise ValueError(
-                f"marked must have one entry for each score, {found.shape}, got {chosen.shape}."
-            )
-        return cls(found, chosen)
+        """Take scores as they are; `marked` is that of the display."""
+        return cls(scores, marked)
 
     def plot(self, ax: Axes | None = None, bins: int = 40) -> Self:
         """Draw the histogram, counts on a logarithmic axis.
@@ -157,6 +135,7 @@ class SelfInfluenceDisplay(Display):
         ax : matplotlib Axes, default=None
             Axes to draw on; new ones by default.
         bins : int, default=40
+            Number of bins.
         """
         ax = self._on(ax)
         parts, labels = [self.scores], ["rows"]
