@@ -258,8 +258,6 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
     ----------
     estimator_ : object
         The model, fitted on the rows that are kept.
-    classes_ : ndarray of shape (n_classes,)
-        Its classes.
     scores_, support_ : ndarray of shape (n_samples,)
         Scores of the rows, and which are kept, as for `InfluencePruner`.
 
@@ -279,7 +277,7 @@ class PrunedClassifier(ClassifierMixin, BasePruned):
 
     @property
     def classes_(self) -> NDArray[Any]:
-        """Return the classes of the fitted model."""
+        """Classes (n_classes,) of the fitted model."""
         check_is_fitted(self, "estimator_")
         return self.estimator_.classes_
 
