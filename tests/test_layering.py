@@ -23,6 +23,7 @@ ORDER = [
     "gradient_mode",
     "losses",
     "measurements",
+    "recipe",
     "model",
     "measured",
     "trajectory",

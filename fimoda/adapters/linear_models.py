@@ -29,7 +29,8 @@ from ..losses import (
     SquaredError,
     row_loss,
 )
-from ..model import FinalModel, Recipe, Weighting
+from ..model import FinalModel
+from ..recipe import Recipe, Weighting
 from .dense import dense_layer, weight_penalty
 from .kinds import ScikitLearn
 

@@ -14,7 +14,8 @@ from sklearn.utils.multiclass import type_of_target
 from torch import nn
 
 from ..losses import BinaryCrossEntropy, CrossEntropy, RowLoss, SquaredError
-from ..model import FinalModel, Recipe, Weighting
+from ..model import FinalModel
+from ..recipe import Recipe, Weighting
 from .dense import dense_layer, weight_penalty
 from .kinds import ScikitLearn
 

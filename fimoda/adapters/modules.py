@@ -18,7 +18,8 @@ from ..losses import (
     class_weight_of,
     row_loss,
 )
-from ..model import FinalModel, Recipe, unwrapped
+from ..model import FinalModel, unwrapped
+from ..recipe import Recipe
 from ..rows import mapped, parts
 from .kinds import Kind
 from .private_copy import (

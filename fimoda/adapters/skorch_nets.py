@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from .._arrays import n_rows, take_rows
 from ..losses import pairs_all_rows
-from ..model import FinalModel, Recipe
+from ..model import FinalModel
+from ..recipe import Recipe
 from .kinds import Kind
 from .modules import Module, drawn_again, freeze
 from .own_predictions import check_net

@@ -18,8 +18,9 @@ from ..adapters import is_fitted, is_network, recorded_trajectory, training_epoc
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
 from ..measurements import Measurement
-from ..model import DEFAULT_BUDGET, Recipe
+from ..model import DEFAULT_BUDGET
 from ..objective import Objective
+from ..recipe import Recipe
 from ..training.linear_steps import linear_steps
 from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,

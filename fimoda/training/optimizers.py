@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._identity import identity_of
-from ..model import Recipe
+from ..recipe import Recipe
 
 LearningRate = float | Callable[[int], float]
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..model import FinalModel, Recipe
+from ..model import FinalModel
 from ..objective import Objective
+from ..recipe import Recipe
 from ..rows import Rows, taken
 from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
 from .chains import read_chain

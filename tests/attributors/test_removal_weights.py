@@ -28,8 +28,9 @@ from fimoda import (
     attribute,
 )
 from fimoda.curvature.removal import Removal
-from fimoda.model import FinalModel, Recipe, Weighting
+from fimoda.model import FinalModel
 from fimoda.objective import Objective
+from fimoda.recipe import Recipe, Weighting
 from fimoda.rows import Rows
 
 TIGHT = {"tol": 1e-12, "max_iter": 10_000}

@@ -1,0 +1,54 @@
+"""How a model was trained, as far as it says so itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training that a model has had: what further training uses unless told otherwise.
+
+    ``None`` stands for "the model does not say"; `solved` says that a solver has found the minimum of
+    the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`;
+    `stopped_early` that it ran out of iterations before.
+    Training from scratch takes the rows in a new order in each epoch, or without `shuffle` in their own.
+    Training began with the learning rate `lr`; where it ended with another, that is `last_lr`, and
+    `last_lr_from` says who knows it.
+    """
+
+    optimizer: Any = None
+    lr: float | None = None
+    batch_size: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    shuffle: bool = True
+    obstacle: str | None = None
+    solved: bool = False
+    tolerance: float = 0.0
+    stopped_early: bool = False
+    last_lr: float | None = None
+    last_lr_from: str = ""
+
+    @property
+    def continued(self) -> Recipe:
+        """The recipe of a training that goes on where this one ended."""
+        return self if self.last_lr is None else replace(self, lr=self.last_lr)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The weights of rows in the training objective, as far as the removal of one changes them.
+
+    Parameters
+    ----------
+    total : {"mean", "rows", "sum"}
+        The objective is a mean of losses by weight, a sum of weighted losses divided by the number
+        of rows, or such a sum alone; with the penalty beside it, which stays as it is.
+    balanced : {"weights", "rows"} or None
+        Whether classes are balanced by the weight or by the number of their rows, so that the class
+        weights change with the rows.
+    """
+
+    total: str = "mean"
+    balanced: str | None = None
