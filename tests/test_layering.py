@@ -206,3 +206,8 @@ def test_the_guide_names_what_exists():
     source = "\n".join(path.read_text() for path in FILES.values())
     names = set(re.findall(r"``(_?[A-Z]\w*)``", GUIDE)) - {"KINDS", "CASES", "OPTIMIZERS"}
     assert not [name for name in names if not re.search(rf"\b{name}\b", source)]
+
+
+def test_tests_mirror_the_package():
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders <= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

@@ -1,0 +1,62 @@
+"""The way of the rows through ``fit`` and ``transform`` is short; test_layering sees that it goes down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import numpy as np
+import pytest
+from problems import tanh_network
+from test_layering import FILES, layer
+from torch import nn
+
+import fimoda
+
+METHODS = {
+    "FurtherTraining": {"n_epochs": 1, "n_seeds": 2, "leave_out": 3, "compile": False},
+    "GradDot": {},
+    "EKFACInfluence": {},
+    "SOURCE": {"trajectory": "final", "n_epochs": 2},
+}
+
+
+def ways(call: Callable[[], object]) -> set[tuple[str, ...]]:
+    """Return the files that are open at any moment of a call, from the first to the innermost."""
+    names = {str(path): name for name, path in FILES.items()}
+    found: set[tuple[str, ...]] = set()
+    way: list[str] = []
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        name = names.get(frame.f_code.co_filename)
+        if name is not None and event == "call":
+            way.append(name)
+            found.add(tuple(way))
+        elif name is not None and event == "return":
+            way.pop()
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_at_most_eight_files_below_the_method(name):
+    """From the hook that the base class calls, to the innermost."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(24, 4)), rng.integers(3, size=24)
+    attributor = getattr(fimoda, name)(
+        tanh_network(4, 6, 3), criterion=nn.CrossEntropyLoss(), random_state=0, **METHODS[name]
+    )
+    attributor.fit(X, y)  # imports what torch imports late
+    longest: list[str] = []
+    for way in ways(lambda: attributor.fit(X, y)) | ways(
+        lambda: attributor.transform(X[:3], y[:3])
+    ):
+        start = max((k + 1 for k, file in enumerate(way) if layer(file) == "base"), default=0)
+        longest = max(longest, list(dict.fromkeys(way[start:])), key=len)
+    assert 1 < len(longest) <= 8, " > ".join(longest)
