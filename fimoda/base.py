@@ -25,6 +25,7 @@ from .adapters import caveats, is_fitted, takes_sparse_rows
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
+from .objective import Objective
 from .preparation import Preparation
 from .top_rows import TopRows, as_text, distinct
 
@@ -328,3 +329,15 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def prepared(
+    method: BaseAttributor, X: Any, y: Any, sample_weight: Any, X_test: Any, y_test: Any
+) -> tuple[Objective, Measured]:
+    """Return the training objective and the measured test rows of a method, without fitting it.
+
+    For functions that take what a method takes: rows and parameters are checked as it checks them.
+    """
+    method._validate_params()
+    method._prepare(X, y, sample_weight)
+    return method._objective, method._test(X_test, y_test)

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_seeds
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
 from ..base import BaseAttributor
 from ..last_call import of_last_call
 from ..measurements import Measurement
-from ..training.optimizers import (
-    DEFAULT_BATCH_SIZE,
-    LearningRate,
-    OptimizerSpec,
-    resolve_optimizer,
-)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The steps of further training.
-
-    Parameters
-    ----------
-    optimizer : OptimizerSpec
-        Optimiser with its learning rate and other settings.
-    batch_size : int
-        At most the number of training rows.
-    seeds : list of int
-        Seeds of the batch orders; the batches of each are those of a `LeaveOutPlan`.
-    """
-
-    optimizer: OptimizerSpec
-    batch_size: int
-    seeds: list[int]
+from ..training.optimizers import LearningRate
+from ..training.run import Run, resolve_run
 
 
 class BaseFurtherTraining(BaseAttributor):
     """Base of the methods that train further, or say what further training would do.
 
-    `_steps` gives what the parameters mean for the model and the training rows at hand.
+    `_run` gives what the parameters mean for the model and the training rows at hand.
     """
 
     process = "further training of the final model"
@@ -82,25 +58,19 @@ class BaseFurtherTraining(BaseAttributor):
         self.batch_size = batch_size
         self.optimizer_params = optimizer_params
 
-    def _steps(self, n_seeds: Any, random_state: Any) -> Steps:
-        """Steps with `n_seeds` seeds (a number or a list); what is None is the model's own."""
-        recipe = self.model_.recipe.continued
-        batch_size = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
-        return Steps(
-            resolve_optimizer(self.optimizer, self.lr, self.optimizer_params, recipe),
-            min(batch_size, len(self._X)),
-            check_seeds(n_seeds, random_state),
-        )
+    def _run(self) -> Run:
+        """Return the run that the parameters ask for; what is None is the model's own."""
+        chosen = self.optimizer, self.lr, self.optimizer_params, self.batch_size
+        return resolve_run(self._objective, self.model_.recipe.continued, *chosen)
 
     def _process(self) -> str:
-        steps = self._steps(1, 0)
-        spec = steps.optimizer
-        recipe = self.model_.recipe
+        run, recipe = self._run(), self.model_.recipe
+        spec = run.optimizer
         own = self.lr is None and recipe.last_lr == spec.lr
         source = f" ({recipe.last_lr_from}; its training began with {recipe.lr:g})" if own else ""
         return (
             f"{self.process}: {self.n_epochs} epochs of {spec.name}, learning rate "
-            f"{spec.lr_at(0):g}{source}, batches of {steps.batch_size}"
+            f"{spec.lr_at(0):g}{source}, batches of {run.batch_size}"
         )
 
     scores_sem_ = of_last_call(

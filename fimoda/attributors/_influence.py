@@ -20,7 +20,8 @@ from ..curvature.iterative import IterativeSolver
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..measured import Measured
-from ._tuning import tuned_damping
+from ..training.tuning import GOLD, tuned_damping
+from .further_training import FurtherTraining
 
 #: Part of a column's mean square from which on a damping drowns it.
 MOST_OF_COLUMN = 1e-4
@@ -106,7 +107,11 @@ class BaseInfluence(BaseAttributor):
         unit = damping_unit(self._objective, "tuned")
         trace = curvature_trace(self._objective, self.curvature)
         unit = min(unit, trace / self.model_.n_parameters) if trace > 0 else unit
-        return tuned_damping(self, unit, self.tuning)
+        gold = {**GOLD, "random_state": self.random_state, **(self.tuning or {})}
+        training = FurtherTraining(self.estimator_, criterion=self.criterion, **gold)
+        training._validate_params()
+        scored = self._objective, self._own, self._scores_by_damping
+        return tuned_damping(*scored, unit, self.random_state, training._settings())
 
     def _damping_at_minimum(self, trace: float) -> float:
         """Hook of ``damping="auto"``: next to nothing, for a linear model at its minimum."""

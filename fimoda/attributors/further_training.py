@@ -5,33 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from .._validation import (
-    POSITIVE_INTEGER,
-    POSITIVE_REAL,
-    StrOptions,
-    check_horizons,
-    check_leave_out,
-    check_random_state,
-    check_seeds,
-)
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_horizons, check_seeds
 from ..base import BaseAttributor
 from ..measured import Measured
 from ..measurements import Measurement
-from ..training.batches import FULL_DATA, LeaveOutMode
-from ..training.further import FurtherRun, Unit, assemble, keep_parameters
+from ..training.batches import LeaveOutMode
+from ..training.further import further_training
 from ..training.optimizers import LearningRate
-from ..training.outcomes import Outcomes, standard_error
-from ..training.run import Run
-from ..training.store import one_warning
-from ..training.workers import Result
+from ..training.outcomes import standard_error
 from ._further_training import BaseFurtherTraining
+
+#: Parameters that say how to train.
+SETTINGS = (
+    "n_epochs", "n_seeds", "leave_out", "correction", "leave_out_mode", "optimizer", "lr", "batch_size",
+    "optimizer_params", "compile", "chunk_size", "checkpoint_dir", "memory_budget", "sem_tol",
+    "max_seeds", "max_seconds", "random_state", "n_jobs", "verbose",
+)  # fmt: skip
 
 
 class FurtherTraining(BaseFurtherTraining):
@@ -222,86 +218,27 @@ class FurtherTraining(BaseFurtherTraining):
 
     # ---- fit --------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train the final model further with and without each row to leave out.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_train, n_features)
-            The rows the model was trained on, as the model (or its Pipeline) takes them.
-        y : array-like of shape (n_train,) or (n_train, n_outputs)
-            Their targets.
-        sample_weight : array-like of shape (n_train,), default=None
-            Weights of the rows in the training objective, if the model was trained with them.
-
-        Returns
-        -------
-        self : FurtherTraining
-        """
-        return super().fit(X, y, sample_weight)
-
     def _fit(self) -> None:
-        run = self._run(tuple(check_horizons(self.n_epochs, "n_epochs")))
-        some = np.unique(np.linspace(0, len(self._X) - 1, 200).astype(int))
-        probe = self._own[some]
+        self._trained = further_training(self._objective, self._own, **self._settings())
+        self.seeds_ = list(self._trained.seeds)
+        self.train_indices_ = self._trained.runs.leave_out
 
-        def scores(stacks: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
-            return self._outcomes(stacks, seeds, probe).scores(self.correction)
-
-        size = self.model_.n_parameters * self.model_.theta.element_size()
-        self.seeds_, self._stacks = run.train(keep_parameters, size, scores)
-        self._n_planned = len(run.seeds if run.sem_tol is None else self.seeds_)
-
-    def _run(self, marks: tuple[int, ...]) -> FurtherRun:
-        """The runs asked for, read at these epochs; draws the rows to leave out and the seeds."""
-        rng = check_random_state(self.random_state)
-        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
-        if len(self._X) < 2:
-            raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
-        auto = isinstance(self.n_seeds, str)
-        steps = self._steps(self.max_seeds if auto else self.n_seeds, rng)
-        return FurtherRun(
-            run=Run(self._objective, steps.optimizer, steps.batch_size),
-            horizons=marks,
-            mode=self.leave_out_mode,
-            leave_out=self.train_indices_,
-            seeds=steps.seeds,
-            sem_tol=self.sem_tol if auto else None,
-            compile=self.compile,
-            chunk_size=self.chunk_size,
-            checkpoint_dir=self.checkpoint_dir,
-            memory_budget=self.memory_budget,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-            max_seconds=self.max_seconds,
-        )
-
-    @one_warning()
-    def _outcomes(
-        self, stacks: dict[Unit, Result], seeds: list[int], measurer: Measured
-    ) -> Outcomes:
-        """Measure all stacks, (1, n_test, n_left_out, n_seeds)."""
-        readings: dict[Unit, Result] = {
-            unit: measurer.of_stack(self.model_, self._tensor(stack))[None].cpu().numpy()
-            for unit, stack in stacks.items()
-        }
-        final = measurer.of_model(self.model_, self.model_.theta)
-        return assemble(readings, seeds, self.train_indices_, final)
-
-    def _tensor(self, stack: Result) -> Tensor:
-        """Parameters (L, p) at the only mark."""
-        return torch.from_numpy(np.array(stack)[0]).to(self.model_.device)
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that say how to train."""
+        return {name: getattr(self, name) for name in SETTINGS}
 
     # ---- transform --------------------------------------------------------------------------
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        outcomes = self._outcomes(self._stacks, self.seeds_, test)
-        per_seed = outcomes.scores(self.correction)[0]
+        per_seed = self._trained.outcomes(test).scores(self.correction)[0]
         self._seen["scores_sem_"] = standard_error(per_seed)
         return per_seed.mean(-1)
 
+    def _self_influence(self) -> NDArray[np.float64]:
+        return self._trained.own_scores(self._own, self.correction)
+
     def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        outcomes = self._outcomes(self._stacks, self.seeds_, test)
+        outcomes = self._trained.outcomes(test)
         return outcomes.full[0].T, np.moveaxis(outcomes.scores("full")[0], -1, 0)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
@@ -309,32 +246,12 @@ class FurtherTraining(BaseFurtherTraining):
         return super()._known_error(scores) or alone
 
     def _caveats(self) -> list[str]:
-        n, planned = len(self.seeds_), self._n_planned
-        return super()._caveats() + [f"the time was over after {n} of {planned} seeds"] * (
-            n < planned
-        )
+        n, planned = len(self.seeds_), self._trained.n_planned
+        cut = f"the time was over after {n} of {planned} seeds"
+        return super()._caveats() + [cut] * (n < planned)
 
     def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
         n = len(fitted._X)
         seeds = check_seeds(self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds, 0)
         training = check_horizons(self.n_epochs)[-1] / n_jobs
         return (n + 1) * len(seeds) * (training + n_test / (3 * n))
-
-    @one_warning()
-    def _self_influence(self) -> NDArray[np.float64]:
-        own = self._own[self.train_indices_]
-        column = {int(row): k for k, row in enumerate(self.train_indices_)}
-        n_seeds = len(self.seeds_)
-        scores = np.zeros(len(own))
-        if self.correction is None:
-            scores -= own.of_model(self.model_, self.model_.theta)
-        for unit, stack in self._stacks.items():
-            for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
-                if row != FULL_DATA:
-                    k = column[row]
-                    scores[k] += own[k : k + 1].of_model(self.model_, theta)[0] / n_seeds
-                if row == FULL_DATA and self.correction == "full":
-                    scores -= own.of_model(self.model_, theta) / n_seeds
-                elif row != FULL_DATA and self.correction == "mean":
-                    scores -= own.of_model(self.model_, theta) / (n_seeds * len(own))
-        return scores

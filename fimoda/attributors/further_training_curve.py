@@ -14,13 +14,13 @@ from torch import nn
 
 from .._validation import check_horizons
 from ..adapters import check_fitted
+from ..base import prepared
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import Unit, assemble
+from ..training.further import further_outcomes
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Outcomes, standard_error
-from ..training.workers import Result
 from .further_training import FurtherTraining
 
 
@@ -198,51 +198,31 @@ def further_training_curve(
     >>> curve.scores.shape
     (2, 4, 3)
     """
-    marks = check_horizons(epochs)
+    horizons = check_horizons(epochs)
     check_fitted(estimator)
-    trainer = FurtherTraining(
-        estimator,
-        n_epochs=marks[-1],
-        n_seeds=n_seeds,
-        leave_out=leave_out,
-        correction=correction,
-        leave_out_mode=leave_out_mode,
-        optimizer=optimizer,
-        lr=lr,
-        batch_size=batch_size,
-        optimizer_params=optimizer_params,
-        measurement=measurement,
-        criterion=criterion,
-        compile=compile,
-        chunk_size=chunk_size,
-        checkpoint_dir=checkpoint_dir,
-        memory_budget=memory_budget,
-        sem_tol=sem_tol,
-        max_seeds=max_seeds,
-        random_state=random_state,
-        n_jobs=n_jobs,
-        verbose=verbose,
+    settings: dict[str, Any] = {
+        "n_seeds": n_seeds,
+        "leave_out": leave_out,
+        "correction": correction,
+        "leave_out_mode": leave_out_mode,
+        "optimizer": optimizer,
+        "lr": lr,
+        "batch_size": batch_size,
+        "optimizer_params": optimizer_params,
+        "compile": compile,
+        "chunk_size": chunk_size,
+        "checkpoint_dir": checkpoint_dir,
+        "memory_budget": memory_budget,
+        "sem_tol": sem_tol,
+        "max_seeds": max_seeds,
+        "random_state": random_state,
+        "n_jobs": n_jobs,
+        "verbose": verbose,
+    }
+    method = FurtherTraining(
+        estimator, n_epochs=horizons[-1], measurement=measurement, criterion=criterion, **settings
     )
-    trainer._validate_params()
-    trainer._prepare(X, y, sample_weight)
-    run = trainer._run(tuple(marks))
-    measurer = trainer._test(X_test, y_test)
-    final = measurer.of_model(trainer.model_, trainer.model_.theta)
-
-    def outcomes(readings: dict[Unit, Result], seeds: list[int]) -> Outcomes:
-        return assemble(readings, seeds, run.leave_out, final)
-
-    def scores(readings: dict[Unit, Result], seeds: list[int]) -> NDArray[np.float64]:
-        return outcomes(readings, seeds).scores(correction)[-1]
-
-    size = 8 * len(marks) * len(measurer)
-    identity = None if checkpoint_dir is None else measurer.identity(trainer.n_outputs_)
-    seeds, readings = run.train(measurer.of_stack, size, scores, identity)
-    return FurtherTrainingCurve(
-        np.array(marks),
-        run.leave_out,
-        seeds,
-        outcomes(readings, seeds),
-        correction,
-        len(trainer._X),
-    )
+    objective, test = prepared(method, X, y, sample_weight, X_test, y_test)
+    runs, seeds, outcomes = further_outcomes(objective, horizons, test, **settings)
+    rows, n_train = runs.leave_out, len(objective)
+    return FurtherTrainingCurve(np.array(horizons), rows, seeds, outcomes, correction, n_train)

@@ -21,8 +21,8 @@ from .._validation import (
     ConvergenceWarning,
     StrOptions,
     check_is_fitted,
-    check_random_state,
     check_row_indices,
+    check_seeds,
     check_targets,
     is_integer,
 )
@@ -253,10 +253,10 @@ class LinearizedFurtherTraining(BaseHorizons):
 
     def _fit(self) -> None:
         self.horizons_ = self._check_horizons()
-        steps = self._steps(self.n_seeds, check_random_state(self.random_state))
-        self.seeds_ = steps.seeds
-        smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
-        walk = Walk(self._objective, steps.optimizer, steps.batch_size, kink_smoothing=smooth)
+        run = self._run()
+        self.seeds_ = check_seeds(self.n_seeds, self.random_state)
+        smooth = kink_sharpness(self.kink_smoothing, run.optimizer, KINK_SMOOTHING)
+        walk = Walk(self._objective, run.optimizer, run.batch_size, kink_smoothing=smooth)
         self.solver_ = self._choose_solver()
         self._check_removal()
         self._runs = self._linearize(walk)

@@ -22,6 +22,7 @@ from .._validation import (
     StrOptions,
     check_leave_out,
     check_random_state,
+    check_seeds,
 )
 from ..base import BaseAttributor
 from ..curvature.unrolled import Unrolled
@@ -224,13 +225,13 @@ class UnrolledDifferentiation(BaseHorizons):
         rng = check_random_state(self.random_state)
         self.horizons_ = self._check_horizons()
         self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
-        steps = self._steps(self.n_seeds, rng)
-        self.seeds_ = steps.seeds
-        smooth = kink_sharpness(self.kink_smoothing, steps.optimizer, KINK_SMOOTHING)
+        run = self._run()
+        self.seeds_ = check_seeds(self.n_seeds, rng)
+        smooth = kink_sharpness(self.kink_smoothing, run.optimizer, KINK_SMOOTHING)
         self._walk = Walk(
             self._objective,
-            steps.optimizer,
-            steps.batch_size,
+            run.optimizer,
+            run.batch_size,
             None if self.start is None else self._starting_point(self.start),
             kink_smoothing=smooth,
         )

@@ -10,22 +10,32 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._validation import check_horizons, check_leave_out, check_random_state, check_seeds
+from ..measured import Measured
 from ..model import FinalModel
+from ..objective import Objective
 from .batches import FULL_DATA, LeaveOutMode
+from .optimizers import LearningRate
 from .outcomes import Outcomes, relative_error
-from .run import Run
+from .run import Run, resolve_run
 from .store import UnitStore, one_warning
 from .workers import Deadline, Result, one_thread, run_units
 
 #: Seeds whose number is to be found are trained this many at a time.
 SEED_ROUND = 5
 
+#: Training rows whose scores say whether there are seeds enough.
+N_PROBES = 200
 
 #: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
 Reader = Callable[[FinalModel, Tensor], Tensor]
+
+#: Turns the results of some seeds into their scores, (..., n_seeds).
+Scores = Callable[[Mapping["Unit", Result], Sequence[int]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,107 @@ class Unit:
         return f"seed-{self.seed}-rows-{rows}"
 
 
-def leave_out_units(
-    seeds: Sequence[int], leave_out: NDArray[np.int64], size: int, mode: LeaveOutMode
-) -> list[Unit]:
-    """Cut seeds x (full data and each left-out row) into stacks of at most `size` models."""
-    rows = [int(i) for i in leave_out]
-    if mode == "mask":  # the full-data model rides in the first stack
-        stacks = _cut([FULL_DATA, *rows], size)
-    else:
-        stacks = [(FULL_DATA,), *_cut(rows, size)]
-    return [Unit(seed, stack) for seed in seeds for stack in stacks]
+@dataclass(frozen=True)
+class FurtherRuns:
+    """A run without each of some rows, and with all, over seeds.
 
+    Parameters
+    ----------
+    run : Run
+        What is trained.
+    horizons : sequence of int
+        Epochs after which it is read.
+    leave_out : ndarray of shape (n_left_out,)
+        Rows to leave out, one at a time.
+    seeds : list of int
+        All seeds, or the most that may be run.
+    sem_tol : float or None
+        Run seeds in rounds until the root mean square of the standard errors is at most this
+        times that of the scores; None runs all at once.
+    leave_out_mode, compile, chunk_size, checkpoint_dir, memory_budget, n_jobs, verbose : object
+        As in `FurtherTraining`.
+    max_seconds : float or None
+        No seed but the first begins that would end later, if it took as long as the longest yet.
+    """
 
-def _cut(rows: list[int], size: int) -> list[tuple[int, ...]]:
-    """Return pieces of nearly equal length."""
-    return [tuple(part.tolist()) for part in np.array_split(np.array(rows), -(-len(rows) // size))]
+    run: Run
+    horizons: Sequence[int]
+    leave_out: NDArray[np.int64]
+    seeds: list[int]
+    sem_tol: float | None
+    leave_out_mode: LeaveOutMode
+    compile: bool | str
+    chunk_size: int | None
+    checkpoint_dir: str | os.PathLike[str] | None
+    memory_budget: int
+    n_jobs: int | None
+    verbose: int
+    max_seconds: float | None = None
+
+    def units(self, seeds: Sequence[int]) -> list[Unit]:
+        """Return seeds x (full data and each left-out row) in stacks of nearly equal size."""
+        size = self.chunk_size or self.run.stack_size()
+        rows, stacks = self.leave_out, [(FULL_DATA,)]
+        if self.leave_out_mode == "mask":  # the full-data model rides in the first stack
+            rows, stacks = np.append(FULL_DATA, rows), []
+        stacks += [tuple(part.tolist()) for part in np.array_split(rows, -(-len(rows) // size))]
+        return [Unit(seed, stack) for seed in seeds for stack in stacks]
+
+    @one_warning()
+    def train(
+        self,
+        read: Reader,
+        bytes_per_model: int,
+        scores: Scores,
+        identity: dict[str, Any] | None = None,
+    ) -> tuple[list[int], dict[Unit, Result]]:
+        """Train, and return the seeds that were run with what `read` keeps of each stack.
+
+        `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
+        them what they are. `scores` is called for `sem_tol` only.
+        """
+        if self.checkpoint_dir is None:
+            self._require_memory(bytes_per_model)
+        size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
+        n_models = len(self.seeds[:size]) * (len(self.leave_out) + 1)
+        compiled = self.run.compiles(self.compile, n_models, self.horizons[-1])
+        run = replace(self.run, compile=compiled)
+        work = partial(train_unit, run, self.horizons, self.leave_out_mode, read)
+        store = None
+        if self.checkpoint_dir is not None:
+            known = {**run.identity(self.horizons, self.leave_out_mode), **(identity or {})}
+            store = UnitStore(self.checkpoint_dir, known, run.variant)
+        seeds: list[int] = []
+        results: dict[Unit, Result] = {}
+        deadline, longest = Deadline(self.max_seconds), 0.0
+        while len(seeds) < len(self.seeds) and (not seeds or deadline.is_within(longest)):
+            begun = deadline.spent
+            fresh = self.seeds[len(seeds) :][: size if self.max_seconds is None else 1]
+            units = self.units(fresh)
+            if store is not None:
+                missing = [unit for unit in units if not store.has(unit.key)]
+                store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
+            results.update(
+                run_units(work, units, store=store, n_jobs=self.n_jobs, verbose=self.verbose)
+            )
+            seeds += fresh
+            longest = max(longest, deadline.spent - begun)
+            if self.sem_tol is not None and relative_error(scores(results, seeds)) <= self.sem_tol:
+                break
+        # the order in which workers finish must not show
+        return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
+
+    def _require_memory(self, bytes_per_model: int) -> None:
+        """Raise MemoryError if what is kept of all seeds would not fit."""
+        n_seeds, n_models = len(self.seeds), len(self.leave_out) + 1
+        needed = bytes_per_model * n_seeds * n_models
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"{n_seeds} seeds x {n_models} models take {needed / 2**20:.0f} MiB, more than "
+                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Set checkpoint_dir to keep "
+                "them on disk, leave out fewer rows, lower n_seeds (max_seeds if it is 'auto'), or "
+                "raise memory_budget."
+            )
 
 
 def train_unit(
@@ -73,136 +169,153 @@ def train_unit(
     return np.stack(kept)
 
 
+def further_runs(
+    objective: Objective,
+    horizons: Sequence[int],
+    *,
+    n_seeds: Any,
+    leave_out: Any,
+    optimizer: Any,
+    lr: LearningRate | None,
+    batch_size: int | None,
+    optimizer_params: dict[str, Any] | None,
+    sem_tol: float,
+    max_seeds: int,
+    random_state: Any,
+    **settings: Any,
+) -> FurtherRuns:
+    """Return the runs that parameters of `FurtherTraining` ask for; draws rows, then seeds."""
+    rng = check_random_state(random_state)
+    rows = check_leave_out(leave_out, len(objective), rng)
+    if len(objective) < 2:
+        raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+    recipe = objective.model.recipe.continued
+    run = resolve_run(objective, recipe, optimizer, lr, optimizer_params, batch_size)
+    auto = isinstance(n_seeds, str)
+    seeds = check_seeds(max_seeds if auto else n_seeds, rng)
+    return FurtherRuns(run, horizons, rows, seeds, sem_tol if auto else None, **settings)
+
+
 @dataclass(frozen=True)
-class FurtherRun:
-    """Further training of one model without each of some rows, and with all, over seeds.
+class Trained:
+    """Models of further training, in memory or on disk.
 
     Parameters
     ----------
-    run : Run
-        What is trained.
-    horizons : tuple of int
-        Epochs after which it is read.
-    mode : {"mask", "drop"}
-    leave_out : ndarray of shape (n_left_out,)
-        Rows to leave out, one at a time.
+    runs : FurtherRuns
+        What was asked for.
     seeds : list of int
-        All seeds, or the most that may be run.
-    sem_tol : float or None
-        Run seeds in rounds until the root mean square of the standard errors is at most this
-        times that of the scores; None runs all at once.
-    compile, chunk_size, checkpoint_dir, memory_budget, n_jobs, verbose : object
-        As in `FurtherTraining`.
-    max_seconds : float or None
-        No seed but the first begins that would end later, if it took as long as the longest yet.
+        Seeds that were run.
+    stacks : dict of Unit to array
+        Parameters (1, L, p) of each stack.
     """
 
-    run: Run
-    horizons: tuple[int, ...]
-    mode: LeaveOutMode
-    leave_out: NDArray[np.int64]
-    seeds: list[int]
-    sem_tol: float | None
-    compile: bool | str
-    chunk_size: int | None
-    checkpoint_dir: str | os.PathLike[str] | None
-    memory_budget: int
-    n_jobs: int | None
-    verbose: int
-    max_seconds: float | None = None
+    runs: FurtherRuns
+    seeds: Sequence[int]
+    stacks: Mapping[Unit, Result]
+
+    @property
+    def n_planned(self) -> int:
+        """Number of seeds that would have been run if there had been time."""
+        return len(self.seeds if self.runs.sem_tol is not None else self.runs.seeds)
 
     @one_warning()
-    def train(
-        self,
-        read: Reader,
-        bytes_per_model: int,
-        scores: Callable[[dict[Unit, Result], list[int]], NDArray[np.float64]],
-        identity: dict[str, Any] | None = None,
-    ) -> tuple[list[int], dict[Unit, Result]]:
-        """Train, and return the seeds that were run with what `read` keeps of each stack.
+    def outcomes(self, test: Measured) -> Outcomes:
+        """Measure test rows by all models, (1, n_test, n_left_out, n_seeds)."""
+        model = self.runs.run.model
+        readings = {
+            unit: test.of_stack(model, self._tensor(stack))[None].cpu().numpy()
+            for unit, stack in self.stacks.items()
+        }
+        return assemble(readings, self.seeds, self.runs.leave_out, test.of_model(model))
 
-        `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
-        them what they are. `scores` turns the results of some seeds into their scores,
-        (..., n_seeds); it is called for `sem_tol` only.
-        """
-        if self.checkpoint_dir is None:
-            self._require_memory(bytes_per_model)
-        size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
-        n_models = sum(len(unit.left_out) for unit in self._units(self.seeds[:size]))
-        compiled = self.run.compiles(self.compile, n_models, self.horizons[-1])
-        run = replace(self.run, compile=compiled)
-        work = partial(train_unit, run, self.horizons, self.mode, read)
-        store = None
-        if self.checkpoint_dir is not None:
-            known = {**run.identity(self.horizons, self.mode), **(identity or {})}
-            store = UnitStore(self.checkpoint_dir, known, run.variant)
-        seeds: list[int] = []
-        results: dict[Unit, Result] = {}
-        deadline, longest = Deadline(self.max_seconds), 0.0
-        while len(seeds) < len(self.seeds) and (not seeds or deadline.is_within(longest)):
-            begun = deadline.spent
-            fresh = self.seeds[len(seeds) :][: size if self.max_seconds is None else 1]
-            results.update(self._train_seeds(fresh, work, bytes_per_model, store))
-            seeds += fresh
-            longest = max(longest, deadline.spent - begun)
-            if self.sem_tol is not None and relative_error(scores(results, seeds)) <= self.sem_tol:
-                break
-        # the order in which workers finish must not show
-        return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
+    @one_warning()
+    def own_scores(self, own: Measured, correction: str | None) -> NDArray[np.float64]:
+        """Return the score of each left-out row on itself, of all training rows measured."""
+        model, rows = self.runs.run.model, self.runs.leave_out
+        own, column = own[rows], {int(row): k for k, row in enumerate(rows)}
+        scores = -own.of_model(model) if correction is None else np.zeros(len(rows))
+        for unit, stack in self.stacks.items():
+            for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
+                if row != FULL_DATA:
+                    k = column[row]
+                    measured = own[k : k + 1].of_model(model, theta)[0]
+                    scores[k] += measured / len(self.seeds)
+                if row == FULL_DATA and correction == "full":
+                    scores -= own.of_model(model, theta) / len(self.seeds)
+                elif row != FULL_DATA and correction == "mean":
+                    scores -= own.of_model(model, theta) / (len(self.seeds) * len(rows))
+        return scores
 
-    def _units(self, seeds: list[int]) -> list[Unit]:
-        size = self.chunk_size or self.run.stack_size()
-        return leave_out_units(seeds, self.leave_out, size, self.mode)
-
-    def _train_seeds(
-        self,
-        seeds: list[int],
-        work: Callable[[Unit], NDArray[Any]],
-        bytes_per_model: int,
-        store: UnitStore | None,
-    ) -> dict[Unit, Result]:
-        units = self._units(seeds)
-        if store is not None:
-            missing = [unit for unit in units if not store.has(unit.key)]
-            store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
-        return dict(run_units(work, units, store=store, n_jobs=self.n_jobs, verbose=self.verbose))
-
-    def _require_memory(self, bytes_per_model: int) -> None:
-        """Raise MemoryError if what is kept of all seeds would not fit."""
-        n_seeds, n_models = len(self.seeds), len(self.leave_out) + 1
-        needed = bytes_per_model * n_seeds * n_models
-        if needed > self.memory_budget:
-            raise MemoryError(
-                f"{n_seeds} seeds x {n_models} models take {needed / 2**20:.0f} MiB, more than "
-                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Set checkpoint_dir to keep "
-                "them on disk, leave out fewer rows, lower n_seeds (max_seeds if it is 'auto'), or "
-                "raise memory_budget."
-            )
+    def _tensor(self, stack: Result) -> Tensor:
+        """Return the parameters (L, p) of a stack."""
+        return torch.from_numpy(np.array(stack)[0]).to(self.runs.run.model.device)
 
 
-def keep_parameters(model: FinalModel, theta: Tensor) -> Tensor:
-    """A reader that keeps the stack itself."""
+def _whole(model: FinalModel, theta: Tensor) -> Tensor:
     return theta
+
+
+def further_training(
+    objective: Objective, own: Measured, *, n_epochs: int, correction: str | None, **settings: Any
+) -> Trained:
+    """Train the model of an objective further without each of some of its rows, and with all.
+
+    The other parameters are those of `FurtherTraining`; `own` are the training rows, measured.
+    """
+    runs = further_runs(objective, check_horizons(n_epochs, "n_epochs"), **settings)
+    probe = own[np.unique(np.linspace(0, len(own) - 1, N_PROBES).astype(int))]
+
+    def scores(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> NDArray[np.float64]:
+        return Trained(runs, seeds, stacks).outcomes(probe).scores(correction)
+
+    size = objective.model.n_parameters * objective.model.theta.element_size()
+    return Trained(runs, *runs.train(_whole, size, scores))
+
+
+def further_outcomes(
+    objective: Objective,
+    horizons: Sequence[int],
+    test: Measured,
+    *,
+    correction: str | None,
+    **settings: Any,
+) -> tuple[FurtherRuns, list[int], Outcomes]:
+    """Train likewise, and measure test rows at each horizon without keeping the models.
+
+    Returns the runs, the seeds that were run and the measurements (n_horizons, n_test, ...).
+    """
+    runs = further_runs(objective, horizons, **settings)
+    final = test.of_model(objective.model)
+
+    def outcomes(readings: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
+        return assemble(readings, seeds, runs.leave_out, final)
+
+    def scores(readings: Mapping[Unit, Result], seeds: Sequence[int]) -> NDArray[np.float64]:
+        return outcomes(readings, seeds).scores(correction)[-1]
+
+    identity = None if runs.checkpoint_dir is None else test.identity(objective.n_outputs)
+    size = 8 * len(horizons) * len(test)
+    seeds, readings = runs.train(test.of_stack, size, scores, identity)
+    return runs, seeds, outcomes(readings, seeds)
 
 
 def assemble(
     readings: Mapping[Unit, Result],
     seeds: Sequence[int],
-    leave_out: Sequence[int] | NDArray[np.int64],
+    leave_out: NDArray[np.int64],
     final: NDArray[np.float64],
 ) -> Outcomes:
-    """Outcomes from the measurements (n_horizons, L, n_test) of all units."""
+    """Return outcomes from the measurements (n_horizons, L, n_test) of all units."""
     n_horizons, _, n_test = np.asarray(next(iter(readings.values()))).shape
     left_out = np.empty((n_horizons, n_test, len(leave_out), len(seeds)))
     full = np.empty((n_horizons, n_test, len(seeds)))
     column = {int(row): k for k, row in enumerate(leave_out)}
-    place = {seed: s for s, seed in enumerate(seeds)}
     for unit, reading in readings.items():
-        s = place[unit.seed]
-        values = np.asarray(reading)
-        for model, row in enumerate(unit.left_out):
+        s = seeds.index(unit.seed)
+        for row, measured in zip(unit.left_out, np.asarray(reading).swapaxes(0, 1), strict=True):
             if row == FULL_DATA:
-                full[:, :, s] = values[:, model]
+                full[:, :, s] = measured
             else:
-                left_out[:, :, column[row], s] = values[:, model]
+                left_out[:, :, column[row], s] = measured
     return Outcomes(left_out, full, final)

@@ -22,7 +22,7 @@ from fimoda.rows import Rows
 from fimoda.training.batches import FULL_DATA, Batch, Plan, all_but
 from fimoda.training.chains import Affine, Dropout, Pointwise, read_chain
 from fimoda.training.examination import Verdict
-from fimoda.training.further import leave_out_units
+from fimoda.training.further import FurtherRuns
 from fimoda.training.gradients import _by_autograd, _by_layers, stacked_gradient
 from fimoda.training.optimizers import OptimizerSpec, acts_elementwise, resolve_optimizer
 from fimoda.training.products import fast_float32_products
@@ -558,12 +558,17 @@ def test_step_on_a_batch_of_the_left_out_row_alone():
 def test_units_cover_every_seed_and_row_once():
     for mode in ("mask", "drop"):
         rows = np.array([5, 2, 9, 14])
-        for size in (1, 2, 3, 5):
-            units = leave_out_units([1, 2], rows, size, mode)
+        objective = Objective(final_model("linear"), Rows(torch.zeros(20, D), torch.zeros(20, 2)))
+        run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.1), 4)
+        for size in (1, 2, 3, 5, None):
+            kept = {"checkpoint_dir": None, "memory_budget": 0, "n_jobs": None, "verbose": 0}
+            units = FurtherRuns(run, [1], rows, [1, 2], None, mode, "auto", size, **kept).units(
+                [1, 2]
+            )
             pairs = [(u.seed, row) for u in units for row in u.left_out]
             assert sorted(pairs) == sorted((s, r) for s in (1, 2) for r in (FULL_DATA, *rows))
             assert len({u.key for u in units}) == len(units)
-            assert all(len(u.left_out) <= size for u in units)
+            assert all(len(u.left_out) <= (size or 5) for u in units)
             if mode == "drop":
                 assert all(u.left_out == (FULL_DATA,) for u in units if FULL_DATA in u.left_out)
 
