@@ -165,7 +165,7 @@ def test_further_training_goes_on_with_it():
     without, full, _ = loop.run(X_[:4], y_[:4], marks=[2], seeds=[5], leave_out=[0, 3])
     assert relative(gold.transform(X[:4], y[:4]), (without - full[:, :, None]).mean(-1)[0]) < 1e-9
     anew = LeaveOneOut(net, n_epochs=1, leave_out=[0], n_seeds=1).fit(X, y)
-    assert anew._run().optimizer.lr == 0.1
+    assert anew._retrained_with([0]).way.run.optimizer.lr == 0.1
     assert GradDot(net).fit(X, y).fit_transform(X, y) == pytest.approx(
         GradDot(net, lr=0.1).fit(X, y).fit_transform(X, y) / 16
     )
