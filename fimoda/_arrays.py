@@ -81,13 +81,7 @@ def require_no_dates(X: Any, name: str = "X") -> None:
 
 
 def dense_rows(X: Any, budget: int) -> Any:
-    """Return sparse rows as an array, others as they are.
-
-    Raises
-    ------
-    MemoryError
-        If the array would take more than `budget` bytes; nothing is allocated before.
-    """
+    """Return sparse rows as an array, unless it takes more than `budget` bytes; others as they are."""
     if not issparse(X):
         return X
     n_bytes = X.shape[0] * X.shape[1] * np.dtype(float).itemsize
@@ -107,13 +101,7 @@ def check_rows(X: Any, name: str = "X") -> Any:
 
 
 def check_inputs(X: Any, name: str = "X") -> dict[str, Any] | tuple[Any, ...]:
-    """Return a dict or a tuple of arrays as arrays, each with a row for every row.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there are none, or one is no array of finite numbers, or longer than another.
-    """
+    """Return a dict or a tuple of arrays as arrays of finite numbers, each with a row for every target."""
     if not len(X):
         raise ValueError(
             f"{name} is a {type(X).__name__} without entries. A module of several inputs takes an array of "

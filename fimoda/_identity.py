@@ -34,23 +34,9 @@ def identity_of(thing: Any, fitted: bool = True) -> str:
     The same object has the same digest in every process, also after pickling. Arrays, tensors and
     scalars are known by type and value; functions and classes by their code, defaults, closures, and
     the global names that they read, installed ones by name and version; all else by class and
-    state, as pickle would keep it.
-
-    Parameters
-    ----------
-    thing : object
-    fitted : bool, default=True
-        Whether what an estimator has learned belongs to it. Otherwise it is known as ``clone``
-        would copy it, by class and parameters, ``n_jobs`` and ``verbose`` apart.
-
-    Returns
-    -------
-    digest : str
-
-    Raises
-    ------
-    ValueError
-        If some part has no value that could be compared: an open file, a lock, ...
+    state, as pickle would keep it. What an estimator has learned belongs to it if `fitted`; otherwise it is
+    known as ``clone`` would copy it, by class and parameters, ``n_jobs`` and ``verbose`` apart. ValueError if
+    some part has no value that could be compared: an open file, a lock, ...
 
     Examples
     --------

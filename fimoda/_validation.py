@@ -89,13 +89,7 @@ def check_top(k: int, n_columns: int) -> None:
 
 
 def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
-    """Return targets, one per row, without NaN or infinity.
-
-    Raises
-    ------
-    ValueError
-        If y is None, its length is not that of X, or a value is not finite.
-    """
+    """Return targets, one per row, without NaN or infinity."""
     if y is None:
         raise ValueError(f"fit requires {name} to be passed, but the target {name} is None.")
     check_unmasked(y, name)
@@ -151,13 +145,7 @@ def _require_inside(indices: NDArray[Any], n_rows: int, message: str) -> None:
 
 
 def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[np.int64]:
-    """Return the indices of the rows to leave out: all (None), a random number of them, or a list.
-
-    Raises
-    ------
-    ValueError
-        If the list is empty, has duplicates, or an index out of range.
-    """
+    """Return the indices of the rows to leave out: all (None), a random number of them, or a list."""
     if leave_out is None:
         return np.arange(n_rows)
     if is_integer(leave_out):
@@ -218,13 +206,7 @@ def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
 
 
 def check_subsets(subsets: Any, n_rows: int) -> NDArray[np.bool_]:
-    """Return subsets of the training rows as a mask (M, n_rows): a mask, or a list of index arrays.
-
-    Raises
-    ------
-    ValueError
-        If there are none, one is empty, the shape is wrong, or an index is out of range or repeated.
-    """
+    """Return subsets of the training rows as a mask (M, n_rows): a mask, or a list of index arrays."""
     if isinstance(subsets, np.ndarray) and subsets.dtype == bool:
         if subsets.ndim != 2 or subsets.shape[1] != n_rows:
             raise ValueError(

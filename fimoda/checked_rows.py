@@ -36,11 +36,6 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
 
     They are an array, or a dict or a tuple of arrays for a module of several inputs; `raw` ones, for the
     earlier steps of a Pipeline, are left to those steps. With `reset` the attributor remembers their columns.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If they are no rows, or not of finite numbers, or not as those before.
     """
     several = is_several(X) and takes_several_inputs(attributor.estimator)
     strange = isinstance(X, dict | set | str | bytes | Iterator) and not several

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -118,11 +120,12 @@ class Frozen(Kind):
         return self.model
 
 
-class ScikitLearn(Kind):
+class ScikitLearn(Kind, ABC):
     """A model of scikit-learn's with coefficients."""
 
-    #: Makes the frozen view of a model with dense coefficients, its targets and its weights.
-    view: ClassVar[Any]
+    @abstractmethod
+    def view(self, estimator: Any, y: Any, weights: NDArray[Any]) -> FinalModel:
+        """Return the frozen view of the model with dense coefficients, for targets and weights."""
 
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
         """Return its coefficients as a module, with its loss and penalty."""

@@ -105,13 +105,7 @@ def frozen_view(
 
 
 def is_fitted(estimator: Any) -> bool:
-    """Return whether the model itself can be used; earlier steps complain when rows reach them.
-
-    Raises
-    ------
-    NotFittedError
-        If the estimator is a search that kept no model.
-    """
+    """Return whether the model itself can be used; earlier steps complain when rows reach them."""
     return kind_of(estimator).is_fitted()
 
 
@@ -143,13 +137,7 @@ def own_training(estimator: Any) -> str | None:
 
 
 def training_epochs(estimator: Any, n_epochs: int | None) -> int:
-    """Return the epochs to train: as given, or those of the network's own training.
-
-    Raises
-    ------
-    ValueError
-        If neither is known.
-    """
+    """Return the epochs to train: as given, or those of the network's own training."""
     found = kind_of(estimator).n_epochs() if n_epochs is None else n_epochs
     if found is None:
         raise ValueError(
@@ -162,24 +150,10 @@ def training_epochs(estimator: Any, n_epochs: int | None) -> int:
 def initial_parameters(
     estimator: Any, model: FinalModel, seed: int, init: Callable[[], nn.Module] | None = None
 ) -> Tensor:
-    """Return the parameters (p,) that a network has before training with this seed.
+    """Return the parameters (p,) that a network has before training with this seed, as in its view `model`.
 
-    Parameters
-    ----------
-    estimator : object
-        A fitted network (`is_network`).
-    model : FinalModel
-        Its frozen view; parameters that are constants there are not drawn.
-    seed : int
-        A scikit-learn MLP takes it as its ``random_state``; for others it is torch's seed.
-    init : callable, default=None
-        Makes a new module of the same architecture. By default a skorch net is cloned and
-        initialised, and a bare module's parts draw their parameters by ``reset_parameters``.
-
-    Raises
-    ------
-    ValueError
-        If a parameter cannot be drawn again, or `init` makes another architecture.
+    A scikit-learn MLP takes the seed as its ``random_state``; for others it is torch's. `init` makes a new
+    module. By default a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
     """
     with global_generators(seed):
         module = kind_of(estimator).fresh(seed) if init is None else init()
@@ -220,12 +194,7 @@ def require_dense_rows(estimator: Any, X: Any) -> None:
 def check_columns(estimator: Any, X: Any) -> None:
     """Let a fitted scikit-learn estimator look at some rows: it knows its columns by name and number.
 
-    Raises
-    ------
-    ValueError
-        That of scikit-learn, if the columns are not those that it was fitted on, in their order.
-    TypeError
-        If it does not predict what the model inside predicts of the rows that reach it.
+    Raise TypeError if it does not predict what the model inside predicts of the rows that reach it.
     """
     kind = kind_of(estimator)
     if not (

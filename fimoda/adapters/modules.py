@@ -34,22 +34,6 @@ from .private_copy import (
 )
 
 
-def from_module(module: nn.Module, X: Any, criterion: nn.Module | None) -> FinalModel:
-    """Freeze a bare module, which knows neither its criterion nor how it was trained."""
-    if criterion is None:
-        raise ValueError(
-            "criterion must be given with a bare torch.nn.Module, for example "
-            "criterion=torch.nn.CrossEntropyLoss(); got None."
-        )
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-            raise ValueError(
-                f"estimator has a BatchNorm layer ({name or 'itself'}) in training mode. Scores are "
-                "defined with its running statistics frozen: call estimator.eval() first."
-            )
-    return freeze(module, X, criterion, Recipe())
-
-
 def freeze(
     module: nn.Module,
     X: Any,
@@ -171,7 +155,7 @@ def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, dict[str, Any]]:
 
 
 class Module(Kind):
-    """A bare module."""
+    """A bare module, which knows neither its criterion nor how it was trained."""
 
     types = (nn.Module,)
     takes_criterion = True
@@ -186,7 +170,18 @@ class Module(Kind):
         return True
 
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
-        return from_module(self.model, X, criterion)
+        if criterion is None:
+            raise ValueError(
+                "criterion must be given with a bare torch.nn.Module, for example "
+                "criterion=torch.nn.CrossEntropyLoss(); got None."
+            )
+        for name, part in self.model.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+                raise ValueError(
+                    f"estimator has a BatchNorm layer ({name or 'itself'}) in training mode. Scores are "
+                    "defined with its running statistics frozen: call estimator.eval() first."
+                )
+        return freeze(self.model, X, criterion, Recipe())
 
     def fresh(self, seed: int) -> nn.Module:
         """Return a copy whose parts have drawn their parameters again."""

@@ -30,12 +30,7 @@ def private_copy(module: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode that shares nothing with the user's module.
 
     Hooks that compute a parameter (those of ``torch.nn.utils.weight_norm``) stay. Embeddings give
-    dense gradients, with the same values.
-
-    Raises
-    ------
-    ValueError
-        If the module cannot be copied or differentiated row by row, with what to do.
+    dense gradients, with the same values. ValueError if it cannot be differentiated row by row.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(

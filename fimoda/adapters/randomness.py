@@ -56,23 +56,7 @@ def is_random(
 
     Clones of it are fitted with two seeds, and their predictions compared. A part of the rows is set
     aside when they are fitted: a model may predict its own training rows alike whatever its seed is,
-    as a fully grown tree does.
-
-    Parameters
-    ----------
-    estimator : estimator
-        With ``fit`` and ``predict``, fitted or not; it is not changed.
-    X : array-like of shape (n_samples, ...)
-        Training rows, as the estimator takes them.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    sample_weight : ndarray of shape (n_samples,), default=None
-        Weights of the rows.
-
-    Returns
-    -------
-    bool
-        False at once where no parameter is a ``random_state``.
+    as a fully grown tree does. False at once where no parameter is a ``random_state``.
     """
     names = seed_parameters(estimator)
     if not names:

@@ -233,13 +233,7 @@ class _Listener:
 
 
 def recorded_trajectory(estimator: Any) -> Trajectory | None:
-    """Return the record that a fitted skorch net's `TrajectoryRecorder` has made, if it has one.
-
-    Raises
-    ------
-    ValueError
-        If the net's parameters are not those at the end of the record.
-    """
+    """Return the record that a fitted skorch net's `TrajectoryRecorder` has made, if it has one."""
     model = last_step(estimator)
     if isinstance(model, skorch.NeuralNet):
         for _, callback in getattr(model, "callbacks_", []):

@@ -114,13 +114,7 @@ def takes_pairs(estimator: Any) -> bool:
 
 
 def fit_with(estimator: Any, X: Any, y: Any, sample_weight: NDArray[Any] | None) -> Any:
-    """Return the estimator, fitted in place; weights of a Pipeline go to its last step.
-
-    Raises
-    ------
-    ValueError
-        If there are weights and its ``fit`` takes none.
-    """
+    """Return the estimator, fitted in place; weights of a Pipeline go to its last step."""
     if sample_weight is None:
         return estimator.fit(X, y)
     return estimator.fit(X, y, **{weights_name(estimator): sample_weight})
@@ -194,11 +188,6 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared error,
     summed over the outputs). Where a training row has a class of probability 0, probabilities are
     counts of rows, and smoothed in the loss, ``log_prob`` and ``margin`` (`ProbabilityNLL`).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no regressor, and no classifier of one label a row.
     """
     try:
         check_columns(estimator, X.values)
@@ -235,10 +224,7 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
 def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:
     """Return outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`.
 
-    Raises
-    ------
-    ValueError
-        If they are others, since a class has no row among those of the refit.
+    ValueError if they are others, since a class has no row among those of the refit.
     """
     if isinstance(model.module, _Predictions):
         module: _Outputs = _Predictions(refitted, model.classes)

@@ -21,13 +21,8 @@ def training_rows(estimator: Any, X: Any, y: NDArray[Any]) -> Any:
 
     They are those of `transform_rows`, unless an earlier step of a Pipeline cross-fits, as a
     ``TargetEncoder`` does: its ``fit_transform`` gives other rows than its ``transform``. The former are
-    made again by fitting a clone of the earlier steps, if that gives the same steps.
-
-    Warns
-    -----
-    UserWarning
-        If the model was trained on other rows and they cannot be made again, since the draws of a
-        step are not fixed or it was fitted on other rows.
+    made again by fitting a clone of the earlier steps, if that gives the same steps. Otherwise, since the
+    draws of a step are not fixed or it was fitted on other rows, a warning says so.
     """
     for wrapper in wrappers(estimator):
         if wrapper.obstacle:

@@ -25,55 +25,6 @@ from .weight_decay import penalty_of_optimizer
 _HOOKS = ("get_loss", "infer", "train_step", "train_step_single")
 
 
-def from_skorch(net: skorch.NeuralNet, X: Any, y: Any = None) -> FinalModel:
-    """Freeze the module of a net, with its criterion and its optimiser.
-
-    Targets `y` of one axis more or less than the outputs bring a warning if the criterion has paired
-    every output with every target in the net's own training.
-    """
-    for hook in _HOOKS:
-        owner = next(c for c in type(net).__mro__ if hook in vars(c))
-        if not owner.__module__.startswith("skorch."):
-            raise TypeError(
-                f"estimator {type(net).__name__} overrides {hook}, so its training objective cannot "
-                "be read from its criterion. Pass net.module_ with criterion=... instead."
-            )
-    params = dict(net.get_params_for("optimizer"))
-    obstacle = None
-    if params.pop("param_groups", None):
-        obstacle = "it was trained with parameter groups of their own"
-    callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
-    for callback in callbacks:
-        if isinstance(callback, skorch.callbacks.GradientNormClipping):
-            obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
-        elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
-            obstacle = f"its callback {type(callback).__name__} sees the gradients before each step"
-    iterator = net.get_params_for("iterator_train")
-    batch_size = iterator.get("batch_size", net.batch_size)
-    lr = params.pop("lr", net.lr)
-    last_lr, source = _last_rate(net, lr)
-    recipe = Recipe(
-        optimizer=net.optimizer,
-        lr=lr,
-        batch_size=n_rows(X) if batch_size == -1 else batch_size,
-        params=params,
-        shuffle=_shuffles(net, iterator),
-        obstacle=obstacle,
-        last_lr=last_lr,
-        last_lr_from=source,
-    )
-    probabilities = isinstance(net, skorch.NeuralNetClassifier) and isinstance(
-        net.criterion_, nn.NLLLoss
-    )
-    binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
-    model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
-    if y is not None:
-        _check_pairing(net, model, X, y)
-    decay = penalty_of_optimizer(getattr(net, "optimizer_", None), net.module_)
-    model = replace(model, decay=decay)
-    return replace(model, threshold=net.threshold) if binary else model
-
-
 def _shuffles(net: skorch.NeuralNet, iterator: dict[str, Any]) -> bool:
     """Return whether the order of the rows changes; a loader that is not torch's is taken to do so."""
     own = net.iterator_train is not DataLoader
@@ -137,7 +88,7 @@ def _check_pairing(net: skorch.NeuralNet, model: FinalModel, X: Any, y: Any) -> 
         f"each row with its own target. Train the net again with {cure}; if it was trained with that, "
         "pass it here too.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
 
 
@@ -194,7 +145,50 @@ class Net(Module):
         return self.model.iterator_train not in (DataLoader, self.model.iterator_valid)
 
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
-        return from_skorch(self.model, X, y)
+        net = self.model
+        for hook in _HOOKS:
+            owner = next(c for c in type(net).__mro__ if hook in vars(c))
+            if not owner.__module__.startswith("skorch."):
+                raise TypeError(
+                    f"estimator {type(net).__name__} overrides {hook}, so its training objective cannot "
+                    "be read from its criterion. Pass net.module_ with criterion=... instead."
+                )
+        params = dict(net.get_params_for("optimizer"))
+        obstacle = None
+        if params.pop("param_groups", None):
+            obstacle = "it was trained with parameter groups of their own"
+        callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
+        for callback in callbacks:
+            if isinstance(callback, skorch.callbacks.GradientNormClipping):
+                obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
+            elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
+                obstacle = (
+                    f"its callback {type(callback).__name__} sees the gradients before each step"
+                )
+        iterator = net.get_params_for("iterator_train")
+        batch_size = iterator.get("batch_size", net.batch_size)
+        lr = params.pop("lr", net.lr)
+        last_lr, source = _last_rate(net, lr)
+        recipe = Recipe(
+            optimizer=net.optimizer,
+            lr=lr,
+            batch_size=n_rows(X) if batch_size == -1 else batch_size,
+            params=params,
+            shuffle=_shuffles(net, iterator),
+            obstacle=obstacle,
+            last_lr=last_lr,
+            last_lr_from=source,
+        )
+        probabilities = isinstance(net, skorch.NeuralNetClassifier) and isinstance(
+            net.criterion_, nn.NLLLoss
+        )
+        binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
+        model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
+        if y is not None:
+            _check_pairing(net, model, X, y)
+        decay = penalty_of_optimizer(getattr(net, "optimizer_", None), net.module_)
+        model = replace(model, decay=decay)
+        return replace(model, threshold=net.threshold) if binary else model
 
     def check_predictions(self, view: FinalModel, X: Any) -> None:
         check_net(view, self.model, X)

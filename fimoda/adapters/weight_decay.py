@@ -29,19 +29,8 @@ def penalty_of_optimizer(optimizer: Any, module: nn.Module) -> Tensor | None:
     :math:`P \nabla L + \lambda \theta = 0`: the penalty :math:`\lambda P^{-1}`, with
     :math:`P^{-1} = \sqrt{\hat v} + \epsilon` from the second moments that the optimiser holds.
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer or None
-        As it stands after training. Its parameter groups may differ in their decay.
-    module : nn.Module
-        The network that it has trained.
-
-    Returns
-    -------
-    Tensor of shape (p,) or None
-        Over the parameters that require gradients. None if there is no decay, or it cannot be said
-        what it stands for: the second moments are gone, or the optimiser is none of torch's that
-        are known here.
+    It is None if there is no decay, or it cannot be said what it stands for: the second moments are
+    gone, or the optimiser, as it stands after training, is none of torch's that are known here.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         return None

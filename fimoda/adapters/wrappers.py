@@ -95,13 +95,7 @@ def _of_pipeline(pipeline: Pipeline) -> Wrapper:
 
 
 def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
-    """Return rows after the named steps of a Pipeline, one by one: some need no fit and do not say so.
-
-    Raises
-    ------
-    NotFittedError
-        If one is not fitted.
-    """
+    """Return rows after the named steps of a Pipeline, one by one: some need no fit and do not say so."""
     for name, step in steps:
         if step in (None, "passthrough"):
             continue
@@ -129,13 +123,7 @@ def _through_target_transform(estimator: TransformedTargetRegressor, y: Any) -> 
 
 
 def wrappers(estimator: Any) -> Iterator[Wrapper]:
-    """Yield all that stands around a model, from the outside to the inside.
-
-    Raises
-    ------
-    NotFittedError
-        If one is a finished search that kept no model.
-    """
+    """Yield all that stands around a model, from the outside to the inside."""
     while (found := _wrapper(estimator)) is not None:
         yield found
         estimator = found.inner
@@ -188,13 +176,7 @@ def transforms(estimator: Any) -> bool:
 
 
 def transform_rows(estimator: Any, X: Any) -> Any:
-    """Return rows as the model itself sees them: after the earlier steps of a Pipeline.
-
-    Raises
-    ------
-    TypeError
-        If a Pipeline resamples the rows that its last step is trained on.
-    """
+    """Return rows as the model itself sees them: after the earlier steps of a Pipeline."""
     for wrapper in wrappers(estimator):
         if wrapper.obstacle:
             raise TypeError(wrapper.obstacle)

@@ -76,15 +76,7 @@ class BinaryLogitCriterion(BinaryProbabilityCriterion, BinaryCrossEntropy):
 
 
 def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
-    """Turn a torch criterion into its per-row loss.
-
-    Raises
-    ------
-    TypeError
-        If the criterion is not an ``nn.Module`` or cannot give one loss per row.
-    ValueError
-        If its reduction is a sum, or it uses options that mix rows.
-    """
+    """Return the per-row loss of a torch criterion for a model of so many outputs."""
     name = type(criterion).__name__
     if not isinstance(criterion, nn.Module):
         raise TypeError(
