@@ -141,23 +141,10 @@ class ExactInfluence(BaseInfluence):
                 "newton_step=True removes a row from the Gauss-Newton matrix: it needs "
                 f"curvature='gauss-newton', got {self.curvature!r}."
             )
-        n_outputs = len(self._objective) * self.n_outputs_
-        smaller = n_outputs <= self.model_.n_parameters
-        penalty = self.model_.penalty
-        even = penalty is None or bool((penalty == penalty[0]).all() and penalty[0] > 0)
-        dual = self.curvature == "gauss-newton" and even and smaller
-        # a penalty that is the same for all parameters acts as damping does
-        self._shift = float(penalty[0]) if dual and penalty is not None else 0.0
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
         self._newton: NewtonSteps | None = None
-        if dual:
-            if 4 * 8 * n_outputs**2 > self.memory_budget:
-                raise MemoryError(
-                    f"the kernel of {n_outputs} outputs takes {4 * 8 * n_outputs**2 / 2**20:.0f} MiB "
-                    f"with its eigenvectors, more than memory_budget={self.memory_budget / 2**20:.0f} "
-                    "MiB. Raise memory_budget, or use CGInfluence or EKFACInfluence."
-                )
+        if self.curvature == "gauss-newton" and DualGaussNewton.is_smaller(self._objective):
             self._dual = DualGaussNewton(self._objective)
             return
         self._primal = PrimalSolver(self._curvature())
@@ -172,8 +159,7 @@ class ExactInfluence(BaseInfluence):
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         if self._dual is not None:
             removal = self._removal if self.newton_step else None
-            found = self._dual.scores(test, self.damping_ + self._shift, removal)
-            scores = found.cpu().numpy()
+            scores = self._dual.scores(test, self.damping_, removal).cpu().numpy()
             return scores if self.newton_step else self._removal(scores)
         if self._newton is not None:
             gradients = self._objective.differentiate(test).dense()

@@ -209,11 +209,11 @@ class TRAK(BaseAttributor):
             self._members.append(ProjectedKernel(objective, project))
         self.damping_ = self._automatic_damping() if self.damping == "auto" else float(self.damping)
         for member in self._members:
-            member.check(self.damping_)
+            member.factor(self.damping_)
 
     def _automatic_damping(self) -> float:
         """Return the mean over models of a part of the features' mean squared length."""
-        lengths = [m.mean_squared_length * _damping_part(m.objective.model) for m in self._members]
+        lengths = [float(m.gram.trace()) * _damping_part(m.objective.model) for m in self._members]
         damping = float(np.mean(lengths)) / self._members[0].slopes.shape[1]
         if damping == 0:
             raise ValueError(

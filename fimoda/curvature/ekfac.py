@@ -21,16 +21,9 @@ from .fisher_cosine import cosine_with_fisher
 class Block:
     r"""The curvature of one layer, :math:`(Q_S \otimes Q_A) \Lambda (Q_S \otimes Q_A)^\top`.
 
-    Parameters
-    ----------
-    input_basis : Tensor of shape (in, in)
-        Eigenvectors of :math:`A = E[a a^\top]`, the homogeneous coordinate of the bias last.
-    signal_basis : Tensor of shape (out, out)
-        Eigenvectors of :math:`S = E[d d^\top]`.
-    eigenvalues : Tensor of shape (out, in)
-        :math:`E[(Q_S^\top G Q_A)^2]`, float64.
-    place : Place
-        Where the layer's parameters lie.
+    With the eigenvectors :math:`Q_A` (in, in) of :math:`A = E[a a^\top]`, the homogeneous coordinate of
+    the bias last, :math:`Q_S` (out, out) of :math:`S = E[d d^\top]`, and the float64 eigenvalues
+    :math:`\Lambda = E[(Q_S^\top G Q_A)^2]` (out, in).
     """
 
     input_basis: Tensor

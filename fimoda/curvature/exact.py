@@ -84,7 +84,21 @@ class DualGaussNewton:
     (then no matrix :math:`B^\top` reaches it).
     """
 
+    @staticmethod
+    def is_smaller(objective: Objective) -> bool:
+        """Return whether there is no more output than parameters, and the penalty acts as damping does."""
+        penalty = objective.model.penalty
+        even = penalty is None or bool((penalty == penalty[0]).all() and penalty[0] > 0)
+        return even and len(objective) * objective.n_outputs <= objective.model.n_parameters
+
     def __init__(self, objective: Objective):
+        n_outputs, budget = len(objective) * objective.n_outputs, objective.memory_budget
+        if 4 * 8 * n_outputs**2 > budget:
+            raise MemoryError(
+                f"the kernel of {n_outputs} outputs takes {4 * 8 * n_outputs**2 / 2**20:.0f} MiB "
+                f"with its eigenvectors, more than memory_budget={budget / 2**20:.0f} "
+                "MiB. Raise memory_budget, or use CGInfluence or EKFACInfluence."
+            )
         objective = objective.double
         self.model = objective.model
         self.kernel = OutputKernel(self.model, objective.rows.inputs, objective.memory_budget // 8)
@@ -103,6 +117,8 @@ class DualGaussNewton:
         slope = test.slopes(self.model.outputs(inputs))  # (m, C)
         pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(inputs), self.root)
         curved = self.eigenvalues.clamp_min(0)
+        penalty = self.model.penalty
+        damping += 0.0 if penalty is None else float(penalty[0])
         check_definite(curved + damping, self.eigenvalues, damping)
         modes = pushed.flatten(1) @ self.eigenvectors
         if removal is not None:

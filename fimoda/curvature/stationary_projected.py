@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..measured import Measure, Measured
-from ..measurements import Output
 from ..objective import Objective
 from ..row_gradients import RowGradients
+from .projected_kernel import output_functions
 from .projection import Projection
 from .stationary import Segment, Stationary
 
@@ -42,7 +42,7 @@ class ProjectedStationary(Stationary):
         mean = theta.new_zeros(len(segment), k)
         H = torch.zeros(k, k, dtype=torch.float64, device=theta.device)
         for objective in segment.objectives:
-            functions = _functions(objective)
+            functions = output_functions(objective)
             for start in range(0, len(segment), self._chunk):
                 rows = objective.rows[start : start + self._chunk]
                 outputs = objective.model.outputs(rows.inputs).double()
@@ -84,13 +84,6 @@ class ProjectedStationary(Stationary):
 
     def rowwise(self, k: int, response: Tensor, rows: Tensor) -> Tensor:
         return (response * self._means[k][rows].double()).sum(1)
-
-
-def _functions(objective: Objective) -> list[Measure]:
-    """Return the functions of the outputs whose gradients are projected."""
-    if objective.model.loss.has_probabilities:
-        return [objective.model.loss.margin]
-    return [Output(c) for c in range(objective.n_outputs)]
 
 
 def _derivatives(

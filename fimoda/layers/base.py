@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,87 +57,8 @@ class Place:
             vectors[:, s].unflatten(1, (self.n_outputs, -1)).copy_(block)
 
 
-class LayerGradients(ABC):
-    """Gradients of n rows in the parameters of one layer, as matrices (out, in)."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, rows: Any) -> Self:
-        """Return those of some rows."""
-
-    @abstractmethod
-    def inner(self, other: Any) -> Tensor:
-        """Return the inner products (n, n_other) of all pairs of rows, in float64."""
-
-    @abstractmethod
-    def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
-        """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
-
-    @abstractmethod
-    def apply(self, matrices: Tensor) -> Tensor:
-        """Return the inner products (n, k, C) with matrices (k, out, in)."""
-
-    @abstractmethod
-    def combine(self, coefficients: Tensor) -> Tensor:
-        """Return the linear combinations (k, out, in) with coefficients (n, k, C)."""
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """Return the gradients themselves, (n, out, in)."""
-
-    @abstractmethod
-    def second_moment(self, weights: Tensor) -> Tensor:
-        """Return the sum of the squares of all entries by weights (n,), (out, in) in their dtype."""
-
-    @abstractmethod
-    def scaled(self, factors: Tensor) -> Self:
-        """Return the gradients times factors (n,)."""
-
-
 @dataclass(frozen=True)
-class Matrices(LayerGradients):
-    """Gradients written out, (n, out, in)."""
-
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> Matrices:
-        return Matrices(self.rows[rows])
-
-    @property
-    def _flat(self) -> Tensor:
-        return self.rows.flatten(1)
-
-    def inner(self, other: Matrices) -> Tensor:
-        return (self._flat @ other._flat.mT).double()
-
-    def inner_rowwise(self, other: Matrices, metric: Tensor | None = None) -> Tensor:
-        if metric is None:
-            return _rowwise(self._flat, other._flat)
-        return (self.rows * other.rows * metric.to(self.rows)).flatten(1).sum(1).double()
-
-    def apply(self, matrices: Tensor) -> Tensor:
-        return (self._flat @ matrices.flatten(1).mT).unsqueeze(2)
-
-    def combine(self, coefficients: Tensor) -> Tensor:
-        return (coefficients[:, :, 0].mT @ self._flat).unflatten(1, self.rows.shape[1:])
-
-    def dense(self) -> Tensor:
-        return self.rows
-
-    def second_moment(self, weights: Tensor) -> Tensor:
-        return (weights @ self._flat.to(weights) ** 2).view(self.rows.shape[1:])
-
-    def scaled(self, factors: Tensor) -> Matrices:
-        return Matrices((self.rows * factors[:, None, None]).to(self.rows.dtype))
-
-
-@dataclass(frozen=True)
-class Factors(LayerGradients):
+class Factors:
     r"""Gradients as factors, :math:`G_{ic} = \sum_t d_{itc} a_{it}^\top` (out, in) of row i.
 
     One number of a row is differentiated (C = 1), or several at once; all but `apply`, `combine`,
@@ -162,8 +83,72 @@ class Factors(LayerGradients):
 
     @property
     def at_one_position(self) -> bool:
-        """True if there is nothing to sum over."""
+        """Whether there is nothing to sum over."""
         return self.inputs.shape[1] == 1
+
+    # ---- what everybody asks of gradients in a layer ----------------------------------------
+
+    def inner(self, other: Any) -> Tensor:
+        """Return the inner products (n, n_other) of all pairs of rows, in float64."""
+        a, b, d, e = self.inputs, other.inputs, self.signals[:, :, 0], other.signals[:, :, 0]
+        if self.at_one_position:
+            return (a[:, 0] @ b[:, 0].mT).mul_(d[:, 0] @ e[:, 0].mT).double()
+        gram = a.new_zeros(len(a), len(b))
+        size = max(1, _BLOCK // (len(a) * a.shape[2]))
+        for some, same in zip(d.split(size, dim=2), e.split(size, dim=2), strict=True):
+            gram.addmm_((some.mT @ a).flatten(1), (same.mT @ b).flatten(1).mT)
+        return gram.double()
+
+    def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
+        """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
+        if not self.at_one_position:
+            return Matrices(self.dense()).inner_rowwise(Matrices(other.dense()), metric)
+        a, b = self.inputs[:, 0], other.inputs[:, 0]
+        d, e = self.signals[:, 0, 0], other.signals[:, 0, 0]
+        if metric is None:
+            return _rowwise(a, b) * _rowwise(d, e)
+        return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
+
+    def apply(self, matrices: Tensor) -> Tensor:
+        """Return the inner products (n, k, C) with matrices (k, out, in)."""
+        a, d = self.inputs.flatten(0, 1), self.signals.flatten(0, 1)
+        if d.shape[1] == 1:
+            found = _bilinear(matrices, a, d[:, 0]).unsqueeze(2)
+        else:
+            found = (a @ matrices.flatten(0, 1).mT).view(len(a), len(matrices), -1) @ d.mT
+        return found if self.at_one_position else found.unflatten(0, (len(self), -1)).sum(1)
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Return the linear combinations (k, out, in) with coefficients (n, k, C)."""
+        d, a = self.signals, self.inputs.flatten(0, 1)
+        found = []
+        for few in coefficients.unsqueeze(1).split(max(1, _BLOCK // d.numel()), dim=2):
+            slopes = (few * d if d.shape[2] == 1 else few @ d).flatten(0, 1).flatten(1)
+            found.append((slopes.mT @ a).unflatten(0, (few.shape[2], -1)))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def dense(self) -> Tensor:
+        """Return the gradients themselves, (n, out, in)."""
+        d = self.signals[:, :, 0]
+        return d.mT * self.inputs if self.at_one_position else d.mT @ self.inputs
+
+    def second_moment(self, weights: Tensor) -> Tensor:
+        """Return the sum of the squares of all entries by weights (n,), (out, in) in their dtype."""
+        a, d = self.inputs.to(weights), self.signals.to(weights)
+        if self.at_one_position:
+            return ((d[:, 0] ** 2).sum(1) * weights[:, None]).mT @ a[:, 0] ** 2
+        total = weights.new_zeros(d.shape[3], a.shape[2])
+        for c in range(d.shape[2]):
+            squares = (d[:, :, c].mT @ a).square_().flatten(1)
+            total += (weights @ squares).view_as(total)
+        return total
+
+    def scaled(self, factors: Tensor) -> Factors:
+        """Return the gradients times factors (n,)."""
+        signals = self.signals * factors[:, None, None, None]
+        return Factors(self.inputs, signals.to(self.signals.dtype))
+
+    # ---- what only factors have -------------------------------------------------------------
 
     def of(self, c: int) -> Factors:
         """Return the gradients of one of the C numbers."""
@@ -175,56 +160,6 @@ class Factors(LayerGradients):
         signals = self.signals.transpose(1, 2).reshape(n * C, T, 1, out)
         return Factors(self.inputs.repeat_interleave(C, dim=0), signals)
 
-    def inner(self, other: Factors) -> Tensor:
-        a, b, d, e = self.inputs, other.inputs, self.signals[:, :, 0], other.signals[:, :, 0]
-        if self.at_one_position:
-            return (a[:, 0] @ b[:, 0].mT).mul_(d[:, 0] @ e[:, 0].mT).double()
-        gram = a.new_zeros(len(a), len(b))
-        size = max(1, _BLOCK // (len(a) * a.shape[2]))
-        for some, same in zip(d.split(size, dim=2), e.split(size, dim=2), strict=True):
-            gram.addmm_((some.mT @ a).flatten(1), (same.mT @ b).flatten(1).mT)
-        return gram.double()
-
-    def inner_rowwise(self, other: Factors, metric: Tensor | None = None) -> Tensor:
-        if not self.at_one_position:
-            return Matrices(self.dense()).inner_rowwise(Matrices(other.dense()), metric)
-        a, b = self.inputs[:, 0], other.inputs[:, 0]
-        d, e = self.signals[:, 0, 0], other.signals[:, 0, 0]
-        if metric is None:
-            return _rowwise(a, b) * _rowwise(d, e)
-        return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
-
-    def apply(self, matrices: Tensor) -> Tensor:
-        a, d = self.inputs.flatten(0, 1), self.signals.flatten(0, 1)
-        if d.shape[1] == 1:
-            found = _bilinear(matrices, a, d[:, 0]).unsqueeze(2)
-        else:
-            pushed = (a @ matrices.flatten(0, 1).mT).view(len(a), len(matrices), -1)
-            found = pushed @ d.mT
-        return found if self.at_one_position else found.unflatten(0, (len(self), -1)).sum(1)
-
-    def combine(self, coefficients: Tensor) -> Tensor:
-        d, a = self.signals, self.inputs.flatten(0, 1)
-        found = []
-        for few in coefficients.unsqueeze(1).split(max(1, _BLOCK // d.numel()), dim=2):
-            slopes = (few * d if d.shape[2] == 1 else few @ d).flatten(0, 1).flatten(1)
-            found.append((slopes.mT @ a).unflatten(0, (few.shape[2], -1)))
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    def dense(self) -> Tensor:
-        d = self.signals[:, :, 0]
-        return d.mT * self.inputs if self.at_one_position else d.mT @ self.inputs
-
-    def second_moment(self, weights: Tensor) -> Tensor:
-        a, d = self.inputs.to(weights), self.signals.to(weights)
-        if self.at_one_position:
-            return ((d[:, 0] ** 2).sum(1) * weights[:, None]).mT @ a[:, 0] ** 2
-        total = weights.new_zeros(d.shape[3], a.shape[2])
-        for c in range(d.shape[2]):
-            squares = (d[:, :, c].mT @ a).square_().flatten(1)
-            total += (weights @ squares).view_as(total)
-        return total
-
     def covariances(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of a a' (in, in) and d d' (out, out) over positions by weights (n,), float64."""
         return _second_moment(self.inputs, weights), _second_moment(self.signals, weights)
@@ -233,15 +168,55 @@ class Factors(LayerGradients):
         """Return the gradients in other bases of inputs (in, in) and outputs (out, out)."""
         return Factors(self.inputs @ input_basis, self.signals @ signal_basis)
 
-    def scaled(self, factors: Tensor) -> Factors:
-        signals = self.signals * factors[:, None, None, None]
-        return Factors(self.inputs, signals.to(self.signals.dtype))
-
     def compressed(self) -> LayerGradients:
         """Return factors or matrices, whichever are smaller."""
         factors = self.inputs[0].numel() + self.signals[0].numel()
         matrix = self.inputs.shape[2] * self.signals.shape[3]
         return self if factors <= matrix else Matrices(self.dense())
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Gradients written out, (n, out, in), that answer as `Factors` do."""
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Matrices:
+        return Matrices(self.rows[rows])
+
+    @property
+    def _flat(self) -> Tensor:
+        return self.rows.flatten(1)
+
+    def inner(self, other: Any) -> Tensor:
+        return (self._flat @ other._flat.mT).double()
+
+    def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
+        if metric is None:
+            return _rowwise(self._flat, other._flat)
+        return (self.rows * other.rows * metric.to(self.rows)).flatten(1).sum(1).double()
+
+    def apply(self, matrices: Tensor) -> Tensor:
+        return (self._flat @ matrices.flatten(1).mT).unsqueeze(2)
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        return (coefficients[:, :, 0].mT @ self._flat).unflatten(1, self.rows.shape[1:])
+
+    def dense(self) -> Tensor:
+        return self.rows
+
+    def second_moment(self, weights: Tensor) -> Tensor:
+        return (weights @ self._flat.to(weights) ** 2).view(self.rows.shape[1:])
+
+    def scaled(self, factors: Tensor) -> Matrices:
+        return Matrices((self.rows * factors[:, None, None]).to(self.rows.dtype))
+
+
+#: Gradients of n rows in the parameters of one layer, as matrices (out, in).
+LayerGradients = Factors | Matrices
 
 
 def _bilinear(matrices: Tensor, a: Tensor, d: Tensor) -> Tensor:
