@@ -92,28 +92,20 @@ class TopRows:
         order = np.argsort(scores, axis=1, kind="stable")  # NaN last
         from_the_end = counts[:, None] - 1 - np.arange(k)
         missing = from_the_end < 0
-        helpful = np.take_along_axis(order, from_the_end.clip(0), 1)
-        harmful = order[:, :k]
 
-        def taken(values: NDArray[Any] | None, columns: NDArray[np.int64]) -> Any:
-            if values is None:
+        def values(of: NDArray[Any] | None, columns: NDArray[np.int64]) -> Any:
+            if of is None:
                 return None
-            return np.where(missing, np.nan, np.take_along_axis(values, columns, 1))
+            return np.where(missing, np.nan, np.take_along_axis(of, columns, 1))
 
+        sides = [np.take_along_axis(order, from_the_end.clip(0), 1), order[:, :k]]
+        rows = [np.where(missing, MISSING, train_indices[columns]) for columns in sides]
+        found, sems = ([values(of, columns) for columns in sides] for of in (scores, errors))
         known = None
         if names is not None:
-            shown = np.unique(np.r_[helpful[~missing], harmful[~missing]])
+            shown = np.unique([columns[~missing] for columns in sides])
             known = {int(train_indices[j]): names[j] for j in shown}
-        return cls(
-            np.where(missing, MISSING, train_indices[helpful]),
-            taken(scores, helpful),
-            np.where(missing, MISSING, train_indices[harmful]),
-            taken(scores, harmful),
-            taken(errors, helpful),
-            taken(errors, harmful),
-            known,
-            test_names,
-        )
+        return cls(rows[0], found[0], rows[1], found[1], sems[0], sems[1], known, test_names)
 
     # ---- one test row -----------------------------------------------------------------------
 
@@ -123,13 +115,11 @@ class TopRows:
         An integer is a position, as in ``iloc``; anything else is a name. ValueError if there is no
         such row, or more than one of that name.
         """
-        n_test = len(self.helpful)
+        positions = f"row must be the position of a test row, 0 to {len(self.helpful) - 1}"
         if is_integer(row):
-            if 0 <= row < n_test:
+            if 0 <= row < len(self.helpful):
                 return int(row)
-            raise ValueError(
-                f"row must be the position of a test row, 0 to {n_test - 1}, got {row}."
-            )
+            raise ValueError(f"{positions}, got {row}.")
         known = [] if self.test_names is None else [as_text(name) for name in self.test_names]
         places = [z for z, name in enumerate(known) if name == as_text(row)]
         if len(places) == 1:
@@ -140,10 +130,7 @@ class TopRows:
                 f"one of {', '.join(map(str, places[:5]))}{', ...' * (len(places) > 5)}."
             )
         shown = ", ".join(map(repr, known[:3])) + ", ..." * (len(known) > 3)
-        raise ValueError(
-            f"row must be the position of a test row, 0 to {n_test - 1}, or its name "
-            f"({shown or 'these have none'}), got {row!r}."
-        )
+        raise ValueError(f"{positions}, or its name ({shown or 'these have none'}), got {row!r}.")
 
     def name(self, row: int) -> Any:
         """Return the name of the test row at a position; the position if it has none."""

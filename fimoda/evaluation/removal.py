@@ -168,27 +168,28 @@ def subset_removal_curve(
     for label, method in by_label.items():
         scores = score_matrix(label, method, (len(full), n_train), X_test, y_test)
         orders.append(largest(label, scores, sizes[-1]))
+    names = list(methods)
     if random_baseline:
         if RANDOM in methods:
             raise ValueError(
                 f"methods must not hold {RANDOM!r}, the name of the baseline. Rename the method, or pass "
                 "random_baseline=False."
             )
+        names.append(RANDOM)
         rng = check_random_state(random_state)
         orders.append(_random_rows(y_train, y_test, len(full), sizes[-1], flips, rng))
     removed = np.stack(orders)[:, test_rows]  # (n_methods, n_rows, largest k), -1 is no row
     effects, n_failed = _effects(retrain, removed, test_rows, sizes, None if flips else before)
-    names = [*methods, RANDOM] if random_baseline else list(methods)
     return SubsetRemovalCurve(names, sizes, test_rows, effects, task, retrain.n_trained, n_failed)
 
 
+@dataclass
 class _Retraining:
     """Trains distinct subsets, and counts them."""
 
-    def __init__(self, train: Train, n_train: int):
-        self.train = train
-        self.n_train = n_train
-        self.n_trained = 0
+    train: Train
+    n_train: int
+    n_trained: int = 0
 
     def measured(self, subsets: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return measurements (n_subsets, n_test, n_seeds); equal subsets are trained once."""
