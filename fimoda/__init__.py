@@ -29,11 +29,15 @@ from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor
 from .evaluation.agreement import AgreementCurve, agreement_curve
 from .evaluation.ceiling import noise_ceiling
-from .evaluation.class_detection import class_detection
 from .evaluation.comparison import MethodComparison, compare_methods
 from .evaluation.distributional import DistributionalAgreement, distributional_agreement
+from .evaluation.labels import (
+    MislabelDetection,
+    class_detection,
+    flip_labels,
+    mislabel_detection,
+)
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
-from .evaluation.mislabels import MislabelDetection, flip_labels, mislabel_detection
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
 from .evaluation.scorers import (
     AgreementScorer,

@@ -14,8 +14,8 @@ from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
 from ._scores import Outcomes
 from .agreement import agreement_curve
+from .labels import mislabel_detection
 from .lds import linear_datamodeling_score
-from .mislabels import mislabel_detection
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.agreement import AgreementCurve, agreement_curve
+from ..evaluation.labels import MislabelDetection, mislabel_detection
 from ..evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
-from ..evaluation.mislabels import MislabelDetection, mislabel_detection
 from ..evaluation.removal import RANDOM, SubsetRemovalCurve, subset_removal_curve
 from ._base import FAINT, ResultDisplay, legend, line_at_zero
 
