@@ -1,7 +1,8 @@
 """Training-data attribution for people who work with scikit-learn."""
 
 from .adapters import TrajectoryRecorder, as_final_model
-from .attribution import Attribution, attribute
+from .attribution.call import attribute
+from .attribution.result import Attribution
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
@@ -56,7 +57,8 @@ from .plotting.results import (
 )
 from .plotting.scores import ScoreMapDisplay, SeedsNeededDisplay, SelfInfluenceDisplay
 from .plotting.top_rows import TopRowsDisplay
-from .selection import InfluencePruner, MislabelDetector, PrunedClassifier, PrunedRegressor
+from .selection.mislabels import MislabelDetector
+from .selection.pruning import InfluencePruner, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows
 from .training.ensemble import Ensemble
 from .training.joint_distance import joint_distance

@@ -38,7 +38,7 @@ from ._tables import (
     with_labels,
 )
 from .adapters import default_estimator
-from .attribution import attribute
+from .attribution.call import attribute
 from .evaluation.comparison import compare_methods
 from .top_rows import distinct
 
