@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -33,7 +33,7 @@ class Sample(NamedTuple):
         return Sample(take_rows(self.X, indices), self.y[indices], weights)
 
 
-class BaseSelection(MetaEstimatorMixin, BaseEstimator):
+class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
     """Base of estimators with an `estimator` to fit and an `attributor` to score its rows with."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
