@@ -1,4 +1,4 @@
-"""What influence functions have in common: damping, and scores from solutions."""
+"""The base of influence functions: damping, and scores from solutions."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class FurtherTrainingCurve:
         return standard_error(self.per_seed)
 
     def corrected(self, correction: str | None) -> FurtherTrainingCurve:
-        """The same runs with another correction."""
+        """Return the same runs with another correction."""
         if correction not in ("full", "mean", None):
             raise ValueError(f"correction must be 'full', 'mean' or None, got {correction!r}.")
         return replace(self, correction=correction)
@@ -103,7 +103,7 @@ def further_training_curve(
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> FurtherTrainingCurve:
-    r"""Scores of further training at several horizons, without keeping the trained models.
+    r"""Return scores of further training at several horizons, without keeping the trained models.
 
     The score at horizon T of test row z and left-out row i is the mean over seeds of
     :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`.

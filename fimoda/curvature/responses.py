@@ -1,4 +1,4 @@
-"""What the steps of a segment do to adjoints, mode by mode of its curvature."""
+"""Responses of adjoints to the steps of a segment, mode by mode of its curvature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..training.linear_steps import LinearSteps
 
 @dataclass(frozen=True)
 class Responses:
-    """What one unit of adjoint at the end of a segment does on its way back, mode by mode.
+    """The effect of one unit of adjoint at the end of a segment on its way back, mode by mode.
 
     The first axis has the unit in the parameters, and in the velocity; the last the modes. X and V
     (2, k) are the adjoints at the start of the segment; ``first`` and ``second`` (n_epochs, 2, k) are sums

@@ -83,7 +83,7 @@ class Factors:
 
     @property
     def at_one_position(self) -> bool:
-        """Whether there is nothing to sum over."""
+        """True if there is nothing to sum over."""
         return self.inputs.shape[1] == 1
 
     # ---- what everybody asks of gradients in a layer ----------------------------------------
