@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from torch import Tensor, nn
+from torch import nn
 
 from . import measurements
 from ._arrays import n_rows
@@ -95,21 +95,6 @@ class Preparation:
         """The training rows, with what is attributed measured of them."""
         return Measured(self._objective.rows, self._measure)
 
-    @property
-    def _X(self) -> Any:
-        return self._objective.rows.inputs
-
-    @property
-    def _y(self) -> Tensor:
-        return self._objective.rows.targets
-
-    @property
-    def _weights(self) -> Tensor:
-        weights = self._objective.rows.weights
-        if weights is None:
-            raise RuntimeError("training rows have weights")
-        return weights
-
     def _leaves_rows(self, estimator: Any) -> bool:
         """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
         return has_earlier_steps(estimator)
@@ -127,12 +112,6 @@ class Preparation:
         return as_final_model(
             self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
         )
-
-    def _adopt(self, other: Any) -> None:
-        """Take over the model and the training rows that another attributor has prepared."""
-        for name in ("estimator_", "model_", "n_outputs_", "_objective", "_measure"):
-            setattr(self, name, getattr(other, name))
-        self._seen = {}
 
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
         """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.

@@ -6,7 +6,7 @@ The inputs of rows are a tensor, `SeveralInputs` of a module that takes several,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,21 +99,6 @@ def parts(inputs: Inputs) -> list[Any]:
     return inputs.tensors if isinstance(inputs, SeveralInputs) else [inputs]
 
 
-def n_inputs(inputs: Inputs) -> int:
-    """Return the number of rows."""
-    return len(inputs)
-
-
-def taken(inputs: Inputs, key: Any) -> Inputs:
-    """Return the inputs of some rows, by a slice, a mask or indices."""
-    return inputs[key]
-
-
-def _fits_numpy(part: Any) -> bool:
-    """Return whether it is a tensor of a type that numpy has, without a graph."""
-    return isinstance(part, Tensor) and part.dtype != torch.bfloat16 and not part.requires_grad
-
-
 def doubled(values: Tensor) -> Tensor:
     """Return floating point numbers in float64, others as they are."""
     return values.double() if values.is_floating_point() else values
@@ -145,10 +130,14 @@ class Rows:
         return len(self.targets)
 
     @cached_property
-    def _arrays(self) -> tuple[Any, ...]:
+    def _arrays(self) -> list[Any]:
         """The fields as arrays, the same ones for all workers, so that joblib maps them into each."""
-        fields = (self.inputs, self.targets, self.weights, self.total)
-        return mapped(lambda part: part.cpu().numpy() if _fits_numpy(part) else part, fields)
+
+        def array(part: Any) -> Any:
+            is_array = isinstance(part, Tensor) and part.dtype != torch.bfloat16
+            return part.cpu().numpy() if is_array and not part.requires_grad else part
+
+        return [mapped(array, getattr(self, field.name)) for field in fields(self)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"arrays": self._arrays, "device": self.targets.device}
@@ -158,8 +147,9 @@ class Rows:
             is_array = isinstance(part, np.ndarray)
             return torch.tensor(part, device=state["device"]) if is_array else part
 
-        names = ("inputs", "targets", "weights", "total")
-        self.__dict__.update(zip(names, mapped(tensor, state["arrays"]), strict=True))
+        names = (field.name for field in fields(self))
+        found = (mapped(tensor, part) for part in state["arrays"])
+        self.__dict__.update(zip(names, found, strict=True))
 
     def __getitem__(self, key: slice | Tensor | NDArray[Any] | list[int]) -> Rows:
         """Return some of the rows, each with the share that it has among all."""

@@ -179,7 +179,7 @@ class Broken(GradDot):
     """Keeps what an earlier fit has seen, and returns the wrong type."""
 
     def _fit(self):
-        self.first_ = getattr(self, "first_", self._X)
+        self.first_ = getattr(self, "first_", self._objective.rows.inputs)
         super()._fit()
 
     def _scores(self, test):

@@ -190,3 +190,13 @@ def test_pickles_hold_the_fields_only():
     assert set(vars(again)) == {field.name for field in fields(objective)}
     assert len(pickle.dumps(objective)) < 1.5 * before
     torch.testing.assert_close(again.gradient(), objective.gradient(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("of", [lambda x: x, lambda x: SeveralInputs({"a": x, "b": x > 0})])
+def test_rows_are_the_same_in_another_process(of):
+    rows = Rows(of(torch.arange(12.0).view(6, 2)), torch.zeros(6), torch.arange(6.0))[2:]
+    again = pickle.loads(pickle.dumps(rows))
+    assert again.identity() == rows.identity()
+    assert torch.equal(again.shares, rows.shares)
+    held = pickle.loads(pickle.dumps(rows.__getstate__()))["arrays"]
+    assert all(isinstance(part, np.ndarray) for part in (*parts(held[0]), *held[1:]))

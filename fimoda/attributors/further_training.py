@@ -251,7 +251,7 @@ class FurtherTraining(BaseFurtherTraining):
         return super()._caveats() + [cut] * (n < planned)
 
     def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        n = len(fitted._X)
+        n = len(fitted._objective)
         seeds = check_seeds(self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds, 0)
         training = check_horizons(self.n_epochs)[-1] / n_jobs
         return (n + 1) * len(seeds) * (training + n_test / (3 * n))

@@ -272,7 +272,7 @@ class LinearizedFurtherTraining(BaseHorizons):
             )
 
     def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        model, n, n_outputs = fitted.model_, len(fitted._X), fitted.n_outputs_
+        model, n, n_outputs = fitted.model_, len(fitted._objective), fitted.n_outputs_
         n_epochs = self._check_horizons()[-1]
         if self.n_segments != 1:
             each = bytes_per_component(model, n, n_outputs, SEGMENTS, 1)
@@ -322,7 +322,9 @@ class LinearizedFurtherTraining(BaseHorizons):
             return "segments"
         if self.solver != "auto":
             return self.solver
-        needed = kernel_bytes(len(self._X), self.n_outputs_, len(self.seeds_), len(self.horizons_))
+        needed = kernel_bytes(
+            len(self._objective), self.n_outputs_, len(self.seeds_), len(self.horizons_)
+        )
         fits = needed <= self.memory_budget or self.removal == "exact"
         return "kernel" if fits else "steps"
 
@@ -409,7 +411,9 @@ class LinearizedFurtherTraining(BaseHorizons):
             Change of the measurement at the last horizon.
         """
         check_is_fitted(self, "model_")
-        chosen = check_row_indices([rows] if is_integer(rows) else rows, len(self._X), "rows")
+        chosen = check_row_indices(
+            [rows] if is_integer(rows) else rows, len(self._objective), "rows"
+        )
         if is_integer(rows):
             targets = np.atleast_1d(np.asarray(targets))
         new = self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)

@@ -224,7 +224,7 @@ class UnrolledDifferentiation(BaseHorizons):
     def _fit(self) -> None:
         rng = check_random_state(self.random_state)
         self.horizons_ = self._check_horizons()
-        self.train_indices_ = check_leave_out(self.leave_out, len(self._X), rng)
+        self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)
         run = self._run()
         self.seeds_ = check_seeds(self.n_seeds, rng)
         smooth = kink_sharpness(self.kink_smoothing, run.optimizer, KINK_SMOOTHING)

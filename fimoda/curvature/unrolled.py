@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from ..rows import taken
 from ..training.noise import seeded
 from ..training.recorded import Moment, RecordedRun
 from .batch_hessian import BatchHessian
@@ -85,7 +84,7 @@ def adjoint_scores(
         rows, w = run.batch(moment)
         parts, pulled = run.derivative(moment).pull(parts)
         with seeded(model, moment.noise):
-            x, y = taken(run.rows.inputs, rows), run.rows.targets[rows]
+            x, y = run.rows.inputs[rows], run.rows.targets[rows]
             products, slopes = hessian(moment.theta, x, y, w, pulled)
         own, others = leaving_out(w)
         change = (slopes @ w)[:, None] * others - slopes * own
@@ -149,7 +148,7 @@ def forward_tangents(
             reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
         rows, w = run.batch(moment)
-        x, y = taken(run.rows.inputs, rows), run.rows.targets[rows]
+        x, y = run.rows.inputs[rows], run.rows.targets[rows]
         if moment.step == 0:
             parts[0][-1:] = F.normalize(_combined_gradients(run, moment, x, y, w[None]))
         with seeded(model, moment.noise):

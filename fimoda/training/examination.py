@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model import FinalModel
 from ..objective import Objective
-from ..rows import Inputs, Rows, taken
+from ..rows import Inputs, Rows
 from .gradients import (
     Parameters,
     StackedGradient,
@@ -86,7 +86,7 @@ class _Step:
     def alone(self) -> _Step:
         """The same step of the second model by itself."""
         theta = {name: part[1:] for name, part in self.theta.items()}
-        return _Step(theta, taken(self.x, slice(1, None)), self.y[1:], self.weights[1:])
+        return _Step(theta, self.x[1:], self.y[1:], self.weights[1:])
 
 
 def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
@@ -98,7 +98,7 @@ def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
     for own in (some[0::2], some[1::2]):
         weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
         weights[0, 1:] *= 0.5
-        x, y = taken(rows.inputs, own), rows.targets[own].roll(1, 0)
+        x, y = rows.inputs[own], rows.targets[own].roll(1, 0)
         weights /= weights.sum(1, keepdim=True)
         yield _Step(stack, expanded(x, 2), expanded(y, 2), weights)
 
@@ -185,7 +185,7 @@ def _floor(model: FinalModel, step: _Step) -> dict[str, float]:
     """
     theta = {name: part.clone().requires_grad_() for name, part in _second(step.theta).items()}
     with torch.enable_grad(), seeded(model, 0):
-        outputs = model.call({**theta, **copied_buffers(model)}, taken(step.x, 1), training=True)
+        outputs = model.call({**theta, **copied_buffers(model)}, step.x[1], training=True)
         sizes = (1 + outputs.detach().abs()) * step.weights[1].unsqueeze(-1)
         reach = torch.autograd.grad(
             (sizes * outputs).sum(), list(theta.values()), materialize_grads=True

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ..model import FinalModel
-from ..rows import Inputs, mapped, parts, taken
+from ..rows import Inputs, mapped, parts
 from .chains import Link, chain_backward, chain_forward, read_chain
 from .noise import noise_state, set_noise
 
@@ -140,7 +140,7 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
             set_noise(model, start)
             own = {name: part[k].detach().clone().requires_grad_() for name, part in theta.items()}
             with torch.enable_grad():
-                total = objective(own, taken(x, k), y[k], weights[k])
+                total = objective(own, x[k], y[k], weights[k])
             found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
         return {
             name: torch.stack(parts)

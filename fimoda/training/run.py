@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model import FinalModel
 from ..objective import Objective
 from ..recipe import Recipe
-from ..rows import Rows, taken
+from ..rows import Rows
 from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
 from .chains import read_chain
 from .examination import examine
@@ -192,7 +192,7 @@ class Run:
         It may be written to `out`.
         """
         index = batch.rows.to(self.rows.device)
-        x, y = taken(self.rows.inputs, index), self.rows.targets[index]
+        x, y = self.rows.inputs[index], self.rows.targets[index]
         weights = batch.weights.to(self.model.device, self.model.dtype)
         if batch.rows.dim() == 1:
             x, y = expanded(x, len(weights)), expanded(y, len(weights))

@@ -208,15 +208,17 @@ def test_curvature_with_decay_is_dense(rows, n_rows):
     scores = made.fit(X, y, sample_weight=weights).transform(X, y)
     assert (made._dual is not None) == (n_rows == 5)
     model = made.model_
-    J = model.jacobian(made._X)
-    f = model.outputs(made._X)
-    g = torch.einsum("ncp,nc->np", J, model.loss.gradient(f, made._y))
+    rows = made._objective.rows
+    J, f = model.jacobian(rows.inputs), model.outputs(rows.inputs)
+    g = torch.einsum("ncp,nc->np", J, model.loss.gradient(f, rows.targets))
     share = torch.from_numpy(weights / weights.sum())
-    C = torch.einsum("n,ncp,ncd,ndq->pq", share, J, model.loss.output_hessian(f, made._y), J)
+    C = torch.einsum("n,ncp,ncd,ndq->pq", share, J, model.loss.output_hessian(f, rows.targets), J)
     H = C + 0.31 * torch.eye(18).double()
     assert_allclose(scores, (g @ torch.linalg.solve(H, g.mT)) * share, rtol=1e-8, atol=1e-12)
     newton = made.set_params(newton_step=True).fit(X, y, sample_weight=weights).transform(X, y)
-    parts = torch.einsum("n,ncp,ncd,ndq->npq", share, J, model.loss.output_hessian(f, made._y), J)
+    parts = torch.einsum(
+        "n,ncp,ncd,ndq->npq", share, J, model.loss.output_hessian(f, rows.targets), J
+    )
     expected = [share[i] * g @ torch.linalg.solve(H - parts[i], g[i]) for i in range(n_rows)]
     assert_allclose(newton, torch.stack(expected, 1), rtol=1e-7, atol=1e-12)
 

@@ -28,7 +28,6 @@ from fimoda import (
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
 from fimoda.curvature.operators import GaussNewton
 from fimoda.curvature.trace import gauss_newton_trace
-from fimoda.measured import Measured
 from fimoda.objective import Objective
 from fimoda.rows import Rows
 
@@ -143,9 +142,7 @@ def test_automatic_damping_by_gradients():
     noise = np.random.default_rng(0).normal(size=outputs.shape)
     y = outputs.numpy() + 1e-3 * noise
     fitted = ExactInfluence(case.problem.module, criterion=case.criterion).fit(case.X, y)
-    G = fitted._objective.differentiate(
-        Measured(Rows(fitted._X, fitted._y), fitted.model_.loss)
-    ).dense()
+    G = fitted._objective.differentiate(fitted._objective.losses).dense()
     assert_allclose(fitted.damping_, 1000 * float((G**2).mean()), rtol=1e-10)
     assert fitted.damping_ < 0.05 * float(
         GaussNewton(fitted._objective, penalty=True).dense().trace()
@@ -331,9 +328,10 @@ def test_linear_regression_is_the_derivative_of_the_refit():
         return (refitted.predict(X_test) - y_test) ** 2 / scale
 
     unit = ExactInfluence(model, damping=0.0).fit(X, y)
+    first = unit._objective.rows[:1]
     scale = float(
         (model.predict(X[:1]) - y[:1])[0] ** 2
-        / unit.model_.losses(unit._X[:1], unit._y[:1]).numpy()[0]
+        / unit.model_.losses(first.inputs, first.targets).numpy()[0]
     )
     close(found, derivative(lambda w: LinearRegression().fit(X, y, w), losses, n), 1e-6)
     without = refits(model, X, y, losses)

@@ -299,10 +299,10 @@ def test_newton_step_of_a_mean(n_rows):
     ).fit(X, y, sample_weight=weights)
     assert (found._dual is not None) == (n_rows == 8)
     model = found.model_
-    J = model.jacobian(found._X)
-    f = model.outputs(found._X)
-    g = torch.einsum("ncp,nc->np", J, model.loss.gradient(f, found._y))
-    C = torch.einsum("ncp,ncd,ndq->npq", J, model.loss.output_hessian(f, found._y), J)
+    rows = found._objective.rows
+    J, f = model.jacobian(rows.inputs), model.outputs(rows.inputs)
+    g = torch.einsum("ncp,nc->np", J, model.loss.gradient(f, rows.targets))
+    C = torch.einsum("ncp,ncd,ndq->npq", J, model.loss.output_hessian(f, rows.targets), J)
     share = torch.from_numpy(weights / weights.sum())
     before = torch.einsum("n,np->p", share, g)
     eye = torch.eye(g.shape[1]).double()
