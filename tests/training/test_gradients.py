@@ -1,8 +1,6 @@
-"""The parts of the training engine, each against its definition."""
+"""Gradients of stacks, chains of layers, and steps of a run, each against its definition."""
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 import pytest
@@ -19,15 +17,13 @@ from fimoda.model import FinalModel
 from fimoda.objective import Objective
 from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
-from fimoda.training.batches import FULL_DATA, Batch, Plan, all_but
+from fimoda.training.batches import FULL_DATA, Batch
 from fimoda.training.chains import Affine, Dropout, Pointwise, read_chain
 from fimoda.training.examination import Verdict
 from fimoda.training.further import FurtherRuns
 from fimoda.training.gradients import _by_autograd, _by_layers, stacked_gradient
-from fimoda.training.optimizers import OptimizerSpec, acts_elementwise, resolve_optimizer
-from fimoda.training.products import fast_float32_products
+from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.run import Run
-from fimoda.training.workers import one_thread
 
 D = 3
 
@@ -391,155 +387,7 @@ def test_a_loss_of_a_stack_is_that_of_each_row(name):
         torch.testing.assert_close(one[0], values[place], rtol=1e-12, atol=1e-14)
 
 
-# ---- optimisers -----------------------------------------------------------------------------
-
-
-class ClippedByNorm(torch.optim.SGD):
-    """SGD on gradients scaled down to a largest norm."""
-
-    def __init__(self, params, lr, max_norm=1.0):
-        super().__init__(params, lr=lr)
-        self.max_norm = max_norm
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.max_norm)
-        return super().step(closure)
-
-
-class RowNormalised(torch.optim.Optimizer):
-    """Mixes the coordinates of a model, but not the models of a stack."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.data -= group["lr"] * p.grad / p.grad.norm(dim=-1, keepdim=True)
-
-
-class Signed(torch.optim.Optimizer):
-    """A user's own optimiser that acts on each coordinate."""
-
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.data -= group["lr"] * p.grad.sign()
-
-
-@pytest.mark.parametrize(
-    ("name", "params"),
-    [
-        ("SGD", {}),
-        ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-        ("SGD", {"foreach": True}),
-        ("SGD", {"maximize": True, "dampening": 0.1, "momentum": 0.5}),
-        ("Adam", {}),
-        ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
-        ("Adam", {"foreach": True}),
-        ("Adam", {"differentiable": False}),
-        *[(name, {}) for name in ("AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam")],
-        *[(name, {}) for name in ("Adamax", "Adadelta", "ASGD", "Rprop")],
-        ("RMSprop", {"momentum": 0.9, "centered": True}),
-    ],
-)
-def test_elementwise_optimizers(name, params):
-    assert acts_elementwise(OptimizerSpec(getattr(torch.optim, name), 0.01, params))
-
-
-def test_custom_optimizers():
-    assert acts_elementwise(OptimizerSpec(Signed, 0.01))
-    for max_norm in (1e-2, 1.0, 1e3):
-        assert not acts_elementwise(OptimizerSpec(ClippedByNorm, 0.01, {"max_norm": max_norm}))
-    assert not acts_elementwise(OptimizerSpec(RowNormalised, 0.01))
-
-
-@pytest.mark.parametrize("name", ["LBFGS", "Muon", "Adafactor", "SparseAdam"])
-def test_optimizers_that_mix_coordinates(name):
-    cls = getattr(torch.optim, name, None)
-    if cls is None:
-        pytest.skip(f"this torch has no {name}")
-    assert not acts_elementwise(OptimizerSpec(cls, 0.01))
-    with pytest.raises(ValueError, match=f"{name} mixes coordinates"):
-        resolve_optimizer(name, 0.01, None, final_model("linear").recipe)
-
-
-def test_identity_knows_the_whole_schedule():
-    """Two schedules that part late are two runs."""
-    steady = OptimizerSpec(torch.optim.SGD, lambda epoch: 0.1)
-    late = OptimizerSpec(torch.optim.SGD, lambda epoch: 0.1 if epoch < 30 else 0.01)
-    assert steady.describe(30) == late.describe(30)
-    assert steady.describe(31) != late.describe(31)
-
-
-# ---- batches --------------------------------------------------------------------------------
-
-
-def batches_of(order, left_out, weights, batch_size, mode):
-    """Batches of an epoch in an order of one's own."""
-    plan = Plan(0, all_but(left_out, len(weights)), weights, batch_size, mode)
-    return list(plan._masked(order) if mode == "mask" else plan._dropped(order))
-
-
-def test_masked_batches():
-    order = torch.tensor([4, 0, 3, 1, 2])
-    row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
-    batches = batches_of(order, [FULL_DATA, 0, 2], row_weights, 2, "mask")
-    assert [b.rows.tolist() for b in batches] == [[4, 0], [3, 1], [2]]
-    expected = [
-        [[5 / 6, 1 / 6], [1, 0], [5 / 6, 1 / 6]],  # row 0 keeps its place, row 4 takes all
-        [[4 / 6, 2 / 6]] * 3,
-        [[1], [1], [0]],  # a batch of the left-out row alone
-    ]
-    for batch, weights in zip(batches, expected, strict=True):
-        torch.testing.assert_close(batch.weights, torch.tensor(weights, dtype=torch.float64))
-
-
-def test_masked_batch_averages_the_others():
-    order = torch.arange(6)
-    (batch,) = batches_of(order, [FULL_DATA, 3], torch.ones(6), 6, "mask")
-    torch.testing.assert_close(batch.weights[0], torch.full((6,), 1 / 6))
-    expected = torch.full((6,), 1 / 5)
-    expected[3] = 0
-    torch.testing.assert_close(batch.weights[1], expected)
-
-
-def test_dropped_batches():
-    order = torch.tensor([4, 0, 3, 1, 2])
-    row_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
-    batches = batches_of(order, [0, 2], row_weights, 2, "drop")
-    assert [b.rows.tolist() for b in batches] == [[[4, 3], [4, 0]], [[1, 2], [3, 1]]]
-    torch.testing.assert_close(
-        batches[0].weights, torch.tensor([[5 / 9, 4 / 9], [5 / 6, 1 / 6]], dtype=torch.float64)
-    )
-    (alone,) = batches_of(order, [FULL_DATA], row_weights, 5, "drop")
-    assert alone.rows.tolist() == [order.tolist()]
-
-
-@pytest.mark.parametrize("mode", ["mask", "drop"])
-def test_plan(mode):
-    """Weights sum to one, a left-out row never counts, and every other row once an epoch."""
-    generator = torch.Generator().manual_seed(7)
-    orders = [torch.randperm(10, generator=generator) for _ in range(3)]
-    left_out = (3, 8, 0)
-    plan = Plan(7, all_but(left_out, 10), torch.ones(10, dtype=torch.float64), 4, mode)
-    assert plan.n_models == 3
-    for order, epoch in zip(orders, plan.epochs(3), strict=True):
-        seen = [[], [], []]
-        for batch in epoch:
-            rows = batch.rows.expand(3, -1) if batch.rows.dim() == 1 else batch.rows
-            for model, row in enumerate(left_out):
-                others = batch.weights[model] > 0
-                assert row not in rows[model][others]
-                seen[model] += rows[model][others].tolist()
-                total = float(batch.weights[model].sum())
-                assert total == pytest.approx(1 if others.any() else 0, abs=1e-12)
-        for model, row in enumerate(left_out):
-            assert seen[model] == order[order != row].tolist()
+# ---- runs -----------------------------------------------------------------------------------
 
 
 def test_step_on_a_batch_of_the_left_out_row_alone():
@@ -586,89 +434,6 @@ def test_compile_is_decided_by_the_work_alone():
         assert run.compiles("auto", 5, epochs) is expected
         assert run.compiles(True, 5, epochs) is True
         assert run.compiles(False, 5, epochs) is False
-
-
-# ---- float32 products -----------------------------------------------------------------------
-
-
-def products(x):
-    """The products of a stack: batched, with an added bias, and transposed."""
-    w = torch.randn(4, 64, 96, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    w = w.to(x.dtype)
-    h = torch.baddbmm(w[:, :1], x, w)
-    return torch.bmm(h.mT, x)
-
-
-def test_products_are_float32():
-    x = torch.randn(4, 80, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    exact = products(x)
-    with fast_float32_products(lambda: products(x.float())):
-        found = products(x.float())
-    assert float((found.double() - exact).norm() / exact.norm()) < 2e-6
-
-
-def library():
-    return torch.backends.mkldnn.matmul.fp32_precision
-
-
-def test_the_switch_is_restored():
-    before = library()
-
-    def trial():
-        return products(torch.ones(4, 8, 64))
-
-    with fast_float32_products(trial):
-        pass
-    assert library() == before
-    with pytest.raises(KeyError), fast_float32_products(trial):
-        raise KeyError
-    assert library() == before
-
-    def failing():
-        raise KeyError
-
-    with pytest.raises(KeyError), fast_float32_products(failing):
-        pass
-    assert library() == before
-
-
-def test_inexact_products_are_refused():
-    """A trial that is not float32 under the switch leaves it off."""
-    before = library()
-
-    def trial():
-        exact = products(torch.ones(4, 8, 64))
-        return exact if library() == before else exact.bfloat16().float()
-
-    with fast_float32_products(trial):
-        assert library() == before
-
-
-def test_float64_is_left_alone():
-    before = library()
-    with fast_float32_products(lambda: products(torch.ones(4, 8, 64, dtype=torch.float64))):
-        assert library() == before
-
-
-def test_threads_take_turns():
-    """Whoever trains has torch's settings for itself; afterwards they are as before."""
-    before = torch.get_num_threads(), library()
-    inside, most = [], []
-
-    def train():
-        with one_thread(), fast_float32_products(lambda: products(torch.ones(4, 8, 64))):
-            inside.append(1)
-            most.append(len(inside))
-            products(torch.ones(4, 200, 64))
-            inside.pop()
-
-    threads = [threading.Thread(target=train) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 8
-    assert (torch.get_num_threads(), library()) == before
 
 
 # ---- devices --------------------------------------------------------------------------------
