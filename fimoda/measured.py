@@ -27,13 +27,8 @@ ROWS = 1024
 class Measured:
     """Rows, and the measurement that is taken of each.
 
-    Test rows are measured by what is attributed, training rows by their loss.
-
-    Parameters
-    ----------
-    rows : Rows
-    measure : callable
-        ``measure(outputs, targets)`` gives one number a row.
+    Test rows are measured by what is attributed, training rows by their loss:
+    ``measure(outputs, targets)`` gives one number a row.
     """
 
     rows: Rows

@@ -26,14 +26,10 @@ Inputs = Any
 
 @dataclass(frozen=True, eq=False)
 class SeveralInputs:
-    """Inputs of a module that takes several: tensors with one first axis, which is indexed as theirs.
+    """The tensors that a module of several inputs takes, with one first axis, and indexed by it.
 
-    Parameters
-    ----------
-    given : dict or tuple of Tensor
-        By the names of the module's arguments, or in their order.
-    apart : bool, default=False
-        Whether a tuple is that many arguments; otherwise it is one, a list, as skorch has it.
+    They are given by the names of the module's arguments, or in their order: as one argument, a list, as
+    skorch has it, or each `apart`.
     """
 
     given: dict[str, Any] | tuple[Any, ...]
@@ -106,19 +102,10 @@ def doubled(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    r"""Rows of a model with their targets and weights.
+    r"""Rows of a model: inputs, encoded targets (n, ...) and weights (n,) in the objective, ones by default.
 
-    Parameters
-    ----------
-    inputs : Tensor, SeveralInputs or RawRows
-        What the model takes, of n rows.
-    targets : Tensor of shape (n, ...)
-        Encoded targets.
-    weights : Tensor of shape (n,), default=None
-        Weights in the objective; ones by default.
-    total : Tensor, default=None
-        The weight that shares are parts of: that of these rows by default, and that of all rows
-        where these are some of them.
+    Shares are parts of the `total` weight: that of these rows by default, and that of all rows where these
+    are some of them.
     """
 
     inputs: Inputs
@@ -211,15 +198,7 @@ class Rows:
 class RawRows:
     """Rows of whatever an estimator takes: an array, a frame, a sparse matrix, a list of texts, a dict.
 
-    Parameters
-    ----------
-    values : object
-        The rows, untouched; what numpy knows and scikit-learn cannot index is made an array.
-
-    Raises
-    ------
-    TypeError
-        If it holds no rows, for example a set.
+    They stay as they are; what numpy knows and scikit-learn cannot index is made an array.
     """
 
     values: Any

@@ -204,9 +204,8 @@ class TrajectoryRecorder(Callback):
             self.trajectory_.save()
 
     def _keep(self, net: Any) -> None:
-        self.trajectory_.add_checkpoint(
-            net.module_, net.optimizer_ if self.optimizer_state else None
-        )
+        optimizer = net.optimizer_ if self.optimizer_state else None
+        self.trajectory_.add_checkpoint(net.module_, optimizer)
 
 
 class _Listener:

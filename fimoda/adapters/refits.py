@@ -222,18 +222,9 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
 
 
 def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:
-    """Return outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`.
-
-    ValueError if they are others, since a class has no row among those of the refit.
-    """
-    if isinstance(model.module, _Predictions):
-        module: _Outputs = _Predictions(refitted, model.classes)
-    else:
-        if model.classes is not None:
-            missing = np.setdiff1d(model.classes, refitted.classes_)
-            if missing.size:
-                raise ValueError(f"its rows have none of class {missing[0]}")
-        module = _OfFinalModel(refitted, _final_model(refitted, model.encode_X(X), y).double)
+    """Return outputs (n, C) of a refitted estimator in float64, as those of the whole data's `model`."""
+    own: Any = model.module
+    module = own.again(refitted, model.encode_X(X), y)
     return RefittableModel(module.eval(), model.loss).outputs(X)
 
 
@@ -268,6 +259,14 @@ class _OfFinalModel(_Outputs):
         super().__init__(estimator)
         self.final_model = final_model
 
+    def again(self, refitted: Any, X: RawRows, y: NDArray[Any]) -> _OfFinalModel:
+        """Return those of a refit; ValueError if a class has no row among those of the refit."""
+        if self.final_model.classes is not None:
+            missing = np.setdiff1d(self.final_model.classes, refitted.classes_)
+            if missing.size:
+                raise ValueError(f"its rows have none of class {missing[0]}")
+        return _OfFinalModel(refitted, _final_model(refitted, X, y).double)
+
     def forward(self, rows: RawRows) -> Tensor:
         seen = RawRows(transform_rows(self.estimator, rows.values))
         width = np.prod(getattr(seen.values, "shape", (1,))[1:])
@@ -284,6 +283,10 @@ class _Predictions(_Outputs):
     def __init__(self, estimator: Any, classes: NDArray[Any] | None = None):
         super().__init__(estimator)
         self.classes = classes
+
+    def again(self, refitted: Any, X: RawRows, y: NDArray[Any]) -> _Predictions:
+        """Return those of a refit."""
+        return _Predictions(refitted, self.classes)
 
     def forward(self, rows: RawRows) -> Tensor:
         if self.classes is None:
