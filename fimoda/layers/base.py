@@ -12,6 +12,9 @@ from torch import Tensor, nn
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
 
+#: Numbers that stay in a processor's cache.
+_CACHED = 2**19
+
 
 class Kind(ABC):
     """A kind of layer in which the gradient of a row is a sum of outer products over positions."""
@@ -237,6 +240,10 @@ def _rowwise(a: Tensor, b: Tensor) -> Tensor:
 
 def _second_moment(vectors: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sum of outer products of vectors (n, ..., k), (k, k) in float64."""
-    flat = vectors.reshape(-1, vectors.shape[-1])
-    each = weights.repeat_interleave(len(flat) // len(vectors))
-    return (flat.mT @ (flat * each[:, None])).double()
+    size = max(1, _CACHED * len(vectors) // vectors.numel())
+    total = torch.zeros((), dtype=torch.float64)
+    for some, w in zip(vectors.split(size), weights.split(size), strict=True):
+        flat = some.reshape(-1, vectors.shape[-1])
+        each = w.repeat_interleave(len(flat) // len(some))
+        total = total + (flat.mT @ (flat * each[:, None])).double()
+    return total

@@ -46,14 +46,20 @@ class Layer:
         kind, module = self.kind, self.module
         if kind is None:
             raise TypeError(f"{self} has no factors")
-        inputs = torch.cat([kind.inputs(module, a.detach(), n) for a, _ in calls[module]], dim=1)
+        inputs = _joined([kind.inputs(module, a.detach(), n) for a, _ in calls[module]])
         if len(self.slices) > 1:
             inputs = F.pad(inputs, (0, 1), value=1.0)
         signals = [
-            torch.cat([kind.signals(module, of_call[c], n) for of_call in slopes], dim=1)
+            _joined([kind.signals(module, of_call[c], n) for of_call in slopes])
             for c in range(len(slopes[0]))
         ]
-        return Factors(inputs, torch.stack(signals, dim=2))
+        one = len(signals) == 1  # which takes no copy
+        return Factors(inputs, signals[0].unsqueeze(2) if one else torch.stack(signals, dim=2))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return the positions of all calls, (n, T, ...)."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def trainable_layers(model: FinalModel) -> list[Layer]:
@@ -110,23 +116,32 @@ class LayerDifferentiator:
 
     def __call__(self, measured: Measured) -> list[Factors]:
         """Return the factors of the gradients of what is measured, one a layer."""
-        return self.pull_back(measured.inputs, lambda outputs: [measured.slopes(outputs)])
+        _, outputs, calls = _recorded(self.model, self.layers, measured.inputs)
+        with torch.enable_grad():
+            total = measured.measure(outputs, measured.targets).sum()
+        return self._factors(calls, [torch.autograd.grad(total, self._edges(calls))], len(outputs))
 
     def pull_back(self, inputs: Inputs, cotangents: Cotangents) -> list[Factors]:
         """Return the factors of the gradients of ``(outputs * v).sum(1)`` for each cotangent v."""
         _, outputs, calls = _recorded(self.model, self.layers, inputs)
-        edges = [edge for layer in self.layers for _, edge in calls[layer.module]]
-        vectors = cotangents(outputs.detach())
+        edges, vectors = self._edges(calls), cotangents(outputs.detach())
         by_vector = [
             torch.autograd.grad(outputs, edges, vector, retain_graph=number < len(vectors))
             for number, vector in enumerate(vectors, start=1)
         ]
+        return self._factors(calls, by_vector, len(outputs))
+
+    def _edges(self, calls: Calls) -> list[GradientEdge]:
+        """Return the outputs of all calls."""
+        return [edge for layer in self.layers for _, edge in calls[layer.module]]
+
+    def _factors(
+        self, calls: Calls, by_vector: Sequence[Sequence[Tensor]], n: int
+    ) -> list[Factors]:
+        """Return the factors of n rows from the gradients in the outputs of all calls."""
         slopes = [list(of_edge) for of_edge in zip(*by_vector, strict=True)]
-        found, n = [], len(inputs)
-        for layer in self.layers:
-            own = [slopes.pop(0) for _ in calls[layer.module]]
-            found.append(layer.factors(calls, own, n))
-        return found
+        own = ([slopes.pop(0) for _ in calls[layer.module]] for layer in self.layers)
+        return [layer.factors(calls, one, n) for layer, one in zip(self.layers, own, strict=True)]
 
     def row_bytes(self, n_cotangents: int = 1) -> int:
         """Return the bytes that the factors of one row take."""
