@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._identity import identity_of
-from .measurements import stacked_values, values
+from .measurements import Measure, stacked_values, values
 from .model import FinalModel
 from .rows import Inputs, Rows, doubled, mapped
-
-#: From outputs (n, C) and targets of n rows to one number each.
-Measure = Callable[[Tensor, Tensor], Tensor]
 
 #: Rows whose outputs are computed at a time for a whole stack.
 ROWS = 1024

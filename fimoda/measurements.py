@@ -8,21 +8,18 @@ tensor (n, C), `targets` the encoded targets of those rows. The names ``"loss"``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .losses import RowLoss
 
-Measurement = str | Callable[[Tensor, Tensor], Tensor]
+#: From outputs (n, C) and targets of n rows to one number each.
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+Measurement = str | Measure
 
 NAMES = ("loss", "margin", "log_prob", "output")
-
-
-class _HasLoss(Protocol):
-    @property
-    def loss(self) -> RowLoss: ...
 
 
 class Output:
@@ -58,7 +55,7 @@ class Output:
 class _OfUser:
     """A callable, which may write to what it is given, and is not differentiated where it cannot be."""
 
-    def __init__(self, measure: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, measure: Measure):
         self.measure = measure
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -73,8 +70,8 @@ class _OfUser:
         return found
 
 
-def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the callable behind `measurement` for this model.
+def resolve(measurement: Measurement, loss: RowLoss) -> Measure:
+    """Return the callable behind `measurement` for a model that was trained with this loss.
 
     * ``"loss"``: the training criterion per row.
     * ``"log_prob"``: log p_y, the log-probability of the target class.
@@ -82,11 +79,6 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
     * ``"output"``: the model's only output; for a classifier with one output per class, the raw
       output of the target class.
     * a callable: used as it is.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or needs class probabilities that the model does not have.
     """
     if callable(measurement):
         return _OfUser(measurement)
@@ -95,7 +87,6 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
             f"measurement must be one of {', '.join(map(repr, NAMES))} or a callable "
             f"m(outputs, targets), got {measurement!r}."
         )
-    loss = model.loss
     if measurement == "loss":
         return loss
     if measurement == "output":
@@ -108,14 +99,8 @@ def resolve(measurement: Measurement, model: _HasLoss) -> Callable[[Tensor, Tens
     return loss.margin if measurement == "margin" else loss.log_prob
 
 
-def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the measurement of each row in float64, of shape ``outputs.shape[:-1]``.
-
-    Raises
-    ------
-    ValueError
-        If a callable does not give one number per row.
-    """
+def values(measure: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the measurement of each row in float64, of shape ``outputs.shape[:-1]``."""
     result = measure(outputs.double(), targets)
     if not isinstance(result, Tensor) or result.shape != outputs.shape[:-1]:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
@@ -126,16 +111,12 @@ def values(measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets
     return result
 
 
-def stacked_values(
-    measure: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
-) -> Tensor:
+def stacked_values(measure: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return `values` (L, n) of a stack of models, from outputs (L, n, C) and targets (n, ...)."""
     return torch.stack([values(measure, one, targets) for one in outputs])
 
 
-def require_numbers(
-    measure: Callable[[Tensor, Tensor], Tensor], name: str, outputs: Tensor, targets: Tensor
-) -> None:
+def require_numbers(measure: Measure, name: str, outputs: Tensor, targets: Tensor) -> None:
     """Raise ValueError if the measurement of one of the first training rows is NaN."""
     if torch.isnan(values(measure, outputs, targets)).any():
         raise ValueError(
