@@ -31,14 +31,8 @@ DIGEST_SIZE = 32
 
 #: What readers raise about contents that are not theirs.
 _READING = (
-    ValueError,
-    EOFError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    pickle.UnpicklingError,
-    OSError,
-)
+    ValueError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, OSError,
+)  # fmt: skip
 
 
 class DamagedFileError(OSError):
@@ -57,13 +51,7 @@ class Store:
 
     Each file ends with a digest of the run, its own name and its content, so that one that was
     changed, renamed or taken from another run is found out. Directory and files can be read and
-    written by their owner only. Nothing in it is unpickled.
-
-    Parameters
-    ----------
-    path : path
-    parameter : str
-        The user's name for it, for messages.
+    written by their owner only. Nothing in it is unpickled. Messages call it by the user's `parameter`.
     """
 
     def __init__(self, path: str | os.PathLike[str], parameter: str):
@@ -81,10 +69,7 @@ class Store:
     def make(self) -> None:
         """Make the directory unless it is there, and clear what killed runs have left behind.
 
-        Raises
-        ------
-        OSError
-            If it cannot be made, or belongs to another user or may be written by everybody.
+        Raises OSError if it cannot be made, or belongs to another user or may be written by everybody.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,21 +111,13 @@ class Store:
         """Write the manifest unless there is one, and return what it says: one of several wins."""
         text = json.dumps({"digest": _digest_of_run(run), "run": run}, indent=1)
         if not (self.path / MANIFEST).exists():
-            self._write(MANIFEST, lambda file: file.write(text.encode()), only_new=True)
+            self._write(MANIFEST, lambda file: file.write(text.encode()), new=True)
         found = self.manifest()
         self.run = _digest_of_run(found)
         return found
 
     def manifest(self) -> dict[str, Any]:
-        """Return what the manifest says.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
-        ValueError
-            If it is damaged.
-        """
+        """Return what the manifest says; FileNotFoundError if there is none, ValueError if damaged."""
         path = self.path / MANIFEST
         reason: object = "it is not as it was written"
         try:
@@ -165,13 +142,7 @@ class Store:
     # ---- files ------------------------------------------------------------------------------
 
     def write(self, name: str, save: Callable[[IO[bytes]], object]) -> None:
-        """Write a file whole or not at all, in place of one of its name.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
-        """
+        """Write a file whole or not at all, in place of one of its name; OSError if it cannot be."""
 
         def sealed(file: IO[bytes]) -> None:
             digesting = _Digesting(file, self._begun(name))
@@ -186,14 +157,8 @@ class Store:
     def read(self, name: str, load: Callable[[IO[bytes]], T]) -> T:
         """Return what `load` makes of a file, which is checked first.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
-        DamagedFileError
-            If it is not as it was written.
-        PermissionError
-            If it belongs to another user, or may be written by everybody.
+        Raises FileNotFoundError if there is none, DamagedFileError if it is not as it was written, and
+        PermissionError if it belongs to another user, or may be written by everybody.
         """
         path = self.path / name
         try:
@@ -221,9 +186,7 @@ class Store:
     def _begun(self, name: str) -> Any:
         return hashlib.blake2b(f"{self.run}\n{name}\n".encode(), digest_size=DIGEST_SIZE)
 
-    def _write(
-        self, name: str, save: Callable[[IO[bytes]], object], only_new: bool = False
-    ) -> None:
+    def _write(self, name: str, save: Callable[[IO[bytes]], object], new: bool = False) -> None:
         """Write a temporary file, flush it to the disk, and give it its name in one step."""
         path = self.path / name
         try:
@@ -233,7 +196,7 @@ class Store:
                 os.fsync(file.fileno())
                 if sys.platform == "win32":  # where an open file cannot be renamed
                     file.close()
-                if only_new:  # all while it is locked: others clear what is not
+                if new:  # all while it is locked: others clear what is not
                     _link(Path(file.name), path)
                 else:
                     os.replace(file.name, path)

@@ -18,15 +18,10 @@ FULL_DATA = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """One step of a stack of L models.
+    """One step of a stack of L models: rows (B,) for all or (L, B) for each, and their weights (L, B).
 
-    Parameters
-    ----------
-    rows : Tensor of shape (B,) or (L, B)
-        Training rows, the same for all models or each its own.
-    weights : Tensor of shape (L, B)
-        Weight of each row in each model's batch mean; sums to one, or to zero where a model has
-        no row in this batch.
+    Weights are those in each model's batch mean: they sum to one, or to zero where a model has no
+    row in this batch.
     """
 
     rows: Tensor
@@ -38,23 +33,13 @@ class Plan:
     """The batches of one seed for a stack of models that are each trained on some of the rows.
 
     The order of epoch e is the e-th ``torch.randperm(n, generator=g)`` of
-    ``g = torch.Generator().manual_seed(seed)``, cut in pieces of `batch_size`.
+    ``g = torch.Generator().manual_seed(seed)``, or without `shuffle` the rows' own, cut in pieces of
+    `batch_size`. `inside` (L, n) masks the rows of each model (see `all_but`), and `weights` (n,) are
+    theirs in the objective.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the batch order and of dropout.
-    inside : Tensor of bool of shape (L, n)
-        Rows of each model, see `all_but`.
-    weights : Tensor of shape (n,)
-        Weight of each row in the training objective.
-    batch_size : int
-    mode : {"mask", "drop"}
-        "mask": all models see the same batches, where rows that a model leaves out keep their place
-        with weight zero. "drop": each model cuts its own rows of the order into batches, as many as
-        the others; the last ones of smaller models are filled up with rows of weight zero.
-    shuffle : bool
-        Whether the order is drawn; otherwise each epoch has the rows' own.
+    In `mode` "mask" all models see the same batches, where rows that a model leaves out keep their
+    place with weight zero. In "drop" each model cuts its own rows of the order into batches, as many
+    as the others; the last ones of smaller models are filled up with rows of weight zero.
     """
 
     seed: int
@@ -79,8 +64,7 @@ class Plan:
 
     def _masked(self, order: Tensor) -> Iterator[Batch]:
         weights = batch_means((self.weights * self.inside)[:, order], self.batch_size)
-        pieces = order.split(self.batch_size), weights.split(self.batch_size, dim=1)
-        return map(Batch, *pieces)
+        return map(Batch, order.split(self.batch_size), weights.split(self.batch_size, 1))
 
     def _dropped(self, order: Tensor) -> Iterator[Batch]:
         inside = self.inside[:, order]

@@ -49,16 +49,12 @@ SIGMOID = Pointwise(
     torch.sigmoid, lambda g, h: g * h * (1 - h), lambda h: h * (1 - h) * (1 - 2 * h)
 )
 
-_MODULES: dict[type, Pointwise] = {nn.ReLU: RELU, nn.Tanh: TANH, nn.Sigmoid: SIGMOID}
-_FUNCTIONS: dict[Any, Pointwise] = {
-    F.relu: RELU,
-    torch.relu: RELU,
-    torch.tanh: TANH,
-    F.tanh: TANH,
-    torch.sigmoid: SIGMOID,
-    F.sigmoid: SIGMOID,
+#: By the module, the function or the name of the method that is called.
+_POINTWISE: dict[Any, Pointwise] = {
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), RELU),
+    **dict.fromkeys((nn.Tanh, F.tanh, torch.tanh, "tanh"), TANH),
+    **dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), SIGMOID),
 }
-_METHODS: dict[str, Pointwise] = {"relu": RELU, "tanh": TANH, "sigmoid": SIGMOID}
 
 
 def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
@@ -72,11 +68,8 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     module = nn.Sequential(model.training_module)
     modules = dict(module.named_modules())
     names = {id(p): name for name, p in model.training_module.named_parameters()}
-    if any(part._forward_hooks or part._forward_pre_hooks for part in modules.values()):
-        return None
-    if any(
-        True for _ in module.buffers()
-    ):  # tracing a forward that writes to them would spoil them
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in modules.values())
+    if hooked or list(module.buffers()):  # tracing a forward that writes to them would spoil them
         return None
     try:
         graph = torch.fx.symbolic_trace(module).graph
@@ -90,19 +83,14 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
         if node.op == "placeholder" and previous is None:
             previous = node
             continue
-        if previous is None or len(previous.users) != 1 or not node.args:
-            return None
-        if node.args[0] is not previous:
+        if previous is None or len(previous.users) != 1 or node.args[:1] != (previous,):
             return None
         if node.op == "output":
             break
-        if not links and _flattens_rows(node, modules):
-            previous = node
-            continue
-        if model.output_ndim == 1 and _squeezes_output(node):
-            previous = node
-            continue
-        link = _link(node, modules, names)
+        reshapes = (not links and _flattens_rows(node, modules)) or (
+            model.output_ndim == 1 and _squeezes_output(node)
+        )
+        link = [] if reshapes else _link(node, modules, names)
         if link is None:
             return None
         links += link
@@ -131,6 +119,7 @@ def _link(
 ) -> list[Link] | None:
     """Return the links of one node of the graph; an empty list for the identity."""
     alone = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
+    called: Any = node.target if alone else None
     if node.op == "call_module":
         part = modules[str(node.target)]
         if type(part) is nn.Linear:
@@ -140,15 +129,9 @@ def _link(
             return [Dropout(part.p)] if part.p > 0 else []
         if type(part) is nn.Identity:
             return []
-        pointwise = _MODULES.get(type(part))
-        return None if pointwise is None else [pointwise]
-    if node.op == "call_function" and alone:
-        pointwise = _FUNCTIONS.get(node.target)
-        return None if pointwise is None else [pointwise]
-    if node.op == "call_method":
-        pointwise = _METHODS.get(str(node.target)) if alone else None
-        return None if pointwise is None else [pointwise]
-    return None
+        called = type(part)
+    pointwise = _POINTWISE.get(called)
+    return None if pointwise is None else [pointwise]
 
 
 def _affine(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -173,22 +156,9 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def chain_forward(
     links: tuple[Link, ...], parameters: dict[str, Tensor], x: Tensor, training: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the outputs, and what each link keeps for the way back.
+    """Return outputs (L, B, C) of a stack for rows (L, B, d), and what each link keeps for the way back.
 
-    Parameters
-    ----------
-    links : tuple of Link
-    parameters : dict of Tensor
-        Stacked parameters, each (L, *shape).
-    x : Tensor of shape (L, B, d)
-    training : bool
-        Whether dropout is active.
-
-    Returns
-    -------
-    outputs : Tensor of shape (L, B, C)
-    tape : list of Tensor
-        An affine link keeps its input, a pointwise one its value, dropout its factors.
+    An affine link keeps its input, a pointwise one its value, dropout its factors.
     """
     tape = []
     h = x

@@ -22,14 +22,8 @@ class StepDerivative:
 
     The state is the parameters and the optimiser's buffers of their shape (momentum, Adam's
     moments). Every coordinate has its own small matrix, so a derivative is a vector (p,), or None
-    where there is none.
-
-    Parameters
-    ----------
-    of_state : list of list of Tensor of shape (p,) or None
-        ``of_state[a][b]``: part a of the new state by part b of the old one.
-    of_gradient : list of Tensor of shape (p,) or None
-        Each part of the new state by the gradient.
+    where there is none: ``of_state[a][b]`` is that of part a of the new state by part b of the old
+    one, `of_gradient` that of each part of the new one by the gradient.
     """
 
     of_state: list[list[Tensor | None]]
@@ -39,10 +33,8 @@ class StepDerivative:
         """Return the adjoints (k, p) of the old state's parts, and of the gradient, from those of
         the new.
         """
-        columns = list(zip(*self.of_state, strict=True))
-        return [_weighted(column, adjoint) for column in columns], _weighted(
-            self.of_gradient, adjoint
-        )
+        pulled = [_weighted(column, adjoint) for column in zip(*self.of_state, strict=True)]
+        return pulled, _weighted(self.of_gradient, adjoint)
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return the tangents (k, p) of the new state's parts from those of the old, and of the

@@ -17,7 +17,7 @@ from ..model import FinalModel
 from ..objective import Objective
 from ..rows import Inputs, Rows
 from .gradients import (
-    Parameters,
+    Stack,
     StackedGradient,
     copied_buffers,
     dense,
@@ -36,15 +36,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings on a network: what the engine may use for it.
-
-    Parameters
-    ----------
-    stacked : bool
-        Whether the gradient of a stack is that of its models.
-    as_built : bool
-        Whether the optimiser does the same as its plain form.
-    """
+    """Whether the gradient of a stack is that of its models, and the optimiser as its plain form."""
 
     stacked: bool
     as_built: bool
@@ -72,21 +64,46 @@ def examine(objective: Objective, spec: OptimizerSpec) -> Verdict:
 class _Step:
     """A stack of two models before a step, the second of which is looked at."""
 
-    theta: Parameters
+    model: FinalModel
+    theta: Stack
     x: Inputs
     y: Tensor
     weights: Tensor
 
-    def gradient(self, way: StackedGradient, model: FinalModel, seed: int = 0) -> Parameters:
+    def gradients(self, way: StackedGradient) -> Stack:
         """Return the gradients of both models."""
-        with seeded(model, seed), torch.no_grad():
+        with seeded(self.model, 0), torch.no_grad():
             return way(self.theta, self.x, self.y, self.weights)
 
-    @property
-    def alone(self) -> _Step:
-        """The same step of the second model by itself."""
+    def alone(self, way: StackedGradient, seed: int = 0) -> Stack:
+        """Return the gradient of the second model by itself."""
         theta = {name: part[1:] for name, part in self.theta.items()}
-        return _Step(theta, self.x[1:], self.y[1:], self.weights[1:])
+        x = self.x[1:]
+        with seeded(self.model, seed), torch.no_grad():
+            return _member(way(theta, x, self.y[1:], self.weights[1:]), 0)
+
+    def is_random(self, way: StackedGradient) -> bool:
+        """Return whether its gradient depends on random numbers."""
+        one, other = (self.alone(way, seed) for seed in (0, 1))
+        return any(not torch.equal(one[name], other[name]) for name in one)
+
+    def floor(self) -> dict[str, float]:
+        """Return the size of errors by the rounding of outputs, where gradients nearly cancel."""
+        theta = {
+            name: part.clone().requires_grad_() for name, part in _member(self.theta, 1).items()
+        }
+        named = {**theta, **copied_buffers(self.model)}
+        with torch.enable_grad(), seeded(self.model, 0):
+            outputs = self.model.call(named, self.x[1], training=True)
+            sizes = (1 + outputs.detach().abs()) * self.weights[1].unsqueeze(-1)
+            total = (sizes * outputs).sum()
+            reach = torch.autograd.grad(total, list(theta.values()), materialize_grads=True)
+        eps = torch.finfo(self.model.dtype).eps
+        return {name: 100 * eps * norm(part) for name, part in zip(theta, reach, strict=True)}
+
+
+def _member(stack: Stack, k: int) -> Stack:
+    return {name: part[k] for name, part in stack.items()}
 
 
 def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
@@ -98,28 +115,27 @@ def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
     for own in (some[0::2], some[1::2]):
         weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
         weights[0, 1:] *= 0.5
-        x, y = rows.inputs[own], rows.targets[own].roll(1, 0)
         weights /= weights.sum(1, keepdim=True)
-        yield _Step(stack, expanded(x, 2), expanded(y, 2), weights)
+        x, y = rows.inputs[own], rows.targets[own].roll(1, 0)
+        yield _Step(model, stack, expanded(x, 2), expanded(y, 2), weights)
 
 
 def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec) -> Verdict:
     steps = list(_steps(model, rows))
-    alone = looped_gradient(model)
-    plain = [step.alone.gradient(alone, model) for step in steps]
-    stacked, fault = True, ""
+    loop = looped_gradient(model)
+    plain = [step.alone(loop) for step in steps]
     try:
-        together = stacked_gradient(model)
-        found = [step.gradient(together, model) for step in steps]
+        engine = stacked_gradient(model)
+        found = [step.gradients(engine) for step in steps]
         fault = _gradient_fault(model, steps, found, plain)
     except (TimeoutError, MemoryError):
         raise
     except Exception as error:  # what vmap and a forward that knows no vmap may raise
         reason = (str(error).splitlines() or ["vmap failed"])[0]
         fault = f"torch cannot differentiate a stack of models of this network ({reason})"
+    stacked = not fault
     if fault:
-        stacked = False
-        found = [step.gradient(alone, model) for step in steps]
+        found = [step.gradients(loop) for step in steps]
         fault += "; its models are differentiated one after the other, which is slower"
     step_fault = _optimizer_fault(spec, steps[0].theta, found)
     if fault or step_fault:
@@ -129,19 +145,16 @@ def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec) -> Verdict:
 
 
 def _gradient_fault(
-    model: FinalModel, steps: list[_Step], found: list[Parameters], plain: list[Parameters]
+    model: FinalModel, steps: list[_Step], found: list[Stack], plain: list[Stack]
 ) -> str:
     """Say which parameter's gradient differs from plain autograd's at both steps, if one does."""
-    wrong = _wrong_gradients(model, steps, found, plain)
-    if wrong and _is_random(model, steps[0]):
+    wrong = _wrong_gradients(steps, found, plain)
+    if wrong and steps[0].is_random(looped_gradient(model)):
         # a network may draw the same numbers in another order; without any it must be the same
-        with_none = stacked_gradient(model, training=False), looped_gradient(model, training=False)
-        wrong = _wrong_gradients(
-            model,
-            steps,
-            [step.gradient(with_none[0], model) for step in steps],
-            [step.alone.gradient(with_none[1], model) for step in steps],
-        )
+        engine = stacked_gradient(model, training=False)
+        loop = looped_gradient(model, training=False)
+        found, plain = [s.gradients(engine) for s in steps], [s.alone(loop) for s in steps]
+        wrong = _wrong_gradients(steps, found, plain)
     if not wrong:
         return ""
     name = max(wrong, key=lambda one: wrong[one])
@@ -152,58 +165,29 @@ def _gradient_fault(
 
 
 def _wrong_gradients(
-    model: FinalModel, steps: list[_Step], found: list[Parameters], plain: list[Parameters]
+    steps: list[_Step], found: list[Stack], plain: list[Stack]
 ) -> dict[str, float]:
-    """Return relative errors of the gradients that are wrong at every step.
+    """Return relative errors of the second model's gradients that are wrong at every step.
 
     At one step alone a number that is rounded to the other side of a kink does that.
     """
     wrong: list[dict[str, float]] = []
-    for step, one, expected in zip(steps, map(_second, found), map(_first, plain), strict=True):
-        wrong.append(differences(one, expected))
+    for step, stack, expected in zip(steps, found, plain, strict=True):
+        wrong.append(differences(_member(stack, 1), expected))
         if wrong[-1]:
-            wrong[-1] = differences(one, expected, _floor(model, step))
+            wrong[-1] = differences(_member(stack, 1), expected, step.floor())
     return {name: max(wrong[0][name], wrong[1][name]) for name in wrong[0] if name in wrong[1]}
 
 
-def _first(stack: Parameters) -> Parameters:
-    return {name: part[0] for name, part in stack.items()}
-
-
-def _second(stack: Parameters) -> Parameters:
-    return {name: part[1] for name, part in stack.items()}
-
-
-def _is_random(model: FinalModel, step: _Step) -> bool:
-    one, other = (step.alone.gradient(looped_gradient(model), model, seed) for seed in (0, 1))
-    return any(not torch.equal(one[name], other[name]) for name in one)
-
-
-def _floor(model: FinalModel, step: _Step) -> dict[str, float]:
-    """Return the size of the errors that come from the rounding of outputs, where gradients nearly
-    cancel.
-    """
-    theta = {name: part.clone().requires_grad_() for name, part in _second(step.theta).items()}
-    with torch.enable_grad(), seeded(model, 0):
-        outputs = model.call({**theta, **copied_buffers(model)}, step.x[1], training=True)
-        sizes = (1 + outputs.detach().abs()) * step.weights[1].unsqueeze(-1)
-        reach = torch.autograd.grad(
-            (sizes * outputs).sum(), list(theta.values()), materialize_grads=True
-        )
-    eps = torch.finfo(model.dtype).eps
-    return {name: 100 * eps * norm(part) for name, part in zip(theta, reach, strict=True)}
-
-
-def _optimizer_fault(spec: OptimizerSpec, theta: Parameters, gradients: list[Parameters]) -> str:
+def _optimizer_fault(spec: OptimizerSpec, theta: Stack, gradients: list[Stack]) -> str:
     """Say which parameter the optimiser moves otherwise than its plain form, if one does."""
     plain = spec.plain()
     if plain == spec:
         return ""
     fast, slow = (_moved(one, theta, gradients) for one in (spec, plain))
     for found, expected in zip(fast, slow, strict=True):
-        rounding = {
-            name: 4 * torch.finfo(part.dtype).eps * norm(part) for name, part in expected.items()
-        }
+        eps = {name: 4 * torch.finfo(part.dtype).eps for name, part in expected.items()}
+        rounding = {name: eps[name] * norm(part) for name, part in expected.items()}
         wrong = differences(_change(theta, found), _change(theta, expected), rounding)
         if wrong:
             name = max(wrong, key=lambda one: wrong[one])
@@ -214,13 +198,11 @@ def _optimizer_fault(spec: OptimizerSpec, theta: Parameters, gradients: list[Par
     return ""
 
 
-def _change(before: Parameters, after: Parameters) -> Parameters:
+def _change(before: Stack, after: Stack) -> Stack:
     return {name: after[name] - part for name, part in before.items()}
 
 
-def _moved(
-    spec: OptimizerSpec, theta: Parameters, gradients: list[Parameters]
-) -> Iterator[Parameters]:
+def _moved(spec: OptimizerSpec, theta: Stack, gradients: list[Stack]) -> Iterator[Stack]:
     """Yield the parameters of the stack after each step."""
     stack = {name: part.clone().requires_grad_() for name, part in theta.items()}
     optimizer = spec.build(stack.values())

@@ -54,25 +54,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class FurtherRuns:
-    """A run without each of some rows, and with all, over seeds.
+    """A run without each of some rows, and with all, over seeds; read after some `horizons` in epochs.
 
-    Parameters
-    ----------
-    run : Run
-        What is trained.
-    horizons : sequence of int
-        Epochs after which it is read.
-    leave_out : ndarray of shape (n_left_out,)
-        Rows to leave out, one at a time.
-    seeds : list of int
-        All seeds, or the most that may be run.
-    sem_tol : float or None
-        Run seeds in rounds until the root mean square of the standard errors is at most this
-        times that of the scores; None runs all at once.
-    leave_out_mode, compile, chunk_size, checkpoint_dir, memory_budget, n_jobs, verbose : object
-        As in `FurtherTraining`.
-    max_seconds : float or None
-        No seed but the first begins that would end later, if it took as long as the longest yet.
+    `seeds` are all, or the most that may be run: with `sem_tol` they are run in rounds until the root
+    mean square of the standard errors is at most this times that of the scores; with `max_seconds` no
+    seed but the first begins that would end later, if it took as long as the longest yet. The other
+    fields are parameters of `FurtherTraining`.
     """
 
     run: Run
@@ -198,17 +185,7 @@ def further_runs(
 
 @dataclass(frozen=True)
 class Trained:
-    """Models of further training, in memory or on disk.
-
-    Parameters
-    ----------
-    runs : FurtherRuns
-        What was asked for.
-    seeds : list of int
-        Seeds that were run.
-    stacks : dict of Unit to array
-        Parameters (1, L, p) of each stack.
-    """
+    """Models of the runs that were asked for, of the seeds that were run: parameters (1, L, p) by unit."""
 
     runs: FurtherRuns
     seeds: Sequence[int]

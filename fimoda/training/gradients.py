@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from math import isfinite, sqrt
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,24 +17,12 @@ from ..rows import Inputs, mapped, parts
 from .chains import Link, chain_backward, chain_forward, read_chain
 from .noise import noise_state, set_noise
 
-#: Stacked parameters by name, each (L, *shape).
-Parameters = dict[str, Tensor]
+#: Parameters of a stack by name, each (L, *shape).
+Stack = dict[str, Tensor]
 
-
-class StackedGradient(Protocol):
-    """From parameters, x (L, B, ...), y (L, B, ...) and weights (L, B) gradients as the parameters.
-
-    They may be written to `out`, or be tensors of their own all the same.
-    """
-
-    def __call__(
-        self,
-        theta: Parameters,
-        x: Inputs,
-        y: Tensor,
-        weights: Tensor,
-        out: Parameters | None = None,
-    ) -> Parameters: ...
+#: From parameters, x (L, B, ...), y (L, B, ...) and weights (L, B) gradients as the parameters, which
+#: may be written to a last argument, or be tensors of their own all the same.
+StackedGradient = Callable[..., Stack]
 
 
 def expanded(inputs: Inputs, n_models: int) -> Inputs:
@@ -41,20 +30,17 @@ def expanded(inputs: Inputs, n_models: int) -> Inputs:
     return mapped(lambda part: part.expand(n_models, *part.shape), inputs)
 
 
-def dense(gradient: Parameters, theta: Parameters) -> Parameters:
+def dense(gradient: Stack, theta: Stack) -> Stack:
     """Return the gradients in the order of the parameters' numbers in memory, copied where they must be.
 
     ``vmap`` gives some with other strides (transposed, or expanded from one number), and torch's
     fused optimisers go through the numbers of parameter and gradient side by side as they lie.
     """
-    return {
-        name: part if part.stride() == theta[name].stride() else _like(theta[name], part)
-        for name, part in gradient.items()
-    }
-
-
-def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    laid = dict(gradient)
+    for name, part in gradient.items():
+        if part.stride() != theta[name].stride():
+            laid[name] = torch.empty_like(theta[name], requires_grad=False).copy_(part)
+    return laid
 
 
 def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
@@ -65,18 +51,13 @@ def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradien
     models, from torch's global generator; it draws none with ``training=False``.
     """
     links = read_chain(model)
-    if links is None:
-        of_data = _by_autograd(model, training)
-    else:
-        of_data = _by_layers(model, links, training)
+    of_data = _by_layers(model, links, training) if links else _by_autograd(model, training)
     if model.l2 is None:
         return of_data
     l2 = model.views(model.l2)
 
-    def penalised(
-        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
-    ) -> Parameters:
-        gradient = of_data(theta, x, y, weights, out)
+    def penalised(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
+        gradient = of_data(theta, x, y, w, out)
         into = {} if out is None else out
         return {
             name: torch.addcmul(gradient[name], l2[name], theta[name], out=into.get(name))
@@ -91,27 +72,23 @@ def _by_layers(
 ) -> StackedGradient:
     training = training and model.is_stochastic
 
-    def gradient(
-        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
-    ) -> Parameters:
+    def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
         (only,) = parts(x)  # a network of several inputs is no chain
         outputs, tape = chain_forward(links, theta, only.flatten(2), training)
-        upstream = model.loss.gradient(outputs, y) * weights.unsqueeze(-1)
+        upstream = model.loss.gradient(outputs, y) * w.unsqueeze(-1)
         return chain_backward(links, theta, tape, upstream, out)
 
     return gradient
 
 
 def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
-    def loss(theta: Parameters, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
+    def loss(theta: Stack, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
         return (weights * model.loss(model.call(theta, x, training), y)).sum()
 
     of_stack = vmap(grad(loss), randomness="same")
 
-    def gradient(
-        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
-    ) -> Parameters:
-        return of_stack(theta, x, y, weights)
+    def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
+        return of_stack(theta, x, y, w)
 
     return gradient
 
@@ -124,23 +101,21 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
     """
     l2 = None if model.l2 is None else model.views(model.l2)
 
-    def objective(theta: Parameters, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
+    def objective(theta: Stack, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
         outputs = model.call({**theta, **copied_buffers(model)}, x, training)
         total = (weights * model.loss(outputs, y)).sum()
         if l2 is None:
             return total
         return total + sum(0.5 * (l2[name] * part.square()).sum() for name, part in theta.items())
 
-    def gradient(
-        theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
-    ) -> Parameters:
+    def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
         start = noise_state(model)
         found = []
-        for k in range(len(weights)):
+        for k in range(len(w)):
             set_noise(model, start)
             own = {name: part[k].detach().clone().requires_grad_() for name, part in theta.items()}
             with torch.enable_grad():
-                total = objective(own, x[k], y[k], weights[k])
+                total = objective(own, x[k], y[k], w[k])
             found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
         return {
             name: torch.stack(parts)
@@ -150,27 +125,17 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
     return gradient
 
 
-def copied_buffers(model: FinalModel) -> Parameters:
+def copied_buffers(model: FinalModel) -> Stack:
     """Return copies of the module's buffers, for a forward pass that may write to them."""
     return {name: part.clone() for name, part in model.training_module.named_buffers()}
 
 
 def differences(
-    found: Parameters, expected: Parameters, floor: dict[str, float] | None = None
+    found: Stack, expected: Stack, floor: dict[str, float] | None = None
 ) -> dict[str, float]:
-    """Return relative errors of what differs from what is expected by more than its dtype's rounding.
+    """Return relative errors of what differs by more than rounding, and than the norms in `floor`.
 
-    Parameters
-    ----------
-    found, expected : dict of Tensor
-        Gradients, or changes, of all parameters.
-    floor : dict of float, default=None
-        Norm of a difference that is always let pass, by parameter; zero by default.
-
-    Returns
-    -------
-    dict of float
-        Of the parameters that differ. There are none where the expected are not finite.
+    By parameter; there are none where the expected gradients, or changes, are not finite.
     """
     sizes = {name: norm(part) for name, part in expected.items()}
     total = sqrt(sum(size**2 for size in sizes.values()))
@@ -214,19 +179,17 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
         current = torch.compile(eager, dynamic=False, options=options, **_cache_settings())
         examined = False
 
-        def guarded(
-            theta: Parameters, x: Inputs, y: Tensor, weights: Tensor, out: Parameters | None = None
-        ) -> Parameters:
+        def guarded(theta: Stack, *batch: Any) -> Stack:
             nonlocal current, examined
             if current is eager:
-                return eager(theta, x, y, weights)
+                return eager(theta, *batch[:3])
             start = noise_state(model)
             try:
-                found = current(theta, x, y, weights)
+                found = current(theta, *batch[:3])
                 if examined:
                     return found
                 set_noise(model, start)
-                expected = eager(theta, x, y, weights)
+                expected = eager(theta, *batch[:3])
                 wrong = differences(found, expected)
                 if not wrong:
                     examined = True
@@ -237,7 +200,7 @@ def compiled_gradient(model: FinalModel) -> StackedGradient:
             except Exception as error:  # compilers' errors have no class in common
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 set_noise(model, start)
-                expected = eager(theta, x, y, weights)
+                expected = eager(theta, *batch[:3])
             warnings.warn(
                 f"torch.compile failed; training goes on uncompiled, with the same result: {reason}",
                 RuntimeWarning,

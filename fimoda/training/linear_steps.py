@@ -30,18 +30,9 @@ class LinearSteps:
     :math:`\eta'_t` the same with Adam's correction of the first steps. (The very first step with
     momentum is not dampened in torch; here it is.)
 
-    Parameters
-    ----------
-    momentum : float
-        :math:`\mu`.
-    intake : float
-        :math:`\gamma`.
-    of_gradient, of_velocity : float
-        a and c.
-    coupled_decay, decoupled_decay : float
-        :math:`\lambda` and d.
-    preconditioner : Tensor of shape (p,) or None
-        P; None is the identity.
+    `momentum` is :math:`\mu`, `intake` :math:`\gamma`, `of_gradient` a and `of_velocity` c;
+    `coupled_decay` is :math:`\lambda` and `decoupled_decay` d; `preconditioner` (p,) is P, or None for
+    the identity.
     """
 
     momentum: float = 0.0
@@ -165,10 +156,7 @@ _FORMS: dict[type, _Form] = {
 def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
     """Return the optimiser as a linear recursion, preconditioned as its buffers say.
 
-    Raises
-    ------
-    ValueError
-        If the optimiser has no such form, or uses an option that has none.
+    Raises ValueError if it has no such form, or uses an option that has none.
     """
     options = spec.defaults()
     if options.get("maximize"):

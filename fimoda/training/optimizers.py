@@ -23,16 +23,9 @@ DEFAULT_BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser class with its settings and learning rate.
+    """An optimiser that updates every coordinate on its own, with its learning rate and other settings.
 
-    Parameters
-    ----------
-    cls : type
-        A ``torch.optim.Optimizer`` that updates every coordinate on its own.
-    lr : float or callable
-        Learning rate; a callable gives that of an epoch, counted from 0.
-    params : dict
-        Other settings (momentum, weight_decay, betas, ...).
+    A learning rate that is callable gives that of an epoch, counted from 0.
     """
 
     cls: type[torch.optim.Optimizer]
@@ -52,13 +45,7 @@ class OptimizerSpec:
         return [one for one in bases if inspect.unwrap(one.step) is own][-1]
 
     def lr_at(self, epoch: int) -> float:
-        """Return the learning rate of an epoch.
-
-        Raises
-        ------
-        ValueError
-            If a callable gives anything but a positive number.
-        """
+        """Return the learning rate of an epoch; ValueError if a callable gives no positive number."""
         if not callable(self.lr):
             return float(self.lr)
         given = self.lr(epoch)
@@ -134,11 +121,8 @@ def resolve_optimizer(
     Settings of the model's own optimiser (momentum, weight decay, ...) are kept only if the
     optimiser is the model's own too. A model that has none gets SGD with learning rate 0.01.
 
-    Raises
-    ------
-    ValueError
-        If the name is unknown, a setting is not one of the optimiser's, or the optimiser mixes
-        coordinates and so would mix the models of a stack.
+    Raises ValueError if the name is unknown, a setting is not one of the optimiser's, or the optimiser
+    mixes coordinates and so would mix the models of a stack.
     """
     if optimizer is None and recipe.obstacle is not None:
         raise ValueError(

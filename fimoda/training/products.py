@@ -9,7 +9,7 @@ result is float32 is checked on the products of the run itself before the switch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,27 +33,23 @@ def _other_library() -> Iterator[None]:
 
 @contextmanager
 def fast_float32_products(trial: Callable[[], Tensor]) -> Iterator[None]:
-    """Take products by the faster library in this context, if that leaves `trial` unchanged.
+    """Take products by the faster library in this context, if that leaves the tensor of `trial` unchanged.
 
-    Parameters
-    ----------
-    trial : callable
-        Computes a tensor with the products that the run will make. Anything but float32 on the
-        CPU is left alone.
+    It makes the products that the run will make. Anything but float32 on the CPU is left alone.
     """
+    with _other_library() if _is_exact(trial) else nullcontext():
+        yield
+
+
+def _is_exact(trial: Callable[[], Tensor]) -> bool:
+    """Return whether there is another library, which computes in float32 what is float32."""
     switch = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
     if not hasattr(switch, "fp32_precision"):
-        yield
-        return
+        return False
     usual = trial()
     if usual.dtype != torch.float32 or usual.device.type != "cpu":
-        yield
-        return
+        return False
     with _other_library():
         other = trial()
     scale = usual.norm().clamp_min(torch.finfo(usual.dtype).tiny)
-    if float((other - usual).norm() / scale) < EXACT:
-        with _other_library():
-            yield
-    else:
-        yield
+    return float((other - usual).norm() / scale) < EXACT

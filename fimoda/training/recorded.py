@@ -23,19 +23,8 @@ from .run import Run, check_finite
 
 @dataclass(frozen=True)
 class Moment:
-    """A state between two steps.
-
-    Parameters
-    ----------
-    step : int
-        Steps done.
-    theta : Tensor of shape (p,)
-        Parameters.
-    buffers : dict
-        What the optimiser keeps.
-    noise : Tensor
-        State of the random generator that dropout draws from.
-    """
+    """A state between two steps: how many are done, the parameters (p,), what the optimiser keeps, and
+    the state of the random generator that dropout draws from."""
 
     step: int
     theta: Tensor
@@ -47,24 +36,10 @@ class RecordedRun:
     r"""Further training on all rows with one seed, which can be walked forwards and backwards.
 
     About :math:`2 \sqrt T` states are in memory at a time, T the number of steps; the others are
-    computed again when the run is walked.
+    computed again when the run is walked. `look` is called with every moment of the first time
+    through, both ends included.
 
-    Parameters
-    ----------
-    run : Run
-        What is trained, from one initial point.
-    seed : int
-        Seed of the batch order and of dropout.
-    n_epochs : int
-    look : callable, default=None
-        Called with every moment of the first time through, both ends included.
-
-    Raises
-    ------
-    ValueError
-        If the optimiser cannot be differentiated.
-    FloatingPointError
-        If training diverges.
+    Raises ValueError if the optimiser cannot be differentiated, FloatingPointError if training diverges.
     """
 
     def __init__(
@@ -115,11 +90,8 @@ class RecordedRun:
     def derivative(self, moment: Moment) -> StepDerivative:
         """Return the derivative of the step that comes after the moment."""
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
-        epoch = self._epoch(moment)
+        epoch = moment.step // self.steps_per_epoch
         return step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
-
-    def _epoch(self, moment: Moment) -> int:
-        return moment.step // self.steps_per_epoch
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         """Return the gradient of the batch's objective (p,), with this state of the random generator."""
@@ -143,7 +115,7 @@ class RecordedRun:
 
         with fast_float32_products(trial), seeded(model, first.noise):
             for step in range(first.step, stop):
-                optimizer.param_groups[0]["lr"] = spec.lr_at(self._epoch(moments[-1]))
+                optimizer.param_groups[0]["lr"] = spec.lr_at(step // self.steps_per_epoch)
                 gradient = self._run.gradient(
                     model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
                 )

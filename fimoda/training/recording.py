@@ -21,10 +21,7 @@ Checkpoints = int | Sequence[int] | str
 def planned_steps(checkpoints: Checkpoints, n_steps: int) -> set[int]:
     """Return the steps of a run of `n_steps` after which it is kept; the last is always among them.
 
-    Raises
-    ------
-    ValueError
-        If `checkpoints` is neither a positive number, nor a list of steps, nor "all".
+    Raises ValueError if `checkpoints` is neither a positive number, nor a list of steps, nor "all".
     """
     if isinstance(checkpoints, str | bool):
         if checkpoints != "all":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil, sqrt
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
 from .chains import read_chain
 from .examination import examine
 from .gradients import (
-    Parameters,
+    Stack,
     StackedGradient,
     compiled_gradient,
     dense,
@@ -41,16 +41,6 @@ MIN_STACK, MAX_STACK = 4, 32
 COMPILE_FROM = 3e12
 
 
-class Batches(Protocol):
-    """Batches of a stack of models, and the seed of everything else that is random: a `Plan`."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def n_models(self) -> int: ...
-    def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]: ...
-
-
 class Engine(NamedTuple):
     """The gradient of a stack and the optimiser, as they are right for the network."""
 
@@ -63,20 +53,9 @@ class Run:
     """A training run on an objective; seeds and horizons are arguments of its methods.
 
     Many models are trained as one stack by `train`; `RecordedRun` is the training of one model on
-    all rows, which can be walked forwards and backwards.
-
-    Parameters
-    ----------
-    objective : Objective
-        What is trained, and on which rows.
-    optimizer : OptimizerSpec
-    batch_size : int
-    start : Tensor of shape (p,) or (L, p), default=None
-        Initial parameters of all models, or of each; those of the final model by default.
-    compile : bool, default=False
-        Whether gradients go through ``torch.compile``.
-    shuffle : bool, default=True
-        Whether the order of the rows is drawn; otherwise each epoch has their own.
+    all rows, which can be walked forwards and backwards. Training begins at `start`, (p,) for all
+    models or (L, p) for each, or at the final model. With `shuffle` the order of the rows is drawn;
+    otherwise each epoch has their own.
     """
 
     objective: Objective
@@ -184,9 +163,7 @@ class Run:
         optimizer = self.optimizer if verdict.as_built else self.optimizer.plain()
         return Engine(gradient(self.model), optimizer)
 
-    def gradient(
-        self, theta: Parameters, batch: Batch, out: Parameters | None = None
-    ) -> Parameters:
+    def gradient(self, theta: Stack, batch: Batch, out: Stack | None = None) -> Stack:
         """Return the gradient of each model's objective on its batch, as the stacked parameters.
 
         It may be written to `out`.
@@ -201,27 +178,16 @@ class Run:
 
     def train(
         self,
-        plan: Batches,
+        plan: Plan,
         horizons: Sequence[int],
         look: Callable[[int, Tensor], None] = lambda *_: None,
         require_finite: bool = True,
     ) -> Tensor:
         """Train the models of `plan` as one stack, and return their parameters (L, p) at the end.
 
-        Parameters
-        ----------
-        plan : Batches
-        horizons : sequence of int
-            Increasing numbers of epochs; training ends at the last.
-        look : callable
-            Called at each horizon with it and the parameters (L, p); must not change them.
-        require_finite : bool, default=True
-            False lets a diverged model be: the others of its stack go on undisturbed.
-
-        Raises
-        ------
-        FloatingPointError
-            If a model has diverged at a horizon, unless `require_finite` is False.
+        `look` is called at each of the increasing `horizons` with it and the parameters, which it must
+        not change. A model that has diverged there raises FloatingPointError, unless that is not
+        required: then the others of its stack go on undisturbed.
         """
         self.optimizer.check_epochs(horizons[-1])
         model, spec = self.model, self.engine.optimizer

@@ -26,22 +26,10 @@ _FOUND: ContextVar[list[Path] | None] = ContextVar("_FOUND", default=None)
 class UnitStore:
     """A directory of arrays, one file a work unit, that belongs to one run.
 
-    Parameters
-    ----------
-    directory : path
-        Made if it does not exist.
-    identity : dict
-        What the run is: plain numbers, strings, lists and dicts. A directory that holds another run
-        is refused; so is one of other versions of what computes.
-    variant : str
-        Tells files of the same units apart that were computed in another way.
-
-    Raises
-    ------
-    ValueError
-        If the directory belongs to another run; the message names what differs.
-    OSError
-        If the directory cannot be written, or others can write it.
+    `identity` says in plain numbers, strings, lists and dicts what the run is, and `variant` tells
+    files of the same units apart that were computed in another way. A directory that holds another
+    run, or one of other versions of what computes, is refused by a ValueError that names what differs;
+    OSError says that it cannot be written, or that others can write it.
     """
 
     def __init__(
@@ -122,13 +110,7 @@ class UnitStore:
 class StoredArray:
     """An array on disk, read when ``np.asarray`` asks for it: holds no memory and no open file.
 
-    Parameters
-    ----------
-    store : UnitStore
-    key : str
-        Of the unit.
-    again : callable or None
-        Computes the array where its file has vanished or is damaged.
+    `again` computes it where the file of the unit `key` has vanished or is damaged.
     """
 
     store: UnitStore

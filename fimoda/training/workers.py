@@ -34,13 +34,7 @@ AnyUnit = TypeVar("AnyUnit", bound=HasKey)
 
 
 class Deadline:
-    """An end of the time there is.
-
-    Parameters
-    ----------
-    seconds : float or None
-        From now on; None never ends.
-    """
+    """An end of the time there is: so many seconds from now on, or none."""
 
     def __init__(self, seconds: float | None):
         self._seconds = seconds
