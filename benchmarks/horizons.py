@@ -44,6 +44,7 @@ from fimoda import (
     GradCos,
     GradDot,
     LinearizedFurtherTraining,
+    OnceLinearizedFurtherTraining,
     UnrolledDifferentiation,
     agreement_curve,
     further_training_curve,
@@ -180,7 +181,7 @@ def methods(p: Problem) -> dict[str, Callable[[], BaseAttributor]]:
         found[f"influence, {k}"] = partial(solved, damping=k * unit, **model)
     for k in (100, 1000):
         found[f"EK-FAC, {k}"] = partial(EKFACInfluence, damping=k * unit, random_state=0, **model)
-    once = partial(LinearizedFurtherTraining, n_segments=1, **one)
+    once = partial(OnceLinearizedFurtherTraining, **one)
     found["linearised once"] = once
     if isinstance(p.criterion, nn.MSELoss) and p.settings["optimizer"] == "SGD":
         found["linearised once, exact removal"] = partial(once, removal="exact")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fimoda.curvature.output_space import adjoint_in_outputs
 from fimoda.training.linear_steps import LinearSteps
+from fimoda.training.recorded import ObservedRun
 
 #: Rows, outputs, test rows, steps.
 SIZES = [(142, 3, 36, 200), (455, 1, 100, 200), (927, 1, 103, 100), (455, 10, 100, 20)]
@@ -41,11 +42,10 @@ def walk(n: int, c: int, m: int, steps: LinearSteps, n_epochs: int) -> tuple[flo
     curvature = 0.2 * torch.eye(c, dtype=torch.float64).repeat(n, 1, 1)
     residuals, inner = randn(n_epochs + 1, n, c), [randn(m, n, c), randn(m, n, c)]
     rates = torch.full((n_epochs * PER_EPOCH, 2), 0.01, dtype=torch.float64)
+    observed = ObservedRun({}, residuals, residuals, rates, PER_EPOCH)
     horizons = [n_epochs // 2, n_epochs]
     start = time.perf_counter()
-    adjoint_in_outputs(
-        kernel, share, lambda _: curvature, residuals, steps, rates, PER_EPOCH, inner, horizons
-    )
+    adjoint_in_outputs(kernel, share, lambda _: curvature, observed, steps, inner, horizons)
     total = time.perf_counter() - start
     matrix, left = kernel.reshape(n * c, n * c), randn(2 * m, n * c)
     start = time.perf_counter()

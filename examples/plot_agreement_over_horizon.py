@@ -24,6 +24,7 @@ from fimoda import (
     ExactInfluence,
     GradDot,
     LinearizedFurtherTraining,
+    OnceLinearizedFurtherTraining,
     UnrolledDifferentiation,
     agreement_curve,
     further_training_curve,
@@ -67,9 +68,7 @@ curve = further_training_curve(
 methods = {
     "Grad-Dot": GradDot(net),
     "influence function": ExactInfluence(net),
-    "linearised once": LinearizedFurtherTraining(
-        net, n_epochs=horizons, n_segments=1, random_state=0
-    ),
+    "linearised once": OnceLinearizedFurtherTraining(net, n_epochs=horizons, random_state=0),
     "linearised anew": LinearizedFurtherTraining(net, n_epochs=horizons, random_state=0),
     "unrolled": UnrolledDifferentiation(
         net, n_epochs=horizons, leave_out=curve.leave_out, random_state=0

@@ -20,6 +20,7 @@ from .attributors.hydra import Hydra
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
+from .attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from .attributors.rep_sim import RepSim
 from .attributors.source import SOURCE
 from .attributors.trac_in import TracIn
@@ -108,6 +109,7 @@ __all__ = [
     "MislabelDetectionDisplay",
     "MislabelDetector",
     "MislabelScorer",
+    "OnceLinearizedFurtherTraining",
     "OutcomeDensityDisplay",
     "OutcomeSamples",
     "PrunedClassifier",

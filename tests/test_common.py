@@ -125,7 +125,7 @@ def test_sklearn(estimator, check):
 def test_sklearn_checks_with_a_final_model_of_regression(cls):
     """The same checks where the default is replaced by an unfitted linear model."""
     # rows as the checks draw them, unscaled, need small steps where instability is an error
-    steps = {"lr": 1e-5} if cls is fimoda.LinearizedFurtherTraining else {}
+    steps = {"lr": 1e-5} if cls.__name__.endswith("LinearizedFurtherTraining") else {}
     attributor = make(cls, Ridge(), **steps)
     results = check_estimator(
         attributor, expected_failed_checks=expected_failures(attributor), on_fail=None

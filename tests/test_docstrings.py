@@ -17,7 +17,8 @@ FAMILIES = {
     ],
     "along the run": ["Hydra", "SOURCE", "TracIn"],
     "further training": [
-        "FurtherTraining", "LinearizedFurtherTraining", "UnrolledDifferentiation", "further_training_curve",
+        "FurtherTraining", "LinearizedFurtherTraining", "OnceLinearizedFurtherTraining",
+        "UnrolledDifferentiation", "further_training_curve",
     ],
     "retraining": ["Datamodel", "Downsampling", "LeaveOneOut", "train_on_subsets"],
     "of other attributors": ["DistributionalInfluence", "EnsembleAttributor"],

@@ -12,6 +12,7 @@ from torch import nn
 
 from fimoda import (
     LinearizedFurtherTraining,
+    OnceLinearizedFurtherTraining,
     UnrolledDifferentiation,
     further_training_curve,
     train_ensemble,
@@ -54,7 +55,11 @@ def test_horizons_and_other_weights(mode):
 
     def scores():
         found = []
-        for cls in (UnrolledDifferentiation, LinearizedFurtherTraining):
+        for cls in (
+            UnrolledDifferentiation,
+            LinearizedFurtherTraining,
+            OnceLinearizedFurtherTraining,
+        ):
             method = cls(model, **settings).fit(X, y)
             found.append(method.transform_horizons(X[:3], y[:3]))
             found.append(method.reweight(X[:3], y[:3], weights=weights))

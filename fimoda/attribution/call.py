@@ -47,7 +47,7 @@ def attribute(
     they take is estimated from a short trial and the sizes of everything.
 
     - Networks: `FurtherTraining` with 5 seeds (the definition), `UnrolledDifferentiation`,
-      `LinearizedFurtherTraining` with segments, the same with one, `GradDot`.
+      `LinearizedFurtherTraining`, `OnceLinearizedFurtherTraining`, `GradDot`.
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
     - Models without gradients, or with rows that only they take (missing values, categories, sparse
       matrices, texts): `LeaveOneOut`, `Downsampling`.

@@ -18,6 +18,7 @@ from ..attributors.further_training import FurtherTraining
 from ..attributors.grad_dot import GradDot
 from ..attributors.leave_one_out import LeaveOneOut
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
+from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..training.chains import Affine, read_chain
@@ -52,11 +53,10 @@ class Candidate:
     attributor: BaseAttributor
     seconds: float
     note: str = ""
-    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"{type(self.attributor).__name__}{self.variant}"
+        return type(self.attributor).__name__
 
 
 class Choice(NamedTuple):
@@ -204,15 +204,12 @@ def _network(
     measuring = n_test / (3 * n)  # in epochs
     gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
     found = [
-        (gold, ""),
-        (of(UnrolledDifferentiation), ""),
-        (of(LinearizedFurtherTraining), ""),
-        (of(LinearizedFurtherTraining, n_segments=1, solver="kernel"), " (one segment)"),
-        (probe, ""),
+        gold,
+        of(UnrolledDifferentiation),
+        of(LinearizedFurtherTraining),
+        of(OnceLinearizedFurtherTraining, solver="kernel"),
+        probe,
     ]
-    passes = [one._n_passes(probe, n_test, n_jobs) for one, _ in found]
-    return [
-        Candidate(one, once * count, variant=variant)
-        for (one, variant), count in zip(found, passes, strict=True)
-        if np.isfinite(count)
-    ]
+    passes = [one._n_passes(probe, n_test, n_jobs) for one in found]
+    counted = zip(found, passes, strict=True)
+    return [Candidate(one, once * count) for one, count in counted if np.isfinite(count)]

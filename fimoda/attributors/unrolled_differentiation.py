@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .._validation import (
     POSITIVE_INTEGER,
@@ -25,13 +24,14 @@ from .._validation import (
     check_seeds,
 )
 from ..base import BaseAttributor
-from ..curvature.unrolled import Unrolled
+from ..curvature.kinks import kink_sharpness
+from ..curvature.unrolled import Unrolled, check_run, walk_back, walk_forward
 from ..last_call import of_last_call
+from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
-from ._horizons import BaseHorizons
-from ._walks import Walk, check_run, kink_sharpness, walk_back, walk_forward
+from ._further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 400.0
@@ -46,7 +46,7 @@ WALK = 7.0
 GROWTH = 100.0
 
 
-class UnrolledDifferentiation(BaseHorizons):
+class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     r"""Derivative of the real run of further training in the weight of each row.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R \nabla m_z(\theta_T)^\top \dot\theta_T^{(i)}, \qquad
@@ -168,14 +168,11 @@ class UnrolledDifferentiation(BaseHorizons):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseHorizons._parameter_constraints,
+        **HorizonsMixin._parameter_constraints,
         "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
         "start": [nn.Module, dict, None],
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
-        "memory_budget": [POSITIVE_INTEGER],
-        "n_jobs": [Integral, None],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -225,24 +222,25 @@ class UnrolledDifferentiation(BaseHorizons):
         rng = check_random_state(self.random_state)
         self.horizons_ = self._check_horizons()
         self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)
-        run = self._run()
+        start = None if self.start is None else self._starting_point(self.start)
+        self._full_run = replace(self._run(), start=start)
         self.seeds_ = check_seeds(self.n_seeds, rng)
-        smooth = kink_sharpness(self.kink_smoothing, run.optimizer, KINK_SMOOTHING)
-        self._walk = Walk(
-            self._objective,
-            run.optimizer,
-            run.batch_size,
-            None if self.start is None else self._starting_point(self.start),
-            kink_smoothing=smooth,
-        )
-        self._require_memory()
+        self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
+        needed = self._bytes(forward=self.mode == "forward")
+        if needed > self.memory_budget:
+            raise MemoryError(
+                f"walking through {self._full_run.n_steps(self.horizons_[-1])} steps takes "
+                f"{needed / 2**20:.0f} MiB, more than memory_budget="
+                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
+                "mode='adjoint'."
+            )
         self._forward: dict[int, Unrolled] = {}
         if self.mode == "forward":
             self._walk_forward()
         else:  # a run that diverges, or an optimiser that has no derivative, shows now
-            self._parallel(
-                [delayed(check_run)(self._walk, s, self.horizons_[-1]) for s in self.seeds_]
-            )
+            last = self.horizons_[-1]
+            jobs = [delayed(check_run)(self._full_run, seed, last) for seed in self.seeds_]
+            self._workers.do(self._workers.shown(jobs))
 
     def _starting_point(self, start: nn.Module | dict[str, Tensor]) -> Tensor:
         given = start.state_dict() if isinstance(start, nn.Module) else start
@@ -258,34 +256,18 @@ class UnrolledDifferentiation(BaseHorizons):
         parameters = {name: given[name].detach() for name in self.model_.shapes}
         return self.model_.flatten(parameters).to(self.model_.theta)
 
-    def _require_memory(self) -> None:
-        needed = self._bytes(forward=self.mode == "forward")
-        if needed > self.memory_budget:
-            raise MemoryError(
-                f"walking through {self._walk.n_steps(self.horizons_[-1])} steps takes "
-                f"{needed / 2**20:.0f} MiB, more than memory_budget="
-                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
-                "mode='adjoint'."
-            )
-
     def _bytes(self, forward: bool) -> int:
-        """Bytes of the states of a run, and of the tangents that walk through it forwards."""
-        states = self._walk.state_bytes(self.horizons_[-1])
+        """Return the bytes of the states of a run, and of tangents that walk through it forwards."""
+        states = self._full_run.state_bytes(self.horizons_[-1])
         vector = self.model_.n_parameters * self.model_.theta.element_size()
         return states + forward * vector * len(self.train_indices_) * (len(self.horizons_) + 6)
 
     def _walk_forward(self) -> None:
-        """Tangents of all left-out rows, one walk a seed."""
-        left_out = [int(i) for i in self.train_indices_]
-        jobs = [delayed(walk_forward)(self._walk, s, self.horizons_, left_out) for s in self.seeds_]
-        self._forward.update(zip(self.seeds_, self._parallel(jobs), strict=True))
-
-    def _parallel(self, jobs: list[Any]) -> list[Any]:
-        """Results of the jobs, in their order."""
-        results = Parallel(n_jobs=self.n_jobs)(
-            tqdm(jobs, desc="unrolled differentiation", unit="walk", disable=not self.verbose)
-        )
-        return list(results)
+        """Find the tangents of all left-out rows, by one walk a seed."""
+        what = self.horizons_, [int(i) for i in self.train_indices_], self._kinks
+        jobs = [delayed(walk_forward)(self._full_run, seed, *what) for seed in self.seeds_]
+        found = self._workers.do(self._workers.shown(jobs))
+        self._forward.update(zip(self.seeds_, found, strict=True))
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -299,50 +281,6 @@ class UnrolledDifferentiation(BaseHorizons):
             self._walk_forward()
         walked = self._from_tangents if self._forward else self._from_walks_back
         per_seed, ends, growth = walked(test, horizons)
-        self._remember(growth)
-        return per_seed.cpu().numpy(), ends
-
-    def _from_tangents(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
-        """Scores (n_horizons, n_test, n_columns, n_seeds), last parameters (n_seeds, p) and growth,
-        of the walks forwards."""
-        X, y, measure = test.inputs, test.targets, test.measure
-        places = [self.horizons_.index(h) for h in horizons]
-        scores = [
-            [
-                (self._walk.gradients(theta, X, y, measure) @ tangents.mT).double()
-                for tangents, theta in zip(
-                    self._forward[seed].values[places],
-                    self._forward[seed].thetas[places],
-                    strict=True,
-                )
-            ]
-            for seed in self.seeds_
-        ]
-        stacked = torch.stack([torch.stack(one) for one in scores], -1)
-        ends = torch.stack([self._forward[seed].thetas[places[-1]] for seed in self.seeds_])
-        return stacked, ends, max(one.growth for one in self._forward.values())
-
-    def _from_walks_back(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
-        """The same by walks back from blocks of test rows."""
-        X, y, measure = test.inputs, test.targets, test.measure
-        vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * len(horizons)
-        block = int(min(BLOCK, max(1, self.memory_budget // vector)))
-        blocks = list(zip(X.split(block), y.split(block), strict=True))
-        jobs = [
-            delayed(walk_back)(self._walk, seed, horizons, x, target, measure)
-            for seed in self.seeds_
-            for x, target in blocks
-        ]
-        found = self._parallel(jobs)
-        columns = torch.from_numpy(self.train_indices_)
-        scores = [
-            torch.cat([one.values for one in found[k : k + len(blocks)]], 1)[:, :, columns]
-            for k in range(0, len(found), len(blocks))
-        ]
-        ends = torch.stack([one.thetas[-1] for one in found[:: len(blocks)]])
-        return torch.stack(scores, -1), ends, max(one.growth for one in found)
-
-    def _remember(self, growth: float) -> None:
         self._seen["growth_"] = growth
         if growth > GROWTH:
             warnings.warn(
@@ -352,6 +290,39 @@ class UnrolledDifferentiation(BaseHorizons):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        return per_seed.cpu().numpy(), ends
+
+    def _from_tangents(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
+        """Return scores (n_horizons, n_test, n_columns, n_seeds), last parameters (n_seeds, p) and
+        growth of the walks forwards."""
+        places = [self.horizons_.index(h) for h in horizons]
+        walks = [self._forward[seed] for seed in self.seeds_]
+        scores = []
+        for walk in walks:
+            of_seed = []
+            for place in places:
+                gradients = gradients_by_autograd(self.model_.at(walk.thetas[place]), test)
+                of_seed.append((gradients @ walk.values[place].mT).double())
+            scores.append(torch.stack(of_seed))
+        ends = torch.stack([walk.thetas[places[-1]] for walk in walks])
+        return torch.stack(scores, -1), ends, max(walk.growth for walk in walks)
+
+    def _from_walks_back(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
+        """Return the same of walks back from blocks of test rows."""
+        blocks = self._blocks(test, len(horizons), BLOCK)
+        jobs = [
+            delayed(walk_back)(self._full_run, seed, horizons, block, self._kinks)
+            for seed in self.seeds_
+            for block in blocks
+        ]
+        found = self._workers.do(self._workers.shown(jobs))
+        columns = torch.from_numpy(self.train_indices_)
+        scores = [
+            torch.cat([one.values for one in found[k : k + len(blocks)]], 1)[:, :, columns]
+            for k in range(0, len(found), len(blocks))
+        ]
+        ends = torch.stack([one.thetas[-1] for one in found[:: len(blocks)]])
+        return torch.stack(scores, -1), ends, max(one.growth for one in found)
 
     def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
         n_epochs = self._check_horizons()[-1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from ..model import FinalModel
+from ..rows import Rows
 from ..training.chains import RELU, Affine, Dropout, Link, Pointwise, chain_forward, read_chain
 from .kinks import SmoothedKinks, bump
 
@@ -20,14 +21,10 @@ _BLOCK = 2**19
 
 
 class BatchHessian(ABC):
-    r"""The matrix :math:`H = \sum_b w_b \, \partial^2\ell_b / \partial\theta^2` of a batch.
+    r"""The matrix :math:`H = \sum_b s_b \, \partial^2\ell_b / \partial\theta^2` of a batch, by share.
 
-    Parameters
-    ----------
-    model : FinalModel
-        Architecture and loss.
-    kink_smoothing : float or None
-        Sharpness of the curvature at kinks (see `fimoda.curvature.kinks`); None leaves it out.
+    `kink_smoothing` is the sharpness of the curvature at kinks (see `fimoda.curvature.kinks`); None
+    leaves it out.
     """
 
     def __init__(self, model: FinalModel, kink_smoothing: float | None = None):
@@ -35,37 +32,20 @@ class BatchHessian(ABC):
         self.kink_smoothing = kink_smoothing
 
     def _smoothed(self) -> AbstractContextManager[Any]:
-        """The context in which kinks have the curvature asked for."""
+        """Return the context in which kinks have the curvature asked for."""
         smooth = self.kink_smoothing
         return nullcontext() if smooth is None else SmoothedKinks(smooth)
 
     @abstractmethod
-    def __call__(
-        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Products with the rows of V, and the slopes of each row's loss along them.
+    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Return products ``H v`` (k, p) and slopes (k, B) of the rows' losses along V (k, p).
 
-        Parameters
-        ----------
-        theta : Tensor of shape (p,)
-            Parameters to differentiate at.
-        x, y : Tensor
-            Rows of the batch and their targets.
-        w : Tensor of shape (B,)
-            Their weights.
-        V : Tensor of shape (k, p)
-
-        Returns
-        -------
-        products : Tensor of shape (k, p)
-            ``H v``, without the second derivative of a penalty.
-        slopes : Tensor of shape (k, B)
-            Inner products of v with the gradient of each row's loss.
+        All at parameters (p,), and without the second derivative of a penalty.
         """
 
 
 def batch_hessian(model: FinalModel, kink_smoothing: float | None = None) -> BatchHessian:
-    """The implementation that suits the model: layer by layer for a chain, else by autograd."""
+    """Return the implementation that suits the model: by layers for a chain, else by autograd."""
     links = None if model.is_stochastic else read_chain(model)
     if links is None or any(_unknown_bend(link) for link in links):
         return AutogradHessian(model, kink_smoothing)
@@ -81,12 +61,12 @@ def _unknown_bend(link: Link) -> bool:
 class AutogradHessian(BatchHessian):
     """For any model: forward over reverse differentiation."""
 
-    def __call__(
-        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+        w = batch.shares.to(theta)
+
         def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = self.model.forward(theta, x, training=True)
-            losses = self.model.loss(outputs, y)
+            outputs = self.model.forward(theta, batch.inputs, training=True)
+            losses = self.model.loss(outputs, batch.targets)
             return (w * losses).sum(), losses
 
         def along(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,28 +78,14 @@ class AutogradHessian(BatchHessian):
 
 @dataclass(frozen=True)
 class _Point:
-    """What the products with all vectors share at one batch.
+    """What the products with all vectors have in common at one batch."""
 
-    Parameters
-    ----------
-    kept : list of Tensor
-        By link: input of an affine one, value of a pointwise one.
-    signals : list of Tensor
-        By link: gradient of the weighted loss in its value.
-    slopes, bends : dict of Tensor
-        By pointwise link: its derivative; its second derivative times the signal.
-    gradient : Tensor of shape (B, C)
-        Of each row's loss in its outputs.
-    curvature : Tensor of shape (B, C, C)
-        Its second derivative, times the row's weight.
-    """
-
-    kept: list[Tensor]
-    signals: list[Tensor]
-    slopes: dict[int, Tensor]
-    bends: dict[int, Tensor]
-    gradient: Tensor
-    curvature: Tensor
+    kept: list[Tensor]  # by link: input of an affine one, value of a pointwise one
+    signals: list[Tensor]  # by link: gradient of the mean loss in its value
+    slopes: dict[int, Tensor]  # by pointwise link: its derivative
+    bends: dict[int, Tensor]  # by pointwise link: its second derivative times the signal
+    gradient: Tensor  # of each row's loss in its outputs, (B, C)
+    curvature: Tensor  # its second derivative, times the row's share, (B, C, C)
 
 
 class ChainHessian(BatchHessian):
@@ -138,25 +104,25 @@ class ChainHessian(BatchHessian):
             model.shapes[link.weight][0] for link in links if isinstance(link, Affine)
         )
 
-    def __call__(
-        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
         parameters = self.model.views(theta)
-        point = self._point(parameters, x.flatten(1), y, w)
+        point = self._point(parameters, batch)
         products = torch.empty_like(V)
-        slopes = V.new_empty(len(V), len(x))
-        block = max(1, _BLOCK // (self._width * len(x)))
+        slopes = V.new_empty(len(V), len(batch))
+        block = max(1, _BLOCK // (self._width * len(batch)))
         for a in range(0, len(V), block):
             one = slice(a, a + block)
             slopes[one] = self._products(parameters, point, V[one], products[one])
         return products, slopes
 
-    def _point(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor) -> _Point:
-        """One pass forward and back through the batch."""
+    def _point(self, parameters: dict[str, Tensor], batch: Rows) -> _Point:
+        """Pass forward and back through the batch once."""
+        x, y = batch.inputs.flatten(1), batch.targets
         stacked = {name: value.unsqueeze(0) for name, value in parameters.items()}
         outputs, tape = chain_forward(self.links, stacked, x.unsqueeze(0), training=False)
         outputs, kept = outputs[0], [h[0] for h in tape]
         gradient = self.model.loss.gradient(outputs, y)
+        w = batch.shares.to(gradient)
         with self._smoothed():
             curvature = self.model.loss.output_hessian(outputs, y) * w[:, None, None]
         upstream = gradient * w[:, None]
@@ -177,31 +143,19 @@ class ChainHessian(BatchHessian):
         return _Point(kept, signals[::-1], slopes, bends, gradient, curvature)
 
     def _bend(
-        self,
-        k: int,
-        link: Pointwise,
-        kept: list[Tensor],
-        parameters: dict[str, Tensor],
-        x: Tensor,
+        self, k: int, link: Pointwise, kept: list[Tensor], parameters: dict[str, Tensor], x: Tensor
     ) -> Tensor | None:
-        """Second derivative of link k."""
+        """Return the second derivative of link k, if it has one."""
         if link.bend is not None:
             return link.bend(kept[k])
         if self.kink_smoothing is None:
             return None
-        return bump(self._argument(k, kept, parameters, x), self.kink_smoothing)
-
-    def _argument(
-        self, k: int, kept: list[Tensor], parameters: dict[str, Tensor], x: Tensor
-    ) -> Tensor:
-        """What goes into link k."""
-        if k == 0:
-            return x
-        before = self.links[k - 1]
-        if not isinstance(before, Affine):
-            return kept[k - 1]
-        z = kept[k - 1] @ parameters[before.weight].mT
-        return z if before.bias is None else z + parameters[before.bias]
+        z = kept[k - 1] if k else x  # what goes into it
+        before = self.links[k - 1] if k else None
+        if isinstance(before, Affine):
+            z = z @ parameters[before.weight].mT
+            z = z if before.bias is None else z + parameters[before.bias]
+        return bump(z, self.kink_smoothing)
 
     def _products(
         self, parameters: dict[str, Tensor], point: _Point, V: Tensor, out: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class DualGaussNewton:
             )
         objective = objective.double
         self.model = objective.model
-        self.kernel = OutputKernel(self.model, objective.rows.inputs, objective.memory_budget // 8)
+        self.kernel = OutputKernel(replace(objective, memory_budget=objective.memory_budget // 8))
         self.root, self.reach = row_factors(objective)
         n, c = self.reach.shape
         gram = self.kernel()
@@ -113,9 +114,9 @@ class DualGaussNewton:
 
         With `removal` they are scores of a Newton step of the objective without each row.
         """
-        inputs = test.double.inputs
-        slope = test.slopes(self.model.outputs(inputs))  # (m, C)
-        pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(inputs), self.root)
+        rows = test.double.rows
+        slope = test.slopes(self.model.outputs(rows.inputs))  # (m, C)
+        pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(rows), self.root)
         curved = self.eigenvalues.clamp_min(0)
         penalty = self.model.penalty
         damping += 0.0 if penalty is None else float(penalty[0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
+from ..rows import Rows
 from .batch_hessian import BatchHessian
 from .outputs import push_outputs
 
@@ -16,17 +18,15 @@ _NUMBERS = 2**18
 
 
 class FrozenJacobians(BatchHessian):
-    r"""Curvature :math:`\sum_b w_b J_b^\top W_b J_b` with Jacobians J of the final model.
+    r"""Curvature :math:`\sum_b s_b J_b^\top W_b J_b` with Jacobians J of the final model.
 
-    The residuals and their derivatives W are those at the parameters that are passed. Dropout is
-    off.
+    The residuals and their derivatives W are those at the parameters that are passed. Dropout is off.
     """
 
-    def __call__(
-        self, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, V: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        model = self.model
+    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+        model, x, y = self.model, batch.inputs, batch.targets
         outputs = model.forward(theta, x)
+        w = batch.shares.to(outputs)
         with self._smoothed():
             curvature = model.loss.output_hessian(outputs, y) * w[:, None, None]
         moved = push_outputs(model, x, model.theta, V)
@@ -45,11 +45,11 @@ class LinearizedModule(nn.Module):
         self.module = copy.deepcopy(module)
         self._base = {name: p.detach().clone() for name, p in module.named_parameters()}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         moved = {name: p - self._base[name] for name, p in self.module.named_parameters()}
 
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            found = functional_call(self.module, parameters, (x,))
+            found = functional_call(self.module, parameters, inputs, named)
             return found[0] if isinstance(found, tuple) else found
 
         value, change, *_ = jvp(outputs, (self._base,), (moved,))

@@ -16,11 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..training.optimizers import OptimizerSpec
+
 
 def bump(z: Tensor, sharpness: float) -> Tensor:
-    """Second derivative of ``softplus(sharpness * z) / sharpness``."""
+    """Return the second derivative of ``softplus(sharpness * z) / sharpness``."""
     s = torch.sigmoid(sharpness * z)
     return sharpness * s * (1 - s)
+
+
+def kink_sharpness(
+    given: float | str | None, optimizer: OptimizerSpec, auto: float
+) -> float | None:
+    """Return the sharpness that ``kink_smoothing`` asks for; "auto" is for SGD with any momentum.
+
+    The preconditioner of an adaptive optimiser blows the curvature of kinks up.
+    """
+    if given == "auto":
+        return auto if optimizer.step_of is torch.optim.SGD else None
+    return None if given is None else float(given)
 
 
 class _Step(torch.autograd.Function):
@@ -74,13 +88,8 @@ class _Relu(torch.autograd.Function):
 class SmoothedKinks(TorchFunctionMode):
     """Within this context kinks have curvature; values and first derivatives stay the same.
 
-    ReLU, LeakyReLU, ReLU6, Hardtanh, absolute values and losses, clamping from below, and max
-    pooling over two axes.
-
-    Parameters
-    ----------
-    sharpness : float
-        One over the width of a kink, in units of what goes into it.
+    Those of ReLU, LeakyReLU, ReLU6, Hardtanh, absolute values and losses, clamping from below, and max
+    pooling over two axes. The sharpness is one over the width of a kink, in units of what goes into it.
     """
 
     def __init__(self, sharpness: float):

@@ -19,6 +19,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
+from ..training.recorded import ObservedRun
 from .unrolled import leaving_out
 
 #: Outputs of all rows up to which eigenvalues are computed densely.
@@ -29,22 +30,20 @@ def adjoint_in_outputs(
     kernel: Tensor,
     share: Tensor,
     curvature: Callable[[int], Tensor],
-    residuals: Tensor,
+    observed: ObservedRun,
     steps: LinearSteps,
-    rates: Tensor,
-    per_epoch: int,
     inner: Sequence[Tensor],
     horizons: Sequence[int],
     own_residuals: Tensor | None = None,
 ) -> Tensor:
     """Return scores (n_horizons, m, n) to first order, by one walk back for all horizons.
 
-    `kernel` (n, C, n, C) and `residuals` (n_epochs + 1, n, C) are of the training rows' outputs,
-    `curvature` is the second derivative (n, C, C) of their losses after an epoch, and `own_residuals`
-    those of each row when it is the one left out, if they are others. `inner` has for each horizon, of
-    increasing numbers of epochs, the products (m, n, C) of the measurements' gradients with the
-    (preconditioned) Jacobians of the rows.
+    From the kernel (n, C, n, C) of the training rows and their shares (n,); from `curvature`, the
+    second derivative (n, C, C) of each row's loss in its outputs after an epoch; and for each horizon
+    from inner products (m, n, C) of the measurements' gradients with the (preconditioned) Jacobians of
+    the rows. `own_residuals` are those of each row when it is the one left out, if they are others.
     """
+    residuals, rates, per_epoch = observed.residuals, observed.rates, observed.steps_per_epoch
     others = residuals if own_residuals is None else own_residuals
     n, c = kernel.shape[:2]
     K = kernel.reshape(n * c, n * c)
@@ -84,25 +83,25 @@ def outputs_of_full_run(
     kernel: Tensor,
     share: Tensor,
     residual: Callable[[Tensor], Tensor],
-    outputs: Tensor,
+    observed: ObservedRun,
     decay: Tensor,
     steps: LinearSteps,
-    rates: Tensor,
-    marks: Sequence[int],
+    horizons: Sequence[int],
 ) -> Tensor:
-    """Return the change (n_marks, n, C) of the rows' outputs in the linearised run on all rows.
+    """Return the change (n_horizons, n, C) of the rows' outputs in the linearised run on all rows.
 
-    From `outputs` (n, C), with the `residual` (n, C) of each row's loss at others, and `decay` (n, C):
-    the weight decay of the first gradient, times the Jacobians. Marks are numbers of steps.
+    `residual` gives the gradient of each row's loss in its outputs (n, C); `decay` (n, C) is what
+    weight decay adds to the first gradient, times the rows' Jacobians.
     """
+    outputs, marks = observed.outputs[0].double(), observed.marks(horizons)
     K = kernel.flatten(0, 1).flatten(1)
     x, v = torch.zeros_like(outputs), torch.zeros_like(outputs)
     reached = []
-    for step, rate in enumerate(rates.tolist()):
+    for step, rate in enumerate(observed.rates.tolist(), start=1):
         force = (residual(outputs + x) * share[:, None]).flatten()
         slope = (K @ force).view_as(x) + decay + steps.coupled_decay * x
         x, v = steps.push(rate, x, v, slope)
-        if step + 1 in marks:
+        if step in marks:
             reached.append(x)
     return torch.stack(reached)
 

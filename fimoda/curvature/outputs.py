@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from ..model import FinalModel
+from ..rows import Inputs
 
 #: Rows that are differentiated together.
 _ROWS = 1024
@@ -15,18 +16,18 @@ _ROWS = 1024
 _NUMBERS = 2**22
 
 
-def push_outputs(model: FinalModel, X: Tensor, theta: Tensor, U: Tensor) -> Tensor:
-    """Return derivatives (n, k, C) of the outputs of rows X along the rows of U (k, p)."""
+def push_outputs(model: FinalModel, inputs: Inputs, theta: Tensor, U: Tensor) -> Tensor:
+    """Return the derivatives (n, k, C) of the rows' outputs along vectors (k, p)."""
     width = max([shape[0] for shape in model.shapes.values() if shape], default=1)
-    chunk = min(_ROWS, len(X))
+    chunk = min(_ROWS, len(inputs))
     block = max(1, _NUMBERS // (chunk * width))
 
-    def along(x: Tensor, u: Tensor) -> Tensor:
+    def along(x: Inputs, u: Tensor) -> Tensor:
         return jvp(lambda theta: model.forward(theta, x), (theta,), (u,))[1]
 
     return torch.cat(
         [
             torch.cat([vmap(along, (None, 0))(x, u) for u in U.split(block)]).transpose(0, 1)
-            for x in X.split(chunk)
+            for x in inputs.split(chunk)
         ]
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
+from ..training.recorded import ObservedRun
 from .output_space import between_epochs
 from .unrolled import leaving_out
 
@@ -30,17 +31,8 @@ class QuadraticRemoval:
     first steps are taken one by one; later the residuals are linear in time over blocks that grow
     with time.
 
-    Parameters
-    ----------
-    kernel : Tensor of shape (n, C, n, C)
-        Of the outputs of the training rows, in float64.
-    share : Tensor of shape (n,)
-        Each row's share of the objective.
-    bend : float
-        w, the second derivative of each row's loss in each output.
-    steps : LinearSteps
-    exact : bool
-        Whether rows are removed exactly, or to first order.
+    Made of the kernel (n, C, n, C) of the outputs of the training rows in float64, their shares (n,),
+    and w, the second derivative `bend` of each row's loss in each output.
     """
 
     def __init__(self, kernel: Tensor, share: Tensor, bend: float, steps: LinearSteps, exact: bool):
@@ -64,47 +56,27 @@ class QuadraticRemoval:
         self.rows = (kernel.reshape(n * c, n * c) @ self.to_modes).unflatten(0, (n, c))
 
     def deviations(
-        self,
-        residuals: Tensor,
-        rates: Tensor,
-        per_epoch: int,
-        horizons: Sequence[int],
-        own_residuals: Tensor | None = None,
+        self, observed: ObservedRun, horizons: Sequence[int], own_residuals: Tensor | None = None
     ) -> Tensor:
-        """Each row's deviation in modes at each horizon, (n_horizons, n, k).
+        """Return each row's deviation (n_horizons, n, k) in modes, from what the run on all rows was.
 
-        Parameters
-        ----------
-        residuals : Tensor of shape (n_epochs + 1, n, C)
-            Gradient of each row's loss in its outputs, at the start of each epoch and at the end.
-        rates : Tensor of shape (n_steps, 2)
-            Learning rates.
-        per_epoch : int
-            Steps of an epoch.
-        horizons : sequence of int
-            Increasing numbers of epochs.
-        own_residuals : Tensor of shape (n_epochs + 1, n, C), default=None
-            Residuals of each row when it is the one left out, if they are others (relabelled rows);
-            its removal is to first order then.
+        `own_residuals` are those of each row when it is the one left out, if they are others
+        (relabelled rows); its removal is to first order then.
         """
-        residuals = residuals.double()
+        per_epoch, residuals = observed.steps_per_epoch, observed.residuals.double()
         others = residuals if own_residuals is None else own_residuals.double()
         exact = self.exact and own_residuals is None
-        marks = [h * per_epoch for h in horizons]
+        marks = observed.marks(horizons)
         x = torch.zeros(self.rows.shape[0], self.rows.shape[2]).to(self.rows)
         v = torch.zeros_like(x)
         reached: list[Tensor] = []
         mean, u = self._mean(residuals[0]), others[0]
-        times = _grid(marks)
-        for t0, t1 in itertools.pairwise(times):
-            block = _Block(self, rates[t0:t1], exact)
+        for t0, t1 in itertools.pairwise(_grid(marks)):
+            block = _Block(self, observed.rates[t0:t1], exact)
             x, v = block.drift(x, v)
             block.push(x, v, 0, u, mean)
-            mean, u = (
-                self._mean(between_epochs(residuals, t1 / per_epoch)),
-                between_epochs(others, t1 / per_epoch),
-            )
-            r = u
+            mean = self._mean(between_epochs(residuals, t1 / per_epoch))
+            r = u = between_epochs(others, t1 / per_epoch)
             if exact:
                 known = block.with_mean(x, mean)
                 u = block.solve_own(self.rows, r + self.bend * self._outputs(known))
@@ -115,84 +87,60 @@ class QuadraticRemoval:
                 reached.append(x.clone())
         return torch.stack(reached)
 
-    def reweighted(
-        self,
-        residuals: Tensor,
-        rates: Tensor,
-        per_epoch: int,
-        horizons: Sequence[int],
-        weights: Tensor,
-    ) -> Tensor:
-        """Deviation in modes (n_horizons, k) of the run in which each row's weight is multiplied.
+    def reweighted(self, observed: ObservedRun, horizon: int, factors: Tensor) -> Tensor:
+        """Return the deviation (k,) in modes of the run in which the rows' weights are multiplied.
 
-        Exact in the linearised network, step by step.
-
-        Parameters
-        ----------
-        residuals : Tensor of shape (n_epochs + 1, n, C)
-            As in `deviations`, as are `rates`, `per_epoch` and `horizons`.
-        rates : Tensor of shape (n_steps, 2)
-        per_epoch : int
-        horizons : sequence of int
-        weights : Tensor of shape (n,)
-            Factor of each row's weight; zero removes it.
+        Exact in the linearised network, step by step; a factor (n,) of zero removes a row.
         """
-        total = (weights * self.share).sum()
-        change = weights * self.share / total - self.share
-        touched = (weights != 1).nonzero()[:, 0]
+        total = (factors * self.share).sum()
+        change = factors * self.share / total - self.share
+        touched = (factors != 1).nonzero()[:, 0]
         rows = self.rows[touched].flatten(0, 1)
-        bent = (weights[touched] - 1) * self.share[touched] * self.bend / total
+        bent = (factors[touched] - 1) * self.share[touched] * self.bend / total
         bent = bent.repeat_interleave(self.rows.shape[1])
-        marks = [epoch * per_epoch for epoch in horizons]
         curved = self.values / total + self.steps.coupled_decay
+        residuals = observed.residuals.double()
         forces = torch.stack(
-            [torch.einsum("nck,nc->k", self.rows, change[:, None] * r) for r in residuals.double()]
+            [torch.einsum("nck,nc->k", self.rows, change[:, None] * r) for r in residuals]
         )
+        per_epoch = observed.steps_per_epoch
         x, v = torch.zeros_like(forces[0]), torch.zeros_like(forces[0])
-        reached = []
-        for step, rate in enumerate(rates[: marks[-1]].tolist()):
+        for step, rate in enumerate(observed.rates[: horizon * per_epoch].tolist()):
             force = between_epochs(forces, step / per_epoch) + rows.mT @ (bent * (rows @ x))
             x, v = self.steps.push(rate, x, v, curved * x + force)
-            if step + 1 in marks:
-                reached.append(x)
-        return torch.stack(reached)
+        return x
 
     def outputs_of_full_run(
-        self, residuals: Tensor, decay: Tensor, rates: Tensor, marks: Sequence[int]
+        self, observed: ObservedRun, decay: Tensor, horizons: Sequence[int]
     ) -> Tensor:
-        """Change of the rows' outputs in the linearised run on all rows, (n_marks, n, C).
+        """Return the change (n_horizons, n, C) of the rows' outputs in the linearised run on all rows.
 
-        Parameters
-        ----------
-        residuals : Tensor of shape (n, C)
-            Gradient of each row's loss in its outputs where the run begins.
-        decay : Tensor of shape (n, C)
-            What the weight decay adds to the first gradient, times the rows' Jacobians.
-        rates : Tensor of shape (n_steps, 2)
-        marks : sequence of int
-            Numbers of steps.
+        `decay` (n, C) is what weight decay adds to the first gradient, times the rows' Jacobians.
         """
-        force = self._mean(residuals.double()) + decay.double().flatten() @ self.to_modes
+        force = (
+            self._mean(observed.residuals[0].double()) + decay.double().flatten() @ self.to_modes
+        )
         x, v = torch.zeros_like(force), torch.zeros_like(force)
         reached = []
-        for step, rate in enumerate(rates.tolist()):
+        marks = observed.marks(horizons)
+        for step, rate in enumerate(observed.rates.tolist(), start=1):
             slope = (self.values + self.steps.coupled_decay) * x + force
             x, v = self.steps.push(rate, x, v, slope)
-            if step + 1 in marks:
+            if step in marks:
                 reached.append(self.rows @ x)
         return torch.stack(reached)
 
     def _outputs(self, x: Tensor) -> Tensor:
-        """Change of each row's own outputs (n, C) in its own run."""
+        """Return the change (n, C) of each row's own outputs in its own run."""
         return torch.einsum("nck,nk->nc", self.rows, x)
 
     def _mean(self, r: Tensor) -> Tensor:
-        """The mean gradient in modes, (k,)."""
+        """Return the mean gradient (k,) in modes."""
         return torch.einsum("nck,nc->k", self.rows, r * self.share[:, None])
 
 
 class _Block:
-    """Some steps in a row: what they do to deviations, and to forces linear in time."""
+    """Some steps in a row, by what they do to deviations and to forces linear in time."""
 
     def __init__(self, removal: QuadraticRemoval, rates: Tensor, exact: bool):
         self.removal = removal
@@ -210,6 +158,7 @@ class _Block:
         self.x, self.v = x, v
 
     def drift(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of deviation and velocity without a force."""
         if not self.removal.steps.of_velocity:
             return x * self.x[0], v
         return x * self.x[0] + v * self.x[1], x * self.v[0] + v * self.v[1]
@@ -224,11 +173,11 @@ class _Block:
             v.addcmul_(force, self.v[2 + end].expand_as(force))
 
     def with_mean(self, x: Tensor, mean: Tensor) -> Tensor:
-        """x and what the mean gradient at the end of the block adds to it."""
+        """Return x with what the mean gradient at the end of the block adds to it."""
         return x + self.removal.others[:, None] * (mean * self.x[3])
 
     def solve_own(self, rows: Tensor, known: Tensor) -> Tensor:
-        """Own residuals at the end of the block, on which the force itself depends."""
+        """Return own residuals (n, C) at the end of the block, on which the force itself depends."""
         removal = self.removal
         hat = torch.einsum("nck,ndk->ncd", rows * self.x[3][:, None], rows)
         hat = hat * (removal.bend * removal.own)[:, None, None]
@@ -237,7 +186,7 @@ class _Block:
 
 
 def _grid(marks: Sequence[int]) -> list[int]:
-    """Steps at which forces are evaluated: all at first, then further and further apart."""
+    """Return steps at which forces are evaluated: all at first, then further and further apart."""
     times = [0]
     for mark in marks:
         while times[-1] < mark:

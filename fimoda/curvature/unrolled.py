@@ -7,7 +7,8 @@ Both directions carry that change through every later step, the optimiser's buff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,79 +17,97 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from ..layers.by_autograd import gradients_by_autograd
+from ..measured import Measured
+from ..rows import Rows
 from ..training.noise import seeded
+from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
-from .batch_hessian import BatchHessian
-
-#: Wraps the steps of a walk, to show progress.
-Watch = Callable[[Iterable[Moment]], Iterable[Moment]]
+from ..training.run import Run
+from ..training.workers import one_thread
+from .batch_hessian import BatchHessian, batch_hessian
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Derivatives at several horizons.
+    """Derivatives at several horizons, with the parameters (n_horizons, p) of the run there.
 
-    Parameters
-    ----------
-    values : Tensor of shape (n_horizons, k, ...)
-        Scores (n_horizons, m, n) or tangents (n_horizons, L, p).
-    thetas : Tensor of shape (n_horizons, p)
-        Parameters of the run at the horizons.
-    growth : float
-        Largest factor by which a vector has grown on its way, looked at once an epoch: backwards
-        those of the test rows, forwards a step along the first gradient.
+    `growth` is the largest factor by which a vector has grown on its way, looked at once an epoch:
+    backwards those of the test rows, forwards a step along the first gradient.
     """
 
-    values: Tensor
+    values: Tensor  # scores (n_horizons, m, n) or tangents (n_horizons, L, p)
     thetas: Tensor
     growth: float
 
 
-def adjoint_scores(
-    run: RecordedRun,
-    hessian: BatchHessian,
-    gradients: Callable[[Tensor], Tensor],
-    horizons: Sequence[int],
-    watch: Watch = iter,
+def walk_back(
+    run: Run, seed: int, horizons: Sequence[int], test: Measured, kinks: float | None
 ) -> Unrolled:
-    """Scores of all training rows, by one walk backwards for all horizons.
+    """Return the scores (n_horizons, m, n) of all training rows for test rows, by one worker.
 
-    Parameters
-    ----------
-    run : RecordedRun
-        As long as the last horizon.
-    hessian : BatchHessian
-    gradients : callable
-        Gradients of the measurements (m, p) at parameters (p,).
-    horizons : sequence of int
-        Increasing numbers of epochs.
-    watch : callable, default=iter
-        Wraps the steps, to show progress.
-
-    Returns
-    -------
-    Unrolled
-        With scores of shape (n_horizons, m, n).
+    The curvature of kinks has the sharpness `kinks`, or is left out.
     """
+    with _ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
+        return adjoint_scores(recorded, hessian, test, horizons)
+
+
+def walk_forward(
+    run: Run, seed: int, horizons: Sequence[int], left_out: Sequence[int], kinks: float | None
+) -> Unrolled:
+    """Return the tangents (n_horizons, L, p) of left-out rows, by one worker."""
+    with _ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
+        return forward_tangents(recorded, hessian, left_out, horizons)
+
+
+def check_run(run: Run, seed: int, n_epochs: int) -> None:
+    """Run once, for what it raises."""
+    with one_thread():
+        RecordedRun(run, seed, n_epochs)
+
+
+@contextmanager
+def _ready(
+    run: Run, seed: int, n_epochs: int, kinks: float | None
+) -> Iterator[tuple[RecordedRun, BatchHessian]]:
+    """Give the recorded run and the Hessian, on one thread and with the faster products."""
+    with one_thread():
+        recorded = RecordedRun(run, seed, n_epochs)
+        hessian = batch_hessian(run.model, kinks)
+        few = run.rows[: run.batch_size]
+        batch = Rows(few.inputs, few.targets)
+        vectors = run.model.theta.expand(2, -1).contiguous()
+
+        def products() -> Tensor:
+            with seeded(run.model, seed):
+                return hessian(vectors[0], batch, vectors)[0]
+
+        with fast_float32_products(products):
+            yield recorded, hessian
+
+
+def adjoint_scores(
+    run: RecordedRun, hessian: BatchHessian, test: Measured, horizons: Sequence[int]
+) -> Unrolled:
+    """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons."""
     model = run.model
     at_step = {h * run.steps_per_epoch for h in horizons}
-    first = gradients(run.last.theta)
+    first = gradients_by_autograd(model.at(run.last.theta), test)
     m, n = len(first), len(run.rows)
     scores = torch.zeros(len(horizons), m, n, dtype=torch.float64, device=first.device)
     parts = [first, *(torch.zeros_like(first) for _ in run.names(run.last))]
     size = first.norm(dim=1)
     growth = 0.0
     thetas = [run.last.theta]
-    for moment in watch(run.backwards()):
+    for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
-        rows, w = run.batch(moment)
+        index, batch, w = _batch(run, moment)
         parts, pulled = run.derivative(moment).pull(parts)
         with seeded(model, moment.noise):
-            x, y = run.rows.inputs[rows], run.rows.targets[rows]
-            products, slopes = hessian(moment.theta, x, y, w, pulled)
+            products, slopes = hessian(moment.theta, batch, pulled)
         own, others = leaving_out(w)
         change = (slopes @ w)[:, None] * others - slopes * own
-        live[:, :, rows] += change.double().unflatten(0, (-1, m))
+        live[:, :, index] += change.double().unflatten(0, (-1, m))
         parts[0] = parts[0] + products
         if model.l2 is not None:
             parts[0] += pulled * model.l2
@@ -96,7 +115,7 @@ def adjoint_scores(
             growth = max(growth, _growth(parts[0], size))
         if moment.step in at_step:
             # later horizons were there before: this one goes first
-            fresh = gradients(moment.theta)
+            fresh = gradients_by_autograd(model.at(moment.theta), test)
             parts = [
                 torch.cat([fresh if part is parts[0] else torch.zeros_like(fresh), part])
                 for part in parts
@@ -107,31 +126,9 @@ def adjoint_scores(
 
 
 def forward_tangents(
-    run: RecordedRun,
-    hessian: BatchHessian,
-    left_out: Sequence[int],
-    horizons: Sequence[int],
-    watch: Watch = iter,
+    run: RecordedRun, hessian: BatchHessian, left_out: Sequence[int], horizons: Sequence[int]
 ) -> Unrolled:
-    """Changes of the parameters when rows are left out, by one walk forwards.
-
-    Parameters
-    ----------
-    run : RecordedRun
-        As long as the last horizon.
-    hessian : BatchHessian
-    left_out : sequence of int
-        L rows, each left out alone.
-    horizons : sequence of int
-        Increasing numbers of epochs.
-    watch : callable, default=iter
-        Wraps the steps, to show progress.
-
-    Returns
-    -------
-    Unrolled
-        With tangents of shape (n_horizons, L, p).
-    """
+    """Return tangents (n_horizons, L, p), the changes when rows are left out, by one walk forwards."""
     model = run.model
     place = torch.full((len(run.rows),), -1, device=model.device)
     place[torch.as_tensor(np.asarray(left_out), device=model.device)] = torch.arange(
@@ -143,25 +140,24 @@ def forward_tangents(
     at_step = {h * run.steps_per_epoch for h in horizons}
     growth = 0.0
     thetas: list[Tensor] = []
-    for moment in watch(run.forwards()):
+    for moment in run.forwards():
         if moment.step in at_step:
             reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
-        rows, w = run.batch(moment)
-        x, y = run.rows.inputs[rows], run.rows.targets[rows]
+        index, batch, w = _batch(run, moment)
         if moment.step == 0:
-            parts[0][-1:] = F.normalize(_combined_gradients(run, moment, x, y, w[None]))
+            parts[0][-1:] = F.normalize(_combined_gradients(run, moment, batch, w[None]))
         with seeded(model, moment.noise):
-            pushed, _ = hessian(moment.theta, x, y, w, parts[0])
+            pushed, _ = hessian(moment.theta, batch, parts[0])
         if model.l2 is not None:
             pushed += parts[0] * model.l2
-        mine = (place[rows] >= 0).nonzero()[:, 0]
+        mine = (place[index] >= 0).nonzero()[:, 0]
         if len(mine):
             own, others = leaving_out(w)
-            basis = torch.zeros(len(mine), len(rows)).to(w)
+            basis = torch.zeros(len(mine), len(index)).to(w)
             basis[torch.arange(len(mine)), mine] = -own[mine]
             basis += others[mine, None] * w
-            pushed[place[rows[mine]]] += _combined_gradients(run, moment, x, y, basis)
+            pushed[place[index[mine]]] += _combined_gradients(run, moment, batch, basis)
         parts = run.derivative(moment).push(parts, pushed)
         if (moment.step + 1) % run.steps_per_epoch == 0:
             growth = max(growth, float(parts[0][-1].norm()))
@@ -171,7 +167,7 @@ def forward_tangents(
 
 
 def leaving_out(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of a left-out row's gradient and of the mean, by which the mean gets smaller.
+    """Return factors of a left-out row's gradient and of the mean, by which the mean gets smaller.
 
     A row that is alone in its batch leaves a gradient of zero behind.
     """
@@ -180,19 +176,26 @@ def leaving_out(w: Tensor) -> tuple[Tensor, Tensor]:
     return factor, torch.where(alone, 0, factor)
 
 
-def _combined_gradients(
-    run: RecordedRun, moment: Moment, x: Tensor, y: Tensor, basis: Tensor
-) -> Tensor:
-    """Combinations of the rows' gradients with coefficients (k, B), as (k, p)."""
+def _batch(run: RecordedRun, moment: Moment) -> tuple[Tensor, Rows, Tensor]:
+    """Return the rows of the step after a moment, as indices and with their weights in its mean."""
+    index, w = run.batch(moment)
+    inputs, targets = run.rows.inputs[index], run.rows.targets[index]
+    return index, Rows(inputs, targets, w, total=w.new_ones(())), w
+
+
+def _combined_gradients(run: RecordedRun, moment: Moment, batch: Rows, basis: Tensor) -> Tensor:
+    """Return combinations (k, p) of the rows' gradients with coefficients (k, B)."""
     model = run.model
+
+    def losses(theta: Tensor) -> Tensor:
+        return model.loss(model.forward(theta, batch.inputs, training=True), batch.targets)
+
     with seeded(model, moment.noise):
-        _, pull, *_ = vjp(
-            lambda theta: model.loss(model.forward(theta, x, training=True), y),
-            moment.theta,
-        )
+        _, pull, *_ = vjp(losses, moment.theta)
         return vmap(pull)(basis)[0]
 
 
 def _growth(vectors: Tensor, size: Tensor) -> float:
+    """Return the largest factor by which vectors are larger than they were."""
     ratio = vectors.norm(dim=1) / torch.where(size > 0, size, torch.inf)
     return float(ratio.max()) if len(ratio) else 0.0

@@ -22,6 +22,7 @@ from ..attributors.further_training_curve import FurtherTrainingCurve, further_t
 from ..attributors.grad_cos import GradCos
 from ..attributors.grad_dot import GradDot
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
+from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from ..attributors.trak import TRAK
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
@@ -245,7 +246,7 @@ def _default_methods(
         "TRAK": of(TRAK, n_components=512),
         "EK-FAC": of(EKFACInfluence),
         "exact influence": of(ExactInfluence),
-        "linearised, one segment": of(LinearizedFurtherTraining, n_segments=1, **run),
+        "linearised, one segment": of(OnceLinearizedFurtherTraining, **run),
         "unrolled": of(UnrolledDifferentiation, **run),
         "linearised": of(LinearizedFurtherTraining, **run),
     }

@@ -1,11 +1,12 @@
-"""The run on all rows, step by step, forwards and backwards."""
+"""The run on all rows, step by step, forwards and backwards, and what it shows on its way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
+import torch
 from torch import Tensor
 
 from .batches import Batch
@@ -16,9 +17,11 @@ from .differentiable import (
     state_names,
     step_derivative,
 )
+from .linear_steps import rates
 from .noise import noise_state, seeded
 from .products import fast_float32_products
 from .run import Run, check_finite
+from .workers import one_thread
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,66 @@ class RecordedRun:
                     Moment(step + 1, theta.detach().clone(), buffers, noise_state(model))
                 )
         return moments
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    r"""Further training on all rows with one seed, seen at some of its steps.
+
+    Parameters
+    ----------
+    moments : dict of int to Moment
+        States before and after the steps asked for, by the number of steps done.
+    outputs : Tensor of shape (n_epochs + 1, n, C)
+        Outputs of the training rows at the start of each epoch and at the end.
+    residuals : Tensor of shape (n_epochs + 1, n, C)
+        Gradient of each row's loss in them.
+    rates : Tensor of shape (n_steps, 2)
+        Learning rates of each step, with Adam's correction of the first ones and without.
+    steps_per_epoch : int
+    """
+
+    moments: dict[int, Moment]
+    outputs: Tensor
+    residuals: Tensor
+    rates: Tensor
+    steps_per_epoch: int
+
+    def theta(self, epoch: int) -> Tensor:
+        """Return the parameters after an epoch that was asked for."""
+        return self.moments[epoch * self.steps_per_epoch].theta
+
+    def marks(self, horizons: Sequence[int]) -> list[int]:
+        """Return the numbers of steps after which these epochs end."""
+        return [epoch * self.steps_per_epoch for epoch in horizons]
+
+    def buffers_of(self, step: int) -> Buffers:
+        """Return the optimiser's buffers as it takes a step that was asked for."""
+        return self.moments[step + 1].buffers
+
+
+def observe_run(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
+    """Train with a seed, and keep what happens at these steps, by one worker."""
+    with one_thread():
+        return observe(run, seed, n_epochs, steps)
+
+
+def observe(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
+    """Train with a seed, and keep what happens at these steps."""
+    per_epoch = run.steps_per_epoch
+    moments: dict[int, Moment] = {}
+    outputs: list[Tensor] = []
+
+    def look(moment: Moment) -> None:
+        if moment.step in steps or moment.step - 1 in steps:
+            moments[moment.step] = moment
+        if moment.step % per_epoch == 0:
+            outputs.append(run.model.outputs(run.rows.inputs, moment.theta))
+
+    RecordedRun(run, seed, n_epochs, look)
+    rate = rates(run.optimizer, run.n_steps(n_epochs), per_epoch)
+    residuals = torch.stack([run.model.loss.gradient(f, run.rows.targets) for f in outputs])
+    return ObservedRun(moments, torch.stack(outputs), residuals, rate, per_epoch)
 
 
 def _copied(buffers: Buffers) -> Buffers:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import inf
 from typing import Any, Protocol, TypeVar
@@ -21,6 +22,24 @@ from .store import StoredArray, UnitStore
 
 #: What a unit keeps, in memory or on disk; ``np.asarray`` gives the array.
 Result = NDArray[Any] | StoredArray
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes for jobs of joblib, with a progress bar if asked to be verbose."""
+
+    n_jobs: int | None = None
+    verbose: int = 0
+    description: str = ""
+
+    @property
+    def do(self) -> Parallel:
+        """Returns the results of jobs, in their order."""
+        return Parallel(n_jobs=self.n_jobs)
+
+    def shown(self, jobs: list[Any]) -> Any:
+        """Return the jobs, with a bar that shows how many have begun."""
+        return tqdm(jobs, desc=self.description, unit="run", disable=not self.verbose)
 
 
 class HasKey(Protocol):

@@ -96,11 +96,11 @@ def test_every_method_is_within_reach_of_some_budget(rows, net, monkeypatch):
     # a second an epoch and model
     monkeypatch.setattr(choice, "_seconds", lambda of, _: of.n_epochs * (len(of.leave_out) + 1.0))
     # seconds: further training 3.05 x 41 x 5 = 625, unrolled 3 x 7 x 6 = 126, one kernel about 30
-    for budget, expected in ((640, "FurtherTraining"), (140, "Unrolled"), (40, "Linearized")):
+    for budget, expected in ((640, "FurtherTraining"), (140, "Unrolled"), (40, "OnceLinearized")):
         made = choice.choose(net, (*rows[:2], None), rows[2:], budget, GIVEN)
         assert type(made.attributor).__name__.startswith(expected)
         assert made.reason.startswith(expected)
-    assert made.attributor.n_segments == 1
+    assert made.attributor.solver == "kernel"
 
 
 @pytest.mark.parametrize("model", [Ridge(), LinearRegression()])

@@ -20,6 +20,7 @@ from fimoda import (
     LeaveOneOut,
     LinearizedFurtherTraining,
     MeanVarianceDisplay,
+    OnceLinearizedFurtherTraining,
     OutcomeDensityDisplay,
     OutcomeSamples,
     UnrolledDifferentiation,
@@ -562,7 +563,7 @@ def test_unrolled_training_ends_at_the_models_of_the_ensemble(mode):
     [
         UnrolledDifferentiation(n_seeds=SEEDS, **STEPS),
         LinearizedFurtherTraining(n_seeds=SEEDS, **STEPS),
-        LinearizedFurtherTraining(n_seeds=SEEDS, n_segments=1, solver="steps", **STEPS),
+        OnceLinearizedFurtherTraining(n_seeds=SEEDS, solver="steps", **STEPS),
     ],
     ids=["unrolled", "segments", "steps"],
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fimoda import (
     FurtherTraining,
     LinearizedFurtherTraining,
+    OnceLinearizedFurtherTraining,
     UnrolledDifferentiation,
     as_final_model,
 )
@@ -30,10 +31,11 @@ from fimoda.curvature.responses import responses
 from fimoda.losses import BinaryCrossEntropy, CrossEntropy
 from fimoda.measured import Measured
 from fimoda.measurements import Output
+from fimoda.objective import Objective
 from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import LinearSteps
-from fimoda.training.recorded import RecordedRun
+from fimoda.training.recorded import ObservedRun, RecordedRun
 
 N, D, C, N_TEST = 13, 3, 3, 4
 SEED = 5
@@ -47,7 +49,7 @@ STEPS = {
 
 
 # Few rows in small batches: the run is far from its expectation, and that is said.
-pytestmark = pytest.mark.filterwarnings("ignore:LinearizedFurtherTraining.*discrepancy_")
+pytestmark = pytest.mark.filterwarnings("ignore:.*LinearizedFurtherTraining.*discrepancy_")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -148,6 +150,10 @@ def removals(run, share: Tensor, exact: bool) -> Tensor:
     return (more - less) / 2e-4
 
 
+def seen(residuals, rates, per_epoch=1) -> ObservedRun:
+    return ObservedRun({}, residuals, residuals, rates, per_epoch)
+
+
 def constant_rates(rate: float, n_steps: int) -> Tensor:
     return torch.full((n_steps, 2), rate, dtype=torch.float64)
 
@@ -180,7 +186,7 @@ def test_quadratic_removal(name, exact, n_outputs, weighted):
     outputs = run(share[None])[0][:, 0]
     K = torch.einsum("ncp,p,mdp->ncmd", J, P, J)
     removal = QuadraticRemoval(K, share, bend, steps, exact)
-    found = removal.deviations(bend * (outputs - y), rates, 1, horizons)
+    found = removal.deviations(seen(bend * (outputs - y), rates), horizons)
     expected = torch.einsum("ncp,hip->hinc", J, removals(run, share, exact)[horizons])
     found_outputs = torch.einsum("hik,nck->hinc", found, removal.rows)
     assert relative(found_outputs, expected) < 1e-8
@@ -202,7 +208,7 @@ def test_blocks_of_many_steps(per_epoch, tolerance, exact):
     removal = QuadraticRemoval(torch.einsum("ncp,mdp->ncmd", J, J), share, 1.0, steps, exact)
     marks = torch.tensor([100, 300, 1000])
     residuals = (outputs - y)[::per_epoch]
-    found = removal.deviations(residuals, rates, per_epoch, (marks // per_epoch).tolist())
+    found = removal.deviations(seen(residuals, rates, per_epoch), (marks // per_epoch).tolist())
     expected = torch.einsum("ncp,hip->hinc", J, removals(run, share, exact)[marks])
     for one, other in zip(
         torch.einsum("hik,nck->hinc", found, removal.rows), expected, strict=True
@@ -239,8 +245,8 @@ def test_adjoint_in_outputs(name, loss, weighted):
     inner = torch.einsum("mp,ncp->mnc", test, J)
     K = torch.einsum("ncp,mdp->ncmd", J, J)
     found = adjoint_in_outputs(
-        K, share, lambda epoch: curvature[epoch], loss.gradient(outputs, targets),
-        steps, rates, 1, [inner] * 3, horizons,
+        K, share, lambda epoch: curvature[epoch], seen(loss.gradient(outputs, targets), rates),
+        steps, [inner] * 3, horizons,
     )  # fmt: skip
     expected = removals(run, share, False)[horizons] @ test.mT
     assert relative(found, expected.mT) < 1e-7
@@ -292,11 +298,12 @@ def test_kernel_of_outputs(net, memory_budget, preconditioned):
     X = randn(N, D)
     model = as_final_model(net(), X, criterion=nn.MSELoss())
     P = torch.rand(model.n_parameters).double() if preconditioned else None
-    kernel = OutputKernel(model, X, memory_budget, P)
+    rows = Rows(X, X.new_zeros(N))
+    kernel = OutputKernel(Objective(model, rows, memory_budget), P)
     J = model.jacobian(X)
     scaled = J if P is None else J * P
     assert relative(kernel(), torch.einsum("ncp,mdp->ncmd", J, scaled)) < 1e-12
-    assert relative(kernel(X[:2]), torch.einsum("ncp,mdp->ncmd", J[:2], scaled)) < 1e-12
+    assert relative(kernel(rows[:2]), torch.einsum("ncp,mdp->ncmd", J[:2], scaled)) < 1e-12
     # gradients of a model with other parameters
     other = model.at(2 * model.theta)
     gradients = RowDifferentiator(other, X)(Measured(Rows(X[3:7], X.new_zeros(4)), Output(1)))
@@ -381,11 +388,18 @@ def settings(optimizer="sgd", loss="squared", **changes):
     }  # fmt: skip
 
 
+def linear_method(net, n_segments="auto", **changes):
+    """One linearisation, or segments."""
+    if n_segments == 1:
+        return OnceLinearizedFurtherTraining(net, **changes)
+    return LinearizedFurtherTraining(net, n_segments=n_segments, **changes)
+
+
 def both(net, kind, changes, weights=None, **own):
     """Scores at every horizon, linearised and unrolled."""
     X, y, X_test, y_test = data(kind)
     changes = {"kink_smoothing": 100.0, **changes}
-    found = LinearizedFurtherTraining(net, **{**changes, **own}).fit(X, y, weights)
+    found = linear_method(net, **{**changes, **own}).fit(X, y, weights)
     exact = UnrolledDifferentiation(net, **changes).fit(X, y, weights)
     return found.transform_horizons(X_test, y_test), exact.transform_horizons(X_test, y_test)
 
@@ -437,9 +451,9 @@ def test_steps_of_a_network_are_those_of_its_expansion():
     X, y, X_test, _ = data()
     net = mlp(n_outputs=1)
     changes = settings("momentum", n_epochs=[1, 2], measurement="output", batch_size=4)
-    found = LinearizedFurtherTraining(net, n_segments=1, solver="steps", **changes).fit(X, y)
+    found = linear_method(net, n_segments=1, solver="steps", **changes).fit(X, y)
     scores = found.transform_horizons(X_test)
-    walk = found._runs[0].walk
+    walk = found._runs[0].run
     J = walk.model.jacobian(walk.rows.inputs)[:, 0]
     run = RecordedRun(walk, SEED, 2)
     delta, velocity = torch.zeros(2, N, J.shape[1], dtype=torch.float64)
@@ -515,13 +529,13 @@ def test_exact_removal_is_further_training(optimizer, loss, weighted):
     net = linear(n_outputs)
     measure = "output" if n_outputs == 1 else (lambda outputs, y: outputs[:, 1])  # linear
     changes = settings(optimizer, loss, measurement=measure)
-    found = LinearizedFurtherTraining(net, n_segments=1, removal="exact", **changes)
+    found = linear_method(net, n_segments=1, removal="exact", **changes)
     scores = found.fit(X, y, weights).transform_horizons(X_test, y_test)
     for n_epochs, each in zip([1, 2, 6], scores, strict=True):
         gold = FurtherTraining(net, **{**changes, "n_epochs": n_epochs}).fit(X, y, weights)
         assert relative(each, gold.transform(X_test, y_test)) < 1e-8
     # to first order it is something else
-    first = LinearizedFurtherTraining(net, n_segments=1, **changes).fit(X, y, weights)
+    first = linear_method(net, n_segments=1, **changes).fit(X, y, weights)
     assert relative(first.transform_horizons(X_test, y_test), scores) > 1e-2
 
 
@@ -544,7 +558,7 @@ def test_sign_agrees_with_further_training(n_segments):
     found, gold = (
         method.fit(X, y).transform(X_test, y_test)[0]
         for method in (
-            LinearizedFurtherTraining(final, n_segments=n_segments, **changes),
+            linear_method(final, n_segments=n_segments, **changes),
             FurtherTraining(final, **changes),
         )
     )
@@ -608,9 +622,7 @@ def test_agreement_grows_with_the_number_of_segments():
     exact = UnrolledDifferentiation(net, kink_smoothing=None, **changes).fit(X, y).transform(*test)
     agreement, discrepancy = [], []
     for n_segments in (1, 2, 15):
-        found = LinearizedFurtherTraining(
-            net, n_segments=n_segments, kink_smoothing=None, **changes
-        ).fit(X, y)
+        found = linear_method(net, n_segments=n_segments, kink_smoothing=None, **changes).fit(X, y)
         agreement.append(correlation(found.transform(*test), exact))
         discrepancy.append(found.discrepancy_[-1])
     assert agreement[0] + 0.1 < agreement[1] < agreement[2] - 0.02
@@ -623,7 +635,7 @@ def test_agreement_grows_with_the_number_of_segments():
 def linearized(net=None, optimizer="momentum", loss="squared", **changes):
     """With minibatches."""
     net = mlp(n_outputs=LOSSES[loss][1]) if net is None else net
-    return LinearizedFurtherTraining(
+    return linear_method(
         net, **settings(optimizer, loss, **{"batch_size": 4, "n_epochs": 3, **changes})
     )
 
@@ -641,7 +653,8 @@ def test_horizons_at_once_equal_one_at_a_time(loss, n_segments):
     together = found.transform_horizons(X_test, y_test)
     assert relative(found.transform(X_test, y_test), together[-1]) < 1e-12
     assert found.horizons_ == horizons
-    assert found.n_segments_ == (1 if n_segments == 1 else 3)
+    if n_segments != 1:
+        assert found.n_segments_ == 3
     if n_segments == 1:  # others would be cut elsewhere
         for n_epochs, scores in zip(horizons, together, strict=True):
             alone = linearized(loss=loss, n_epochs=n_epochs, n_segments=1).fit(X, y)
@@ -736,6 +749,7 @@ def test_blocks_do_not_matter(monkeypatch):
     X, y, X_test, y_test = data("classes")
     expected = linearized(loss="softmax").fit(X, y).transform(X_test, y_test)
     monkeypatch.setattr("fimoda.curvature.segments._ROWS", 5)
+    monkeypatch.setattr("fimoda.objective._ROWS", 5)
     monkeypatch.setattr("fimoda.curvature.outputs._ROWS", 4)
     monkeypatch.setattr("fimoda.curvature.outputs._NUMBERS", 50)
     assert (
@@ -746,13 +760,12 @@ def test_blocks_do_not_matter(monkeypatch):
 def test_discrepancy():
     """None for a model linear in its parameters with full batches; some for a network."""
     X, y, *_ = data()
-    changes = settings("momentum", n_epochs=[1, 20])
-    for n_segments, solver in ((1, "kernel"), (1, "steps"), (4, "auto")):
-        changes |= {"n_segments": n_segments, "solver": solver}
-        exact = LinearizedFurtherTraining(linear(1), **changes).fit(X, y)
+    for own in ({"n_segments": 1}, {"n_segments": 1, "solver": "steps"}, {"n_segments": 4}):
+        changes = settings("momentum", n_epochs=[1, 20], **own)
+        exact = linear_method(linear(1), **changes).fit(X, y)
         assert exact.discrepancy_.shape == (2,)
         assert exact.discrepancy_.max() < 1e-9
-        curved = LinearizedFurtherTraining(mlp(n_outputs=1), **changes)
+        curved = linear_method(mlp(n_outputs=1), **changes)
         curved.fit(X, y)
         assert curved.discrepancy_[1] > 1e-3
     with pytest.warns(ConvergenceWarning, match=r"misses .* over 6 epochs \(discrepancy_\)"):
@@ -764,7 +777,7 @@ def test_nothing_moves():
     X, y, X_test, y_test = data()
     net = nn.Linear(D, 1, bias=False).double()
     for n_segments in (1, 2):
-        found = LinearizedFurtherTraining(net, n_segments=n_segments, **settings()).fit(0 * X, y)
+        found = linear_method(net, n_segments=n_segments, **settings()).fit(0 * X, y)
         assert not found.transform(X_test, y_test).any()
         assert not found.discrepancy_.any()
 
@@ -774,7 +787,7 @@ def test_nothing_moves():
 
 def outputs_after(attributor, X_test) -> np.ndarray:
     """Outputs of the first seed's run at the last horizon."""
-    model, run = attributor.model_, attributor._runs[0].run
+    model, run = attributor.model_, attributor._runs[0].observed
     return model.outputs(model.encode_X(X_test), run.theta(attributor.horizons_[-1]))[:, 0].numpy()
 
 
@@ -791,10 +804,11 @@ def test_reweighting(optimizer, removal, n_segments):
     exact = removal == "exact"
     if not exact:
         factors = 1 + 1e-5 * (factors - 1)
-    changes = settings(optimizer, n_segments=n_segments, removal=removal, measurement="output")
-    found = LinearizedFurtherTraining(net, **changes).fit(X, y, before)
+    own = {"removal": removal} if n_segments == 1 else {}
+    changes = settings(optimizer, n_segments=n_segments, measurement="output", **own)
+    found = linear_method(net, **changes).fit(X, y, before)
     effect = found.reweight(X_test, weights=factors)
-    after = LinearizedFurtherTraining(net, **changes).fit(X, y, before * factors)
+    after = linear_method(net, **changes).fit(X, y, before * factors)
     expected = outputs_after(after, X_test) - outputs_after(found, X_test)
     assert relative(effect, expected) < (1e-8 if exact else 1e-4)
     # a row alone
@@ -808,12 +822,12 @@ def test_relabelling(n_segments):
     X, y, X_test, _ = data()
     net, rows, targets = linear(1), [6, 2], [3.0, -1.0]
     changes = settings("momentum", n_segments=n_segments, measurement="output")
-    found = LinearizedFurtherTraining(net, **changes).fit(X, y)
+    found = linear_method(net, **changes).fit(X, y)
     effect = found.relabel(X_test, rows=rows, targets=targets)
     for k, row in enumerate(rows):
         other = y.copy()
         other[row] = targets[k]
-        after = LinearizedFurtherTraining(net, **changes).fit(X, other)
+        after = linear_method(net, **changes).fit(X, other)
         expected = outputs_after(after, X_test) - outputs_after(found, X_test)
         assert relative(effect[:, k], expected) < 1e-8
 
@@ -869,10 +883,9 @@ def test_largest_curvature(n, size):
     ("changes", "message"),
     [
         ({"removal": "exact", "loss": "softmax", "n_segments": 1}, r"removal='exact' needs .* CrossEnt"),
-        ({"removal": "exact"}, r"removal='exact' needs n_segments=1, .* got n_segments='auto'"),
         (
             {"removal": "exact", "n_segments": 1, "solver": "steps"},
-            r"removal='exact' needs .* solver='kernel' .* got .* solver='steps'",
+            r"removal='exact' needs solver='kernel' .* got solver='steps'",
         ),
         ({"optimizer": "adam, weight decay", "n_segments": 1}, r"cannot follow .* or AdamW"),
     ],
@@ -891,17 +904,31 @@ def test_optimizer_without_linear_form(n_segments):
         found.fit(X, y)
 
 
-def test_penalty_needs_segments():
+def test_the_kernel_cannot_follow_a_penalty():
     X, y, *_ = data()
+    ridge = Ridge(alpha=1.0).fit(X, y)
     changes = settings(n_segments=1, criterion=None)
-    with pytest.raises(ValueError, match=r"without an L2 penalty .* n_segments='auto'"):
-        LinearizedFurtherTraining(Ridge(alpha=1.0).fit(X, y), **changes).fit(X, y)
+    with pytest.raises(
+        ValueError, match=r"without an L2 penalty .* Use solver='steps', or segments"
+    ):
+        linear_method(ridge, solver="kernel", **changes).fit(X, y)
+    assert linear_method(ridge, **changes).fit(X, y).solver_ == "steps"
+    found, exact = both(ridge, "numbers", settings(criterion=None), n_segments=1)
+    assert relative(found, exact) < 1e-9
+
+
+def test_one_segment_is_the_other_method():
+    X, y, *_ = data()
+    with pytest.raises(
+        ValueError, match=r"n_segments must be at least 2.* use OnceLinearized.*solver and removal"
+    ):
+        LinearizedFurtherTraining(linear(1), **settings(n_segments=1)).fit(X, y)
 
 
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({"n_segments": 1, "solver": "kernel"}, "n_segments='auto'"),
+        ({"n_segments": 1, "solver": "kernel"}, "solver='steps' or segments"),
         ({"n_segments": 1, "solver": "steps"}, "lower n_epochs"),
         ({"n_segments": 3}, "n_components"),
     ],

@@ -26,6 +26,7 @@ from fimoda.training.differentiable import step_derivative
 from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun
 from fimoda.training.run import Run
+from fimoda.training.workers import Workers
 
 N, D, C, N_TEST = 13, 3, 3, 4
 BATCH = 4  # the last batch of an epoch holds one row
@@ -140,7 +141,7 @@ class Between:
 
 def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
     """Change of the losses (n_horizons, n_test, n_left_out) of the runs that `found` is about."""
-    walk = found._walk
+    walk = found._full_run
     model = walk.model
     plan = Between(walk.plan(SEED), walk.plan(SEED, left_out), (eps, -eps))
     x = model.encode_X(X_test)
@@ -317,11 +318,7 @@ def test_blocks_of_test_rows_do_not_matter(monkeypatch):
     budget = 13 * vector_bytes(whole)  # of which the run takes 12, a walk of a test row 8
     parts = unrolled(n_epochs=1, memory_budget=budget).fit(X, y)
     jobs = []
-    monkeypatch.setattr(
-        UnrolledDifferentiation,
-        "_parallel",
-        lambda self, tasks: jobs.append(len(tasks)) or [f(*a, **k) for f, a, k in tasks],
-    )
+    monkeypatch.setattr(Workers, "shown", lambda self, tasks: jobs.append(len(tasks)) or tasks)
     found, expected = (each.transform(X_test, y_test) for each in (parts, whole))
     assert jobs == [N_TEST, 1]
     assert relative(found, expected) < 1e-12

@@ -16,6 +16,7 @@ from fimoda import as_final_model, losses
 from fimoda.curvature.batch_hessian import AutogradHessian, ChainHessian, batch_hessian
 from fimoda.curvature.kinks import SmoothedKinks, bump
 from fimoda.model import FinalModel
+from fimoda.rows import Rows
 from fimoda.training.chains import read_chain
 
 B, D = 3, 4
@@ -127,10 +128,15 @@ def dense(model, criterion, x, y, w, sharpness=None, kinks=()):
     return H, G
 
 
+def batch(x, y, w) -> Rows:
+    """Rows with these shares."""
+    return Rows(x, y, w, total=torch.tensor(1.0))
+
+
 def check(hessian, expected, x, y, w):
     H, G = expected
     V = torch.randn(5, len(H), dtype=torch.float64)
-    products, slopes = hessian(hessian.model.theta, x, y, w, V)
+    products, slopes = hessian(hessian.model.theta, batch(x, y, w), V)
     assert relative(products, V @ H) < 1e-10
     assert relative(slopes, V @ G.mT) < 1e-12
 
@@ -180,7 +186,7 @@ CHAINS = {
 def test_chain_equals_autograd(name, sharpness):
     model, x, y, w = problem(CHAINS[name](), nn.MSELoss())
     V = torch.randn(5, model.n_parameters, dtype=torch.float64)
-    found, expected = (h(model.theta, x, y, w, V) for h in both(model, sharpness))
+    found, expected = (h(model.theta, batch(x, y, w), V) for h in both(model, sharpness))
     assert relative(found[0], expected[0]) < 1e-12
     assert relative(found[1], expected[1]) < 1e-12
 
@@ -188,9 +194,9 @@ def test_chain_equals_autograd(name, sharpness):
 def test_blocks_of_vectors_do_not_matter(monkeypatch):
     model, x, y, w = problem(mlp(nn.ReLU(), 3), nn.CrossEntropyLoss())
     V = torch.randn(5, model.n_parameters, dtype=torch.float64)
-    whole = both(model, SHARPNESS)[0](model.theta, x, y, w, V)
+    whole = both(model, SHARPNESS)[0](model.theta, batch(x, y, w), V)
     monkeypatch.setattr(under_test, "_BLOCK", 2 * B * 6)
-    parts = both(model, SHARPNESS)[0](model.theta, x, y, w, V)
+    parts = both(model, SHARPNESS)[0](model.theta, batch(x, y, w), V)
     assert relative(parts[0], whole[0]) < 1e-13
     assert relative(parts[1], whole[1]) < 1e-13
 
@@ -246,7 +252,10 @@ def test_gradients_change_by_the_integral_of_the_curvature(net):
     def error(sharpness):
         product = batch_hessian(model, sharpness)
         times = (torch.arange(150) + 0.5) / 150
-        total = sum(product(model.theta + t * far, x, y, w, far[None])[0][0] for t in times) / 150
+        total = (
+            sum(product(model.theta + t * far, batch(x, y, w), far[None])[0][0] for t in times)
+            / 150
+        )
         change = gradient(model.theta + far) - gradient(model.theta)
         return relative(total, change)
 
@@ -365,5 +374,5 @@ def test_products_stay_on_the_device():
         x, w = torch.rand(B, D, device=device), torch.rand(B, device=device)
         y = torch.zeros(B, dtype=torch.long, device=device)
         V = torch.rand(2, model.n_parameters, device=device)
-        found = batch_hessian(model, SHARPNESS)(model.theta, x, y, w, V)
+        found = batch_hessian(model, SHARPNESS)(model.theta, batch(x, y, w), V)
         assert [t.device for t in found] == [device, device]

@@ -247,11 +247,12 @@ def test_output_kernel(network, loss):
     case = problem(network, loss)
     J = torch.stack([case.jacobian(i) for i in range(N)])
     expected = torch.einsum("icp,jdp->icjd", J, J)
-    close(OutputKernel(case.model, case.X)(), expected)
-    cut = OutputKernel(case.model, case.X, memory_budget=1)
+    rows = Rows(case.X, case.y)
+    close(OutputKernel(Objective(case.model, rows))(), expected)
+    cut = OutputKernel(Objective(case.model, rows, memory_budget=1))
     assert cut._chunk == 1
     close(cut(), expected)
-    close(cut(case.X[2:5]), expected[2:5])
+    close(cut(rows[2:5]), expected[2:5])
 
 
 def test_output_kernel_is_of_the_outputs():

@@ -58,6 +58,7 @@ from fimoda import (
     LiSSAInfluence,
     MislabelDetector,
     MislabelScorer,
+    OnceLinearizedFurtherTraining,
     OutcomeSamples,
     PrunedClassifier,
     PrunedRegressor,
@@ -623,7 +624,7 @@ def measurements() -> Arrays:
                 f"{name}_dot": scored(GradDot(net, **given), rows),
                 f"{name}_exact": transformed(ExactInfluence(net, damping=0.5, **given), rows),
                 f"{name}_linear": transformed(
-                    LinearizedFurtherTraining(net, n_segments=1, **RUN, **given), rows
+                    OnceLinearizedFurtherTraining(net, **RUN, **given), rows
                 ),
                 f"{name}_further": transformed(
                     FurtherTraining(net, n_seeds=[0], leave_out=[1, 6], **RUN, **given), rows
@@ -671,9 +672,7 @@ def further_training_dropout() -> Arrays:
         further=scored(FurtherTraining(net, leave_out=[2, 3, 11], **given), classification()),
         unrolled=scored(UnrolledDifferentiation(net, **given), classification()),
         linear=scored(LinearizedFurtherTraining(net, n_segments=2, **given), classification()),
-        steps=scored(
-            LinearizedFurtherTraining(net, n_segments=1, solver="steps", **given), classification()
-        ),
+        steps=scored(OnceLinearizedFurtherTraining(net, solver="steps", **given), classification()),
     )
 
 
@@ -752,12 +751,12 @@ def further_training_curves() -> Arrays:
 
 @case
 def linearized_kernel() -> Arrays:
-    return battery(LinearizedFurtherTraining, n_segments=1, solver="kernel", **RUN)
+    return battery(OnceLinearizedFurtherTraining, solver="kernel", **RUN)
 
 
 @case
 def linearized_steps() -> Arrays:
-    return battery(LinearizedFurtherTraining, n_segments=1, solver="steps", n_seeds=[0, 1], **RUN)
+    return battery(OnceLinearizedFurtherTraining, solver="steps", n_seeds=[0, 1], **RUN)
 
 
 @case
@@ -771,16 +770,14 @@ def linearized_segments() -> Arrays:
 
 @case
 def linearized_exact_removal() -> Arrays:
-    attributor = LinearizedFurtherTraining(
-        perceptron(), n_segments=1, removal="exact", **{**RUN, "n_epochs": [2, 7]}, **SQUARES
+    attributor = OnceLinearizedFurtherTraining(
+        perceptron(), removal="exact", **{**RUN, "n_epochs": [2, 7]}, **SQUARES
     )
     found = scored(attributor, regression())
     return found | {
         "horizons": attributor.transform_horizons(*regression().test),
         "two": transformed(
-            LinearizedFurtherTraining(
-                perceptron(2), n_segments=1, removal="exact", **RUN, **SQUARES
-            ),
+            OnceLinearizedFurtherTraining(perceptron(2), removal="exact", **RUN, **SQUARES),
             regression(n_outputs=2),
         )["with_y"],
     }
@@ -797,7 +794,8 @@ def horizons_and_groups(attributor: Any, rows: Rows) -> Arrays:
         "horizons_without_y": attributor.transform_horizons(rows.X_test),
         "reweight": attributor.reweight(*rows.test, weights=weights),
     }
-    if getattr(attributor, "solver", "steps") != "steps":  # which does not know other targets
+    known = hasattr(attributor, "relabel")
+    if known and getattr(attributor, "solver", "") != "steps":  # which does not know other targets
         found["relabel"] = attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]])
     return found
 
@@ -813,11 +811,11 @@ def horizons_reweighting_relabelling() -> Arrays:
         found |= together(
             **{
                 f"{name}_kernel": horizons_and_groups(
-                    LinearizedFurtherTraining(net, n_segments=1, solver="kernel", **run, **given),
+                    OnceLinearizedFurtherTraining(net, solver="kernel", **run, **given),
                     rows,
                 ),
                 f"{name}_steps": horizons_and_groups(
-                    LinearizedFurtherTraining(net, n_segments=1, solver="steps", **run, **given),
+                    OnceLinearizedFurtherTraining(net, solver="steps", **run, **given),
                     rows,
                 ),
                 f"{name}_segments": horizons_and_groups(
@@ -837,15 +835,15 @@ def linearized_optimizers() -> Arrays:
     for name, (optimizer, params) in OPTIMIZERS.items():
         given = {**RUN, "optimizer": optimizer, "optimizer_params": params, "lr": 0.02}
         for way, settings in (
-            ("kernel", {"n_segments": 1, "solver": "kernel"}),
-            ("steps", {"n_segments": 1, "solver": "steps"}),
+            ("kernel", {"solver": "kernel"}),
+            ("steps", {"solver": "steps"}),
             ("segments", {"n_segments": 2}),
         ):
             if name == "adamdecay" and way != "segments":
                 continue  # one segment cannot follow it
-            attributor = LinearizedFurtherTraining(
-                perceptron(), n_seeds=[0], **settings, **given, **SQUARES
-            )
+            once = way != "segments"
+            cls = OnceLinearizedFurtherTraining if once else LinearizedFurtherTraining
+            attributor = cls(perceptron(), n_seeds=[0], **settings, **given, **SQUARES)
             found |= prefixed(f"{name}_{way}", transformed(attributor, regression()))
     return found
 
@@ -1399,7 +1397,7 @@ def distributional_influence() -> Arrays:
         )
     predicts = DistributionalInfluence(net, method=UnrolledDifferentiation(**run), **SQUARES)
     predicted = predicts.fit(*rows.train).outcome_samples(*rows.test)
-    steps = LinearizedFurtherTraining(n_segments=1, solver="steps", **run)
+    steps = OnceLinearizedFurtherTraining(solver="steps", **run)
     linear = DistributionalInfluence(net, method=steps, **SQUARES)
     joint = DistributionalInfluence(
         net, method=UnrolledDifferentiation(**run), joint=["loss", "output"], **SQUARES
@@ -1627,7 +1625,7 @@ def single_runs() -> Arrays:
     given = {"n_seeds": [0], **RUN, **SQUARES}
     return together(
         unrolled=scored(UnrolledDifferentiation(net, **given), rows),
-        kernel=scored(LinearizedFurtherTraining(net, n_segments=1, **given), rows),
+        kernel=scored(OnceLinearizedFurtherTraining(net, **given), rows),
         segments=scored(LinearizedFurtherTraining(net, n_segments=2, **given), rows),
     )
 

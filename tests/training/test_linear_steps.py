@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from fimoda import as_final_model
-from fimoda.attributors._walks import kink_sharpness
+from fimoda.curvature.kinks import kink_sharpness
 from fimoda.objective import Objective
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import linear_steps, rates
-from fimoda.training.observed import observe
 from fimoda.training.optimizers import OptimizerSpec
-from fimoda.training.recorded import RecordedRun
+from fimoda.training.recorded import RecordedRun, observe
 from fimoda.training.run import Run
 
 P, STEPS = 5, 6

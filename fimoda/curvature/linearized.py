@@ -1,0 +1,105 @@
+"""Runs of further training, linearised: what may be asked of the runs of all seeds."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._validation import ConvergenceWarning
+from ..measured import Measured
+from ..training.recorded import ObservedRun
+from ..training.run import Run
+
+#: Part of the outputs' change that the linearised run may miss before it is said.
+MISSED = 0.5
+
+#: Change of the outputs, beside their spread over the rows, from which it is worth a warning.
+VISIBLE = 0.01
+
+
+class LinearizedRun(ABC):
+    """The run of a seed, linearised."""
+
+    run: Run
+    observed: ObservedRun
+
+    @abstractmethod
+    def scores(
+        self, test: Measured, horizons: Sequence[int], own_residuals: Tensor | None = None
+    ) -> Tensor:
+        """Return the scores (n_horizons, m, n) of all training rows for test rows.
+
+        `own_residuals` (n_epochs + 1, n, C) are those of each row when it is the one left out, if
+        they are others than in the run; its removal is to first order then.
+        """
+
+    def reweighted(self, test: Measured, horizon: int, factors: Tensor) -> Tensor:
+        """Return the change (m,) when rows' weights are multiplied (n,), where that is exact."""
+        raise TypeError("rows are removed exactly by their kernel only")
+
+    @abstractmethod
+    def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the change of the training rows' outputs (n_horizons, n, C), real and linearised."""
+
+
+def discrepancy(runs: Sequence[LinearizedRun], horizons: Sequence[int]) -> NDArray[np.float64]:
+    """Return the part (n_horizons,) of the outputs' change that linearised runs miss, over seeds."""
+    changes = [run.changes(horizons) for run in runs]
+    missed = sum((true - linear).double().square().sum((1, 2)) for true, linear in changes)
+    total = sum(true.double().square().sum((1, 2)) for true, _ in changes)
+    ratio = torch.as_tensor(missed / total).sqrt()
+    return torch.nan_to_num(ratio, nan=0.0).cpu().numpy()
+
+
+def warn_of_discrepancy(
+    runs: Sequence[LinearizedRun], found: NDArray[np.float64], begin: str, advice: str
+) -> None:
+    """Warn if linearised runs miss much of a change of the outputs that is visible at all."""
+    outputs = torch.stack([run.observed.outputs[[0, -1]] for run in runs])
+    change = (outputs[:, 1] - outputs[:, 0]).square().mean().sqrt()
+    if found[-1] > MISSED and bool(change > VISIBLE * outputs[0, 0].std(0).norm()):
+        warnings.warn(
+            f"{begin}the linearised run misses {found[-1]:.0%} of the outputs' change over "
+            f"{len(runs[0].observed.outputs) - 1} epochs (discrepancy_). {advice}, lower n_epochs, or use "
+            "UnrolledDifferentiation.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def relabelled(
+    runs: Sequence[LinearizedRun],
+    test: Measured,
+    horizon: int,
+    rows: NDArray[np.int64],
+    targets: Tensor,
+) -> NDArray[np.float64]:
+    """Return the effect (m, n_rows) of giving rows other targets, each row alone, to first order."""
+    share = runs[0].run.rows.shares.cpu().numpy()[rows]
+    effects = []
+    for run in runs:
+        residuals = run.observed.residuals
+        other = residuals.clone()
+        for epoch, outputs in enumerate(run.observed.outputs[:, rows]):
+            other[epoch, rows] = run.run.model.loss.gradient(outputs, targets)
+        before, after = (
+            run.scores(test, [horizon], own)[0][:, rows].double().cpu().numpy()
+            for own in (residuals, other)
+        )
+        effects.append((before - after) * (1 - share))
+    return np.mean(effects, axis=0)
+
+
+def require_memory(needed: int, budget: int, advice: str) -> None:
+    """Raise a MemoryError that says what to do if the bytes are more than the budget."""
+    if needed > budget:
+        raise MemoryError(
+            f"linearised runs take {needed / 2**20:.0f} MiB, more than memory_budget="
+            f"{budget / 2**20:.0f} MiB: {advice}."
+        )
