@@ -31,14 +31,7 @@ from .rows import Inputs
 
 @dataclass(frozen=True)
 class RowGradients:
-    """Gradients (n, p) of n rows, layer by layer; `push` and `pull` also for C numbers a row.
-
-    Parameters
-    ----------
-    parts : sequence of LayerGradients
-    places : sequence of Place
-        Where each lies in the parameter vector.
-    """
+    """Gradients (n, p) of n rows, layer by layer; `push` and `pull` also for C numbers a row."""
 
     parts: Sequence[LayerGradients]
     places: Sequence[Place]
@@ -154,12 +147,8 @@ def _products(
 class RowDifferentiator:
     """Computes the gradients of rows in the parameters of a final model.
 
-    Parameters
-    ----------
-    model : FinalModel
-    inputs : Inputs
-        Those of a few rows, to find out whether every parameter belongs to a layer with factors that
-        a row meets at one position; only then do gradients factor.
+    On the inputs of a few rows it finds out whether every parameter belongs to a layer with factors that a
+    row meets at one position; only then do gradients factor.
     """
 
     def __init__(self, model: FinalModel, inputs: Inputs):

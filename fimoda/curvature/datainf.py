@@ -16,7 +16,7 @@ from ..objective import Objective
 class DataInfSolver:
     r"""Inner products through DataInf's inverse of the empirical Fisher matrix.
 
-    For each layer l,
+    For each layer l, of the modules that own trainable parameters,
 
     .. math:: H_l^{-1} v = \frac{1}{\lambda_l} \sum_j s_j
         \Big[v - \frac{g_{jl}^\top v}{\lambda_l + \|g_{jl}\|^2} g_{jl}\Big].
@@ -24,18 +24,8 @@ class DataInfSolver:
     For the scores of m test rows the sum is taken in either of two orders, whichever is cheaper: by
     vectors of the size of the model, one a test row, which is linear in n; or, where all layers are
     linear ones on vectors, by inner products of pairs of training gradients, which their factors
-    give at the cost of n (in + out) a row and layer, not m in out.
-
-    Parameters
-    ----------
-    objective : Objective
-
-    Attributes
-    ----------
-    layers : dict of str to tuple of slice
-        Modules that own trainable parameters, and where these lie in the parameter vector.
-    mean_squares : Tensor of shape (n_layers,)
-        Mean squared entry, by share, of the gradients of the loss, by layer.
+    give at the cost of n (in + out) a row and layer, not m in out. ``mean_squares`` (n_layers,) are
+    the mean squared entries of the gradients of the loss.
     """
 
     def __init__(self, objective: Objective):

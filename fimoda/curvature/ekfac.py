@@ -60,20 +60,11 @@ class EKFAC:
     a^\top` and :math:`S = \sum_i s_i E[\sum_t d d^\top]`. The scales of A and S do not matter. The L2
     penalty enters by its diagonal in the eigenbasis. ValueError if no layer can be treated.
 
-    Parameters
-    ----------
-    objective : Objective
-        Its chunk size, or memory budget, is that of the factors at a time.
-    fisher : {"expected", "sampled"}, default="expected"
-        Whether the expectation over targets is taken exactly, or by one draw a row.
-    seed : int, default=0
-        Seed of the draws.
-    others : sequence of FinalModel, default=()
-        The same network with other parameters: A, S and the eigenvalues are means over all of them.
-    scale : float or "matched", default=1.0
-        Multiplies the eigenvalues before the penalty is added; "matched" gives the approximation the
-        Frobenius norm of the whole matrix, which blocks and a diagonal within each fall short of by
-        the cosine between the two (`cosine_with_fisher`).
+    The expectation over targets is exact ("expected"), or of one draw a row ("sampled"). With `others`,
+    the same network with other parameters, A, S and the eigenvalues are means over all of them. `scale`
+    multiplies the eigenvalues before the penalty is added; "matched" gives the approximation the
+    Frobenius norm of the whole matrix, which blocks and a diagonal within each fall short of by the
+    cosine between the two (`cosine_with_fisher`).
     """
 
     def __init__(
@@ -249,6 +240,6 @@ def _treated(objective: Objective) -> LayerDifferentiator:
 def _forms(
     metrics: Sequence[Tensor], a: Sequence[LayerGradients], b: Sequence[LayerGradients]
 ) -> Tensor:
-    """Return the sums (n,) of the entries of rows of a times those of b, times each layer's metric."""
+    """Return sums (n,) over layers of the entries of rows of a times those of b, times a metric."""
     layers = zip(a, b, metrics, strict=True)
     return torch.stack([f.inner_rowwise(g, metric) for f, g, metric in layers]).sum(0)

@@ -36,18 +36,9 @@ def cosine_with_fisher(
     gradients weigh on the product and on the norm alike, so that their quotient hardly depends on
     the draw.
 
-    Parameters
-    ----------
-    parts : sequence of (LayerDifferentiator, Tensor)
-        Each model, with the targets (n, ...) of its rows.
-    cotangents : callable
-        Vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs, from
-        targets and outputs.
-    quadratic : callable
-        :math:`g^\top \hat C g` (n,) of the factors of n rows' gradients.
-    norm : float
-        :math:`\|\hat C\|_F`.
-    rows : Rows
+    `parts` has each model with the targets of its rows; `cotangents` gives, from targets and outputs,
+    vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs; `quadratic` gives
+    :math:`g^\top \hat C g` (n,) from the factors of n rows' gradients.
     """
     share, generator = rows.shares.cpu(), torch.Generator().manual_seed(0)
     differentiate, targets = parts[0]

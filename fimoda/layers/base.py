@@ -64,15 +64,9 @@ class Place:
 class Factors:
     r"""Gradients as factors, :math:`G_{ic} = \sum_t d_{itc} a_{it}^\top` (out, in) of row i.
 
-    One number of a row is differentiated (C = 1), or several at once; all but `apply`, `combine`,
-    `covariances` and `second_moment` are for one.
-
-    Parameters
-    ----------
-    inputs : Tensor of shape (n, T, in)
-        What the layer sees at each position, with a last column of ones where it has a bias.
-    signals : Tensor of shape (n, T, C, out)
-        Gradients in the layer's output at each position.
+    With the inputs a (n, T, in) that the layer sees at each position, a last column of ones where it has a
+    bias, and the signals d (n, T, C, out): gradients in its output. One number of a row is differentiated
+    (C = 1), or several at once; all but `apply`, `combine`, `covariances` and `second_moment` are for one.
     """
 
     inputs: Tensor

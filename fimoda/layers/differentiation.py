@@ -80,22 +80,9 @@ def trainable_layers(model: FinalModel) -> list[Layer]:
 class LayerDifferentiator:
     """Factors of the gradients of rows in every layer that has them.
 
-    Parameters
-    ----------
-    model : FinalModel
-    inputs : Inputs
-        Those of a few rows, on which the factors of each layer are compared with its gradient.
-
-    Attributes
-    ----------
-    layers : list of Layer
-        Those with factors.
-    places : list of Place
-        Where their parameters lie.
-    shapes : list of tuple of int
-        Positions, inputs (that of the bias included) and outputs of each.
-    skipped : list of str
-        Layers with trainable parameters and no factors, with their types.
+    On the inputs of a few rows the factors of each layer are compared with its gradient. ``layers`` are
+    those with factors, ``places`` where their parameters lie, ``shapes`` their positions, inputs (that of
+    the bias included) and outputs; ``skipped`` names the layers without factors, with their types.
     """
 
     def __init__(self, model: FinalModel, inputs: Inputs):
