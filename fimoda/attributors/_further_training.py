@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_horizons, check_is_fitted
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
 from ..measured import Measured
-from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import Run, resolve_run
@@ -42,29 +40,12 @@ class BaseFurtherTraining(BaseAttributor):
         "optimizer_params": [dict, None],
     }
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        n_epochs: int | Iterable[int] | None = 10,
-        n_seeds: int | Iterable[int] | str = 10,
-        optimizer: str | type[torch.optim.Optimizer] | None = None,
-        lr: LearningRate | None = None,
-        batch_size: int | None = None,
-        optimizer_params: dict[str, Any] | None = None,
-        measurement: Measurement = "loss",
-        criterion: nn.Module | None = None,
-        random_state: Any = None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.n_epochs = n_epochs
-        self.n_seeds = n_seeds
-        self.optimizer = optimizer
-        self.lr = lr
-        self.batch_size = batch_size
-        self.optimizer_params = optimizer_params
+    n_epochs: Any
+    optimizer: str | type[torch.optim.Optimizer] | None
+    lr: LearningRate | None
+    batch_size: int | None
+    optimizer_params: dict[str, Any] | None
+    seeds_: list[int]
 
     def _run(self) -> Run:
         """Return the run that the parameters ask for; what is None is the model's own."""

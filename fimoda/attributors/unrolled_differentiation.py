@@ -197,17 +197,14 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         verbose: int = 0,
     ):
         super().__init__(
-            estimator,
-            n_epochs=n_epochs,
-            n_seeds=n_seeds,
-            optimizer=optimizer,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer_params=optimizer_params,
-            measurement=measurement,
-            criterion=criterion,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.n_epochs = n_epochs
+        self.n_seeds = n_seeds
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer_params = optimizer_params
         self.leave_out = leave_out
         self.start = start
         self.kink_smoothing = kink_smoothing
