@@ -11,14 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
-from ..measurements import Measurement
-from ..model import DEFAULT_BUDGET
 from ..objective import Objective
 from ..recipe import Recipe
 from ..training.linear_steps import linear_steps
@@ -67,33 +64,14 @@ class BaseAlongTheRun(BaseAttributor):
         "reweight_others": ["boolean"],
     }
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        trajectory: Trajectory | str | None = None,
-        stage: int | str | None = None,
-        n_epochs: int | None = None,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        reweight_others: bool = False,
-        measurement: Measurement = "loss",
-        criterion: nn.Module | None = None,
-        chunk_size: int | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
-        random_state: Any = None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.trajectory = trajectory
-        self.stage = stage
-        self.n_epochs = n_epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.reweight_others = reweight_others
-        self.chunk_size = chunk_size
-        self.memory_budget = memory_budget
+    trajectory: Trajectory | str | None
+    stage: int | str | None
+    n_epochs: int | None
+    lr: float | None
+    batch_size: int | None
+    reweight_others: bool
+    chunk_size: int | None
+    memory_budget: int
 
     # ---- the run ----------------------------------------------------------------------------
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ..measured import Measured
+from ..measurements import Measurement
+from ..model import DEFAULT_BUDGET
 from ..objective import Objective
-from ..trajectory import model_at
+from ..trajectory import Trajectory, model_at
 from ._along_the_run import BaseAlongTheRun, StageRows
 
 
@@ -102,6 +106,34 @@ class Hydra(BaseAlongTheRun):
     >>> Hydra(net).fit(X, X[:, :1]).transform(X[:4], X[:4, :1]).shape
     (4, 20)
     """
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        trajectory: Trajectory | str | None = None,
+        stage: int | str | None = None,
+        n_epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        reweight_others: bool = False,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.trajectory = trajectory
+        self.stage = stage
+        self.n_epochs = n_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
 
     def _fit(self) -> None:
         super()._fit()

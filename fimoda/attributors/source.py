@@ -201,26 +201,23 @@ class SOURCE(BaseAlongTheRun):
         random_state: Any = None,
     ):
         super().__init__(
-            estimator,
-            trajectory=trajectory,
-            stage=stage,
-            n_epochs=n_epochs,
-            lr=lr,
-            batch_size=batch_size,
-            reweight_others=reweight_others,
-            measurement=measurement,
-            criterion=criterion,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-            random_state=random_state,
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.trajectory = trajectory
         self.segments = segments
+        self.stage = stage
         self.curvature = curvature
         self.averaging = averaging
         self.fisher = fisher
         self.curvature_scale = curvature_scale
         self.n_components = n_components
         self.projection = projection
+        self.n_epochs = n_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.reweight_others = reweight_others
+        self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
 
     # ---- fit --------------------------------------------------------------------------------
 

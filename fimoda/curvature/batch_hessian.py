@@ -78,7 +78,7 @@ class AutogradHessian(BatchHessian):
 
 @dataclass(frozen=True)
 class _Point:
-    """What the products with all vectors have in common at one batch."""
+    """Whatever the products with all vectors have in common at one batch."""
 
     kept: list[Tensor]  # by link: input of an affine one, value of a pointwise one
     signals: list[Tensor]  # by link: gradient of the mean loss in its value

@@ -18,7 +18,7 @@ _EXACT_STEPS = 64
 
 
 class QuadraticRemoval:
-    r"""What every left-out row's own run does to the parameters, for a quadratic loss.
+    r"""The deviation of every left-out row's own run from that on all rows, for a quadratic loss.
 
     In the eigenvectors of :math:`M = \sum_j s_j w J_j^\top J_j` (modes), row i's deviation
     :math:`x_i` from the run on all rows obeys the optimiser's recursion with the gradient

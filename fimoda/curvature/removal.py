@@ -30,18 +30,11 @@ class Removal:
     and this is :math:`(B_{z,i} - s_i \sum_j B_{z,j}) / (1 - s_i)`, in gradients
     :math:`(g_i - \bar g) / (n - 1)` instead of :math:`g_i / n`.
 
-    Parameters
-    ----------
-    group : ndarray of shape (n,)
-        Class of each row, or zeros where the classes do not matter.
-    growth : ndarray of shape (n, K)
-        :math:`\rho`.
-    pull : Tensor of shape (p,) or None
-        Gradient of a penalty that grows as the rows do, where it does not cancel their sum.
     """
 
-    group: NDArray[np.int64]
-    growth: NDArray[np.float64]
+    group: NDArray[np.int64]  # class of each row (n,), or zeros where classes do not matter
+    growth: NDArray[np.float64]  # rho, (n, K)
+    #: Gradient (p,) of a penalty that grows as the rows do, where it does not cancel their sum.
     pull: Tensor | None = None
 
     @classmethod

@@ -40,7 +40,7 @@ _SAMPLE = 4
 
 @dataclass(frozen=True)
 class Load:
-    """What the rows' residuals over a segment put on adjoints that pass through it.
+    """The load that the rows' residuals over a segment put on adjoints that pass through it.
 
     One entry for units of adjoint in the parameters; a second, if the optimiser has a velocity.
     """

@@ -133,25 +133,17 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class ObservedRun:
-    r"""Further training on all rows with one seed, seen at some of its steps.
+    """Further training on all rows with one seed, seen at some of its steps.
 
-    Parameters
-    ----------
-    moments : dict of int to Moment
-        States before and after the steps asked for, by the number of steps done.
-    outputs : Tensor of shape (n_epochs + 1, n, C)
-        Outputs of the training rows at the start of each epoch and at the end.
-    residuals : Tensor of shape (n_epochs + 1, n, C)
-        Gradient of each row's loss in them.
-    rates : Tensor of shape (n_steps, 2)
-        Learning rates of each step, with Adam's correction of the first ones and without.
-    steps_per_epoch : int
+    Outputs and residuals (n_epochs + 1, n, C) are at the start of each epoch and at the end.
     """
 
-    moments: dict[int, Moment]
-    outputs: Tensor
-    residuals: Tensor
-    rates: Tensor
+    moments: dict[int, Moment]  # before and after the steps asked for, by the number of steps done
+    outputs: Tensor  # of the training rows
+    residuals: Tensor  # the gradient of each row's loss in them
+    rates: (
+        Tensor  # learning rates (n_steps, 2), with Adam's correction of the first ones and without
+    )
     steps_per_epoch: int
 
     def theta(self, epoch: int) -> Tensor:

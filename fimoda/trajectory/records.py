@@ -130,13 +130,7 @@ class Record:
         }
 
     def _decode(self, records: Sequence[dict[str, Any]], directory: str) -> None:
-        """Take over what encoded records tell, one after another.
-
-        Raises
-        ------
-        FileNotFoundError
-            If one is missing.
-        """
+        """Take over what encoded records tell, one after another; FileNotFoundError if one is missing."""
         self.optimizer, self.optimizer_params = records[-1]["optimizer"]
         for record in records:
             steps, stages = record["since"]

@@ -21,10 +21,7 @@ def check_steps(
 ) -> int:
     """Return the number of steps of a run with checkpoints after these, one state for each.
 
-    Raises
-    ------
-    ValueError
-        If there is no checkpoint, numbers do not match, or steps do not increase.
+    ValueError if there is no checkpoint, numbers do not match, or steps do not increase.
     """
     if not steps:
         raise ValueError("state_dicts must hold at least one checkpoint, got none.")

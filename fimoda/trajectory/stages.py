@@ -39,13 +39,7 @@ class Stage:
 
 
 def stage_rows(stages: Sequence[Stage], n_rows: int) -> list[NDArray[np.int64]]:
-    """Return the rows of each stage, as indices into the rows at hand.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of rows do not match.
-    """
+    """Return the rows of each stage among the rows at hand; ValueError if their numbers do not match."""
     if all(stage.n_rows in (None, n_rows) and stage.rows is None for stage in stages):
         return [np.arange(n_rows) for _ in stages]
     if all(stage.rows is not None for stage in stages):

@@ -24,10 +24,7 @@ _RUN = "run"
 class CheckpointStore:
     """States of a module, and of its optimiser, by the number of steps done.
 
-    Parameters
-    ----------
-    directory : path, default=None
-        Where they are kept, one file each, and read by memory-mapping; in memory by default.
+    They are kept in a directory, one file each, and read by memory-mapping; without one, in memory.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
@@ -72,14 +69,8 @@ class CheckpointStore:
     ) -> None:
         """Keep a checkpoint and, on disk, what was recorded of the run since the one before.
 
-        Raises
-        ------
-        ValueError
-            If it is not finite, of another architecture than the one before, or could not be read.
-        FileExistsError
-            If the directory was empty at first and another run has come to it.
-        OSError
-            If it cannot be written.
+        ValueError if it is not finite, of another architecture than the one before, or could not be read;
+        FileExistsError if the directory was empty at first and another run has come to it.
         """
         state = {name: cloned(v) for name, v in state_dict.items()}
         shapes = _shapes(state)
@@ -147,14 +138,8 @@ class CheckpointStore:
     def resume(self) -> tuple[list[dict[str, Any]], bool]:
         """Take up a directory's run; return the records of its parts, and whether it was cut off.
 
-        Raises
-        ------
-        FileNotFoundError
-            If it holds none, or a checkpoint is missing.
-        ValueError
-            If it was written by an earlier version, or holds another kind of run.
-        OSError
-            If a checkpoint is damaged, or others can write the directory.
+        FileNotFoundError if it holds none, or a checkpoint is missing; ValueError for another kind of
+        run, or an earlier version; OSError if it is damaged, or others can write the directory.
         """
         files = self._on_disk
         names = files.names() if files.path.is_dir() else []
