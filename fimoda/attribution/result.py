@@ -101,7 +101,7 @@ class Attribution:
         *,
         image_shape: Sequence[int] | None = None,
     ) -> TopRowsDisplay:
-        """Draw the most helpful and most harmful training rows of one test row.
+        """Draw the most helpful and most harmful training rows of one test row; return the display.
 
         Parameters
         ----------
@@ -114,10 +114,6 @@ class Attribution:
         image_shape : tuple of int, default=None
             Draw the rows themselves, as images of (height, width), with 1 or 3 channels before or
             after; by default their scores.
-
-        Returns
-        -------
-        TopRowsDisplay
         """
         if image_shape is None:
             return self._display(k).plot(row, ax)

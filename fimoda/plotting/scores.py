@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..attributors.further_training_curve import FurtherTrainingCurve
 from ..base import BaseAttributor
@@ -25,10 +25,8 @@ class ScoreMapDisplay(Display):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fimoda import ScoreMapDisplay
-    >>> display = ScoreMapDisplay.from_predictions(np.eye(3)).plot()
-    >>> display.ax_.get_ylabel()
+    >>> ScoreMapDisplay([[0.3, -0.1], [0.0, 0.2]]).plot().ax_.get_ylabel()
     'test row'
     """
 
@@ -103,8 +101,7 @@ class SelfInfluenceDisplay(Display):
     Examples
     --------
     >>> from fimoda import SelfInfluenceDisplay
-    >>> display = SelfInfluenceDisplay.from_predictions([0.1, 0.2, 3.0]).plot()
-    >>> display.ax_.get_xlabel()
+    >>> SelfInfluenceDisplay([0.1, 0.2, 3.0]).plot().ax_.get_xlabel()
     'self-influence'
     """
 
@@ -155,30 +152,24 @@ class SeedsNeededDisplay(Display):
 
     Parameters
     ----------
-    seeds : ndarray of shape (n_numbers,)
+    seeds : array-like of shape (n_numbers,)
         Numbers of seeds.
-    noise : ndarray of shape (n_epochs, n_numbers)
+    noise : array-like of shape (n_epochs, n_numbers)
         Standard error of the mean of so many seeds, as part of the scores' size (root mean squares
         over test rows and left-out rows).
-    epochs : ndarray of shape (n_epochs,)
+    epochs : array-like of shape (n_epochs,)
         Horizons.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fimoda import SeedsNeededDisplay
-    >>> seeds = np.array([1, 4])
-    >>> display = SeedsNeededDisplay(seeds, np.array([[0.4, 0.2]]), np.array([10])).plot()
-    >>> display.ax_.get_xlabel()
+    >>> SeedsNeededDisplay([1, 4], [[0.4, 0.2]], [10]).plot().ax_.get_xlabel()
     'seeds'
     """
 
-    def __init__(
-        self, seeds: NDArray[np.int64], noise: NDArray[np.float64], epochs: NDArray[np.int64]
-    ):
-        self.seeds = seeds
-        self.noise = noise
-        self.epochs = epochs
+    def __init__(self, seeds: ArrayLike, noise: ArrayLike, epochs: ArrayLike):
+        self.seeds, self.noise = np.asarray(seeds), np.asarray(noise)
+        self.epochs = np.asarray(epochs)
 
     @classmethod
     def from_curve(cls, curve: FurtherTrainingCurve, max_seeds: int = 50) -> Self:
@@ -200,7 +191,7 @@ class SeedsNeededDisplay(Display):
         size = np.maximum((per_seed.mean(-1) ** 2).mean((1, 2)) - variance / n_seeds, 0)
         seeds = np.arange(1, max_seeds + 1)
         part = variance[:, None] / np.where(size > 0, size, np.nan)[:, None]
-        return cls(seeds, np.sqrt(part / seeds), np.asarray(curve.epochs))
+        return cls(seeds, np.sqrt(part / seeds), curve.epochs)
 
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw one line a horizon, both axes logarithmic.

@@ -38,10 +38,8 @@ class TopRowsDisplay(Display):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from fimoda import TopRowsDisplay
-    >>> scores = np.array([[0.3, -0.1, 0.0, 0.2]])
-    >>> display = TopRowsDisplay.from_predictions(scores, k=2).plot()
+    >>> display = TopRowsDisplay.from_predictions([[0.3, -0.1, 0.0, 0.2]], k=2).plot()
     >>> [label.get_text() for label in display.ax_.get_yticklabels()]
     ['0', '3', '2', '1']
     """
