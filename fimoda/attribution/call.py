@@ -76,14 +76,9 @@ def attribute(
         Weights of the training rows, if the model was trained with them.
     n_epochs : int, default=10
         Epochs of further training that a score looks ahead (networks).
-    optimizer : str or type, default=None
-        Optimiser of further training; the model's own by default, SGD if it has none.
-    lr : float or callable, default=None
-        Its learning rate; the model's own by default, 0.01 if it has none.
-    batch_size : int, default=None
-        The model's own by default, 128 if it has none.
-    optimizer_params : dict, default=None
-        Its other settings.
+    optimizer, lr, batch_size, optimizer_params : default=None
+        Of further training, as in `FurtherTraining`: the model's own by default; if it has none, SGD
+        with a learning rate of 0.01 and batches of 128.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable.
     criterion : nn.Module, default=None
