@@ -131,7 +131,7 @@ def compare_methods(
         Test rows, as in ``transform``.
     methods : dict of str to attributor, default=None
         What to compare, in this order; by default Grad-Dot, Grad-Cos, DataInf, TRAK, EK-FAC, exact
-        influence, linearised further training (one segment, and several), unrolled differentiation.
+        influence, further training linearised once and in segments, unrolled differentiation.
     budget : float, default=120
         Seconds after which no further method begins.
     epochs : int or sequence of int, default=(1, 10)
@@ -246,7 +246,7 @@ def _default_methods(
         "TRAK": of(TRAK, n_components=512),
         "EK-FAC": of(EKFACInfluence),
         "exact influence": of(ExactInfluence),
-        "linearised, one segment": of(OnceLinearizedFurtherTraining, **run),
+        "linearised once": of(OnceLinearizedFurtherTraining, **run),
         "unrolled": of(UnrolledDifferentiation, **run),
         "linearised": of(LinearizedFurtherTraining, **run),
     }
