@@ -17,14 +17,10 @@ from ..adapters import is_fitted, is_network, recorded_trajectory, training_epoc
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
 from ..objective import Objective
-from ..recipe import Recipe
-from ..training.linear_steps import linear_steps
 from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_LR,
-    OptimizerSpec,
     optimizer_class,
-    resolve_optimizer,
 )
 from ..trajectory import Stage, Trajectory, check_architecture, stage_rows
 
@@ -155,20 +151,6 @@ class BaseAlongTheRun(BaseAttributor):
     def _fit(self) -> None:
         if self.stage is not None:
             self.train_indices_ = np.sort(self._stages[self._attributed[0]].rows)
-
-    # ---- its steps --------------------------------------------------------------------------
-
-    def _optimizer(self) -> OptimizerSpec:
-        """Return the optimiser of the run."""
-        return resolve_optimizer(
-            self.trajectory_.optimizer, 1.0, self.trajectory_.optimizer_params, Recipe()
-        )
-
-    def _gain(self) -> float:
-        """Return what momentum makes of a gradient, of optimisers whose steps have a unit."""
-        if optimizer_class(self.trajectory_.optimizer) is not torch.optim.SGD:
-            return 1.0
-        return linear_steps(self._optimizer(), {}).gain
 
     def _self_influence(self) -> NDArray[np.float64]:
         if any(stage.removal.changes_others for stage in self._stages):

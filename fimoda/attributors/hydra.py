@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..curvature.recorded_steps import gain
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
@@ -165,7 +166,8 @@ class Hydra(BaseAlongTheRun):
 
     def _steps(self) -> Iterator[tuple[Objective, StageRows, float]]:
         """Yield the objective at each step, on all rows, with the rows of the step and its rate."""
-        run, total = self.trajectory_, self._gain()
+        run = self.trajectory_
+        total = gain(run)
         if self._alone or run.batches is None:
             yield self._objective, self._stages[0], total * float(run.learning_rates.sum())
             return

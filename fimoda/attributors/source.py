@@ -13,21 +13,16 @@ from torch import nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
 from ..curvature.projection import KINDS, Projection
-from ..curvature.second_moments import batch_second_moment
+from ..curvature.recorded_steps import segment_of
 from ..curvature.segmentation import Cut, auto_cut, cut_run
-from ..curvature.stationary import Dynamics, ExactStationary, Segment, Stationary
+from ..curvature.stationary import ExactStationary, Segment, Stationary
 from ..curvature.stationary_ekfac import EKFACStationary
 from ..curvature.stationary_projected import ProjectedStationary
 from ..measured import Measured
 from ..measurements import Measurement
-from ..objective import Objective
-from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import DEFAULT_BATCH_SIZE
-from ..trajectory import Trajectory, buffers_at, mean_model, model_at
+from ..trajectory import Trajectory
 from ._along_the_run import BaseAlongTheRun
-
-#: Rows whose gradients are squared at a time.
-_ROWS = 1024
 
 
 class SOURCE(BaseAlongTheRun):
@@ -244,32 +239,9 @@ class SOURCE(BaseAlongTheRun):
         return cut_run(self.trajectory_, self.segments)
 
     def _segment(self, cut: Cut) -> Segment:
-        run, objective = self.trajectory_, self._stages[cut.stage].objective
-        if self.averaging == "parameters":
-            models = [mean_model(run, cut.checkpoints, self.model_)]
-        else:
-            models = [model_at(run, k, self.model_) for k in cut.checkpoints]
-        steps = [self._linear_steps(k, objective) for k in cut.checkpoints]
-        given = [one.preconditioner for one in steps if one.preconditioner is not None]
-        dynamics = Dynamics(
-            steps[0].gain * float(run.learning_rates[cut.start : cut.stop].sum()),
-            steps[0].coupled_decay,
-            steps[0].decoupled_decay,
-            torch.stack(given).mean(0) if given else None,
-        )
-        return Segment([objective.at(model) for model in models], dynamics)
-
-    def _linear_steps(self, k: int, objective: Objective) -> LinearSteps:
-        """Return the optimiser at checkpoint k, with second moments as recorded or estimated."""
-        run, optimizer = self.trajectory_, self._optimizer()
-        buffers = buffers_at(run, k, self.model_)
-        name = second_moment_name(optimizer)
-        if name is not None and name not in buffers:
-            batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
-            at = objective.at(model_at(run, k, self.model_))
-            square = batch_second_moment(at, min(batch, len(at)), _ROWS)
-            buffers = {name: square * (run.n_steps if name == "sum" else 1), "step": float("inf")}
-        return linear_steps(optimizer, buffers)
+        batch = self.batch_size or self.model_.recipe.batch_size or DEFAULT_BATCH_SIZE
+        objective, mean = self._stages[cut.stage].objective, self.averaging == "parameters"
+        return segment_of(self.trajectory_, cut, objective, batch, mean)
 
     def _stationary(self, segments: list[Segment]) -> Stationary:
         if self.curvature == "exact":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
 from ..curvature.projection import KINDS, Projection
+from ..curvature.recorded_steps import gain
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
@@ -161,7 +162,8 @@ class TracIn(BaseAlongTheRun):
     def _checkpoints(self) -> Iterator[tuple[Objective, list[tuple[float, StageRows]]]]:
         """Yield the objective at each checkpoint that stands for steps, and the stages of these with the
         sums of their rates."""
-        run, before, total = self.trajectory_, 0, self._gain()
+        run, before = self.trajectory_, 0
+        total = gain(run)
         for k, step in enumerate(run.steps):
             stop = run.n_steps if k == len(run) - 1 else step
             parts = []
