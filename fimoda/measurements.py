@@ -8,6 +8,7 @@ tensor (n, C), `targets` the encoded targets of those rows. The names ``"loss"``
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -70,8 +71,13 @@ class _OfUser:
         return found
 
 
-def resolve(measurement: Measurement, loss: RowLoss) -> Measure:
-    """Return the callable behind `measurement` for a model that was trained with this loss.
+class _HasLoss(Protocol):
+    @property
+    def loss(self) -> RowLoss: ...
+
+
+def resolve(measurement: Measurement, model: _HasLoss) -> Measure:
+    """Return the callable behind `measurement` for this model.
 
     * ``"loss"``: the training criterion per row.
     * ``"log_prob"``: log p_y, the log-probability of the target class.
@@ -79,6 +85,11 @@ def resolve(measurement: Measurement, loss: RowLoss) -> Measure:
     * ``"output"``: the model's only output; for a classifier with one output per class, the raw
       output of the target class.
     * a callable: used as it is.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or needs class probabilities that the model does not have.
     """
     if callable(measurement):
         return _OfUser(measurement)
@@ -87,6 +98,7 @@ def resolve(measurement: Measurement, loss: RowLoss) -> Measure:
             f"measurement must be one of {', '.join(map(repr, NAMES))} or a callable "
             f"m(outputs, targets), got {measurement!r}."
         )
+    loss = model.loss
     if measurement == "loss":
         return loss
     if measurement == "output":

@@ -85,7 +85,7 @@ class Preparation:
             chunk_size=getattr(self, "chunk_size", None),
         )
         self._row_names = X.index if hasattr(X, "iloc") else None
-        self._measure = measurements.resolve(self.measurement, self.model_.loss)
+        self._measure = measurements.resolve(self.measurement, self.model_)
         # bad ones show now, not after training
         measurements.require_numbers(self.model_.loss, "the loss", outputs, targets[:2])
         measurements.require_numbers(self._measure, "measurement", outputs, targets[:2])

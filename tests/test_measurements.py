@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,10 @@ WITH_PROBABILITIES = [
 ]
 
 
+def model_of(kind: str) -> SimpleNamespace:
+    return SimpleNamespace(loss=LOSSES[kind])
+
+
 def draw(kind: str):
     """Outputs (N, C), targets, and the probability of each row's target."""
     g = torch.Generator().manual_seed(1)
@@ -49,21 +55,21 @@ def draw(kind: str):
 @pytest.mark.parametrize("kind", WITH_PROBABILITIES)
 def test_log_prob_and_margin(kind):
     outputs, y, p = draw(kind)
-    log_prob, margin = (resolve(name, LOSSES[kind]) for name in ("log_prob", "margin"))
+    log_prob, margin = (resolve(name, model_of(kind)) for name in ("log_prob", "margin"))
     torch.testing.assert_close(log_prob(outputs, y), p.log(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(margin(outputs, y), p.log() - (1 - p).log(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_loss_is_the_criterion(kind):
-    assert resolve("loss", LOSSES[kind]) is LOSSES[kind]
+    assert resolve("loss", model_of(kind)) is LOSSES[kind]
 
 
 @pytest.mark.parametrize("kind", WITH_PROBABILITIES)
 @pytest.mark.parametrize("name", ["loss", "log_prob", "margin", "output"])
 def test_gradients_against_finite_differences(name, kind):
     outputs, y, _ = draw(kind)
-    measure = resolve(name, LOSSES[kind])
+    measure = resolve(name, model_of(kind))
     leaf = outputs.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(measure(leaf, y).sum(), leaf)
     assert torch.isfinite(gradient).all()
@@ -84,7 +90,7 @@ def test_margin_of_confident_rows(kind):
     else:
         outputs, y, expected = torch.tensor([[-90.0]], dtype=torch.float64), torch.tensor([0]), 90
     leaf = outputs.requires_grad_()
-    value = resolve("margin", LOSSES[kind])(leaf, y)
+    value = resolve("margin", model_of(kind))(leaf, y)
     np.testing.assert_allclose(value.detach(), [expected], rtol=1e-12)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
     np.testing.assert_allclose(abs(gradient[0, 0]), 1.0, rtol=1e-12)
@@ -92,14 +98,14 @@ def test_margin_of_confident_rows(kind):
 
 def test_log_prob_of_confident_rows():
     outputs = torch.tensor([[800.0], [-800.0]], dtype=torch.float64)
-    log_prob = resolve("log_prob", LOSSES["binary logit"])
+    log_prob = resolve("log_prob", model_of("binary logit"))
     np.testing.assert_allclose(log_prob(outputs, torch.tensor([0, 1])), [-800.0, -800.0])
 
 
 def test_margin_of_two_classes_is_the_difference_of_logits():
     outputs, y = torch.tensor([[0.3, -1.2], [2.0, 2.5]]), torch.tensor([0, 1])
     torch.testing.assert_close(
-        resolve("margin", LOSSES["logits"])(outputs, y), torch.tensor([1.5, 0.5])
+        resolve("margin", model_of("logits"))(outputs, y), torch.tensor([1.5, 0.5])
     )
 
 
@@ -107,11 +113,11 @@ def test_output():
     one, many = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     y = torch.tensor([1, 0])
     for kind in ("regression", "binary logit", "binary probability"):
-        assert resolve("output", LOSSES[kind])(one, y).tolist() == [1.0, 2.0]
+        assert resolve("output", model_of(kind))(one, y).tolist() == [1.0, 2.0]
     for kind in ("logits", "log probabilities", "probabilities", "one vs rest logits"):
-        assert resolve("output", LOSSES[kind])(many, y).tolist() == [2.0, 3.0]
+        assert resolve("output", model_of(kind))(many, y).tolist() == [2.0, 3.0]
     with pytest.raises(ValueError, match=r"needs a model with one output.*Output\(index\)"):
-        resolve("output", LOSSES["regression"])(many, y)
+        resolve("output", model_of("regression"))(many, y)
 
 
 def test_output_by_index():
@@ -132,7 +138,7 @@ def test_callable_is_used_on_copies():
 
     outputs = torch.tensor([[1.0], [-2.0], [3.0]], requires_grad=True)
     targets = torch.tensor([4.0, 5.0, 6.0])
-    found = resolve(own, LOSSES["regression"])(outputs, targets)
+    found = resolve(own, model_of("regression"))(outputs, targets)
     assert found.tolist() == [8.0, 0.0, 36.0]
     assert torch.autograd.grad(found.sum(), outputs)[0].tolist() == [[8.0], [0.0], [12.0]]
     assert targets.tolist() == [4.0, 5.0, 6.0]
@@ -143,12 +149,12 @@ def test_callable_is_used_on_copies():
 def test_needs_probabilities(name, kind):
     message = f"measurement='{name}' needs a classifier with class probabilities"
     with pytest.raises(ValueError, match=message):
-        resolve(name, LOSSES[kind])
+        resolve(name, model_of(kind))
 
 
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"must be one of 'loss', 'margin'.* got 'logits'"):
-        resolve("logits", LOSSES["logits"])
+        resolve("logits", model_of("logits"))
 
 
 def test_values_are_float64_and_one_per_row():

@@ -158,7 +158,7 @@ class DistributionalInfluence(BaseAttributor):
 
     def _fit(self) -> None:
         self._distance = resolve_distance(self.distance)
-        self._joint = [measurements.resolve(m, self.model_.loss) for m in self.joint or []]
+        self._joint = [measurements.resolve(m, self.model_) for m in self.joint or []]
         method = self.method
         if method is None:
             method = UnrolledDifferentiation(n_epochs=5, n_seeds=10, random_state=self.random_state)
