@@ -1,4 +1,4 @@
-"""How a model was trained, as far as it says so itself."""
+"""The recipe of a model: its training, as far as it says so itself."""
 
 from __future__ import annotations
 

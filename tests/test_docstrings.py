@@ -1,12 +1,16 @@
-"""Docstrings of one family say the same thing of the same parameter, in the same words."""
+"""Docstrings: the same words for the same parameter within a family, and a verb to begin with."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from collections.abc import Iterator
 
 import pytest
 from numpydoc.docscrape import NumpyDocString
 from test_common import ATTRIBUTORS
+from test_layering import FILES
 
 import fimoda
 
@@ -102,3 +106,47 @@ def test_every_attributor_has_a_family():
 
 def test_differences_are_of_known_families():
     assert {family for family, _ in DIFFERENT} <= {*FAMILIES, "everywhere"}
+
+
+# ---- style ----------------------------------------------------------------------------------
+
+#: What functions do. A new one is welcome, as long as it is a verb that a colleague would use.
+VERBS = set(
+    "Accept Add Apply Ask Average Begin Bound Build Call Change Check Choose Compare Compute Count "
+    "Cut Describe Differentiate Divide Do Draw Encode Estimate Fill Find Fit Follow Forget Freeze "
+    "Give Guess Hold Join Judge Keep Leave Let List Load Lock Look Make Mark Measure Merge Move "
+    "Multiply Name Offer Open Order Pass Plan Plot Project Pull Push Put Raise Read Record Refit "
+    "Refuse Remove Replace Restore Return Round Run Sample Save Say Score Search Seed Send Set Share "
+    "Shift Show Solve Sort Split Stand Start Step Stop Store Sum Take Tell Train Transform Try Turn "
+    "Undo Update Use Walk Warn Write Yield".split()
+)
+#: Opens the docstring of what a subclass may overwrite: "Hook of `fit`: ...".
+HOOK = "Hook"
+
+
+def docstrings() -> Iterator[tuple[str, ast.AST, str]]:
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                name = f"{module}.{getattr(node, 'name', '')}"
+                if found := ast.get_docstring(node):
+                    yield name, node, found
+
+
+def test_nothing_opens_with_a_question():
+    opening = re.compile(r"(What|Whether|How|Where|By)\b")
+    assert not [name for name, _, text in docstrings() if opening.match(text)]
+
+
+def test_functions_open_with_a_verb():
+    """Not properties, which are named for what they are."""
+    nouns = []
+    for name, node, text in docstrings():
+        if isinstance(node, ast.FunctionDef):
+            decorators = {
+                ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list
+            }
+            first = re.split(r"[\s:;,.]", text)[0]
+            if not decorators & {"property", "cached_property"} and first not in {*VERBS, HOOK}:
+                nouns.append(f"{name}: {text.splitlines()[0]}")
+    assert not nouns, "\n".join(nouns)

@@ -19,9 +19,9 @@ METHODS = {
     "GradDot": {},
     "EKFACInfluence": {},
     "SOURCE": {"trajectory": "final", "n_epochs": 2},
-    "LinearizedFurtherTraining": {"n_epochs": 2, "n_segments": 2},
-    "OnceLinearizedFurtherTraining": {"n_epochs": 2},
-    "UnrolledDifferentiation": {"n_epochs": 2},
+    "LinearizedFurtherTraining": {"n_epochs": 1},
+    "OnceLinearizedFurtherTraining": {"n_epochs": 1},
+    "UnrolledDifferentiation": {"n_epochs": 1},
 }
 
 

@@ -36,7 +36,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the gradient of a stack is that of its models, and the optimiser as its plain form."""
+    """The findings on a stack: is its gradient that of its models, and its optimiser as the plain form?"""
 
     stacked: bool
     as_built: bool
