@@ -27,7 +27,6 @@ from ..base import BaseAttributor
 from ..curvature.kinks import kink_sharpness
 from ..curvature.unrolled import Unrolled, check_run, walk_back, walk_forward
 from ..last_call import of_last_call
-from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -231,7 +230,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
                 f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
                 "mode='adjoint'."
             )
-        self._forward: dict[int, Unrolled] = {}
+        self._forward: list[Unrolled] = []  # by seed, once walked
         if self.mode == "forward":
             self._walk_forward()
         else:  # a run that diverges, or an optimiser that has no derivative, shows now
@@ -263,8 +262,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         """Find the tangents of all left-out rows, by one walk a seed."""
         what = self.horizons_, [int(i) for i in self.train_indices_], self._kinks
         jobs = [delayed(walk_forward)(self._full_run, seed, *what) for seed in self.seeds_]
-        found = self._workers.do(self._workers.shown(jobs))
-        self._forward.update(zip(self.seeds_, found, strict=True))
+        self._forward = self._workers.do(self._workers.shown(jobs))
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -276,9 +274,12 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         fits = self._bytes(forward=True) <= self.memory_budget
         if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
-        walked = self._from_tangents if self._forward else self._from_walks_back
-        per_seed, ends, growth = walked(test, horizons)
-        self._seen["growth_"] = growth
+        if self._forward:
+            places = [self.horizons_.index(epoch) for epoch in horizons]
+            found = [walk.scores(self.model_, places, test) for walk in self._forward]
+        else:
+            found = self._walk_back(test, horizons)
+        growth = self._seen["growth_"] = max(one.growth for one in found)
         if growth > GROWTH:
             warnings.warn(
                 f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
@@ -287,25 +288,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return per_seed.cpu().numpy(), ends
+        scores = torch.stack([one.values for one in found], -1)
+        return scores.cpu().numpy(), torch.stack([one.thetas[-1] for one in found])
 
-    def _from_tangents(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
-        """Return scores (n_horizons, n_test, n_columns, n_seeds), last parameters (n_seeds, p) and
-        growth of the walks forwards."""
-        places = [self.horizons_.index(h) for h in horizons]
-        walks = [self._forward[seed] for seed in self.seeds_]
-        scores = []
-        for walk in walks:
-            of_seed = []
-            for place in places:
-                gradients = gradients_by_autograd(self.model_.at(walk.thetas[place]), test)
-                of_seed.append((gradients @ walk.values[place].mT).double())
-            scores.append(torch.stack(of_seed))
-        ends = torch.stack([walk.thetas[places[-1]] for walk in walks])
-        return torch.stack(scores, -1), ends, max(walk.growth for walk in walks)
-
-    def _from_walks_back(self, test: Measured, horizons: list[int]) -> tuple[Tensor, Tensor, float]:
-        """Return the same of walks back from blocks of test rows."""
+    def _walk_back(self, test: Measured, horizons: list[int]) -> list[Unrolled]:
+        """Return the scores of each seed, by walks back from blocks of test rows."""
         blocks = self._blocks(test, len(horizons), BLOCK)
         jobs = [
             delayed(walk_back)(self._full_run, seed, horizons, block, self._kinks)
@@ -313,13 +300,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             for block in blocks
         ]
         found = self._workers.do(self._workers.shown(jobs))
+        of_seeds = [found[k : k + len(blocks)] for k in range(0, len(found), len(blocks))]
         columns = torch.from_numpy(self.train_indices_)
-        scores = [
-            torch.cat([one.values for one in found[k : k + len(blocks)]], 1)[:, :, columns]
-            for k in range(0, len(found), len(blocks))
-        ]
-        ends = torch.stack([one.thetas[-1] for one in found[:: len(blocks)]])
-        return torch.stack(scores, -1), ends, max(one.growth for one in found)
+        return [Unrolled.joined(parts, columns) for parts in of_seeds]
 
     def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
         n_epochs = self._check_horizons()[-1]

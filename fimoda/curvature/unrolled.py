@@ -19,6 +19,7 @@ from torch.func import vjp, vmap
 
 from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
+from ..model import FinalModel
 from ..rows import Rows
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
@@ -39,6 +40,20 @@ class Unrolled:
     values: Tensor  # scores (n_horizons, m, n) or tangents (n_horizons, L, p)
     thetas: Tensor
     growth: float
+
+    def scores(self, model: FinalModel, places: Sequence[int], test: Measured) -> Unrolled:
+        """Return scores (n_places, m, L) of test rows from tangents, at some of the horizons."""
+        found = []
+        for place in places:
+            gradients = gradients_by_autograd(model.at(self.thetas[place]), test)
+            found.append((gradients @ self.values[place].mT).double())
+        return Unrolled(torch.stack(found), self.thetas[places], self.growth)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Unrolled], columns: Tensor) -> Unrolled:
+        """Return some columns of the scores of all test rows, from those of blocks of them."""
+        values = torch.cat([one.values for one in parts], 1)[:, :, columns]
+        return cls(values, parts[0].thetas, max(one.growth for one in parts))
 
 
 def walk_back(
