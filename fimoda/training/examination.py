@@ -36,7 +36,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings on a stack: is its gradient that of its models, and its optimiser as the plain form?"""
+    """The findings on a stack: whether its gradient is that of its models, its optimiser the plain one."""
 
     stacked: bool
     as_built: bool
