@@ -112,9 +112,11 @@ class LayerDifferentiator:
         """Return the factors of the gradients of ``(outputs * v).sum(1)`` for each cotangent v."""
         _, outputs, calls = _recorded(self.model, self.layers, inputs)
         edges, vectors = self._edges(calls), cotangents(outputs.detach())
+        with torch.enable_grad():
+            totals = [(outputs * vector).sum() for vector in vectors]
         by_vector = [
-            torch.autograd.grad(outputs, edges, vector, retain_graph=number < len(vectors))
-            for number, vector in enumerate(vectors, start=1)
+            torch.autograd.grad(total, edges, retain_graph=number < len(totals))
+            for number, total in enumerate(totals, start=1)
         ]
         return self._factors(calls, by_vector, len(outputs))
 
@@ -147,10 +149,9 @@ def _checked(
         return {}
     # a different number for each output, so that probabilities do not sum to a constant
     v = torch.cos(torch.arange(outputs.shape[1], dtype=model.dtype, device=model.device))
-    of_calls = torch.autograd.grad(
-        outputs, edges, v.expand_as(outputs), retain_graph=True, allow_unused=True
-    )
-    slopes = list(of_calls)
+    with torch.enable_grad():
+        total = (outputs @ v).sum()
+    slopes = list(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
     of_rows = [torch.autograd.grad(row @ v, theta, retain_graph=True)[0] for row in outputs]
     wanted = torch.stack(of_rows)
     largest = wanted.abs().amax(1)
