@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,28 +23,20 @@ class StepDerivative:
 
     The state is the parameters and the optimiser's buffers of their shape (momentum, Adam's
     moments). Every coordinate has its own small matrix, so a derivative is a vector (p,), or None
-    where there is none: ``of_state[a][b]`` is that of part a of the new state by part b of the old
-    one, `of_gradient` that of each part of the new one by the gradient.
+    where there is none: ``slopes[a]`` are those of part a of the new state by the parts of the old one
+    and, last, by the gradient.
     """
 
-    of_state: list[list[Tensor | None]]
-    of_gradient: list[Tensor | None]
+    slopes: list[list[Tensor | None]]
 
     def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the adjoints (k, p) of the old state's parts, and of the gradient, from those of
-        the new.
-        """
-        pulled = [_weighted(column, adjoint) for column in zip(*self.of_state, strict=True)]
-        return pulled, _weighted(self.of_gradient, adjoint)
+        """Return adjoints (k, p) of the old state's parts, and of the gradient, from the new state's."""
+        *parts, gradient = (_weighted(column, adjoint) for column in zip(*self.slopes, strict=True))
+        return parts, gradient
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Return the tangents (k, p) of the new state's parts from those of the old, and of the
-        gradient.
-        """
-        return [
-            _weighted([*row, own], [*tangent, gradient])
-            for row, own in zip(self.of_state, self.of_gradient, strict=True)
-        ]
+        """Return tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
+        return [_weighted(row, [*tangent, gradient]) for row in self.slopes]
 
 
 def _weighted(weights: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
@@ -72,13 +65,9 @@ def check_differentiable(spec: OptimizerSpec) -> None:
 
 def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
     """Return the buffers that are part of the state: floating point, one number per parameter."""
-    return [
-        name
-        for name, value in buffers.items()
-        if isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.shape == (n_parameters,)
-    ]
+    tensors = {name: value for name, value in buffers.items() if isinstance(value, Tensor)}
+    own = (n_parameters,)
+    return [name for name, t in tensors.items() if t.is_floating_point() and t.shape == own]
 
 
 def step_derivative(
@@ -110,13 +99,7 @@ def step_derivative(
     optimizer.step()
     after = optimizer.state[moved]
     new = [moved, *(after[k] for k in state_names(after, len(theta)))]
-    of_state: list[list[Tensor | None]] = []
-    of_gradient: list[Tensor | None] = []
-    for part in new:
-        slopes = _slopes(part, [*old, g], theta.dtype)
-        of_state.append(slopes[:-1])
-        of_gradient.append(slopes[-1])
-    return StepDerivative(of_state, of_gradient)
+    return StepDerivative([_slopes(part, [*old, g], theta.dtype) for part in new])
 
 
 def _slopes(part: Tensor, leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
@@ -126,9 +109,5 @@ def _slopes(part: Tensor, leaves: list[Tensor], dtype: torch.dtype) -> list[Tens
     found: Sequence[Tensor | None] = torch.autograd.grad(
         part.sum(), leaves, allow_unused=True, retain_graph=True
     )
-    return [
-        None
-        if slope is None
-        else torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0).to(dtype)
-        for slope in found
-    ]
+    finite = partial(torch.nan_to_num, nan=0.0, posinf=0.0, neginf=0.0)
+    return [None if slope is None else finite(slope).to(dtype) for slope in found]

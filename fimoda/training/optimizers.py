@@ -95,13 +95,11 @@ class OptimizerSpec:
         return {
             "optimizer": f"{self.name} {identity_of(self.cls)}" if own else self.name,
             "lr": lr,
-            "optimizer_params": {k: _plain(v) for k, v in sorted(self.params.items())},
+            "optimizer_params": {
+                k: v if isinstance(v, bool | int | float | str | NoneType) else identity_of(v)
+                for k, v in sorted(self.params.items())
+            },
         }
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as it is if JSON keeps it, else its digest."""
-    return value if isinstance(value, bool | int | float | str | NoneType) else identity_of(value)
 
 
 def optimizer_class(optimizer: Any) -> type[torch.optim.Optimizer] | None:
@@ -181,11 +179,8 @@ def acts_elementwise(spec: OptimizerSpec) -> bool:
     spec.build([start.clone().requires_grad_()])  # a bad setting is the optimiser's own error
     try:
         together = run(start, gradients)
-        apart = [
-            run(start[i : i + 1, j : j + 1], gradients[:, i : i + 1, j : j + 1])
-            for i in range(2)
-            for j in range(3)
-        ]
+        alone = zip(start.view(6, 1, 1), gradients.view(4, 6, 1, 1).unbind(1), strict=True)
+        apart = [run(one, of_it) for one, of_it in alone]
     except (TypeError, RuntimeError):  # wants a closure, sparse gradients, ...
         return False
     return bool(torch.allclose(together, torch.cat(apart).view(2, 3), rtol=1e-10, atol=1e-12))

@@ -135,15 +135,16 @@ class RecordedRun:
 class ObservedRun:
     """Further training on all rows with one seed, seen at some of its steps.
 
-    Outputs and residuals (n_epochs + 1, n, C) are at the start of each epoch and at the end.
+    `moments` are before and after the steps asked for, by the number of steps done. There are the
+    `outputs` (n_epochs + 1, n, C) of the rows at the start of each epoch and at the end, the
+    `residuals`, gradients of the losses in them, and the `rates` (n_steps, 2) of the steps, with Adam's
+    correction of the first ones and without.
     """
 
-    moments: dict[int, Moment]  # before and after the steps asked for, by the number of steps done
-    outputs: Tensor  # of the training rows
-    residuals: Tensor  # the gradient of each row's loss in them
-    rates: (
-        Tensor  # learning rates (n_steps, 2), with Adam's correction of the first ones and without
-    )
+    moments: dict[int, Moment]
+    outputs: Tensor
+    residuals: Tensor
+    rates: Tensor
     steps_per_epoch: int
 
     def theta(self, epoch: int) -> Tensor:
@@ -160,13 +161,7 @@ class ObservedRun:
 
 
 def observe_run(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
-    """Train with a seed, and keep what happens at these steps, by one worker."""
-    with one_thread():
-        return observe(run, seed, n_epochs, steps)
-
-
-def observe(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
-    """Train with a seed, and keep what happens at these steps."""
+    """Train with a seed on one thread, and keep what happens at these steps."""
     per_epoch = run.steps_per_epoch
     moments: dict[int, Moment] = {}
     outputs: list[Tensor] = []
@@ -177,7 +172,8 @@ def observe(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> Obser
         if moment.step % per_epoch == 0:
             outputs.append(run.model.outputs(run.rows.inputs, moment.theta))
 
-    RecordedRun(run, seed, n_epochs, look)
+    with one_thread():
+        RecordedRun(run, seed, n_epochs, look)
     rate = rates(run.optimizer, run.n_steps(n_epochs), per_epoch)
     residuals = torch.stack([run.model.loss.gradient(f, run.rows.targets) for f in outputs])
     return ObservedRun(moments, torch.stack(outputs), residuals, rate, per_epoch)

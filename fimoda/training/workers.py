@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import inf
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
@@ -42,14 +42,8 @@ class Workers:
         return tqdm(jobs, desc=self.description, unit="run", disable=not self.verbose)
 
 
-class HasKey(Protocol):
-    """A piece of work; its key names its file, and is the same in every process."""
-
-    @property
-    def key(self) -> str: ...
-
-
-AnyUnit = TypeVar("AnyUnit", bound=HasKey)
+#: A piece of work with a `key`, which names its file and is the same in every process.
+AnyUnit = TypeVar("AnyUnit", bound=Any)
 
 
 class Deadline:
@@ -146,11 +140,11 @@ def run_units(
         )
         for number, result in _parallel(work, begun, len(pending), n_jobs):
             unit = pending[number]
-            kept: Result = (
-                result if store is None else store.put(unit.key, result, partial(work, unit))
-            )
             progress.update()
-            yield unit, kept
+            yield (
+                unit,
+                result if store is None else store.put(unit.key, result, partial(work, unit)),
+            )
 
 
 def _parallel(

@@ -515,7 +515,7 @@ def test_derivative_of_a_step(name, n_before):
     before = {"theta": theta, **buffers, "gradient": g}
     columns = parts(before)
     rows = parts(plain_step(spec, theta, buffers, g))
-    slopes = [[*row, own] for row, own in zip(found.of_state, found.of_gradient, strict=True)]
+    slopes = found.slopes
     assert [len(row) for row in slopes] == [len(columns)] * len(rows)
     for b, column in enumerate(columns):
         moved = []
@@ -534,11 +534,11 @@ def test_parameters_without_gradient(name):
     """Where Adam and its like divide by the root of zero, the derivative is zero."""
     zero = torch.zeros(4, dtype=torch.float64)
     found = step_derivative(as_spec(name), 0, zero + 1, {}, zero)
-    slopes = [s for s in (*chain(*found.of_state), *found.of_gradient) if s is not None]
+    slopes = [s for s in chain(*found.slopes) if s is not None]
     assert all(bool(torch.isfinite(s).all()) for s in slopes)
     if name in ("adam", "adamw", "foreach", "rmsprop", "centered", "adagrad", "nadam"):
-        assert not found.of_gradient[0].any()
-        assert found.of_state[0][0].all()
+        assert not found.slopes[0][-1].any()
+        assert found.slopes[0][0].all()
 
 
 def test_derivatives_of_many_vectors():

@@ -12,7 +12,7 @@ from fimoda.objective import Objective
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import linear_steps, rates
 from fimoda.training.optimizers import OptimizerSpec
-from fimoda.training.recorded import RecordedRun, observe
+from fimoda.training.recorded import RecordedRun, observe_run
 from fimoda.training.run import Run
 
 P, STEPS = 5, 6
@@ -178,7 +178,7 @@ def test_observed_run_is_the_recorded_run(name):
     model = as_final_model(net, X, y, criterion=nn.MSELoss())
     objective = Objective(model, Rows(X, y, torch.arange(1.0, 11).double()))
     described = Run(objective, as_spec(*OPTIMIZERS[name], lr=0.01), 4)
-    seen = observe(described, 5, 4, {0, 5, 6, 12})
+    seen = observe_run(described, 5, 4, {0, 5, 6, 12})
     run = RecordedRun(described, 5, 4)
     moments = [*run.forwards(), run.last]
     assert seen.steps_per_epoch == 3
