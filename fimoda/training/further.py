@@ -34,8 +34,8 @@ N_PROBES = 200
 #: Turns a stack of parameters (L, p) into what a unit keeps of it, (L, ...).
 Reader = Callable[[FinalModel, Tensor], Tensor]
 
-#: Turns the results of some seeds into their scores, (..., n_seeds).
-Scores = Callable[[Mapping["Unit", Result], Sequence[int]], NDArray[np.float64]]
+#: Turns the results of some seeds into what test rows measure.
+Measuring = Callable[[Mapping["Unit", Result], Sequence[int]], Outcomes]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class FurtherRuns:
     leave_out: NDArray[np.int64]
     seeds: list[int]
     sem_tol: float | None
+    correction: str | None
     leave_out_mode: LeaveOutMode
     compile: bool | str
     chunk_size: int | None
@@ -90,13 +91,13 @@ class FurtherRuns:
         self,
         read: Reader,
         bytes_per_model: int,
-        scores: Scores,
+        measure: Measuring,
         identity: dict[str, Any] | None = None,
     ) -> tuple[list[int], dict[Unit, Result]]:
         """Train, and return the seeds that were run with what `read` keeps of each stack.
 
         `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
-        them what they are. `scores` is called for `sem_tol` only.
+        them what they are. `measure` is called for `sem_tol` only.
         """
         if self.checkpoint_dir is None:
             self._require_memory(bytes_per_model)
@@ -124,8 +125,10 @@ class FurtherRuns:
             )
             seeds += fresh
             longest = max(longest, deadline.spent - begun)
-            if self.sem_tol is not None and relative_error(scores(results, seeds)) <= self.sem_tol:
-                break
+            if self.sem_tol is not None:
+                scores = measure(results, seeds).scores(self.correction)[-1]
+                if relative_error(scores) <= self.sem_tol:
+                    break
         # the order in which workers finish must not show
         return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
 
@@ -214,14 +217,13 @@ class Trained:
         scores = -own.of_model(model) if correction is None else np.zeros(len(rows))
         for unit, stack in self.stacks.items():
             for row, theta in zip(unit.left_out, self._tensor(stack), strict=True):
-                if row != FULL_DATA:
+                full = row == FULL_DATA
+                if not full:
                     k = column[row]
-                    measured = own[k : k + 1].of_model(model, theta)[0]
-                    scores[k] += measured / len(self.seeds)
-                if row == FULL_DATA and correction == "full":
-                    scores -= own.of_model(model, theta) / len(self.seeds)
-                elif row != FULL_DATA and correction == "mean":
-                    scores -= own.of_model(model, theta) / (len(self.seeds) * len(rows))
+                    scores[k] += own[k : k + 1].of_model(model, theta)[0] / len(self.seeds)
+                if correction == ("full" if full else "mean"):
+                    n_models = len(self.seeds) * (1 if full else len(rows))
+                    scores -= own.of_model(model, theta) / n_models
         return scores
 
     def _tensor(self, stack: Result) -> Tensor:
@@ -234,7 +236,7 @@ def _whole(model: FinalModel, theta: Tensor) -> Tensor:
 
 
 def further_training(
-    objective: Objective, own: Measured, *, n_epochs: int, correction: str | None, **settings: Any
+    objective: Objective, own: Measured, *, n_epochs: int, **settings: Any
 ) -> Trained:
     """Train the model of an objective further without each of some of its rows, and with all.
 
@@ -243,38 +245,26 @@ def further_training(
     runs = further_runs(objective, check_horizons(n_epochs, "n_epochs"), **settings)
     probe = own[np.unique(np.linspace(0, len(own) - 1, N_PROBES).astype(int))]
 
-    def scores(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> NDArray[np.float64]:
-        return Trained(runs, seeds, stacks).outcomes(probe).scores(correction)
+    def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
+        return Trained(runs, seeds, stacks).outcomes(probe)
 
     size = objective.model.n_parameters * objective.model.theta.element_size()
-    return Trained(runs, *runs.train(_whole, size, scores))
+    return Trained(runs, *runs.train(_whole, size, measure))
 
 
 def further_outcomes(
-    objective: Objective,
-    horizons: Sequence[int],
-    test: Measured,
-    *,
-    correction: str | None,
-    **settings: Any,
+    objective: Objective, horizons: Sequence[int], test: Measured, **settings: Any
 ) -> tuple[FurtherRuns, list[int], Outcomes]:
     """Train likewise, and measure test rows at each horizon without keeping the models.
 
     Returns the runs, the seeds that were run and the measurements (n_horizons, n_test, ...).
     """
     runs = further_runs(objective, horizons, **settings)
-    final = test.of_model(objective.model)
-
-    def outcomes(readings: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
-        return assemble(readings, seeds, runs.leave_out, final)
-
-    def scores(readings: Mapping[Unit, Result], seeds: Sequence[int]) -> NDArray[np.float64]:
-        return outcomes(readings, seeds).scores(correction)[-1]
-
+    measure = partial(assemble, leave_out=runs.leave_out, final=test.of_model(objective.model))
     identity = None if runs.checkpoint_dir is None else test.identity(objective.n_outputs)
     size = 8 * len(horizons) * len(test)
-    seeds, readings = runs.train(test.of_stack, size, scores, identity)
-    return runs, seeds, outcomes(readings, seeds)
+    seeds, readings = runs.train(test.of_stack, size, measure, identity)
+    return runs, seeds, measure(readings, seeds)
 
 
 def assemble(

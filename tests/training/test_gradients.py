@@ -410,9 +410,9 @@ def test_units_cover_every_seed_and_row_once():
         run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.1), 4)
         for size in (1, 2, 3, 5, None):
             kept = {"checkpoint_dir": None, "memory_budget": 0, "n_jobs": None, "verbose": 0}
-            units = FurtherRuns(run, [1], rows, [1, 2], None, mode, "auto", size, **kept).units(
-                [1, 2]
-            )
+            units = FurtherRuns(
+                run, [1], rows, [1, 2], None, "full", mode, "auto", size, **kept
+            ).units([1, 2])
             pairs = [(u.seed, row) for u in units for row in u.left_out]
             assert sorted(pairs) == sorted((s, r) for s in (1, 2) for r in (FULL_DATA, *rows))
             assert len({u.key for u in units}) == len(units)
