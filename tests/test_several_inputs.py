@@ -229,6 +229,19 @@ def test_subsets():
     assert_same(*found)
 
 
+def test_acting_on_scores():
+    found = []
+    for form in ("dict", "joined"):
+        rows, test = rows_of(form, TRAIN), rows_of(form, TEST)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pruned = fimoda.PrunedRegressor(fitted(form), fraction=0.2, cv=2, random_state=0)
+            predicted = pruned.fit(rows, Y[TRAIN].astype(float)).predict(test)
+            detector = fimoda.MislabelDetector(fitted(form, classes=True), random_state=0)
+            found.append([predicted, detector.fit(rows, LABELS[TRAIN]).scores_])
+    assert_same(*found)
+
+
 def test_an_ensemble():
     found = []
     for form in ("dict", "joined"):

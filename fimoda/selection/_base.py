@@ -17,6 +17,7 @@ from .._validation import check_targets, check_weights, checks_parameters, valid
 from ..adapters import default_linear_model, fit_with, is_class_target, takes_pairs
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..base import BaseAttributor
+from ..checked_rows import checked_rows
 from .held_out import held_out_losses
 
 
@@ -79,8 +80,7 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
 
     def _checked_rows(self, X: Any, reset: bool) -> Any:
         if self.estimator is not None:
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            return X
+            return checked_rows(self, X, reset, raw=True)
         return validate_data(self, X, reset=reset, dtype="numeric")
 
     def _is_classification(self, y: NDArray[Any]) -> bool:

@@ -12,7 +12,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 
-from .._arrays import take_rows
+from .._arrays import is_several, take_rows
 from .._validation import Interval, StrOptions, check_is_fitted
 from ..attributors.downsampling import Downsampling
 from ..base import BaseAttributor
@@ -118,7 +118,10 @@ class InfluencePruner(BaseSelection):
         X, y, _ = sample
         total, times = np.zeros(len(y)), np.zeros(len(y))
         classes = self._is_classification(y)
-        for train, held_out in check_cv(self.cv, y, classifier=classes).split(X, y):
+        counted = (
+            np.zeros(len(y)) if is_several(X) else X
+        )  # scikit-learn cannot count those of a dict
+        for train, held_out in check_cv(self.cv, y, classifier=classes).split(counted, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
             rows = sample.take(train)
             model = self._fitted(rows)
