@@ -11,7 +11,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_horizons, check_is_fitted
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    check_horizons,
+    check_is_fitted,
+    check_row_indices,
+    check_targets,
+    is_integer,
+)
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
@@ -218,3 +226,10 @@ class HorizonsMixin(_FurtherTraining):
     def _shares(self) -> NDArray[np.float64]:
         """Return the share (n_columns,) of each scored row in the objective."""
         return self._objective.rows.shares.cpu().numpy()[self.train_indices_]
+
+    def _new_targets(self, rows: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], Tensor]:
+        """Return rows to relabel, one or several, and their new targets as the model has them."""
+        if is_integer(rows):
+            rows, targets = [rows], np.atleast_1d(np.asarray(targets))
+        chosen = check_row_indices(rows, len(self._objective), "rows")
+        return chosen, self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)

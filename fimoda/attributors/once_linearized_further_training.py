@@ -15,10 +15,7 @@ from .._validation import (
     POSITIVE_REAL,
     StrOptions,
     check_is_fitted,
-    check_row_indices,
     check_seeds,
-    check_targets,
-    is_integer,
 )
 from ..base import BaseAttributor
 from ..curvature.kernel_run import has_penalty, kernel_bytes, kernel_runs
@@ -295,11 +292,5 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             Change of the measurement at the last horizon.
         """
         check_is_fitted(self, "model_")
-        chosen = check_row_indices(
-            [rows] if is_integer(rows) else rows, len(self._objective), "rows"
-        )
-        if is_integer(rows):
-            targets = np.atleast_1d(np.asarray(targets))
-        new = self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)
-        test = self._test(X, y)
-        return self._finite(relabelled(self._runs, test, self.horizons_[-1], chosen, new))
+        changed, test = self._new_targets(rows, targets), self._test(X, y)
+        return self._finite(relabelled(self._runs, test, self.horizons_[-1], *changed))
