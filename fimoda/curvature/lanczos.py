@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from .exact import check_definite
-from .operators import Curvature, Hessian
+from .operators import Curvature
 
 #: Models of at most this many parameters are decomposed densely: Lanczos would take as long.
 _SMALL = 1024
@@ -26,7 +26,7 @@ class TopEigenpairs:
 
     def __init__(self, curvature: Curvature, n_components: int, seed: int = 0):
         p, memory_budget = curvature.shape[0], curvature.objective.memory_budget
-        signed = isinstance(curvature, Hessian)
+        signed = curvature.signed
         k = min(n_components, p, _rank_bound(curvature))
         dense = k >= p - 1 or p <= _SMALL
         n_bytes = 8 * p * (3 * p if dense else min(2 * k + 1, p) + k)
@@ -73,7 +73,7 @@ class TopEigenpairs:
 def _rank_bound(curvature: Curvature) -> int:
     """Return how many eigenvalues can differ from zero at most; Lanczos would hunt for zeros."""
     penalised = curvature.penalty and curvature.model.penalty is not None
-    if penalised or isinstance(curvature, Hessian):
+    if penalised or curvature.signed:
         return curvature.shape[0]
     return curvature.objective.n_outputs * len(curvature)
 
@@ -89,18 +89,18 @@ def extreme_eigenvalues(curvature: Curvature, seed: int = 0) -> tuple[float, flo
     p = curvature.shape[0]
     if p <= _SMALL // 8:  # two eigenvalues take few products
         values = np.linalg.eigvalsh(curvature.dense().double().cpu().numpy())
-        return float(values[0]) if isinstance(curvature, Hessian) else floor, float(values[-1])
+        return float(values[0]) if curvature.signed else floor, float(values[-1])
     operator = curvature.linear_operator()
     start = np.random.default_rng(seed).standard_normal(p)
 
-    tol = 1e-3 if isinstance(curvature, Hessian) else 1e-2
+    tol = 1e-3 if curvature.signed else 1e-2
 
     def largest_magnitude(operator: LinearOperator) -> float:
         found = eigsh(operator, k=1, which="LM", v0=start, tol=tol, return_eigenvectors=False)
         return float(found[0])
 
     first = largest_magnitude(operator)
-    if not isinstance(curvature, Hessian):
+    if not curvature.signed:
         return floor, first
 
     def shifted(v: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class Curvature(ABC):
     The matrix is never formed: products go over the whole training set, a chunk of rows at a time. With
     `penalty` the second derivative of the L2 penalty, ``diag(penalty)``, is added.
     """
+
+    #: Whether it may have negative eigenvalues.
+    signed: ClassVar[bool] = False
 
     objective: Objective
     penalty: bool = False
@@ -149,6 +152,8 @@ class GaussNewton(Curvature):
 
 class Hessian(Curvature):
     r"""True second derivative, :math:`C_i = \partial^2\ell_i/\partial\theta^2`; may be indefinite."""
+
+    signed = True
 
     def _product(self, V: Tensor, at: slice) -> Tensor:
         rows = self.objective.rows[at]
