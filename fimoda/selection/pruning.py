@@ -118,9 +118,8 @@ class InfluencePruner(BaseSelection):
         X, y, _ = sample
         total, times = np.zeros(len(y)), np.zeros(len(y))
         classes = self._is_classification(y)
-        counted = (
-            np.zeros(len(y)) if is_several(X) else X
-        )  # scikit-learn cannot count those of a dict
+        # scikit-learn cannot count the rows of a dict
+        counted = np.zeros(len(y)) if is_several(X) else X
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(counted, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
             rows = sample.take(train)
