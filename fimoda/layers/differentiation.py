@@ -167,13 +167,17 @@ def _checked(
             continue
         if factors.inputs.shape[:2] != factors.signals.shape[:2]:
             continue
-        gradient, matrices = factors.dense(), layer.place.matrices(wanted)
-        if gradient.shape != matrices.shape:
-            continue
-        off = (gradient - matrices).abs().flatten(1).amax(1)
-        if not (off > tolerance).any():  # gradients that are no numbers are so in both
+        if _agree(factors.dense(), layer.place.matrices(wanted), tolerance):
             found[layer.name] = (*factors.inputs.shape[1:], factors.signals.shape[3])
     return found
+
+
+def _agree(some: Tensor, others: Tensor, tolerance: Tensor) -> bool:
+    """Return whether two lots of matrices (n, out, in) are equal up to a tolerance (n,), NaN to NaN."""
+    if some.shape != others.shape:
+        return False
+    off = (some - others).abs().flatten(1).amax(1)
+    return not bool((off > tolerance).any())
 
 
 def _recorded(
