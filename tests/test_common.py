@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import pickle
-import pkgutil
 import re
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 import scipy.sparse
 import sklearn
 import torch
+from cells import find_attributors
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone, is_classifier
 from sklearn.compose import ColumnTransformer
@@ -33,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
-import fimoda.attributors
+import fimoda
 from fimoda import BaseAttributor, GradCos, GradDot, RepSim
 from fimoda.attributors._retraining import BaseRetraining
 from fimoda.utils.estimator_checks import attributor_checks, check_attributor
@@ -42,21 +41,6 @@ from fimoda.utils.estimator_checks import attributor_checks, check_attributor
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 # ---- every attributor of the package --------------------------------------------------------
-
-
-def find_attributors() -> list[type[BaseAttributor]]:
-    """Public concrete subclasses of BaseAttributor in fimoda.attributors."""
-    found = set()
-    for info in pkgutil.walk_packages(fimoda.attributors.__path__, "fimoda.attributors."):
-        for _, cls in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
-            if (
-                issubclass(cls, BaseAttributor)
-                and not inspect.isabstract(cls)
-                and not cls.__name__.startswith(("_", "Base"))
-            ):
-                found.add(cls)
-    return sorted(found, key=lambda cls: cls.__name__)
-
 
 ATTRIBUTORS = find_attributors()
 

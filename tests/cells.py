@@ -1,0 +1,161 @@
+"""Every attributor on every network of `networks`: it works, it refuses, or something breaks."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import linecache
+import pkgutil
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+from numpy.typing import NDArray
+
+import fimoda
+import fimoda.attributors
+from fimoda import BaseAttributor, GradDot, UnrolledDifferentiation
+from fimoda.attributors._retraining import BaseRetraining
+
+#: Errors with which the package refuses.
+REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError)
+
+#: Parameters that keep a cell short, for attributors that have them.
+SMALL = {
+    "n_epochs": 1,
+    "n_seeds": 2,
+    "n_subsets": 8,
+    "n_components": 32,
+    "regression": "ridge",
+    "n_bootstrap": 2,
+    "compile": False,
+    "attributor": GradDot(),
+    "method": UnrolledDifferentiation(n_epochs=1, n_seeds=1, random_state=0),
+    "random_state": 0,
+}
+
+
+def find_attributors() -> list[type[BaseAttributor]]:
+    """Return the public concrete subclasses of `BaseAttributor` in `fimoda.attributors`."""
+    found = set()
+    for info in pkgutil.walk_packages(fimoda.attributors.__path__, "fimoda.attributors."):
+        for _, cls in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
+            if (
+                issubclass(cls, BaseAttributor)
+                and not inspect.isabstract(cls)
+                and not cls.__name__.startswith(("_", "Base"))
+            ):
+                found.add(cls)
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+ATTRIBUTORS = {cls.__name__: cls for cls in find_attributors()}
+
+
+def make(name: str, model: Any, **params: Any) -> BaseAttributor:
+    """Return an attributor with small parameters."""
+    cls = ATTRIBUTORS[name]
+    known = set(inspect.signature(cls).parameters)
+    if issubclass(cls, BaseRetraining):
+        known.discard("n_epochs")  # a model with a fit of its own refuses it
+    return cls(model, **{k: v for k, v in SMALL.items() if k in known}, **params)
+
+
+@functools.cache
+def trained(network: str) -> networks.Case:
+    """Return a network with its rows, trained once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return networks.case(network)
+
+
+def scores_of(attributor: str, case: networks.Case) -> NDArray[np.float64]:
+    """Return the scores of an attributor on a trained network."""
+    made = make(attributor, case.model, **case.params)
+    return made.fit(case.X, case.y).transform(case.X_test, case.y_test)
+
+
+@dataclass
+class Cell:
+    """What came of an attributor on a network."""
+
+    network: str
+    attributor: str
+    #: "works", "refused" or "raw"
+    outcome: str
+    seconds: float
+    #: different warnings
+    warnings: tuple[str, ...] = ()
+    #: first line of the error, and the deepest line of the package on the way to it
+    message: str = ""
+    place: str = ""
+
+
+def run_cell(
+    network: str,
+    attributor: str,
+    compute: Callable[[str, networks.Case], NDArray[np.float64]] = scores_of,
+) -> Cell:
+    """Return what comes of an attributor on a network."""
+    case = trained(network)
+    start = time.perf_counter()
+    outcome, message, place = "works", "", ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            scores = compute(attributor, case)
+            if problem := _wrong(scores):
+                outcome, message = "raw", problem
+        except Exception as error:
+            outcome = "refused" if _is_refusal(error) else "raw"
+            message, place = _in_one_line(error), _place(error)
+    told = {
+        f"{w.category.__name__}: {w.message}".split("\n")[0]
+        for w in caught
+        if not issubclass(w.category, DeprecationWarning)
+    }
+    seconds = time.perf_counter() - start
+    return Cell(network, attributor, outcome, seconds, tuple(sorted(told)), message, place)
+
+
+def _wrong(scores: NDArray[np.float64]) -> str:
+    """Return what is wrong with scores, if anything."""
+    if scores.shape != (networks.N_TEST, networks.N):
+        return f"scores of shape {scores.shape}"
+    if not np.isfinite(scores).all():
+        return "scores that are not finite"
+    if not np.abs(scores).max() > 0:
+        return "scores that are all zero"
+    return ""
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return True for an error that the package raises by a statement of its own."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raised = linecache.getline(last.filename, last.lineno or 0).strip().startswith("raise ")
+    return isinstance(error, REFUSALS) and raised and _of_package(last)
+
+
+def _of_package(frame: traceback.FrameSummary) -> bool:
+    return Path(fimoda.__file__).parent in Path(frame.filename).parents
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"
+
+
+def _place(error: Exception) -> str:
+    """Return the deepest line of the package on the way to an error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _of_package(f)]
+    if not frames:
+        return ""
+    inside = Path(frames[-1].filename).relative_to(Path(fimoda.__file__).parent)
+    return f"{inside}:{frames[-1].lineno} {frames[-1].name}"
