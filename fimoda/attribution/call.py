@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from .._validation import Interval, checks_arguments
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
-from .choice import choose
+from .choice import ladder_for
+from .ladder import Step
 from .result import Attribution
 
 
@@ -51,6 +53,10 @@ def attribute(
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
     - Models without gradients, or with rows that only they take (missing values, categories, sparse
       matrices, texts): `LeaveOneOut`, `Downsampling`.
+
+    A method that fails on a model (too little memory, layers that torch cannot differentiate twice, an
+    optimiser that is refused, divergence) is followed by the next, and ``reason`` says so. What is wrong with
+    rows or parameters is raised at once.
 
     What is fitted again is the whole estimator, with 5 seeds if it is fitted twice with different
     seeds and predicts otherwise. Training of `LeaveOneOut`, `Downsampling` and `FurtherTraining` ends
@@ -120,6 +126,11 @@ def attribute(
     settings |= {"batch_size": batch_size, "optimizer_params": optimizer_params}
     settings |= {"measurement": measurement, "criterion": criterion, "random_state": random_state}
     speed = {"n_jobs": n_jobs, "verbose": verbose}
+
+    def scores_of(one: BaseAttributor) -> NDArray[np.float64]:
+        one.fit(*rows)
+        return np.asarray(one.transform(X_test, y_test), dtype=np.float64)
+
     if isinstance(method, BaseAttributor):
         _check_untouched(method, settings)
         if method.estimator is not None and method.estimator is not model:
@@ -128,17 +139,16 @@ def attribute(
                 f"{type(method).__name__}(...)."
             )
         attributor = method.__sklearn_clone__().set_params(estimator=model)
-        reason = f"{type(method).__name__}, as asked for."
-        known: list[str] = []
+        step = Step(attributor, f"{type(method).__name__}, as asked for.", [])
+        scores = scores_of(attributor)
     elif method == "auto":
-        tests = X_test, y_test
-        attributor, reason, known = choose(model, rows, tests, budget, settings | speed)
+        ladder = ladder_for(model, rows, (X_test, y_test), budget, settings | speed)
+        step, scores = ladder.climb(scores_of)
     else:
         raise ValueError(
             f"method must be 'auto' or an attributor, for example GradDot(), got {method!r}."
         )
-    attributor.fit(*rows)
-    scores = np.asarray(attributor.transform(X_test, y_test), dtype=np.float64)
+    attributor, reason, known = step
     errors = attributor._standard_errors()
     if errors is not None and not np.isfinite(errors).any():
         errors = None

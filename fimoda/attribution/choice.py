@@ -1,11 +1,10 @@
-"""Choice of a method for `attribute`: the closest to the gold standard that the time allows."""
+"""Candidates of `attribute`, the most faithful first, and the seconds they are thought to take."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from joblib import cpu_count, effective_n_jobs
@@ -21,9 +20,12 @@ from ..attributors.linearized_further_training import LinearizedFurtherTraining
 from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
+from ..evaluation.failures import FAILURES, told
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
+from ..training.run import resolve_run
 from ..training.workers import Deadline
+from .ladder import Candidate, Ladder
 
 Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
@@ -46,41 +48,22 @@ _WARM = 0.1
 _AT_ONCE = 1e-9
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A method, the seconds it is thought to take, and what is to be said of it."""
-
-    attributor: BaseAttributor
-    seconds: float
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        return type(self.attributor).__name__
-
-
-class Choice(NamedTuple):
-    """A method that is not yet fitted, why it was taken, and what the trial has shown about its scores."""
-
-    attributor: BaseAttributor
-    reason: str
-    known: list[str]
-
-
-def choose(
+def ladder_for(
     estimator: Any, rows: Rows, test_rows: TestRows, budget: float, settings: dict[str, Any]
-) -> Choice:
-    """Return the first method that is thought to end within the budget, else the fastest.
+) -> Ladder:
+    """Return the methods for a model, the most faithful first, with the seconds they are thought to take.
 
     The trial that measures the methods is part of the budget, which is in seconds. Methods that can
     end before they are done are told how much of it is left for training. Each method takes those of
-    the `settings` that it has as parameters.
+    the `settings` that it has as parameters. What is wrong with rows or settings is raised here.
     """
     clock = Deadline(budget)
 
     def make(cls: type[BaseAttributor], model: Any = estimator, **own: Any) -> BaseAttributor:
         names = settings.keys() & cls._known_parameters()
-        return cls(model, **{name: settings[name] for name in names} | own)
+        made = cls(model, **{name: settings[name] for name in names} | own)
+        made._validate_params()
+        return made
 
     try:
         probe = make(GradDot).fit(*rows)
@@ -93,21 +76,13 @@ def choose(
         why = f"{type(estimator).__name__} has no gradients, or none for these parameters or rows"
         if len(found) == 1:
             why += ", and models without each row would take more than memory_budget"
-    else:
-        if _is_linear(probe):
-            refits = _Refits(make, probe.estimator_, rows, test_rows, clock)
-            found, known = [*refits.leave_one_out(), _influence(make, probe)], refits.known
-            why = "a linear model is quickly fitted again"
-        else:
-            found, known = _network(make, rows, probe, n_rows(test_rows[0]), clock), []
-            why = "training further is the definition"
-    taken = next((c for c in found if clock.is_within(c.seconds)), found[-1])
-    reason = f"{taken.name}, about {taken.seconds:.2g} s"
-    if taken is found[0]:
-        return Choice(taken.attributor, f"{reason}: {why}.", known)
-    slower = ", ".join(f"{c.name} {c.seconds:.2g} s" for c in found[: found.index(taken)])
-    reason = f"{reason}; more than the budget of {budget:g} s: {slower}.{taken.note}"
-    return Choice(taken.attributor, reason, [])
+        return Ladder(found, why, clock, budget, known)
+    probe._test(*test_rows)
+    if _is_linear(probe):
+        refits = _Refits(make, probe.estimator_, rows, test_rows, clock)
+        found, known = [*refits.leave_one_out(), _influence(make, probe)], refits.known
+        return Ladder(found, "a linear model is quickly fitted again", clock, budget, known)
+    return _network(make, rows, probe, n_rows(test_rows[0]), clock, budget)
 
 
 def _is_linear(probe: BaseAttributor) -> bool:
@@ -183,26 +158,26 @@ def _influence(make: Make, probe: BaseAttributor) -> Candidate:
 
 
 def _network(
-    make: Make, rows: Rows, probe: BaseAttributor, n_test: int, clock: Deadline
-) -> list[Candidate]:
+    make: Make, rows: Rows, probe: BaseAttributor, n_test: int, clock: Deadline, budget: float
+) -> Ladder:
     """Return further training and what approximates it, by falling agreement."""
 
     def of(cls: type[BaseAttributor], **own: Any) -> BaseAttributor:
         return make(cls, probe.estimator_, **own)
 
     gold = of(FurtherTraining, n_seeds=N_SEEDS)
-    n_epochs, n_jobs = gold.n_epochs, min(effective_n_jobs(gold.n_jobs), cpu_count())
-    n = len(probe._objective)
-    once = np.inf  # seconds of one model and epoch
-    for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
-        some = range(min(n_left_out, n - 1))
-        work = e * (len(some) + 1)
-        if number > 1 and once * work > _SHARE * clock.left:
-            break
-        trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
-        once = _seconds(trial, rows) / work
-    measuring = n_test / (3 * n)  # in epochs
-    gold.set_params(max_seconds=max(clock.left * n_epochs / (n_epochs + measuring), _AT_ONCE))
+    ladder = Ladder([], "training further is the definition", clock, budget)
+    _check_steps(gold, probe)
+    n_jobs = min(effective_n_jobs(gold.n_jobs), cpu_count())
+    try:
+        once = _epoch_seconds(of, rows, len(probe._objective), clock)
+    except FAILURES as error:
+        ladder.failed[FurtherTraining.__name__] = told(error)
+        ladder.candidates = [Candidate(probe, 0.0)]
+        return ladder
+    measuring = n_test / (3 * len(probe._objective))  # in epochs
+    part = gold.n_epochs / (gold.n_epochs + measuring)
+    gold.set_params(max_seconds=max(clock.left * part, _AT_ONCE))
     found = [
         gold,
         of(UnrolledDifferentiation),
@@ -212,4 +187,27 @@ def _network(
     ]
     passes = [one._n_passes(probe, n_test, n_jobs) for one in found]
     counted = zip(found, passes, strict=True)
-    return [Candidate(one, once * count) for one, count in counted if np.isfinite(count)]
+    ladder.candidates = [
+        Candidate(one, once * count) for one, count in counted if np.isfinite(count)
+    ]
+    return ladder
+
+
+def _check_steps(gold: BaseAttributor, probe: BaseAttributor) -> None:
+    """Raise what is wrong with an optimiser, learning rate or batch size that was asked for."""
+    asked = [getattr(gold, name) for name in ("optimizer", "lr", "optimizer_params", "batch_size")]
+    if any(one is not None for one in asked):
+        resolve_run(probe._objective, probe.model_.recipe.continued, *asked)
+
+
+def _epoch_seconds(of: Make, rows: Rows, n: int, clock: Deadline) -> float:
+    """Return the seconds of further training for one model and epoch, by trials of growing size."""
+    once = np.inf
+    for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
+        some = range(min(n_left_out, n - 1))
+        work = e * (len(some) + 1)
+        if number > 1 and once * work > _SHARE * clock.left:
+            break
+        trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
+        once = _seconds(trial, rows) / work
+    return once

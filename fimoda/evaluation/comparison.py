@@ -32,10 +32,7 @@ from ..training.outcomes import standard_error
 from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
-
-#: Errors of methods where they do not apply; torch raises NotImplementedError where an
-#: operation of the model has no forward derivative.
-_NOT_APPLICABLE = (ValueError, TypeError, MemoryError, FloatingPointError, NotImplementedError)
+from .failures import FAILURES, told
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,15 +68,21 @@ class MethodComparison:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self) -> Any:
-        """Return one row per method: agreement (cosine) at each horizon, and seconds."""
+        """Return one row per method: agreement (cosine) at each horizon, seconds, and why it did not run.
+
+        A method that did not run has NaN, and one that did has no reason (an empty text).
+        """
         import pandas as pd
 
         frame = pd.DataFrame(
             self.agreement.mean(),
-            index=pd.Index(self.agreement.methods, name="method"),
+            index=self.agreement.methods,
             columns=[f"{int(e)} epochs" for e in self.agreement.epochs],
-        )
-        return frame.assign(seconds=[self.seconds[name] for name in self.agreement.methods])
+        ).reindex([*self.agreement.methods, *self.skipped])
+        names = frame.index.rename("method")
+        seconds = [self.seconds.get(name, np.nan) for name in names]
+        reasons = [self.skipped.get(name, "") for name in names]
+        return frame.set_index(names).assign(seconds=seconds, not_run=reasons)
 
     def __repr__(self) -> str:
         head = ["cosine after so many epochs", *map(str, self.agreement.epochs), "seconds"]
@@ -214,8 +217,8 @@ def compare_methods(
         start = time.perf_counter()
         try:
             scores[name] = method.fit(X, y)._at_horizons(X_test, y_test, horizons)
-        except _NOT_APPLICABLE as error:
-            skipped[name] = f"{type(error).__name__}: {error}"
+        except FAILURES as error:
+            skipped[name] = told(error)
             continue
         seconds[name] = time.perf_counter() - start
     if not scores:

@@ -97,7 +97,8 @@ def test_every_method_is_within_reach_of_some_budget(rows, net, monkeypatch):
     monkeypatch.setattr(choice, "_seconds", lambda of, _: of.n_epochs * (len(of.leave_out) + 1.0))
     # seconds: further training 3.05 x 41 x 5 = 625, unrolled 3 x 7 x 6 = 126, one kernel about 30
     for budget, expected in ((640, "FurtherTraining"), (140, "Unrolled"), (40, "OnceLinearized")):
-        made = choice.choose(net, (*rows[:2], None), rows[2:], budget, GIVEN)
+        ladder = choice.ladder_for(net, (*rows[:2], None), rows[2:], budget, GIVEN)
+        made, _ = ladder.climb(lambda method: None)
         assert type(made.attributor).__name__.startswith(expected)
         assert made.reason.startswith(expected)
     assert made.attributor.solver == "kernel"
@@ -402,7 +403,7 @@ def test_comparison(rows, net):
     np.testing.assert_allclose(found.one_seed, 1, atol=1e-6)
     assert repr(found) == str(found)
     assert "recommended" in str(found)
-    assert list(found.to_frame().columns) == ["1 epochs", "3 epochs", "seconds"]
+    assert list(found.to_frame().columns) == ["1 epochs", "3 epochs", "seconds", "not_run"]
 
 
 def test_comparison_of_ones_own_methods(rows):
@@ -419,6 +420,12 @@ def test_comparison_of_ones_own_methods(rows):
     found = compare_methods(model, X, y > 0, X_test, y_test > 0, methods=methods, **given)
     assert found.agreement.methods == ["dots", "late"]
     assert found.skipped["no"].startswith("MemoryError")
+    frame = found.to_frame()
+    assert list(frame.index) == ["dots", "late", "no"]
+    assert frame.loc["no", "not_run"].startswith("MemoryError")
+    assert frame.loc["no", ["1 epochs", "10 epochs", "seconds"]].isna().all()
+    assert frame.loc["dots", "not_run"] == ""
+    assert "no: not run, MemoryError" in str(found)
     assert np.isnan(found.one_seed).all()
     with pytest.raises(ValueError, match=r"methods: none of them ran"):
         compare_methods(model, X, y > 0, X_test, y_test > 0, methods={"no": methods["no"]}, **given)

@@ -240,6 +240,11 @@ def test_attribute_trains_as_much_as_there_is_time_for(monkeypatch):
     assert len(enough.attributor.seeds_) == 5
 
 
+def chosen(*given):
+    """The method that `attribute` takes, not fitted, with the reason."""
+    return choice.ladder_for(*given).climb(lambda method: None)[0]
+
+
 def test_workers_and_cores_are_counted(monkeypatch):
     """Two workers halve the time of a fit that keeps one core busy, and not that of one with two."""
     X, y, *test = data()
@@ -252,7 +257,7 @@ def test_workers_and_cores_are_counted(monkeypatch):
         monkeypatch.setattr(SubsetTrainer, "timed", lambda self, t=timing: t)
         for n_jobs in (1, 2):
             settings = {"n_jobs": n_jobs, "random_state": 0}
-            reason = choice.choose(tree, rows, test, 1.0, settings).reason
+            reason = chosen(tree, rows, test, 1.0, settings).reason
             taken[cores, n_jobs] = float(reason.split("LeaveOneOut ")[1].split(" s")[0])
     assert taken[1.0, 1] == taken[2.0, 1] == taken[2.0, 2] == pytest.approx(25 * 1.25, abs=1)
     assert taken[1.0, 2] == pytest.approx(25 * 0.75, abs=1)
@@ -269,7 +274,7 @@ def test_models_that_memory_does_not_hold():
             "__kwdefaults__",
             {**LeaveOneOut.__init__.__kwdefaults__, "memory_budget": small.memory_budget},
         )
-        made = choice.choose(forest, (X, y, None), test, 1e6, {"random_state": 0})
+        made = chosen(forest, (X, y, None), test, 1e6, {"random_state": 0})
     assert isinstance(made.attributor, Downsampling)
     assert made.attributor.n_subsets <= 9
     assert "more than memory_budget" in made.reason
