@@ -19,6 +19,7 @@ from ._arrays import is_several, native
 from ._identity import identity_of
 from .losses import RowLoss
 from .recipe import Recipe, Weighting
+from .returned import outputs_in
 from .rows import Inputs, SeveralInputs, arguments, mapped
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
@@ -235,9 +236,7 @@ class FinalModel:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        outputs = functional_call(module, parameters, *arguments(x))
-        if isinstance(outputs, tuple):
-            outputs = outputs[0]
+        outputs = outputs_in(functional_call(module, parameters, *arguments(x)), len(x))
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:

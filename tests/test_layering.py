@@ -19,6 +19,7 @@ ORDER = [
     "_identity",
     "store",
     "rows",
+    "returned",
     "distances",
     "gradient_mode",
     "losses",

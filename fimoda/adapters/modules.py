@@ -20,6 +20,7 @@ from ..losses import (
 )
 from ..model import FinalModel, unwrapped
 from ..recipe import Recipe
+from ..returned import outputs_in
 from ..rows import mapped, parts
 from .kinds import Kind
 from .private_copy import (
@@ -30,6 +31,7 @@ from .private_copy import (
     has_hooks,
     keep_inputs,
     private_copy,
+    returned,
     without_hooks,
 )
 
@@ -63,11 +65,10 @@ def freeze(
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
     frozen, way, raw = _tried(module, X)
-    if not isinstance(raw, Tensor) or raw.dim() not in (1, 2) or len(raw) != 1:
-        got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+    if raw.dim() not in (1, 2) or len(raw) != 1:
         raise ValueError(
             "estimator must return one tensor of shape (n_rows,) or (n_rows, n_outputs); for one "
-            f"row it returned {got}."
+            f"row it returned {tuple(raw.shape)}."
         )
     n_outputs = 1 if raw.dim() == 1 else raw.shape[1]
     loss: RowLoss
@@ -94,7 +95,7 @@ def freeze(
     )
 
 
-def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Any]:
+def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor]:
     """Return the private copy, the way in which it takes rows, and its outputs for one of them."""
     frozen = private_copy(module)
     hooked = copy.deepcopy(frozen) if has_hooks(frozen) else None
@@ -104,25 +105,25 @@ def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Any]:
     rows = view.encode_X(take_rows(X, np.arange(min(N_TRIED, n_rows(X)))))
     with torch.no_grad():
         if hooked is not None:
-            own = called(hooked, mapped(torch.clone, rows[:1]))
-            if not _same(own, raw):
+            own = called(hooked, rows[:1])
+            if own.shape != raw.shape or not torch.equal(own, raw):
                 frozen, raw = hooked, own  # they are part of the model
         given = mapped(torch.clone, rows)
-        outputs = called(frozen, given)
+        try:
+            outputs = outputs_in(returned(frozen, given), len(rows))
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"estimator could be run on one row of X, but not on {len(rows)} at a time: {error}"
+            ) from error
         if not all(map(torch.equal, parts(given), parts(rows))):
             frozen.register_forward_pre_hook(keep_inputs, with_kwargs=True)
-        if isinstance(outputs, Tensor) and outputs.dim() in (1, 2) and len(outputs) == len(rows):
+        if outputs.dim() in (1, 2) and len(outputs) == len(rows):
             check_rows_apart(frozen, rows, outputs)
             check_gradients_apart(frozen, rows)
     return frozen, way, raw
 
 
-def _same(a: Any, b: Any) -> bool:
-    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return tensors and a.shape == b.shape and bool(torch.equal(a, b))
-
-
-def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, dict[str, Any]]:
+def _outputs(frozen: nn.Module, X: Any) -> tuple[Tensor, dict[str, Any]]:
     """Return the outputs for a row, and the way in which a `FinalModel` has to take rows for it.
 
     Embeddings need integers; any other network is given floating point numbers first. A tuple is one
@@ -139,9 +140,11 @@ def _outputs(frozen: nn.Module, X: Any) -> tuple[Any, dict[str, Any]]:
         row = FinalModel(frozen, SquaredError(), **way).encode_X(X)
         try:
             with torch.no_grad():
-                return called(frozen, mapped(torch.clone, row)), way
+                found = returned(frozen, mapped(torch.clone, row))
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             failed.append(error)
+        else:
+            return outputs_in(found, 1), way
     if not is_several(X):
         raise ValueError(
             f"estimator could not be run on a row of X of shape {np.shape(X)[1:]}: {failed[0]}"

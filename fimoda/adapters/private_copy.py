@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from ..returned import outputs_in
 from ..rows import Inputs, arguments, mapped
 from .randomness import global_generators
 
@@ -59,7 +60,16 @@ def private_copy(module: nn.Module) -> nn.Module:
     for part in copied.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False
+        _without_extras(part)
     return copied.eval()
+
+
+def _without_extras(part: Any) -> None:
+    """Keep a model of ``transformers`` from caches and from checkpoints of gradients."""
+    if getattr(getattr(part, "config", None), "use_cache", False):
+        part.config.use_cache = False
+    if getattr(part, "gradient_checkpointing", False):
+        part.gradient_checkpointing = False
 
 
 def without_hooks(module: nn.Module) -> nn.Module:
@@ -84,11 +94,15 @@ def _computes_parameter(hook: Any) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")
 
 
-def called(module: nn.Module, x: Inputs) -> Any:
-    """Return the outputs of a module for rows, the first ones if it returns a tuple."""
+def returned(module: nn.Module, x: Inputs) -> Any:
+    """Return whatever a module returns for rows, to which it may write."""
     args, named = arguments(x)
-    outputs = module(*args, **named)
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+    return module(*args, **named)
+
+
+def called(module: nn.Module, x: Inputs) -> Tensor:
+    """Return the outputs of a module for rows, which stay as they are."""
+    return outputs_in(returned(module, mapped(torch.clone, x)), len(x))
 
 
 def keep_inputs(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -109,13 +123,13 @@ def check_rows_apart(module: nn.Module, x: Inputs, outputs: Tensor) -> None:
         return bool(((other - outputs).abs() > tolerance).any())
 
     with global_generators(1):  # with the same numbers, noise would not show
-        again = called(module, mapped(torch.clone, x))
+        again = called(module, x)
     if differ(again):
         raise ValueError(
             "estimator gives random outputs in evaluation mode: two passes over the same rows differ. "
             "Use nn.Dropout, or F.dropout with training=self.training, so that eval() switches it off."
         )
-    alone = torch.cat([called(module, mapped(torch.clone, one)) for one in x.split(1)])
+    alone = torch.cat([called(module, one) for one in x.split(1)])
     if differ(alone):
         raise ValueError(
             "estimator's outputs for a row depend on the other rows of the batch (it takes a mean over "
@@ -145,7 +159,7 @@ def check_gradients_apart(module: nn.Module, x: Inputs) -> None:
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
 
     def gradients(rows: Inputs) -> tuple[Tensor | None, ...]:
-        outputs = called(module, mapped(torch.clone, rows))
+        outputs = called(module, rows)
         # outputs count differently, or those of a softmax would sum to a constant
         counted = outputs.reshape(len(outputs), -1)
         counted = counted * torch.linspace(1, 2, counted.shape[1]).to(counted)

@@ -793,7 +793,7 @@ class Scalar(ThreeAxes):
 
 class Dictionary(ThreeAxes):
     def forward(self, X):
-        return {"logits": self.inner(X)}
+        return {"a": self.inner(X), "b": self.inner(X)}
 
 
 X3, Y3 = classes()
@@ -939,7 +939,7 @@ def mixed() -> nn.Module:
         (mixed(), "on one device and in one dtype"),
         (ThreeAxes(), r"one tensor of shape \(n_rows,\) or \(n_rows, n_outputs\).*\(1, 2, 2\)"),
         (Scalar(), r"one tensor of shape.*for one row it returned \(\)"),
-        (Dictionary(), "one tensor of shape.*for one row it returned dict"),
+        (Dictionary(), r"as a tensor with one row.*returned dict with 'a' \(shape \(1, 4\)\), 'b'"),
         (nn.Linear(4, 1), r"could not be run on a row of X of shape \(5,\)"),
         (nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), r"BatchNorm layer \(1\) in training"),
         (nn.BatchNorm1d(5), r"BatchNorm layer \(itself\) in training mode.*eval\(\) first"),
