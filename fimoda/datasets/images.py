@@ -1,103 +1,31 @@
-"""Data sets of examples and benchmarks."""
+"""Images: Fashion-MNIST and CIFAR-10."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 
-Split = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[Any], NDArray[Any]]
+from ._files import Split, bunch, check_n_rows, check_subset, find_file
 
 #: Where the package dataset-fashion-mnist of Debian and Ubuntu puts its files.
 _FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
+_CIFAR10_FILE = (
+    "an .npz file with X_train and X_test, uint8 (n, 32, 32, 3), y_train and y_test, 0 to 9, and names, "
+    "the ten classes (made from the images of cs.toronto.edu/~kriz/cifar.html by numpy.savez_compressed)"
+)
 
-def split_breast_cancer(test_size: float = 0.1, random_state: int = 0) -> Split:
-    """Return breast cancer (569 rows, 30 standardised features), split into training and test rows.
+_CIFAR10 = """CIFAR-10, or a part of it: 32 x 32 colour images of ten kinds of animals and vehicles.
 
-    Parameters
-    ----------
-    test_size : float, default=0.1
-        Share of the test rows.
-    random_state : int, default=0
-        Seed of the split.
-
-    Returns
-    -------
-    X_train, X_test, y_train, y_test : ndarray
-        Features as float32, labels (1 is benign) as int64.
-
-    Examples
-    --------
-    >>> from fimoda.datasets import split_breast_cancer
-    >>> X_train, X_test, y_train, y_test = split_breast_cancer()
-    >>> X_train.shape
-    (512, 30)
-    """
-    X, y = load_breast_cancer(return_X_y=True)
-    X_train, X_test, y_train, y_test = train_test_split(
-        X, y, test_size=test_size, random_state=random_state, stratify=y
-    )
-    return *_standardised(X_train, X_test), y_train.astype(np.int64), y_test.astype(np.int64)
-
-
-def split_concrete(path: str | os.PathLike[str] | None = None) -> Split:
-    """Return concrete compressive strength by the protocol of the papers: 927 training, 103 test rows.
-
-    All nine columns, the target included, are standardised with the training rows' statistics.
-
-    Parameters
-    ----------
-    path : path, default=None
-        A comma-separated file with eight features and ``compressive_strength``, or a directory
-        that holds it as ``concrete.csv``; by default what ``FIMODA_DATA`` names.
-
-    Returns
-    -------
-    X_train, X_test, y_train, y_test : ndarray of float32
-        Features (n, 8) and targets (n, 1).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-
-    References
-    ----------
-    Yeh, "Concrete Compressive Strength", UCI Machine Learning Repository, 1998, CC BY 4.0.
-    """
-    given = path if path is not None else os.environ.get("FIMODA_DATA")
-    if given is None:
-        raise FileNotFoundError(
-            "Concrete is not part of fimoda: pass the path of concrete.csv or set FIMODA_DATA to "
-            "the directory that holds it (UCI Machine Learning Repository, Concrete Compressive "
-            "Strength)."
-        )
-    file = Path(given)
-    file = file / "concrete.csv" if file.is_dir() else file
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{str(file)!r} does not exist; see split_concrete for what it holds."
-        )
-    rows = np.genfromtxt(file, delimiter=",", skip_header=1)
-    train, test = _standardised(*train_test_split(rows, test_size=0.1, random_state=0))
-    return train[:, :8], test[:, :8], train[:, 8:], test[:, 8:]
-
-
-def _standardised(
-    train: NDArray[Any], test: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return both as float32, standardised with the statistics of the training rows."""
-    scaler = StandardScaler().fit(train)
-    return scaler.transform(train).astype(np.float32), scaler.transform(test).astype(np.float32)
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
 
 
 def split_fashion_mnist(
@@ -137,12 +65,12 @@ def split_fashion_mnist(
     Algorithms", arXiv 1708.07747, MIT licence.
     """
     folder = _FASHION_MNIST if data_home is None else Path(data_home)
-    X_train, y_train = _images(folder, "train", "n_train", n_train)
-    X_test, y_test = _images(folder, "t10k", "n_test", n_test)
+    X_train, y_train = _fashion_images(folder, "train", "n_train", n_train)
+    X_test, y_test = _fashion_images(folder, "t10k", "n_test", n_test)
     return X_train, X_test, y_train, y_test
 
 
-def _images(
+def _fashion_images(
     folder: Path, part: str, name: str, n_rows: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return images as rows of float32, and labels, of one part of Fashion-MNIST."""
@@ -153,8 +81,7 @@ def _images(
             f"{str(folder)!r} holds {len(X)} images and {len(y)} labels of the part {part!r}, which "
             "must be as many. Get the files again."
         )
-    if n_rows is not None and not 1 <= n_rows <= len(X):
-        raise ValueError(f"{name} must be between 1 and {len(X)}, or None; got {n_rows!r}.")
+    check_n_rows(name, n_rows, len(X))
     rows = X[:n_rows].reshape(-1, X[0].size)
     return np.divide(rows, 255, dtype=np.float32), y[:n_rows].astype(np.int64)
 
@@ -181,3 +108,68 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
             "Get it again."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape.astype(int))
+
+
+def load_cifar10(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    subset: str = "train",
+    n_rows: int | None = None,
+    return_X_y: bool = False,
+) -> Any:
+    """Return CIFAR-10 (32 x 32 colour images of ten kinds of things), or the part of it that a file holds.
+
+    Parameters
+    ----------
+    path : path, default=None
+        An .npz file with ``X_train`` and ``X_test``, uint8 (n, 32, 32, 3), ``y_train`` and ``y_test``, 0
+        to 9, and ``names``, or a directory that holds it as ``cifar10_small.npz`` or ``cifar10.npz``; by
+        default what ``FIMODA_DATA`` names.
+    subset : {"train", "test"}, default="train"
+        Training or test rows.
+    n_rows : int, default=None
+        Number of rows, the first of the subset; all by default.
+    return_X_y : bool, default=False
+        Return ``(data, target)`` in place of the Bunch.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        ``data``, float32 (n, 3, 32, 32) in [0, 1], channels first as convolutions of torch take them;
+        ``target``, int64 (n,); ``target_names``, a list of ten; ``DESCR``.
+    (data, target) : tuple
+        With ``return_X_y=True``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, holds something else or fewer rows than asked for.
+
+    References
+    ----------
+    Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+    """
+    check_subset(subset)
+    file = find_file(path, ("cifar10_small.npz", "cifar10.npz"), "CIFAR-10", _CIFAR10_FILE)
+    X, y, names = _read_arrays(file, f"X_{subset}", f"y_{subset}", "names")
+    if X.dtype != np.uint8 or X.shape[1:] != (32, 32, 3) or y.shape != (len(X),):
+        raise ValueError(
+            f"{str(file)!r} must be {_CIFAR10_FILE}; X_{subset} is {X.dtype} of shape {X.shape}, "
+            f"y_{subset} has shape {y.shape}."
+        )
+    data = np.divide(X.transpose(0, 3, 1, 2), 255, dtype=np.float32, order="C")
+    labels, classes = y.astype(np.int64), [str(name) for name in names]
+    return bunch(data, labels, n_rows, return_X_y, target_names=classes, DESCR=_CIFAR10)
+
+
+def _read_arrays(file: Path, *keys: str) -> list[NDArray[Any]]:
+    """Return arrays of an .npz file."""
+    try:
+        with np.load(file) as content:
+            return [content[key] for key in keys]
+    except KeyError as error:
+        raise ValueError(f"{str(file)!r} must be {_CIFAR10_FILE}: {error.args[0]}.") from error
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{str(file)!r} is damaged ({error}). Get it again.") from error
