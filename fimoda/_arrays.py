@@ -45,6 +45,23 @@ def n_rows(X: Any) -> int:
     return int(_num_samples(entries(X)[0][1] if is_several(X) else X))
 
 
+def row_names(X: Any) -> Any:
+    """Return the names of rows: themselves, if they are texts, or the index of a frame; None without one."""
+    index = X.index if hasattr(X, "iloc") else None
+    return index if (found := texts(X)) is None else found
+
+
+def texts(X: Any) -> list[str] | None:
+    """Return rows that are a text each, as a list; None for others and where a pandas index names them."""
+    index = X.index if hasattr(X, "iloc") else None
+    if index is not None and (index.name is not None or index.dtype.kind not in "iu"):
+        return None
+    if hasattr(X, "ndim") and (X.ndim != 1 or getattr(X.dtype, "kind", "O") not in "OTU"):
+        return None
+    listed = isinstance(X, list | tuple) or hasattr(X, "ndim")
+    return list(X) if listed and len(X) and all(isinstance(row, str) for row in X) else None
+
+
 def take_rows(X: Any, indices: NDArray[np.int64]) -> Any:
     """Return some rows of an array, a frame, a sparse matrix, a list, or a dict, of its own type."""
     plain = type(X) is np.ndarray  # which takes no look at what it is
@@ -96,9 +113,32 @@ def dense_rows(X: Any, budget: int) -> Any:
     return X.toarray()
 
 
+def require_one_shape(X: Any, name: str) -> None:
+    """Raise ValueError if rows in a list differ in shape: sentences of different lengths, images of sizes."""
+    listed = isinstance(X, list | tuple) or getattr(getattr(X, "dtype", 0), "kind", "") == "O"
+    if not listed or isinstance(X, str) or not all(hasattr(row, "__len__") for row in X):
+        return
+    shapes = sorted({np.shape(row) for row in X})
+    if len(shapes) < 2:
+        return
+    if all(len(shape) == 1 for shape in shapes):
+        raise ValueError(
+            f"{name} must have rows of one length, got lengths from {shapes[0][0]} to {shapes[-1][0]}. Pad "
+            'them: a tokenizer of skorch does with return_tensors="pt", one of transformers with '
+            "padding=True."
+        )
+    raise ValueError(
+        f"{name} must have rows of one shape, got {', '.join(map(str, shapes[:3]))}"
+        f"{', ...' * (len(shapes) > 3)}. Bring them to one size first, in a step of a Pipeline or before."
+    )
+
+
 def check_rows(X: Any, name: str = "X") -> Any:
     """Return rows as the model sees them: dense, numeric, finite, at least one, or several such inputs."""
-    return check_inputs(X, name) if is_several(X) else _check_part(X, name)
+    if is_several(X):
+        return check_inputs(X, name)
+    require_one_shape(X, name)
+    return _check_part(X, name)
 
 
 def check_inputs(X: Any, name: str = "X") -> dict[str, Any] | tuple[Any, ...]:
@@ -126,6 +166,7 @@ def check_inputs(X: Any, name: str = "X") -> dict[str, Any] | tuple[Any, ...]:
 def _check_entry(part: Any, name: str) -> NDArray[Any]:
     """Return one of several inputs as an array (n, ...) of its own type."""
     require_no_dates(part, name)
+    require_one_shape(part, name)
     if np.ndim(part) == 0:
         got = type(part).__name__
         raise TypeError(

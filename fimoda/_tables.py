@@ -208,6 +208,16 @@ def as_fitted(model: Any, X: Any, path: str) -> Any:
     return X[list(known)]
 
 
+def columns_of(model: Any, X: Any) -> Any:
+    """Return the columns that a model takes: a list of all, or the only one, if it takes rows of text."""
+    from pandas.api import types
+
+    knows_columns = hasattr(model, "feature_names_in_") or hasattr(model, "n_features_in_")
+    if knows_columns or X.shape[1] != 1 or types.infer_dtype(X.iloc[:, 0]) != "string":
+        return list(X)
+    return X.columns[0]
+
+
 @contextmanager
 def naming_text(X: Any, path: str) -> Iterator[None]:
     """Add the columns that hold text to an error about text where numbers are needed."""
@@ -216,7 +226,8 @@ def naming_text(X: Any, path: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        text = [one for one in X if not types.is_numeric_dtype(X[one])]
+        frame = X.to_frame() if X.ndim == 1 else X
+        text = [one for one in frame if not types.is_numeric_dtype(frame[one])]
         if "could not convert string" not in str(error) or not text:
             raise
         raise UsageError(

@@ -15,6 +15,7 @@ from sklearn.utils._set_output import _get_output_config
 from torch import nn
 
 from . import measurements
+from ._arrays import row_names
 from ._validation import (
     POSITIVE_INTEGER,
     check_is_fitted,
@@ -198,14 +199,13 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         Returns
         -------
         TopRows
+            Rows have the names of a frame's index; texts are their own names.
         """
         check_is_fitted(self, "model_")
         check_top(k, len(self.train_indices_))
         scores = self._finite(self._scores(self._test(X, y)))
-        names = X.index if hasattr(X, "iloc") else None
-        return TopRows.of(
-            scores, self.train_indices_, k, self._standard_errors(), self._row_labels(), names
-        )
+        names = self._told_labels(), row_names(X)
+        return TopRows.of(scores, self.train_indices_, k, self._standard_errors(), *names)
 
     def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
         """Hook of `agreement_curve`: return scores (n_epochs, n_test, n_columns) at each horizon.
@@ -240,6 +240,12 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         if self._row_names is None:
             return [f"row{i}" for i in self.train_indices_]
         return self._row_names[self.train_indices_]
+
+    def _told_labels(self) -> Any:
+        """Return what people know the columns by: the rows themselves, if they are texts, or the labels."""
+        if self._row_texts is None:
+            return self._row_labels()
+        return [self._row_texts[i] for i in self.train_indices_]
 
     # ---- answers to the rest of fimoda ------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ._arrays import (
     dense_rows,
     is_several,
     require_no_dates,
+    require_one_shape,
 )
 from ._validation import validate_data
 from .adapters import (
@@ -64,6 +65,7 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
         validate_data(attributor, X, reset=reset, skip_check_array=True)
         return X
     require_no_dates(X)
+    require_one_shape(X, "X")
     try:
         return validate_data(
             attributor,

@@ -32,6 +32,7 @@ from ._tables import (
     as_fitted,
     check_dtypes,
     check_target,
+    columns_of,
     naming_text,
     read_tables,
     separated,
@@ -244,11 +245,13 @@ def _read(given: argparse.Namespace) -> tuple[Any, Any, Any, Any, Any]:
         raise UsageError(
             f"--test: {given.test} lacks the columns {', '.join(map(str, missing))}.{separated(test)}"
         )
-    if given.target not in test:
-        return model, X, y, test[list(X)], None
-    test = with_labels(test, given.target, given.test, model)
-    check_target(test, given.target, given.test)
-    return model, X, y, test[list(X)], test[given.target]
+    y_test = None
+    if given.target in test:
+        test = with_labels(test, given.target, given.test, model)
+        check_target(test, given.target, given.test)
+        y_test = test[given.target]
+    columns = columns_of(model, X)
+    return model, X[columns], y, test[columns], y_test
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 
 from . import measurements
-from ._arrays import n_rows
+from ._arrays import n_rows, texts
 from ._validation import check_targets, check_weights
 from .adapters import (
     as_final_model,
@@ -51,6 +51,7 @@ class Preparation:
     _objective: Objective
     _measure: Measure
     _row_names: Any
+    _row_texts: list[str] | None
     _seen: dict[str, Any]  # by the last call of `transform`
 
     def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
@@ -85,6 +86,7 @@ class Preparation:
             chunk_size=getattr(self, "chunk_size", None),
         )
         self._row_names = X.index if hasattr(X, "iloc") else None
+        self._row_texts = texts(X)
         self._measure = measurements.resolve(self.measurement, self.model_)
         # bad ones show now, not after training
         measurements.require_numbers(self.model_.loss, "the loss", outputs, targets[:2])

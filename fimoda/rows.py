@@ -5,7 +5,7 @@ The inputs of rows are a tensor, `SeveralInputs` of a module that takes several,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -209,7 +209,9 @@ class RawRows:
             values = values.detach().cpu().numpy()
         elif issparse(values):
             values = values.tocsr()  # rows of others cannot be taken, or slowly
-        elif not hasattr(values, "shape") and not isinstance(values, list | tuple | dict):
+        elif isinstance(values, Mapping):
+            values = dict(values)
+        elif not hasattr(values, "shape") and not isinstance(values, list | tuple):
             if not hasattr(values, "__array__"):
                 raise TypeError(
                     "X must be an array, a sparse matrix, a DataFrame or a list with one entry a row, "

@@ -100,6 +100,8 @@ def _learns(step: Any) -> bool:
     """Return whether a step of a Pipeline depends on the rows it is fitted to."""
     if step in (None, "passthrough") or isinstance(step, FrozenEstimator):
         return False
+    if hasattr(step, "fast_tokenizer_"):  # a tokenizer of skorch's, which may be trained already
+        return not step.fixed_vocabulary_
     return bool(get_tags(step).requires_fit)
 
 

@@ -12,6 +12,7 @@ from sklearn.base import TransformerMixin, clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
+from .._arrays import entries, is_several
 from .randomness import global_generators
 from .wrappers import through_steps, uncached, wrappers
 
@@ -90,6 +91,9 @@ def _fitted_anew(pipeline: Pipeline, X: Any, y: NDArray[Any], seed: int) -> tupl
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether rows are equal up to rounding."""
+    if is_several(one) and is_several(other):
+        pairs = zip(entries(one), entries(other), strict=False)
+        return len(one) == len(other) and all(_same(a, b) for (_, a), (_, b) in pairs)
     one, other = (np.asarray(rows.toarray() if issparse(rows) else rows) for rows in (one, other))
     if one.shape != other.shape:
         return False

@@ -17,6 +17,8 @@ from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClas
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array
 
+from .._arrays import n_rows
+
 # ---- one wrapper after another --------------------------------------------------------------
 
 
@@ -99,6 +101,7 @@ def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
     for name, step in steps:
         if step in (None, "passthrough"):
             continue
+        given = n_rows(X)
         try:
             X = step.transform(X)
         except NotFittedError as error:
@@ -106,6 +109,12 @@ def through_steps(steps: list[tuple[str, Any]], X: Any) -> Any:
                 f"estimator is a Pipeline whose last step is fitted but whose step {name!r} is "
                 "not. Fit the whole Pipeline, or pass the last step alone with transformed X."
             ) from error
+        if (found := n_rows(X)) != given:
+            raise ValueError(
+                f"X must be rows as the steps of the Pipeline take them, but step {name!r} made {found} rows "
+                f"of {given}. A step that takes texts takes a list of them or a column of a frame, such as "
+                'X["text"], and no frame.'
+            )
     return X
 
 

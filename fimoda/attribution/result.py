@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import row_names
 from ..base import BaseAttributor
 from ..plotting.top_rows import TopRowsDisplay
 from ..top_rows import TopRows
@@ -72,7 +73,8 @@ class Attribution:
         TopRows
             With the names of both kinds of rows; printed, it is a table.
         """
-        labels, names = self.attributor._row_labels(), self._test_labels
+        labels, given = self.attributor._told_labels(), row_names(self.data["X_test"])
+        names: Any = self.test_names if given is None else given
         columns = self.attributor.train_indices_
         return TopRows.of(self.scores, columns, k, self.errors, labels, names)
 

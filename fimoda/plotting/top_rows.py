@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arrays import row_names
 from ..base import BaseAttributor
 from ..top_rows import KINDS, TopRows, shortened
 from ._base import LITERAL, Display, upright_at_zero
@@ -55,8 +56,8 @@ class TopRowsDisplay(Display):
         y_test: Any = None,
     ):
         tests = top.test_names
-        if tests is None and hasattr(X_test, "iloc"):
-            tests = X_test.index
+        if tests is None and X_test is not None:
+            tests = row_names(X_test)
         named = top.names if names is None else dict(names)
         self.top = replace(top, names=named, test_names=tests)
         self.X_train = X_train
