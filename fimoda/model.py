@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, vmap
 
 from ._arrays import is_several, native
 from ._identity import identity_of
+from .derivatives import row_jacobians
 from .losses import RowLoss
 from .recipe import Recipe, Weighting
 from .returned import outputs_in
-from .rows import Inputs, SeveralInputs, arguments, mapped
+from .rows import Inputs, SeveralInputs, arguments
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
@@ -198,6 +199,11 @@ class FinalModel:
         except (ValueError, RecursionError):
             return object()
 
+    @cached_property
+    def architecture(self) -> object:
+        """A key that tells networks of other layers apart, whatever their parameters and precision."""
+        return type(self.module), repr(self.module)
+
     # ---- outputs ----------------------------------------------------------------------------
 
     @cached_property
@@ -262,11 +268,8 @@ class FinalModel:
     def jacobian_chunks(self, X: Inputs, budget: int = DEFAULT_BUDGET) -> Iterator[Tensor]:
         """Yield Jacobians df/dtheta, (b, C, p) at a time, each chunk within `budget` bytes."""
         row_bytes = self._jacobian_bytes(X)
-        rows = jacrev(
-            lambda theta, x: self.forward(theta, mapped(lambda part: part.unsqueeze(0), x))[0]
-        )
         for x in X.split(max(1, budget // (2 * row_bytes))):
-            yield vmap(rows, in_dims=(None, 0))(self.theta, x)
+            yield row_jacobians(self, x)
 
     def _jacobian_bytes(self, X: Inputs) -> int:
         """Return the bytes of the Jacobian of one row."""

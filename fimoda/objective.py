@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import grad
 
+from .derivatives import Function, gradient
 from .measured import Measured
 from .model import DEFAULT_BUDGET, FinalModel
 from .row_gradients import RowDifferentiator, RowGradients
@@ -118,13 +118,18 @@ class Objective:
         penalty = self.model.penalty
         total = torch.zeros_like(theta) if penalty is None else theta * penalty
         for rows in self.rows.split(_ROWS):
-            total += grad(lambda t, rows=rows: self.share_of_loss(t, rows))(theta)
+            total += gradient(self.model, self._share_of_loss(rows), theta)
         return total
 
-    def share_of_loss(self, theta: Tensor, rows: Rows) -> Tensor:
+    def _share_of_loss(self, rows: Rows) -> Function:
         """Return the part of the objective, without the penalty, that comes from some of its rows."""
-        losses = self.model.loss(self.model.forward(theta, rows.inputs), rows.targets)
-        return (rows.shares.to(theta) * losses).sum()
+        losses, shares = self.losses_of(rows), rows.shares.to(self.model.theta)
+        return lambda parameters: (shares * losses(parameters)).sum()
+
+    def losses_of(self, rows: Rows) -> Function:
+        """Return the losses (n,) of rows as a function of the named parameters."""
+        model = self.model
+        return lambda parameters: model.loss(model.call(parameters, rows.inputs), rows.targets)
 
     # ---- gradients of rows ------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ ORDER = [
     "losses",
     "measurements",
     "recipe",
+    "formulas",
+    "derivatives",
     "model",
     "measured",
     "trajectory",

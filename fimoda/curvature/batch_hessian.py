@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
 
+from ..derivatives import hessian_products
 from ..model import FinalModel
 from ..rows import Rows
 from ..training.chains import RELU, Affine, Dropout, Link, Pointwise, chain_forward, read_chain
@@ -59,21 +59,15 @@ def _unknown_bend(link: Link) -> bool:
 
 
 class AutogradHessian(BatchHessian):
-    """For any model: forward over reverse differentiation."""
+    """For any model: by automatic differentiation."""
 
     def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
-        w = batch.shares.to(theta)
-
-        def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = self.model.forward(theta, batch.inputs, training=True)
-            losses = self.model.loss(outputs, batch.targets)
-            return (w * losses).sum(), losses
-
-        def along(v: Tensor) -> tuple[Tensor, Tensor]:
-            return jvp(grad(objective, has_aux=True), (theta,), (v,))[1]
+        def losses(parameters: dict[str, Tensor]) -> Tensor:
+            outputs = self.model.call(parameters, batch.inputs, training=True)
+            return self.model.loss(outputs, batch.targets)
 
         with self._smoothed():
-            return vmap(along, randomness="same")(V)
+            return hessian_products(self.model, losses, batch.shares.to(theta), V, theta)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call, jvp
 
+from ..derivatives import Linearization
+from ..formulas import by_formulas
 from ..rows import Rows
 from .batch_hessian import BatchHessian
 from .outputs import push_outputs
@@ -31,9 +33,9 @@ class FrozenJacobians(BatchHessian):
             curvature = model.loss.output_hessian(outputs, y) * w[:, None, None]
         moved = push_outputs(model, x, model.theta, V)
         bent = torch.einsum("bcd,bkd->kbc", curvature, moved)
-        _, pull, *_ = vjp(lambda parameters: model.forward(parameters, x), model.theta)
+        linear = Linearization(model, lambda parameters: model.call(parameters, x))
         block = max(1, _NUMBERS // bent[:1].numel())
-        products = torch.cat([vmap(pull)(part)[0] for part in bent.split(block)])
+        products = torch.cat([linear.pull(part) for part in bent.split(block)])
         return products, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))
 
 
@@ -52,5 +54,6 @@ class LinearizedModule(nn.Module):
             found = functional_call(self.module, parameters, inputs, named)
             return found[0] if isinstance(found, tuple) else found
 
-        value, change, *_ = jvp(outputs, (self._base,), (moved,))
+        with by_formulas():
+            value, change, *_ = jvp(outputs, (self._base,), (moved,))
         return value + change

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
 
+from ..derivatives import Linearization, hessian_products
 from ..model import FinalModel
 from ..objective import Objective
 from ..row_gradients import RowGradients
@@ -119,13 +119,10 @@ class GaussNewton(Curvature):
 
         rows = self.objective.rows[at]
 
-        def outputs(theta: Tensor) -> Tensor:
-            return self.model.forward(theta, rows.inputs)
-
-        f, pull_back, *_ = vjp(outputs, self.model.theta)
-        pushed = vmap(lambda v: jvp(outputs, (self.model.theta,), (v,))[1], out_dims=1)(V)
-        curved = pushed @ self.model.loss.output_hessian(f, rows.targets)  # (b, k, C)
-        return vmap(pull_back, in_dims=1)(curved * w)[0]
+        linear = Linearization(self.model, lambda named: self.model.call(named, rows.inputs))
+        curvature = self.model.loss.output_hessian(linear.outputs, rows.targets)
+        bent = (linear.push(V).transpose(0, 1) @ curvature) * w  # (b, k, C)
+        return linear.pull(bent.transpose(0, 1))
 
     def _chunk_size(self, n_vectors: int) -> int:
         if self._jacobian is None:
@@ -157,8 +154,8 @@ class Hessian(Curvature):
 
     def _product(self, V: Tensor, at: slice) -> Tensor:
         rows = self.objective.rows[at]
-        gradient = grad(lambda theta: self.objective.share_of_loss(theta, rows))
-        return vmap(lambda v: jvp(gradient, (self.model.theta,), (v,))[1])(V)
+        losses = self.objective.losses_of(rows)
+        return hessian_products(self.model, losses, rows.shares.to(V), V)[0]
 
 
 class EmpiricalFisher(Curvature):

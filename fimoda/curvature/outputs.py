@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
+from ..derivatives import Linearization
 from ..model import FinalModel
 from ..rows import Inputs
 
@@ -22,12 +22,8 @@ def push_outputs(model: FinalModel, inputs: Inputs, theta: Tensor, U: Tensor) ->
     chunk = min(_ROWS, len(inputs))
     block = max(1, _NUMBERS // (chunk * width))
 
-    def along(x: Inputs, u: Tensor) -> Tensor:
-        return jvp(lambda theta: model.forward(theta, x), (theta,), (u,))[1]
+    def pushed(x: Inputs) -> Tensor:
+        linear = Linearization(model, lambda parameters: model.call(parameters, x), theta)
+        return torch.cat([linear.push(u) for u in U.split(block)]).transpose(0, 1)
 
-    return torch.cat(
-        [
-            torch.cat([vmap(along, (None, 0))(x, u) for u in U.split(block)]).transpose(0, 1)
-            for x in inputs.split(chunk)
-        ]
-    )
+    return torch.cat([pushed(x) for x in inputs.split(chunk)])

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vjp, vmap
 
+from ..derivatives import Linearization
 from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..model import FinalModel
@@ -202,12 +202,11 @@ def _combined_gradients(run: RecordedRun, moment: Moment, batch: Rows, basis: Te
     """Return combinations (k, p) of the rows' gradients with coefficients (k, B)."""
     model = run.model
 
-    def losses(theta: Tensor) -> Tensor:
-        return model.loss(model.forward(theta, batch.inputs, training=True), batch.targets)
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        return model.loss(model.call(parameters, batch.inputs, training=True), batch.targets)
 
     with seeded(model, moment.noise):
-        _, pull, *_ = vjp(losses, moment.theta)
-        return vmap(pull)(basis)[0]
+        return Linearization(model, losses, moment.theta).pull(basis)
 
 
 def _growth(vectors: Tensor, size: Tensor) -> float:
