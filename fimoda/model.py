@@ -242,7 +242,16 @@ class FinalModel:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        outputs = outputs_in(functional_call(module, parameters, *arguments(x)), len(x))
+        return self._as_outputs(functional_call(module, parameters, *arguments(x)), x)
+
+    def of_module(self, module: nn.Module, x: Inputs) -> Tensor:
+        """Return the outputs (B, C) of a module of this architecture, as it is."""
+        args, kwargs = arguments(x)
+        return self._as_outputs(module(*args, **kwargs), x)
+
+    def _as_outputs(self, given: Any, x: Inputs) -> Tensor:
+        """Return outputs (B, C) of what the module gives for inputs."""
+        outputs = outputs_in(given, len(x))
         return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:

@@ -141,8 +141,11 @@ class Store:
 
     # ---- files ------------------------------------------------------------------------------
 
-    def write(self, name: str, save: Callable[[IO[bytes]], object]) -> None:
-        """Write a file whole or not at all, in place of one of its name; OSError if it cannot be."""
+    def write(self, name: str, save: Callable[[IO[bytes]], object], new: bool = False) -> None:
+        """Write a file whole or not at all; OSError if it cannot be.
+
+        It takes the place of one of its name, unless it is to be `new`: then that one stays.
+        """
 
         def sealed(file: IO[bytes]) -> None:
             digesting = _Digesting(file, self._begun(name))
@@ -152,7 +155,7 @@ class Store:
                 raise digesting.error or error from error
             file.write(digesting.digest.digest())
 
-        self._write(name, sealed)
+        self._write(name, sealed, new)
 
     def read(self, name: str, load: Callable[[IO[bytes]], T]) -> T:
         """Return what `load` makes of a file, which is checked first.

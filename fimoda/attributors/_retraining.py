@@ -47,7 +47,7 @@ from ..training.refits import (
     training_anew,
 )
 from ..training.retraining import Retraining, SubsetTrainer
-from ..training.run import resolve_run
+from ..training.run import WAYS, Way, resolve_run
 from ..training.store import one_warning
 from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
 from ..training.subsets import StackedRetraining
@@ -86,6 +86,7 @@ class BaseRetraining(BaseAttributor):
         "init": [callable, None],
         "refit": [StrOptions({"all", "last", "search"})],
         "compile": ["boolean", StrOptions({"auto"})],
+        "engine": [StrOptions(set(WAYS))],
         "checkpoint_dir": [str, os.PathLike, None],
         "max_seconds": [POSITIVE_REAL, None],
         "n_jobs": [Integral, None],
@@ -101,6 +102,7 @@ class BaseRetraining(BaseAttributor):
     init: Callable[[], nn.Module] | None
     refit: str
     compile: bool | str
+    engine: Way
     chunk_size: int | None
     checkpoint_dir: str | os.PathLike[str] | None
     memory_budget: int
@@ -233,6 +235,7 @@ class BaseRetraining(BaseAttributor):
             seeds,
             self.n_outputs_,
             self.compile,
+            self.engine,
             self.checkpoint_dir,
             self.memory_budget,
             self.max_seconds,

@@ -17,6 +17,7 @@ from .._validation import POSITIVE_INTEGER, StrOptions, check_random_state
 from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
 from ._retraining import OF_SUBSETS, BaseRetraining
 
@@ -92,6 +93,11 @@ class Datamodel(BaseRetraining):
         Training criterion of a bare ``nn.Module``.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    engine : {"auto", "layers", "vmap", "loop"}, default="auto"
+        How many models are trained: layer by layer as one stack, which chains of linear layers can;
+        by ``torch.vmap`` as one stack; or one after the other. "auto" is "layers" where it can be,
+        otherwise "loop" in short runs, and in long ones the faster of "vmap" and "loop", timed on a
+        few steps. Results differ by rounding.
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
@@ -186,6 +192,7 @@ class Datamodel(BaseRetraining):
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         compile: bool | str = "auto",
+        engine: Way = "auto",
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
@@ -211,6 +218,7 @@ class Datamodel(BaseRetraining):
         self.measurement = measurement
         self.criterion = criterion
         self.compile = compile
+        self.engine = engine
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget

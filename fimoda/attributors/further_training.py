@@ -20,12 +20,13 @@ from ..training.batches import LeaveOutMode
 from ..training.further import further_training
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.run import WAYS, Way
 from ._further_training import BaseFurtherTraining
 
 #: Parameters that say how to train.
 SETTINGS = (
     "n_epochs", "n_seeds", "leave_out", "correction", "leave_out_mode", "optimizer", "lr", "batch_size",
-    "optimizer_params", "compile", "chunk_size", "checkpoint_dir", "memory_budget", "sem_tol",
+    "optimizer_params", "compile", "engine", "chunk_size", "checkpoint_dir", "memory_budget", "sem_tol",
     "max_seeds", "max_seconds", "random_state", "n_jobs", "verbose",
 )  # fmt: skip
 
@@ -85,6 +86,11 @@ class FurtherTraining(BaseFurtherTraining):
         Training criterion of a bare ``nn.Module``.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    engine : {"auto", "layers", "vmap", "loop"}, default="auto"
+        How many models are trained: layer by layer as one stack, which chains of linear layers can;
+        by ``torch.vmap`` as one stack; or one after the other. "auto" is "layers" where it can be,
+        otherwise "loop" in short runs, and in long ones the faster of "vmap" and "loop", timed on a
+        few steps. Results differ by rounding.
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
@@ -117,6 +123,8 @@ class FurtherTraining(BaseFurtherTraining):
         Training row of each column.
     seeds_ : list of int
         Seeds of the runs; fewer than asked for if `max_seconds` were over.
+    engine_ : str
+        The way in which models were trained, as `engine` takes it.
     scores_sem_ : ndarray of shape (n_test, n_left_out)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
 
@@ -157,6 +165,7 @@ class FurtherTraining(BaseFurtherTraining):
         "correction": [StrOptions({"full", "mean"}), None],
         "leave_out_mode": [StrOptions({"mask", "drop"})],
         "compile": ["boolean", StrOptions({"auto"})],
+        "engine": [StrOptions(set(WAYS))],
         "checkpoint_dir": [str, os.PathLike, None],
         "sem_tol": [POSITIVE_REAL],
         "max_seeds": [POSITIVE_INTEGER],
@@ -181,6 +190,7 @@ class FurtherTraining(BaseFurtherTraining):
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         compile: bool | str = "auto",
+        engine: Way = "auto",
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
@@ -204,6 +214,7 @@ class FurtherTraining(BaseFurtherTraining):
         self.correction = correction
         self.leave_out_mode = leave_out_mode
         self.compile = compile
+        self.engine = engine
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget
@@ -219,6 +230,7 @@ class FurtherTraining(BaseFurtherTraining):
         self._trained = further_training(self._objective, self._own, **self._settings())
         self.seeds_ = list(self._trained.seeds)
         self.train_indices_ = self._trained.runs.leave_out
+        self.engine_ = self._trained.runs.run.way
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that say how to train."""

@@ -21,6 +21,7 @@ from ..training.batches import LeaveOutMode
 from ..training.further import further_outcomes
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Outcomes, standard_error
+from ..training.run import Way
 from .further_training import FurtherTraining
 
 
@@ -94,6 +95,7 @@ def further_training_curve(
     criterion: nn.Module | None = None,
     sample_weight: ArrayLike | None = None,
     compile: bool | str = "auto",
+    engine: Way = "auto",
     chunk_size: int | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     memory_budget: int = 2 * 2**30,
@@ -142,6 +144,8 @@ def further_training_curve(
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows in the objective.
     compile : bool or "auto", default="auto"
+        As in `FurtherTraining`.
+    engine : {"auto", "layers", "vmap", "loop"}, default="auto"
         As in `FurtherTraining`.
     chunk_size : int, default=None
         As in `FurtherTraining`.
@@ -210,6 +214,7 @@ def further_training_curve(
         "batch_size": batch_size,
         "optimizer_params": optimizer_params,
         "compile": compile,
+        "engine": engine,
         "chunk_size": chunk_size,
         "checkpoint_dir": checkpoint_dir,
         "memory_budget": memory_budget,

@@ -12,6 +12,7 @@ from torch import nn
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
 from .leave_one_out import LeaveOneOut
 
@@ -37,6 +38,7 @@ def train_on_subsets(
     criterion: nn.Module | None = None,
     sample_weight: Any = None,
     compile: bool | str = "auto",
+    engine: Way = "auto",
     chunk_size: int | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     memory_budget: int = 2 * 2**30,
@@ -104,6 +106,11 @@ def train_on_subsets(
         Weights of the training rows in the objective.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
+    engine : {"auto", "layers", "vmap", "loop"}, default="auto"
+        How many models are trained: layer by layer as one stack, which chains of linear layers can;
+        by ``torch.vmap`` as one stack; or one after the other. "auto" is "layers" where it can be,
+        otherwise "loop" in short runs, and in long ones the faster of "vmap" and "loop", timed on a
+        few steps. Results differ by rounding.
     chunk_size : int, default=None
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
@@ -162,6 +169,7 @@ def train_on_subsets(
         measurement=measurement,
         criterion=criterion,
         compile=compile,
+        engine=engine,
         chunk_size=chunk_size,
         checkpoint_dir=checkpoint_dir,
         memory_budget=memory_budget,

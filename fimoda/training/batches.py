@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,6 +53,10 @@ class Plan:
     def n_models(self) -> int:
         """Number L of models."""
         return len(self.inside)
+
+    def apart(self) -> list[Plan]:
+        """Return a plan for each model, of the same seed."""
+        return [replace(self, inside=own) for own in self.inside.split(1)]
 
     def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
         """Yield the batches of each epoch."""

@@ -45,18 +45,20 @@ class Verdict:
 _VERDICTS: dict[object, Verdict] = {}
 
 
-def examine(objective: Objective, spec: OptimizerSpec) -> Verdict:
-    """Compare two steps of one model with plain autograd and the plain optimiser.
+def examine(objective: Objective, spec: OptimizerSpec, way: str = "auto") -> Verdict:
+    """Compare two steps of one model, taken in a way, with plain autograd and the plain optimiser.
 
     A network is examined once per process and optimiser; what differs is told by one
     RuntimeWarning. Nobody's random generator moves. A few of the objective's rows are used, each with
     the target of another, so that their losses have a gradient also where the model fits them.
     """
     model = objective.model
-    key = (model.key, spec.cls, repr(sorted(spec.params.items())))
+    if way == "loop":  # is that slow way, with parameters that torch's optimiser knows
+        return Verdict(stacked=False, as_built=True)
+    key = (model.key, spec.cls, repr(sorted(spec.params.items())), way == "vmap")
     if key not in _VERDICTS:
         with seeded(model, 0):
-            _VERDICTS[key] = _examined(model, objective.rows, spec)
+            _VERDICTS[key] = _examined(model, objective.rows, spec, way != "vmap")
     return _VERDICTS[key]
 
 
@@ -120,12 +122,12 @@ def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
         yield _Step(model, stack, expanded(x, 2), expanded(y, 2), weights)
 
 
-def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec) -> Verdict:
+def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec, by_layers: bool) -> Verdict:
     steps = list(_steps(model, rows))
     loop = looped_gradient(model)
     plain = [step.alone(loop) for step in steps]
     try:
-        engine = stacked_gradient(model)
+        engine = stacked_gradient(model, by_layers=by_layers)
         found = [step.gradients(engine) for step in steps]
         fault = _gradient_fault(model, steps, found, plain)
     except (TimeoutError, MemoryError):

@@ -19,9 +19,10 @@ from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
 from .batches import FULL_DATA, LeaveOutMode
+from .choice import decided
 from .optimizers import LearningRate
 from .outcomes import Outcomes, relative_error
-from .run import Run, resolve_run
+from .run import Run, Way, resolve_run
 from .store import UnitStore, one_warning
 from .workers import Deadline, Result, one_thread, run_units
 
@@ -76,6 +77,7 @@ class FurtherRuns:
     n_jobs: int | None
     verbose: int
     max_seconds: float | None = None
+    engine: Way = "auto"
 
     def units(self, seeds: Sequence[int]) -> list[Unit]:
         """Return seeds x (full data and each left-out row) in stacks of nearly equal size."""
@@ -93,8 +95,8 @@ class FurtherRuns:
         bytes_per_model: int,
         measure: Measuring,
         identity: dict[str, Any] | None = None,
-    ) -> tuple[list[int], dict[Unit, Result]]:
-        """Train, and return the seeds that were run with what `read` keeps of each stack.
+    ) -> tuple[FurtherRuns, list[int], dict[Unit, Result]]:
+        """Train, and return the runs as they were taken, their seeds and what `read` keeps of each stack.
 
         `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
         them what they are. `measure` is called for `sem_tol` only.
@@ -103,20 +105,22 @@ class FurtherRuns:
             self._require_memory(bytes_per_model)
         size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
         n_models = len(self.seeds[:size]) * (len(self.leave_out) + 1)
-        compiled = self.run.compiles(self.compile, n_models, self.horizons[-1])
-        run = replace(self.run, compile=compiled)
-        work = partial(train_unit, run, self.horizons, self.leave_out_mode, read)
         store = None
         if self.checkpoint_dir is not None:
-            known = {**run.identity(self.horizons, self.leave_out_mode), **(identity or {})}
-            store = UnitStore(self.checkpoint_dir, known, run.variant)
+            known = {**self.run.identity(self.horizons, self.leave_out_mode), **(identity or {})}
+            store = UnitStore(self.checkpoint_dir, known)
+        way = self.compile, self.engine, n_models, self.horizons[-1]
+        run = decided(self.run, *way, None if store is None else store.agreed)
+        store = None if store is None else store.of_variant(run.variant)
+        runs = replace(self, run=run)
+        work = partial(train_unit, run, self.horizons, self.leave_out_mode, read)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
         deadline, longest = Deadline(self.max_seconds), 0.0
         while len(seeds) < len(self.seeds) and (not seeds or deadline.is_within(longest)):
             begun = deadline.spent
             fresh = self.seeds[len(seeds) :][: size if self.max_seconds is None else 1]
-            units = self.units(fresh)
+            units = runs.units(fresh)
             if store is not None:
                 missing = [unit for unit in units if not store.has(unit.key)]
                 store.require_space(bytes_per_model * sum(len(unit.left_out) for unit in missing))
@@ -130,7 +134,7 @@ class FurtherRuns:
                 if relative_error(scores) <= self.sem_tol:
                     break
         # the order in which workers finish must not show
-        return seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
+        return runs, seeds, dict(sorted(results.items(), key=lambda item: str(item[0].key)))
 
     def _require_memory(self, bytes_per_model: int) -> None:
         """Raise MemoryError if what is kept of all seeds would not fit."""
@@ -249,7 +253,7 @@ def further_training(
         return Trained(runs, seeds, stacks).outcomes(probe)
 
     size = objective.model.n_parameters * objective.model.theta.element_size()
-    return Trained(runs, *runs.train(_whole, size, measure))
+    return Trained(*runs.train(_whole, size, measure))
 
 
 def further_outcomes(
@@ -263,7 +267,7 @@ def further_outcomes(
     measure = partial(assemble, leave_out=runs.leave_out, final=test.of_model(objective.model))
     identity = None if runs.checkpoint_dir is None else test.identity(objective.n_outputs)
     size = 8 * len(horizons) * len(test)
-    seeds, readings = runs.train(test.of_stack, size, measure, identity)
+    runs, seeds, readings = runs.train(test.of_stack, size, measure, identity)
     return runs, seeds, measure(readings, seeds)
 
 

@@ -43,14 +43,16 @@ def dense(gradient: Stack, theta: Stack) -> Stack:
     return laid
 
 
-def stacked_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
+def stacked_gradient(
+    model: FinalModel, training: bool = True, by_layers: bool = True
+) -> StackedGradient:
     """Return the gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
 
     A chain of linear layers and pointwise functions is differentiated layer by layer with batched
-    products; any other network by ``vmap`` of ``grad``. Dropout draws the same units for all
-    models, from torch's global generator; it draws none with ``training=False``.
+    products; any other network, or with ``by_layers=False``, by ``vmap`` of ``grad``. Dropout draws
+    the same units for all models, from torch's global generator; none with ``training=False``.
     """
-    links = read_chain(model)
+    links = read_chain(model) if by_layers else None
     of_data = _by_layers(model, links, training) if links else _by_autograd(model, training)
     if model.l2 is None:
         return of_data

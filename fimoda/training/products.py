@@ -31,13 +31,24 @@ def _other_library() -> Iterator[None]:
         switch.fp32_precision = before
 
 
+#: Whether the other library is exact, by what the products are of.
+_EXACT: dict[object, bool] = {}
+
+
 @contextmanager
-def fast_float32_products(trial: Callable[[], Tensor]) -> Iterator[None]:
+def fast_float32_products(trial: Callable[[], Tensor], key: object = None) -> Iterator[None]:
     """Take products by the faster library in this context, if that leaves the tensor of `trial` unchanged.
 
-    It makes the products that the run will make. Anything but float32 on the CPU is left alone.
+    It makes the products that the run will make, once per process if a `key` is given that tells them
+    from others. Anything but float32 on the CPU is left alone.
     """
-    with _other_library() if _is_exact(trial) else nullcontext():
+    if key is None:
+        exact = _is_exact(trial)
+    else:
+        if key not in _EXACT:
+            _EXACT[key] = _is_exact(trial)
+        exact = _EXACT[key]
+    with _other_library() if exact else nullcontext():
         yield
 
 

@@ -72,8 +72,8 @@ class Refits:
         """Bytes that `train` keeps of a model, by the size of the final one."""
         return len(_pickled(self.estimator))
 
-    def compiled(self, compile: bool | str, n_models: int) -> Refits:
-        """Return the same: there is nothing to compile."""
+    def decided(self, *asked: Any) -> Refits:
+        """Return the same: there is one way to fit."""
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -141,6 +141,8 @@ def refuse_settings_of_networks(method: Any, estimator: Any, refit: str) -> None
     given = [name for name in OF_NETWORKS if getattr(method, name) is not None]
     if method.compile is True:
         given.append("compile")
+    if method.engine != "auto":
+        given.append("engine")
     if not given:
         return
     model = type(part_to_refit(estimator, refit)).__name__

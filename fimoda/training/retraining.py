@@ -16,6 +16,7 @@ from .._identity import identity_of
 from .._validation import check_subsets
 from ..measured import Measured
 from .refits import Refits
+from .run import Way
 from .store import UnitStore, one_warning
 from .subset_outcomes import SubsetOutcomes, assemble_subsets
 from .subsets import StackedRetraining, SubsetUnit
@@ -34,6 +35,7 @@ class Retraining:
     seeds: list[int]
     n_outputs: int
     compile: bool | str
+    engine: Way
     checkpoint_dir: str | os.PathLike[str] | None
     memory_budget: int
     max_seconds: float | None
@@ -58,17 +60,20 @@ class Retraining:
         With `max_seconds` the subsets are taken in an order, of which the first `n_needed` are
         trained on with the first seed whatever the time.
         """
-        units = self.way.units(subsets, self.seeds)
-        way = self.way.compiled(self.compile, sum(unit.n_models for unit in units))
-        size = way.bytes_per_model if measured is None else 8 * len(measured)
+        size = self.way.bytes_per_model if measured is None else 8 * len(measured)
         store = None
         if self.checkpoint_dir is None:
             self._require_memory(size, len(subsets))
         else:
+            store = UnitStore(self.checkpoint_dir, self.way.identity())
+        asked = self.compile, self.engine, len(subsets) * len(self.seeds)
+        way = self.way.decided(*asked, None if store is None else store.agreed)
+        units = way.units(subsets, self.seeds)
+        if store is not None:
+            store = store.of_variant(way.variant)
             if measured is not None:  # one directory holds what is measured on any test rows
                 kept = identity_of(measured.identity(self.n_outputs))
                 units = [replace(unit, measured=kept[:16]) for unit in units]
-            store = UnitStore(self.checkpoint_dir, way.identity(), way.variant)
             store.require_space(size * sum(u.n_models for u in units if not store.has(u.key)))
         work = way.train if measured is None else partial(_train_and_measure, way, measured)
         n_required = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil, sqrt
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from .gradients import (
     Stack,
     StackedGradient,
     compiled_gradient,
-    dense,
     expanded,
     looped_gradient,
     stacked_gradient,
 )
+from .learners import Alone, Learner, Together
 from .noise import seeded
 from .optimizers import DEFAULT_BATCH_SIZE, LearningRate, OptimizerSpec, resolve_optimizer
 from .products import fast_float32_products
@@ -41,11 +41,21 @@ MIN_STACK, MAX_STACK = 4, 32
 COMPILE_FROM = 3e12
 
 
+#: Ways to train many models: layer by layer, by ``vmap`` of ``grad``, or one after the other. With
+#: "auto" a chain of layers is taken layer by layer and any other network by ``vmap``.
+Way = Literal["auto", "layers", "vmap", "loop"]
+WAYS = get_args(Way)
+
+
 class Engine(NamedTuple):
-    """The gradient of a stack and the optimiser, as they are right for the network."""
+    """The gradient of a stack and the optimiser, as they are right for the network.
+
+    `alone` says that models are trained one after the other, as modules of their own.
+    """
 
     gradient: StackedGradient
     optimizer: OptimizerSpec
+    alone: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +74,7 @@ class Run:
     start: Tensor | None = None
     compile: bool = False
     shuffle: bool = True
+    way: Way = "auto"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields: what is found again from them stays out of copies and pickles."""
@@ -131,10 +142,14 @@ class Run:
     @property
     def variant(self) -> str:
         """Name of the way of computing, which may differ in the last bits from another."""
-        return "compiled" if self.compile else ""
+        if self.compile:
+            return "compiled"
+        return self.way if self.way in ("vmap", "loop") else ""
 
     def stack_size(self) -> int:
         """Return how many models to train as one stack, so that it stays in the processor's cache."""
+        if self.way == "loop":
+            return 1
         model = self.model
         widths = sum(shape[0] for shape in model.shapes.values() if len(shape) > 1)
         numbers = 3 * model.n_parameters + 2 * self.batch_size * widths
@@ -157,11 +172,22 @@ class Run:
     @cached_property
     def engine(self) -> Engine:
         """The fast ways of this network, or slower ones where those are not right (`examine`)."""
-        verdict = examine(self.objective, self.optimizer)
-        fast = compiled_gradient if self.compile else stacked_gradient
-        gradient = fast if verdict.stacked else looped_gradient
+        verdict = examine(self.objective, self.optimizer, self.way)
+        gradient: StackedGradient
+        if not verdict.stacked:
+            gradient = looped_gradient(self.model)
+        elif self.compile:
+            gradient = compiled_gradient(self.model)
+        else:
+            gradient = stacked_gradient(self.model, by_layers=self.way != "vmap")
         optimizer = self.optimizer if verdict.as_built else self.optimizer.plain()
-        return Engine(gradient(self.model), optimizer)
+        return Engine(gradient, optimizer, not verdict.stacked)
+
+    def learner(self, starts: Tensor) -> Learner:
+        """Return models that begin at parameters (L, p), as one stack or as a module of its own."""
+        if self.engine.alone:
+            return Alone(self.model, self.rows, starts)
+        return Together(self.model, self.gradient, starts)
 
     def gradient(self, theta: Stack, batch: Batch, out: Stack | None = None) -> Stack:
         """Return the gradient of each model's objective on its batch, as the stacked parameters.
@@ -190,31 +216,45 @@ class Run:
         required: then the others of its stack go on undisturbed.
         """
         self.optimizer.check_epochs(horizons[-1])
+        starts = self.first.detach().expand(plan.n_models, -1)
+        if not self.engine.alone or plan.n_models == 1:
+            return self._train(plan, starts, horizons, look, require_finite)
+        reached: dict[int, list[Tensor]] = {horizon: [] for horizon in horizons}
+        for one, start in zip(plan.apart(), starts.split(1), strict=True):
+            self._train(
+                one, start, horizons, lambda e, theta: reached[e].append(theta), require_finite
+            )
+        for horizon, parts in reached.items():
+            look(horizon, torch.cat(parts))
+        return torch.cat(reached[horizons[-1]])
+
+    def _train(
+        self,
+        plan: Plan,
+        starts: Tensor,
+        horizons: Sequence[int],
+        look: Callable[[int, Tensor], None],
+        require_finite: bool,
+    ) -> Tensor:
+        """Train models that learn together."""
         model, spec = self.model, self.engine.optimizer
-        # a tensor of its own for each parameter: products want them contiguous
-        views = model.views(self.first.detach().expand(plan.n_models, -1))
-        stack = {
-            name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()
-        }
-        room = {name: torch.empty_like(part) for name, part in stack.items()}
-        optimizer = spec.build(part.requires_grad_() for part in stack.values())
+        learner = self.learner(starts)
+        optimizer = spec.build(learner.parameters.values())
 
         def trial() -> Tensor:
-            first = next(next(plan.epochs(1)))
             with seeded(model, plan.seed):
-                return model.flatten(self.gradient(stack, first))
+                return learner.gradient(next(next(plan.epochs(1))))
 
-        with fast_float32_products(trial), seeded(model, plan.seed):
+        key = (model.key, self.batch_size, self.engine.alone)
+        with fast_float32_products(trial, key), seeded(model, plan.seed):
             for epoch, batches in enumerate(plan.epochs(horizons[-1])):
                 for group in optimizer.param_groups:
                     group["lr"] = spec.lr_at(epoch)
                 for batch in batches:
-                    gradients = self.gradient(stack, batch, room)
-                    for name, gradient in dense(gradients, stack).items():
-                        stack[name].grad = gradient
+                    learner.differentiate(batch)
                     optimizer.step()
                 if epoch + 1 in horizons:
-                    reached = model.flatten(stack).detach()
+                    reached = learner.reached()
                     if require_finite:
                         check_finite(reached, epoch + 1, plan.seed)
                     look(epoch + 1, reached)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ class UnitStore:
     def __init__(
         self, directory: str | os.PathLike[str], identity: dict[str, Any], variant: str = ""
     ):
-        self._ending = f"-{variant}.npy" if variant else ".npy"
+        self._variant = variant
         self._files = Store(directory, "checkpoint_dir")
         self._files.make()
         others = self._files.names()
@@ -59,9 +60,22 @@ class UnitStore:
                 "directory, or call with the arguments of that run to resume it."
             )
 
+    def of_variant(self, variant: str) -> UnitStore:
+        """Return the same directory, for files of another variant."""
+        other = copy.copy(self)
+        other._variant = variant
+        return other
+
+    def agreed(self, name: str, decide: Callable[[], str]) -> str:
+        """Return what a file says that `decide` has written, by whichever process came first."""
+        with contextlib.suppress(FileNotFoundError, DamagedFileError):
+            return str(self.read(name))
+        self._write(name, np.array(decide()), new=True)
+        return str(self.read(name))
+
     def path(self, key: str) -> Path:
         """Return the path of a unit's file."""
-        return self._files.path / f"{key}{self._ending}"
+        return self._files.path / (f"{key}-{self._variant}.npy" if self._variant else f"{key}.npy")
 
     def has(self, key: str) -> bool:
         """Return whether there is a file of the unit, sound or not."""
@@ -89,12 +103,15 @@ class UnitStore:
         self, key: str, array: NDArray[Any], again: Callable[[], NDArray[Any]] | None = None
     ) -> StoredArray:
         """Keep a finished unit."""
-        dense = np.ascontiguousarray(array)
+        self._write(key, np.ascontiguousarray(array))
+        return StoredArray(self, key, again)
+
+    def _write(self, key: str, array: NDArray[Any], new: bool = False) -> None:
         self._files.write(
             self.path(key).name,
-            lambda file: np.lib.format.write_array(file, dense, allow_pickle=False),
+            lambda file: np.lib.format.write_array(file, array, allow_pickle=False),
+            new,
         )
-        return StoredArray(self, key, again)
 
     def require_space(self, n_bytes: int) -> None:
         """Raise OSError unless the file system has room for `n_bytes` more."""

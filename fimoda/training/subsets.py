@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,7 +16,8 @@ from torch import Tensor
 from .._identity import identity_of
 from ..measured import Measured
 from ..model import FinalModel
-from .run import Run
+from .choice import decided
+from .run import Run, Way
 from .subset_outcomes import as_reading
 from .workers import one_thread
 
@@ -86,10 +87,16 @@ class StackedRetraining:
         """Name of the way of computing."""
         return self.run.variant
 
-    def compiled(self, compile: bool | str, n_models: int) -> StackedRetraining:
-        """Return the same, with the run compiled if so many models are worth it."""
-        asked = self.run.compiles(compile, n_models, self.n_epochs)
-        return replace(self, run=replace(self.run, compile=asked))
+    def decided(
+        self,
+        compile: bool | str,
+        engine: Way,
+        n_models: int,
+        agreed: Callable[[str, Callable[[], str]], str] | None = None,
+    ) -> StackedRetraining:
+        """Return the same in the way that is right for so many models (see `decided` of runs)."""
+        run = decided(self.run, compile, engine, n_models, self.n_epochs, agreed)
+        return replace(self, run=run)
 
     def identity(self) -> dict[str, Any]:
         """Return what the run is, for the directory that keeps it."""

@@ -351,8 +351,8 @@ def test_penalty_writes_into_dense_room():
 def broken(real):
     """A stacked gradient that has the first parameter's numbers in another order."""
 
-    def stacked(model, training=True):
-        of_stack = real(model, training)
+    def stacked(model, training=True, **way):
+        of_stack = real(model, training, **way)
 
         def gradient(theta, x, y, weights, out=None):
             found = dict(of_stack(theta, x, y, weights))
@@ -409,8 +409,8 @@ def test_a_wrong_gradient_under_dropout_is_found(monkeypatch):
     model = as_final_model(module, X, criterion=nn.MSELoss())
     spec = OptimizerSpec(torch.optim.Adam, 0.02)
 
-    def redrawn(model, training=True):
-        of_stack = stacked_gradient(model, training)
+    def redrawn(model, training=True, **way):
+        of_stack = stacked_gradient(model, training, **way)
 
         def gradient(*batch):
             torch.rand(1)
@@ -557,11 +557,16 @@ def test_what_vmap_cannot_do_from_end_to_end(name):
     module, X, _ = case(name)
     y = torch.arange(N) % 2
     settings = {"criterion": nn.CrossEntropyLoss(), "optimizer": "SGD", "lr": 0.1, "n_epochs": 2}
-    gold = FurtherTraining(module, n_seeds=[3], leave_out=[0, 1], batch_size=6, **settings)
+    settings |= {"n_seeds": [3], "leave_out": [0, 1], "batch_size": 6}
+    gold = FurtherTraining(module, **settings).fit(X, y)
+    assert gold.engine_ == "loop"
+    found = gold.transform(X[:4], y[:4])
+    stacked = FurtherTraining(module, engine="vmap", **settings)
     if name in ONE_BY_ONE:
         with pytest.warns(RuntimeWarning, match="one after the other, which is slower"):
-            gold.fit(X, y)
-    found = gold.fit(X, y).transform(X[:4], y[:4])
+            stacked.fit(X, y)
+    again = stacked.fit(X, y).transform(X[:4], y[:4])
+    assert relative(again, found) < 1e-9
     loop = Naive(
         module, X, y, lambda outputs, targets, _: F.cross_entropy(outputs, targets),
         lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none"),
