@@ -30,7 +30,7 @@ REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError)
 #: Parameters that keep a cell short, for attributors that have them.
 SMALL = {
     "n_epochs": 1,
-    "n_seeds": 2,
+    "n_seeds": 1,
     "n_subsets": 8,
     "n_components": 32,
     "regression": "ridge",
