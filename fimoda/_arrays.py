@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,9 +117,10 @@ def dense_rows(X: Any, budget: int) -> Any:
 def require_one_shape(X: Any, name: str) -> None:
     """Raise ValueError if rows in a list differ in shape: sentences of different lengths, images of sizes."""
     listed = isinstance(X, list | tuple) or getattr(getattr(X, "dtype", 0), "kind", "") == "O"
-    if not listed or isinstance(X, str) or not all(hasattr(row, "__len__") for row in X):
+    has_shape = ("__len__", "__array_interface__")  # an image of PIL has the second
+    if not listed or not all(any(map(partial(hasattr, row), has_shape)) for row in X):
         return
-    shapes = sorted({np.shape(row) for row in X})
+    shapes = sorted({tuple(np.shape(row)) for row in X})
     if len(shapes) < 2:
         return
     if all(len(shape) == 1 for shape in shapes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse import issparse
 from torch import Tensor
@@ -65,6 +66,9 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
         validate_data(attributor, X, reset=reset, skip_check_array=True)
         return X
     require_no_dates(X)
+    known = () if reset else tuple(np.shape(attributor._objective.rows.inputs))
+    if len(known) > 2:  # features are not counted along an axis of channels
+        return _of_rank(check_rows(X), known)
     require_one_shape(X, "X")
     try:
         return validate_data(
@@ -82,6 +86,15 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
             f"X must hold numbers, as the model takes them: {error}. A Pipeline that encodes text "
             "before the model may be passed as the estimator."
         ) from error
+
+
+def _of_rank(X: Any, known: tuple[int, ...]) -> Any:
+    """Return test rows, if they have as many axes as the training rows of a known shape."""
+    if X.ndim != len(known):
+        raise ValueError(
+            f"X must have rows of shape {known[1:]}, as in fit, got rows of shape {X.shape[1:]}."
+        )
+    return X
 
 
 def seen_rows(estimator: Any, seen: Any, memory_budget: int) -> Any:

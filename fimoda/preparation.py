@@ -16,6 +16,8 @@ from ._validation import check_targets, check_weights
 from .adapters import (
     as_final_model,
     check_columns,
+    check_ids,
+    check_shapes,
     default_estimator,
     fit_with,
     has_earlier_steps,
@@ -31,7 +33,7 @@ from .measured import Measure, Measured
 from .measurements import Measurement
 from .model import DEFAULT_BUDGET, FinalModel
 from .objective import Objective
-from .rows import Rows
+from .rows import Inputs, RawRows, Rows
 
 
 class Preparation:
@@ -137,12 +139,20 @@ class Preparation:
         """Hook of `fit` and `transform`: targets as the model itself is fitted on them."""
         return transform_targets(self.estimator_, y)
 
+    def _check_inputs(self, inputs: Inputs) -> None:
+        """Raise ValueError for test rows that are made otherwise than the training rows, and fail for it."""
+        known = self._objective.rows.inputs
+        require_same_inputs(known, inputs)
+        if not isinstance(inputs, RawRows):
+            check_shapes(self.model_, known, inputs)
+            check_ids(self.model_, inputs)
+
     def _test(self, X: Any, y: Any) -> Measured:
         """Return encoded test rows, with the measurement to take on them."""
         checked = checked_rows(self, X, reset=False, raw=self._leaves_rows(self.estimator_))
         inputs = self.model_.encode_X(self._model_rows(checked))
         require_squares(inputs)
-        require_same_inputs(self._objective.rows.inputs, inputs)
+        self._check_inputs(inputs)
         self._check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
             targets = self._model_targets(check_targets(y, n_rows(checked)))

@@ -351,7 +351,7 @@ MASKED = np.ma.masked_less(NUMBERS, 0)
         ({0: IDS, 1: NUMBERS}, TypeError, "names of the module's arguments as keys"),
         ({"ids": IDS}, ValueError, r'row of X\["ids"\] of shape \(2,\), .*missing.*numbers'),
         ({**dict_of(), "wrong": IDS}, ValueError, r"unexpected keyword argument 'wrong'"),
-        (dict_of(ids=NUMBERS), ValueError, "could not be run .*indices"),
+        (dict_of(ids=NUMBERS), ValueError, r'X\["ids"\] must hold integers, .* \'words\''),
         ((IDS, NUMBERS[1:]), ValueError, r"X\[0\] has 22, X\[1\] has 21"),
         ((IDS, NUMBERS, NUMBERS), ValueError, r"could not be run on a row of X\[0\] of shape"),
     ],

@@ -1,5 +1,6 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
+from .first_run import check_ids, check_shapes
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
     as_final_model,
@@ -47,6 +48,8 @@ __all__ = [
     "caveats",
     "check_columns",
     "check_fitted",
+    "check_ids",
+    "check_shapes",
     "default_estimator",
     "default_linear_model",
     "fit_with",

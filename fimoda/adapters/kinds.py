@@ -15,6 +15,7 @@ from torch import nn
 
 from .._arrays import n_rows
 from ..model import FinalModel
+from .first_run import check_ids
 from .own_predictions import check_predictions
 
 #: What `as_final_model` takes, for messages.
@@ -117,6 +118,7 @@ class Frozen(Kind):
         return True
 
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
+        check_ids(self.model, X)
         return self.model
 
 

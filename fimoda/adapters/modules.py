@@ -22,6 +22,7 @@ from ..model import FinalModel, unwrapped
 from ..recipe import Recipe
 from ..returned import outputs_in
 from ..rows import mapped, parts
+from .first_run import UnknownId, check_ids, first_run
 from .kinds import Kind
 from .private_copy import (
     N_TRIED,
@@ -31,7 +32,6 @@ from .private_copy import (
     has_hooks,
     keep_inputs,
     private_copy,
-    returned,
     without_hooks,
 )
 
@@ -84,7 +84,7 @@ def freeze(
     weight = class_weight_of(criterion, n_outputs)
     if weight is not None:
         weight = weight.to(raw)
-    return FinalModel(
+    model = FinalModel(
         frozen,
         loss,
         classes=classes,
@@ -93,6 +93,8 @@ def freeze(
         output_ndim=raw.dim(),
         **way,
     )
+    check_ids(model, X)
+    return model
 
 
 def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor]:
@@ -110,8 +112,10 @@ def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor
                 frozen, raw = hooked, own  # they are part of the model
         given = mapped(torch.clone, rows)
         try:
-            outputs = outputs_in(returned(frozen, given), len(rows))
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            outputs = outputs_in(first_run(frozen, given), len(rows))
+        except UnknownId:
+            raise
+        except ValueError as error:
             raise ValueError(
                 f"estimator could be run on one row of X, but not on {len(rows)} at a time: {error}"
             ) from error
@@ -140,8 +144,10 @@ def _outputs(frozen: nn.Module, X: Any) -> tuple[Tensor, dict[str, Any]]:
         row = FinalModel(frozen, SquaredError(), **way).encode_X(X)
         try:
             with torch.no_grad():
-                found = returned(frozen, mapped(torch.clone, row))
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+                found = first_run(frozen, mapped(torch.clone, row))
+        except UnknownId:
+            raise
+        except ValueError as error:
             failed.append(error)
         else:
             return outputs_in(found, 1), way
