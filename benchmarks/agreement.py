@@ -54,11 +54,12 @@ def trained(X: np.ndarray, y: np.ndarray) -> dict[str, nn.Sequential]:
     run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.3), batch_size=128)
     late: dict[int, tuple[float, torch.Tensor]] = {}
 
-    def keep(epoch: int, stack: torch.Tensor) -> None:
+    def keep(step: int, stack: torch.Tensor) -> None:
         loss = float(model.loss(model.outputs(rows, stack[0]), targets).mean())
-        late[epoch] = (loss, stack[0].clone())
+        late[step // run.steps_per_epoch] = (loss, stack[0].clone())
 
-    run.train(run.plan(0), range(981, 1001), keep)
+    per_epoch = run.steps_per_epoch
+    run.train(run.plan(0), [epoch * per_epoch for epoch in range(981, 1001)], keep)
     quietest = min(late, key=lambda epoch: late[epoch][0])
     models = {}
     for epoch in (1000, quietest):

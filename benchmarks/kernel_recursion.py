@@ -42,8 +42,9 @@ def walk(n: int, c: int, m: int, steps: LinearSteps, n_epochs: int) -> tuple[flo
     curvature = 0.2 * torch.eye(c, dtype=torch.float64).repeat(n, 1, 1)
     residuals, inner = randn(n_epochs + 1, n, c), [randn(m, n, c), randn(m, n, c)]
     rates = torch.full((n_epochs * PER_EPOCH, 2), 0.01, dtype=torch.float64)
-    observed = ObservedRun({}, residuals, residuals, rates, PER_EPOCH)
-    horizons = [n_epochs // 2, n_epochs]
+    knots = [epoch * PER_EPOCH for epoch in range(n_epochs + 1)]
+    observed = ObservedRun({}, knots, residuals, residuals, rates)
+    horizons = [knots[n_epochs // 2], knots[-1]]
     start = time.perf_counter()
     adjoint_in_outputs(kernel, share, lambda _: curvature, observed, steps, inner, horizons)
     total = time.perf_counter() - start

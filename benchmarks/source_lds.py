@@ -136,9 +136,9 @@ class Problem:
             for at in np.array_split(np.arange(len(subsets)), -(-len(subsets) // size)):
                 masks = torch.from_numpy(subsets[at])
                 first = replace(one, start=starts[seed])
-                theta = first.train(one.plan_of(seed, masks), [self.epochs])
+                theta = first.train(one.plan_of(seed, masks), [one.n_steps(self.epochs)])
                 plan = two.plan(seed, (FULL_DATA,) * len(at))
-                theta = replace(two, start=theta).train(plan, [self.epochs])
+                theta = replace(two, start=theta).train(plan, [two.n_steps(self.epochs)])
                 outputs = model.stacked_outputs(theta, X).double()
                 measured[at, :, k] = torch.stack([model.loss(f, y) for f in outputs])
         np.save(file, measured)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -250,11 +251,32 @@ def _as_mask(rows: Any, number: int, n_rows: int) -> NDArray[np.bool_]:
     return mask
 
 
-def check_horizons(epochs: Any, name: str = "epochs") -> list[int]:
-    """Return an increasing list of positive numbers of epochs."""
+def check_horizons(epochs: Any, name: str = "epochs") -> list[float]:
+    """Return an increasing list of positive numbers of epochs, the whole ones as integers."""
     values = list(epochs) if np.iterable(epochs) else [epochs]
-    if not values or not all(is_integer(e) and e >= 1 for e in values):
-        raise ValueError(f"{name} must be positive whole numbers of epochs, got {epochs!r}.")
+    if not values or not all(POSITIVE_REAL.is_satisfied_by(e) for e in values):
+        raise ValueError(f"{name} must be positive numbers of epochs, got {epochs!r}.")
     if sorted(set(values)) != values:
         raise ValueError(f"{name} must increase without repeats, got {values}.")
-    return [int(e) for e in values]
+    return [int(e) if e == int(e) else float(e) for e in values]
+
+
+def in_steps(horizons: Sequence[float], per_epoch: int, name: str = "epochs") -> list[int]:
+    """Return the steps, rounded to whole ones, after which horizons in epochs are reached.
+
+    Raises ValueError if a horizon is no step, or two of them are the same.
+    """
+    steps = [round(epochs * per_epoch) for epochs in horizons]
+    an_epoch = f"an epoch of this training has {per_epoch} step" + "s" * (per_epoch > 1)
+    if steps[0] < 1:
+        raise ValueError(
+            f"{name} must be at least one step: {an_epoch}, and {horizons[0]:g} epochs are less than half "
+            f"of one. Give {1 / per_epoch:g} or more, or lower batch_size."
+        )
+    for place, (sooner, later) in enumerate(itertools.pairwise(steps)):
+        if sooner == later:
+            raise ValueError(
+                f"{name} must lie on different steps: {an_epoch}, and {horizons[place]:g} and "
+                f"{horizons[place + 1]:g} epochs are both {later}. Leave one of them out."
+            )
+    return steps

@@ -207,7 +207,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         names = self._told_labels(), row_names(X)
         return TopRows.of(scores, self.train_indices_, k, self._standard_errors(), *names)
 
-    def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
+    def _at_horizons(self, X: Any, y: Any, epochs: list[float]) -> NDArray[np.float64]:
         """Hook of `agreement_curve`: return scores (n_epochs, n_test, n_columns) at each horizon.
 
         Or the only ones (n_test, n_columns), of a method that does not have them all.

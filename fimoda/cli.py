@@ -49,6 +49,12 @@ _MENDABLE = (
 )  # fmt: skip
 
 
+def number(text: str) -> float:
+    """Return the number that a text stands for, a whole one as an integer."""
+    found = float(text)
+    return int(found) if found.is_integer() else found
+
+
 #: Options of both `attribute` and `compare`.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"required": True, "help": "fitted model: .skops, or a pickle (.pkl, .joblib)"},
@@ -70,7 +76,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "measurement": {"default": "loss", "help": "loss, margin, log_prob, output"},
     "budget": {"type": float, "default": 60, "help": "seconds (60)"},
-    "n-epochs": {"type": int, "help": "epochs to look ahead (10)"},
+    "n-epochs": {"type": number, "help": "epochs to look ahead (10)"},
     "jobs": {"type": int, "default": 1, "help": "processes (1); -1: all cores"},
     "seed": {"type": int, "default": 0, "help": "of everything random (0)"},
     "overwrite": {"action": "store_true", "help": "replace an older file of --out"},

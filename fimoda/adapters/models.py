@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .own_predictions import some_rows
 from .randomness import global_generators
 from .skorch_nets import Net
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
+
+Epochs = TypeVar("Epochs", int, float)
 
 #: All kinds; the last one takes everything.
 KINDS: tuple[type[Kind], ...] = (Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD, Kind)
@@ -136,7 +138,7 @@ def own_training(estimator: Any) -> str | None:
     return kind_of(estimator).own_training()
 
 
-def training_epochs(estimator: Any, n_epochs: int | None) -> int:
+def training_epochs(estimator: Any, n_epochs: Epochs | None) -> Epochs | int:
     """Return the epochs to train: as given, or those of the network's own training."""
     found = kind_of(estimator).n_epochs() if n_epochs is None else n_epochs
     if found is None:

@@ -32,7 +32,7 @@ def attribute(
     method: str | BaseAttributor = "auto",
     budget: float = 60.0,
     sample_weight: Any = None,
-    n_epochs: int = 10,
+    n_epochs: float = 10,
     optimizer: str | type[torch.optim.Optimizer] | None = None,
     lr: LearningRate | None = None,
     batch_size: int | None = None,
@@ -80,7 +80,7 @@ def attribute(
         parameters below but `sample_weight`: an attributor has its own.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows, if the model was trained with them.
-    n_epochs : int, default=10
+    n_epochs : float, default=10
         Epochs of further training that a score looks ahead (networks).
     optimizer, lr, batch_size, optimizer_params : default=None
         Of further training, as in `FurtherTraining`: the model's own by default; if it has none, SGD

@@ -6,13 +6,20 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, is_integer
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    check_horizons,
+    in_steps,
+    is_integer,
+)
 from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
@@ -54,7 +61,7 @@ class BaseAlongTheRun(BaseAttributor):
         **BaseAttributor._BUDGET_CONSTRAINTS,
         "trajectory": [Trajectory, str, None],
         "stage": [int, str, None],
-        "n_epochs": [POSITIVE_INTEGER, None],
+        "n_epochs": [POSITIVE_REAL, None],
         "lr": [POSITIVE_REAL, None],
         "batch_size": [POSITIVE_INTEGER, None],
         "reweight_others": ["boolean"],
@@ -62,7 +69,7 @@ class BaseAlongTheRun(BaseAttributor):
 
     trajectory: Trajectory | str | None
     stage: int | str | None
-    n_epochs: int | None
+    n_epochs: float | None
     lr: float | None
     batch_size: int | None
     reweight_others: bool
@@ -129,7 +136,7 @@ class BaseAlongTheRun(BaseAttributor):
         used = optimizer_class(recipe.optimizer) or torch.optim.SGD
         return Trajectory.from_checkpoints(
             [self.model_.module.state_dict()],
-            [epochs * -(-len(self._objective) // batch)],
+            in_steps(check_horizons(epochs), ceil(len(self._objective) / batch), "n_epochs"),
             own if self.lr is None else self.lr,
             optimizer=used.__name__,
             optimizer_params=recipe.params,

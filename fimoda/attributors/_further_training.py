@@ -18,6 +18,7 @@ from .._validation import (
     check_is_fitted,
     check_row_indices,
     check_targets,
+    in_steps,
     is_integer,
 )
 from ..base import BaseAttributor
@@ -40,7 +41,7 @@ class BaseFurtherTraining(BaseAttributor):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
-        "n_epochs": [POSITIVE_INTEGER],
+        "n_epochs": [POSITIVE_REAL],
         "n_seeds": [POSITIVE_INTEGER, "array-like"],
         "optimizer": [str, type, None],
         "lr": [POSITIVE_REAL, callable, None],
@@ -88,17 +89,20 @@ else:
 class HorizonsMixin(_FurtherTraining):
     """Mixin of the approximations of further training that score all horizons in one go.
 
-    A method implements `_run_scores`. `transform` gives the last horizon.
+    A method implements `_run_scores`. `transform` gives the last horizon. Users have horizons in
+    epochs, and hooks have them in steps.
     """
 
     memory_budget: int
     n_jobs: int | None
     verbose: int
-    horizons_: list[int]
+    horizons_: list[float]
+    _steps: list[int]
+    _per_epoch: int
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseFurtherTraining._parameter_constraints,
-        "n_epochs": [POSITIVE_INTEGER, "array-like"],
+        "n_epochs": [POSITIVE_REAL, "array-like"],
         "memory_budget": [POSITIVE_INTEGER],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
@@ -118,12 +122,17 @@ class HorizonsMixin(_FurtherTraining):
         return per_seed.mean(-1)
 
     def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        scores, ends = self._run_scores(test, self.horizons_[-1:])
+        scores, ends = self._run_scores(test, self._steps[-1:])
         measured = test.of_stack(self.model_, ends)
         return measured.cpu().numpy(), np.moveaxis(scores[0], -1, 0)
 
-    def _check_horizons(self) -> list[int]:
+    def _check_horizons(self) -> list[float]:
         return check_horizons(self.n_epochs, "n_epochs")
+
+    def _set_horizons(self, run: Run) -> None:
+        self.horizons_ = self._check_horizons()
+        self._steps = in_steps(self.horizons_, run.steps_per_epoch, "n_epochs")
+        self._per_epoch = run.steps_per_epoch
 
     @with_gradients
     def transform_horizons(self, X: Any, y: Any = None) -> NDArray[np.float64]:
@@ -142,12 +151,13 @@ class HorizonsMixin(_FurtherTraining):
             ``S[k]`` belongs to ``horizons_[k]``; the last is what `transform` gives.
         """
         check_is_fitted(self, "model_")
-        return self._finite(self._horizon_scores(self._test(X, y), self.horizons_))
+        return self._finite(self._horizon_scores(self._test(X, y), self._steps))
 
-    def _at_horizons(self, X: Any, y: Any, epochs: list[int]) -> NDArray[np.float64]:
-        if not set(epochs) <= set(self.horizons_):
+    def _at_horizons(self, X: Any, y: Any, epochs: list[float]) -> NDArray[np.float64]:
+        steps = [round(one * self._per_epoch) for one in epochs]
+        if not set(steps) <= set(self._steps):
             return super()._at_horizons(X, y, epochs)
-        return self.transform_horizons(X, y)[[self.horizons_.index(epoch) for epoch in epochs]]
+        return self.transform_horizons(X, y)[[self._steps.index(step) for step in steps]]
 
     def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         if not np.isfinite(scores).all():
@@ -169,7 +179,7 @@ class HorizonsMixin(_FurtherTraining):
         return test.split(fitting if most is None else min(most, fitting))
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        return self._horizon_scores(test, self.horizons_[-1:])[0]
+        return self._horizon_scores(test, self._steps[-1:])[0]
 
     # ---- other questions than the removal of one row ----------------------------------------
 

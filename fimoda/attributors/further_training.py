@@ -53,8 +53,9 @@ class FurtherTraining(BaseFurtherTraining):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    n_epochs : int, default=10
-        Epochs of further training.
+    n_epochs : float, default=10
+        Epochs of further training. A fraction of an epoch is so many of its steps, rounded to whole ones:
+        0.25 are the first 30 of 120.
     n_seeds : int, list of int or "auto", default=10
         Number of runs to average over (drawn from `random_state`) or their seeds. "auto" adds
         seeds, 5 at a time, until the root mean square of the standard errors is at most `sem_tol`
@@ -178,7 +179,7 @@ class FurtherTraining(BaseFurtherTraining):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int = 10,
+        n_epochs: float = 10,
         n_seeds: int | Iterable[int] | str = 10,
         leave_out: int | Iterable[int] | None = None,
         correction: str | None = "full",

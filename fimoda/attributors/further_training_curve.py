@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .._validation import check_horizons
+from .._validation import check_horizons, is_integer
 from ..adapters import check_fitted
 from ..base import prepared
 from ..gradient_mode import with_gradients
@@ -24,6 +24,9 @@ from ..training.outcomes import Outcomes, standard_error
 from ..training.run import Way
 from .further_training import FurtherTraining
 
+#: Horizons of a curve unless others are given.
+EPOCHS = (1, 2, 5, 10, 20, 50)
+
 
 @dataclass(frozen=True)
 class FurtherTrainingCurve:
@@ -32,7 +35,7 @@ class FurtherTrainingCurve:
     Attributes
     ----------
     epochs : ndarray of shape (n_epochs,)
-        Horizons, in epochs of further training.
+        Horizons, in epochs of further training: whole numbers, or floats where fractions were asked.
     leave_out : ndarray of shape (n_left_out,)
         Left-out training rows.
     seeds : list of int
@@ -43,14 +46,17 @@ class FurtherTrainingCurve:
         What the scores are corrected by.
     n_train : int or None
         Number of training rows, if known: methods fitted on others are refused.
+    steps : ndarray of shape (n_epochs,) or None
+        The same horizons, in steps of the optimiser, if known.
     """
 
-    epochs: NDArray[np.int64]
+    epochs: NDArray[Any]
     leave_out: NDArray[np.int64]
     seeds: list[int]
     outcomes: Outcomes
     correction: str | None = "full"
     n_train: int | None = None
+    steps: NDArray[np.int64] | None = None
 
     @property
     def per_seed(self) -> NDArray[np.float64]:
@@ -82,7 +88,8 @@ def further_training_curve(
     X_test: Any,
     y_test: Any = None,
     *,
-    epochs: int | Iterable[int] = (1, 2, 5, 10, 20, 50),
+    epochs: float | Iterable[float] | None = None,
+    steps: int | Iterable[int] | None = None,
     n_seeds: int | Iterable[int] | str = 10,
     leave_out: int | Iterable[int] | None = None,
     correction: str | None = "full",
@@ -119,8 +126,11 @@ def further_training_curve(
     X_test, y_test : array-like
         Test rows and their targets; without targets the measurement is the prediction
         (regression) or is taken at the predicted class.
-    epochs : int or list of int, default=(1, 2, 5, 10, 20, 50)
-        Increasing horizons.
+    epochs : float or list of float, default=None
+        Increasing horizons; 1, 2, 5, 10, 20 and 50 by default. A fraction of an epoch is so many of its
+        steps, rounded to whole ones.
+    steps : int or list of int, default=None
+        The horizons in steps of the optimiser, in place of `epochs`.
     n_seeds : int, list of int or "auto", default=10
         As in `FurtherTraining`; "auto" looks at the last horizon.
     leave_out : None, int or list of int, default=None
@@ -168,7 +178,7 @@ def further_training_curve(
     Returns
     -------
     FurtherTrainingCurve
-        With ``epochs``, ``leave_out``, ``scores`` (n_epochs, n_test, n_left_out), ``sem`` and
+        With ``epochs``, ``steps``, ``leave_out``, ``scores`` (n_epochs, n_test, n_left_out), ``sem`` and
         ``per_seed``.
 
     Raises
@@ -202,7 +212,7 @@ def further_training_curve(
     >>> curve.scores.shape
     (2, 4, 3)
     """
-    horizons = check_horizons(epochs)
+    horizons = _check_horizons(epochs, steps)
     check_fitted(estimator)
     settings: dict[str, Any] = {
         "n_seeds": n_seeds,
@@ -224,10 +234,31 @@ def further_training_curve(
         "n_jobs": n_jobs,
         "verbose": verbose,
     }
-    method = FurtherTraining(
-        estimator, n_epochs=horizons[-1], measurement=measurement, criterion=criterion, **settings
-    )
+    method = FurtherTraining(estimator, measurement=measurement, criterion=criterion, **settings)
     objective, test = prepared(method, X, y, sample_weight, X_test, y_test)
+    if steps is not None:
+        horizons = [method._run().n_epochs(int(step)) for step in horizons]
     runs, seeds, outcomes = further_outcomes(objective, horizons, test, **settings)
-    rows, n_train = runs.leave_out, len(objective)
-    return FurtherTrainingCurve(np.array(horizons), rows, seeds, outcomes, correction, n_train)
+    return FurtherTrainingCurve(
+        np.array(horizons),
+        runs.leave_out,
+        seeds,
+        outcomes,
+        correction,
+        n_train=len(objective),
+        steps=np.array(runs.horizons),
+    )
+
+
+def _check_horizons(epochs: Any, steps: Any) -> list[float]:
+    """Return the horizons that one of the two parameters gives, as it gives them."""
+    if steps is None:
+        return check_horizons(EPOCHS if epochs is None else epochs)
+    if epochs is not None:
+        raise ValueError(
+            f"epochs and steps both give horizons, got {epochs!r} and {steps!r}. Leave one of them out."
+        )
+    found = check_horizons(steps, "steps")
+    if not all(is_integer(step) for step in found):
+        raise ValueError(f"steps must be whole numbers of steps, got {steps!r}.")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, check_horizons, in_steps
 from ..base import BaseAttributor
 from ..curvature.checks import check_gradients
 from ..curvature.removal import Removal
@@ -37,7 +38,7 @@ class GradDot(BaseAttributor):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    n_epochs : int, default=1
+    n_epochs : float, default=1
         Amount of further training whose effect is estimated; ``T = n_epochs * ceil(n / batch_size)``.
     lr : float, default=None
         Learning rate; the model's own by default (divided by 1 - momentum if it has momentum),
@@ -92,7 +93,7 @@ class GradDot(BaseAttributor):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,
-        "n_epochs": [POSITIVE_INTEGER],
+        "n_epochs": [POSITIVE_REAL],
         "lr": [POSITIVE_REAL, None],
         "batch_size": [POSITIVE_INTEGER, None],
         "reweight_others": ["boolean"],
@@ -102,7 +103,7 @@ class GradDot(BaseAttributor):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int = 1,
+        n_epochs: float = 1,
         lr: float | None = None,
         batch_size: int | None = None,
         reweight_others: bool = True,
@@ -125,6 +126,7 @@ class GradDot(BaseAttributor):
     def _fit(self) -> None:
         check_gradients(self._objective)
         self._removal = Removal.of(self._objective, self.reweight_others)
+        self._scale = self._step()
 
     def _step(self) -> float:
         r"""Return :math:`\eta T`."""
@@ -132,12 +134,13 @@ class GradDot(BaseAttributor):
         momentum = recipe.params.get("momentum", 0.0)
         own = DEFAULT_LR if recipe.lr is None else recipe.lr / (1 - momentum)
         batch = self.batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
-        steps = self.n_epochs * -(-len(self._objective) // batch)
+        per_epoch = ceil(len(self._objective) / batch)
+        (steps,) = in_steps(check_horizons(self.n_epochs), per_epoch, "n_epochs")
         return (own if self.lr is None else self.lr) * steps
 
     def _factors(self) -> NDArray[np.float64]:
         r"""Return :math:`\eta T s_i` of each training row, (n,)."""
-        return self._step() * self._objective.rows.shares.cpu().numpy()
+        return self._scale * self._objective.rows.shares.cpu().numpy()
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         scores = self._objective.pairs(test) * self._factors()
@@ -157,4 +160,4 @@ class GradDot(BaseAttributor):
         if self._removal.pull is None:
             return None
         found = self._objective.along(self._removal.pull[None], test)[:, 0]
-        return found.cpu().numpy() * self._step()
+        return found.cpu().numpy() * self._scale

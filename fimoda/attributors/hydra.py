@@ -45,7 +45,7 @@ class Hydra(BaseAlongTheRun):
         `GradDot`.
     stage : int, str or None, default=None
         Attribute to the rows of one stage only: its number or name.
-    n_epochs : int, default=None
+    n_epochs : float, default=None
         With "final": length of the training; the network's own by default.
     lr : float, default=None
         With "final": learning rate; the model's own by default, 0.01 if it has none.
@@ -114,7 +114,7 @@ class Hydra(BaseAlongTheRun):
         *,
         trajectory: Trajectory | str | None = None,
         stage: int | str | None = None,
-        n_epochs: int | None = None,
+        n_epochs: float | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
         reweight_others: bool = False,

@@ -62,8 +62,9 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    n_epochs : int or list of int, default=10
-        Epochs of further training; several horizons cost little more, see `transform_horizons`.
+    n_epochs : float or list of float, default=10
+        Epochs of further training; several horizons cost little more, see `transform_horizons`. A
+        fraction of an epoch is so many of its steps, rounded to whole ones.
     n_segments : int or "auto", default="auto"
         Linearisations, at least 2, at the middles of segments that get longer with time; every
         horizon also ends a segment. "auto" is 6.
@@ -111,7 +112,7 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         Training row of each column.
     seeds_ : list of int
         Seeds of the runs.
-    horizons_ : list of int
+    horizons_ : list of number
         The horizons of `transform_horizons`.
     n_segments_ : int
         Linearisations of a run.
@@ -172,7 +173,7 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int | Iterable[int] = 10,
+        n_epochs: float | Iterable[float] = 10,
         n_segments: int | str = "auto",
         n_seeds: int | Iterable[int] = 1,
         kink_smoothing: float | str | None = "auto",
@@ -212,13 +213,13 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
                 "n_segments must be at least 2, or 'auto', got 1. For one linearisation, where the run "
                 "begins, use OnceLinearizedFurtherTraining, which has solver and removal too."
             )
-        self.horizons_ = self._check_horizons()
         run = self._run()
+        self._set_horizons(run)
         self.seeds_ = check_seeds(self.n_seeds, self.random_state)
         self._runs, self.n_components_ = segmented_runs(
             run,
             self.seeds_,
-            self.horizons_,
+            self._steps,
             SEGMENTS if isinstance(self.n_segments, str) else int(self.n_segments),
             None if isinstance(self.n_components, str) else int(self.n_components),
             self.block_size,
@@ -226,7 +227,7 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             self._workers,
         )
         self.n_segments_ = len(self._runs[0].segments)
-        self.discrepancy_ = discrepancy(self._runs, self.horizons_)
+        self.discrepancy_ = discrepancy(self._runs, self._steps)
         warn_of_discrepancy(
             self._runs, self.discrepancy_, f"{type(self).__name__}: ", "Raise n_segments"
         )
@@ -276,4 +277,4 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         """
         check_is_fitted(self, "model_")
         changed, test = self._new_targets(rows, targets), self._test(X, y)
-        return self._finite(relabelled(self._runs, test, self.horizons_[-1], *changed))
+        return self._finite(relabelled(self._runs, test, self._steps[-1], *changed))

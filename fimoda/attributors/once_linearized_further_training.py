@@ -59,8 +59,9 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    n_epochs : int or list of int, default=10
-        Epochs of further training; several horizons cost little more, see `transform_horizons`.
+    n_epochs : float or list of float, default=10
+        Epochs of further training; several horizons cost little more, see `transform_horizons`. A
+        fraction of an epoch is so many of its steps, rounded to whole ones.
     solver : {"auto", "kernel", "steps"}, default="auto"
         "kernel" works in the space of the rows' outputs, with the expectation
         of minibatches; "steps" follows the minibatches and the optimiser, all of its state included, at
@@ -110,7 +111,7 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         Training row of each column.
     seeds_ : list of int
         Seeds of the runs.
-    horizons_ : list of int
+    horizons_ : list of number
         The horizons of `transform_horizons`.
     solver_ : {"kernel", "steps"}
         How the linearised runs are followed.
@@ -169,7 +170,7 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int | Iterable[int] = 10,
+        n_epochs: float | Iterable[float] = 10,
         solver: str = "auto",
         n_seeds: int | Iterable[int] = 1,
         removal: str = "first-order",
@@ -202,18 +203,18 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         self.verbose = verbose
 
     def _fit(self) -> None:
-        self.horizons_ = self._check_horizons()
         run = self._run()
+        self._set_horizons(run)
         self.seeds_ = check_seeds(self.n_seeds, self.random_state)
         self.solver_ = self._choose_solver()
         self._runs: Sequence[LinearizedRun]
         if self.solver_ == "steps":
             kinks = kink_sharpness(self.kink_smoothing, run.optimizer, KINK_SMOOTHING)
-            self._runs = stepped_runs(run, self.seeds_, self.horizons_, kinks, self._workers)
+            self._runs = stepped_runs(run, self.seeds_, self._steps, kinks, self._workers)
         else:
             exact = self.removal == "exact"
-            self._runs = kernel_runs(run, self.seeds_, self.horizons_, exact, self._workers)
-        self.discrepancy_ = discrepancy(self._runs, self.horizons_)
+            self._runs = kernel_runs(run, self.seeds_, self._steps, exact, self._workers)
+        self.discrepancy_ = discrepancy(self._runs, self._steps)
         warn_of_discrepancy(
             self._runs,
             self.discrepancy_,
@@ -264,7 +265,7 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         if self.removal != "exact":
             return super()._reweighted(test, factors)
         weights = torch.from_numpy(factors).to(self.model_.device)
-        effects = [run.reweighted(test, self.horizons_[-1], weights) for run in self._runs]
+        effects = [run.reweighted(test, self._steps[-1], weights) for run in self._runs]
         return torch.stack(effects).mean(0).cpu().numpy()
 
     @with_gradients
@@ -293,4 +294,4 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         """
         check_is_fitted(self, "model_")
         changed, test = self._new_targets(rows, targets), self._test(X, y)
-        return self._finite(relabelled(self._runs, test, self.horizons_[-1], *changed))
+        return self._finite(relabelled(self._runs, test, self._steps[-1], *changed))

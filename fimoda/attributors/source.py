@@ -79,7 +79,7 @@ class SOURCE(BaseAlongTheRun):
         Components of ``curvature="projected"``.
     projection : {"rademacher", "gaussian", "sparse", "product"}, default="sparse"
         Their distribution, see `TRAK`.
-    n_epochs : int, default=None
+    n_epochs : float, default=None
         With "final": length of the training; the network's own by default.
     lr : float, default=None
         With "final": learning rate; the model's own by default, 0.01 if it has none.
@@ -185,7 +185,7 @@ class SOURCE(BaseAlongTheRun):
         curvature_scale: float | str = "matched",
         n_components: int = 2048,
         projection: str = "sparse",
-        n_epochs: int | None = None,
+        n_epochs: float | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
         reweight_others: bool = False,

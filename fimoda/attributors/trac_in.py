@@ -49,7 +49,7 @@ class TracIn(BaseAlongTheRun):
         checkpoints; those of the training rows are then kept. None leaves out the projection.
     projection : {"rademacher", "gaussian", "sparse", "product"}, default="sparse"
         Distribution of the projection, see `TRAK`.
-    n_epochs : int, default=None
+    n_epochs : float, default=None
         With "final": length of the training; the network's own by default.
     lr : float, default=None
         With "final": learning rate; the model's own by default, 0.01 if it has none.
@@ -118,7 +118,7 @@ class TracIn(BaseAlongTheRun):
         stage: int | str | None = None,
         n_components: int | None = None,
         projection: str = "sparse",
-        n_epochs: int | None = None,
+        n_epochs: float | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
         reweight_others: bool = False,

@@ -71,9 +71,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    n_epochs : int or list of int, default=10
+    n_epochs : float or list of float, default=10
         Epochs of further training; several horizons are scored in one walk, see
-        `transform_horizons`.
+        `transform_horizons`. A fraction of an epoch is so many of its steps, rounded to whole ones.
     n_seeds : int or list of int, default=1
         Number of runs to average over (drawn from `random_state`) or their seeds.
     leave_out : None, int or list of int, default=None
@@ -124,7 +124,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         Training row of each column.
     seeds_ : list of int
         Seeds of the runs.
-    horizons_ : list of int
+    horizons_ : list of number
         The horizons of `transform_horizons`.
     scores_sem_ : ndarray of shape (n_test, n_columns)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
@@ -178,7 +178,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self,
         estimator: Any = None,
         *,
-        n_epochs: int | Iterable[int] = 10,
+        n_epochs: float | Iterable[float] = 10,
         n_seeds: int | Iterable[int] = 1,
         leave_out: int | Iterable[int] | None = None,
         start: nn.Module | dict[str, Tensor] | None = None,
@@ -216,16 +216,16 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
 
     def _fit(self) -> None:
         rng = check_random_state(self.random_state)
-        self.horizons_ = self._check_horizons()
         self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)
         start = None if self.start is None else self._starting_point(self.start)
         self._full_run = replace(self._run(), start=start)
+        self._set_horizons(self._full_run)
         self.seeds_ = check_seeds(self.n_seeds, rng)
         self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
         needed = self._bytes(forward=self.mode == "forward")
         if needed > self.memory_budget:
             raise MemoryError(
-                f"walking through {self._full_run.n_steps(self.horizons_[-1])} steps takes "
+                f"walking through {self._steps[-1]} steps takes "
                 f"{needed / 2**20:.0f} MiB, more than memory_budget="
                 f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
                 "mode='adjoint'."
@@ -234,7 +234,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         if self.mode == "forward":
             self._walk_forward()
         else:  # a run that diverges, or an optimiser that has no derivative, shows now
-            last = self.horizons_[-1]
+            last = self._steps[-1]
             jobs = [delayed(check_run)(self._full_run, seed, last) for seed in self.seeds_]
             self._workers.do(self._workers.shown(jobs))
 
@@ -254,13 +254,13 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
 
     def _bytes(self, forward: bool) -> int:
         """Return the bytes of the states of a run, and of tangents that walk through it forwards."""
-        states = self._full_run.state_bytes(self.horizons_[-1])
+        states = self._full_run.state_bytes(self._steps[-1])
         vector = self.model_.n_parameters * self.model_.theta.element_size()
-        return states + forward * vector * len(self.train_indices_) * (len(self.horizons_) + 6)
+        return states + forward * vector * len(self.train_indices_) * (len(self._steps) + 6)
 
     def _walk_forward(self) -> None:
         """Find the tangents of all left-out rows, by one walk a seed."""
-        what = self.horizons_, [int(i) for i in self.train_indices_], self._kinks
+        what = self._steps, [int(i) for i in self.train_indices_], self._kinks
         jobs = [delayed(walk_forward)(self._full_run, seed, *what) for seed in self.seeds_]
         self._forward = self._workers.do(self._workers.shown(jobs))
 
@@ -275,7 +275,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         if self.mode == "auto" and fewer and fits and not self._forward:
             self._walk_forward()
         if self._forward:
-            places = [self.horizons_.index(epoch) for epoch in horizons]
+            places = [self._steps.index(step) for step in horizons]
             found = [walk.scores(self.model_, places, test) for walk in self._forward]
         else:
             found = self._walk_back(test, horizons)

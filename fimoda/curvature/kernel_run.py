@@ -24,7 +24,7 @@ from .quadratic_removal import QuadraticRemoval
 
 
 class KernelRun(LinearizedRun):
-    """A run linearised once, where it begins; seen there, in its middle and at every horizon.
+    """A run linearised once, where it begins; seen there, in its middle and at every horizon (a step).
 
     Rows are removed exactly or to first order; exactly of a quadratic loss only.
     """
@@ -50,17 +50,17 @@ class KernelRun(LinearizedRun):
         if self._removal is not None:
             self._deviations = self._removal.deviations(observed, horizons)
 
-    def _curvature(self, epoch: int) -> Tensor:
-        """Return the second derivative (n, C, C) of the rows' losses in their outputs after an epoch."""
-        outputs = self.observed.outputs[epoch]
+    def _curvature(self, knot: int) -> Tensor:
+        """Return the second derivative (n, C, C) of the rows' losses in their outputs at a knot."""
+        outputs = self.observed.outputs[knot]
         return self.run.model.loss.output_hessian(outputs, self.run.rows.targets)
 
     def scores(
         self, test: Measured, horizons: Sequence[int], own_residuals: Tensor | None = None
     ) -> Tensor:
-        inner = [self._inner(test, epoch) for epoch in horizons]
+        inner = [self._inner(test, step) for step in horizons]
         if self._removal is not None:
-            places = [self.horizons.index(epoch) for epoch in horizons]
+            places = [self.horizons.index(step) for step in horizons]
             modes = torch.stack(inner).flatten(2) @ self._removal.to_modes
             deviations = self._deviations
             if own_residuals is not None:
@@ -83,9 +83,9 @@ class KernelRun(LinearizedRun):
         moved = self._removal.reweighted(self.observed, horizon, factors)
         return self._inner(test, horizon).flatten(1) @ self._removal.to_modes @ moved
 
-    def _inner(self, test: Measured, epoch: int) -> Tensor:
+    def _inner(self, test: Measured, step: int) -> Tensor:
         """Return inner products (m, n, C) of the measurements' gradients at a horizon with the rows."""
-        there = self.run.objective.at(self.run.model.at(self.observed.theta(epoch)))
+        there = self.run.objective.at(self.run.model.at(self.observed.theta(step)))
         return self._kernel.inner(there.differentiate(test))
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class KernelRun(LinearizedRun):
                 self.steps,
                 horizons,
             )
-        return observed.outputs[list(horizons)] - observed.outputs[0], predicted
+        return observed.outputs_after(horizons) - observed.outputs[0], predicted
 
 
 def has_penalty(model: FinalModel) -> bool:
@@ -134,8 +134,7 @@ def _linear_steps(run: Run, observed: ObservedRun) -> LinearSteps:
 
 def _kernel_run(run: Run, seed: int, horizons: Sequence[int], exact: bool) -> KernelRun:
     """Return the run of a seed, by one worker."""
-    marks = [run.n_steps(epoch) for epoch in horizons]
-    observed = observe_run(run, seed, horizons[-1], {0, marks[-1] // 2, *marks})
+    observed = observe_run(run, seed, horizons, {horizons[-1] // 2})
     with one_thread():
         return KernelRun(run, observed, horizons, exact)
 

@@ -35,8 +35,8 @@ class LinearizedRun(ABC):
     ) -> Tensor:
         """Return the scores (n_horizons, m, n) of all training rows for test rows.
 
-        `own_residuals` (n_epochs + 1, n, C) are those of each row when it is the one left out, if
-        they are others than in the run; its removal is to first order then.
+        Horizons are numbers of steps. `own_residuals` (n_knots, n, C) are those of each row when it is
+        the one left out, if they are others than in the run; its removal is to first order then.
         """
 
     def reweighted(self, test: Measured, horizon: int, factors: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ def warn_of_discrepancy(
     outputs = torch.stack([run.observed.outputs[[0, -1]] for run in runs])
     change = (outputs[:, 1] - outputs[:, 0]).square().mean().sqrt()
     if found[-1] > MISSED and bool(change > VISIBLE * outputs[0, 0].std(0).norm()):
+        n_epochs = runs[0].run.n_epochs(runs[0].observed.knots[-1])
         warnings.warn(
-            f"{begin}the linearised run misses {found[-1]:.0%} of the outputs' change over "
-            f"{len(runs[0].observed.outputs) - 1} epochs (discrepancy_). {advice}, lower n_epochs, or use "
-            "UnrolledDifferentiation.",
+            f"{begin}the linearised run misses {found[-1]:.0%} of the outputs' change over {n_epochs:g} "
+            f"epochs (discrepancy_). {advice}, lower n_epochs, or use UnrolledDifferentiation.",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -86,8 +86,8 @@ def relabelled(
     for run in runs:
         residuals = run.observed.residuals
         other = residuals.clone()
-        for epoch, outputs in enumerate(run.observed.outputs[:, rows]):
-            other[epoch, rows] = run.run.model.loss.gradient(outputs, targets)
+        for knot, outputs in enumerate(run.observed.outputs[:, rows]):
+            other[knot, rows] = run.run.model.loss.gradient(outputs, targets)
         before, after = (
             run.scores(test, [horizon], own)[0][:, rows].double().cpu().numpy()
             for own in (residuals, other)

@@ -39,11 +39,11 @@ def adjoint_in_outputs(
     """Return scores (n_horizons, m, n) to first order, by one walk back for all horizons.
 
     From the kernel (n, C, n, C) of the training rows and their shares (n,); from `curvature`, the
-    second derivative (n, C, C) of each row's loss in its outputs after an epoch; and for each horizon
+    second derivative (n, C, C) of each row's loss in its outputs at a knot; and for each horizon (a step)
     from inner products (m, n, C) of the measurements' gradients with the (preconditioned) Jacobians of
     the rows. `own_residuals` are those of each row when it is the one left out, if they are others.
     """
-    residuals, rates, per_epoch = observed.residuals, observed.rates, observed.steps_per_epoch
+    residuals, rates, knots = observed.residuals, observed.rates, observed.knots
     others = residuals if own_residuals is None else own_residuals
     n, c = kernel.shape[:2]
     K = kernel.reshape(n * c, n * c)
@@ -54,26 +54,28 @@ def adjoint_in_outputs(
     ends = {h: L.to(K).permute(1, 2, 0) for h, L in zip(horizons, inner, strict=True)}
     L = V = K.new_zeros(n, c, 0)
     own, mean = K.new_zeros(n, 0), K.new_zeros(0)
-    sooner = curvature(horizons[-1])
-    for epoch in range(horizons[-1] - 1, -1, -1):
-        if epoch + 1 in ends:
-            L = torch.cat([ends[epoch + 1], L], dim=-1)
+    last = observed.knot(horizons[-1])
+    sooner = curvature(last)
+    for knot in range(last - 1, -1, -1):
+        start, stop = knots[knot : knot + 2]
+        if stop in ends:
+            L = torch.cat([ends[stop], L], dim=-1)
             V = torch.cat([V.new_zeros(n, c, m), V], dim=-1)
             own = torch.cat([own.new_zeros(n, m), own], dim=-1)
             mean = torch.cat([mean.new_zeros(m), mean])
-        later, sooner = sooner, curvature(epoch)
+        later, sooner = sooner, curvature(knot)
         # residuals are linear in time: the sums with the weights of both ends suffice
         to_sooner, to_later = torch.zeros_like(L), torch.zeros_like(L)
-        for k in range(per_epoch - 1, -1, -1):
-            passed = k / per_epoch
-            rate = rates[epoch * per_epoch + k].tolist()
+        for step in range(stop - 1, start - 1, -1):
+            passed = (step - start) / (stop - start)
+            rate = rates[step].tolist()
             L, V, G = steps.pull(rate, L, V, K.new_full((), steps.coupled_decay))
             to_sooner.add_(G, alpha=1 - passed)
             to_later.add_(G, alpha=passed)
             W = torch.lerp(sooner, later, passed).to(K) * share[:, None, None]
             bent = torch.einsum("ncd,ncz->ndz", W, G).flatten(0, 1)
             L.add_((bent.mT @ K).mT.view_as(L))  # faster than K @ bent
-        for gradients, end in ((to_sooner, epoch), (to_later, epoch + 1)):
+        for gradients, end in ((to_sooner, knot), (to_later, knot + 1)):
             own += torch.einsum("ncz,nc->nz", gradients, others[end].to(K))
             mean += torch.einsum("ncz,nc->z", gradients, residuals[end].to(K) * share[:, None])
     return (mean[:, None] * of_mean - own.mT * of_own).unflatten(0, (-1, m))
@@ -93,7 +95,7 @@ def outputs_of_full_run(
     `residual` gives the gradient of each row's loss in its outputs (n, C); `decay` (n, C) is what
     weight decay adds to the first gradient, times the rows' Jacobians.
     """
-    outputs, marks = observed.outputs[0].double(), observed.marks(horizons)
+    outputs = observed.outputs[0].double()
     K = kernel.flatten(0, 1).flatten(1)
     x, v = torch.zeros_like(outputs), torch.zeros_like(outputs)
     reached = []
@@ -101,7 +103,7 @@ def outputs_of_full_run(
         force = (residual(outputs + x) * share[:, None]).flatten()
         slope = (K @ force).view_as(x) + decay + steps.coupled_decay * x
         x, v = steps.push(rate, x, v, slope)
-        if step in marks:
+        if step in horizons:
             reached.append(x)
     return torch.stack(reached)
 
@@ -131,9 +133,3 @@ def largest_curvature(kernel: Tensor, share: Tensor, curvature: Tensor) -> float
     operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
     found = eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)
     return max(float(found[0]), 0.0)
-
-
-def between_epochs(values: Tensor, epoch: float) -> Tensor:
-    """Return values (n_epochs + 1, ...) between epochs, linearly."""
-    before = min(int(epoch), len(values) - 2)
-    return torch.lerp(values[before], values[before + 1], epoch - before)

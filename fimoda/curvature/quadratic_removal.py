@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
 from ..training.recorded import ObservedRun
-from .output_space import between_epochs
 from .unrolled import leaving_out
 
 #: From this step on, blocks of steps with a force that is linear in time grow with time.
@@ -63,27 +62,26 @@ class QuadraticRemoval:
         `own_residuals` are those of each row when it is the one left out, if they are others
         (relabelled rows); its removal is to first order then.
         """
-        per_epoch, residuals = observed.steps_per_epoch, observed.residuals.double()
+        residuals = observed.residuals.double()
         others = residuals if own_residuals is None else own_residuals.double()
         exact = self.exact and own_residuals is None
-        marks = observed.marks(horizons)
         x = torch.zeros(self.rows.shape[0], self.rows.shape[2]).to(self.rows)
         v = torch.zeros_like(x)
         reached: list[Tensor] = []
         mean, u = self._mean(residuals[0]), others[0]
-        for t0, t1 in itertools.pairwise(_grid(marks)):
+        for t0, t1 in itertools.pairwise(_grid(horizons)):
             block = _Block(self, observed.rates[t0:t1], exact)
             x, v = block.drift(x, v)
             block.push(x, v, 0, u, mean)
-            mean = self._mean(between_epochs(residuals, t1 / per_epoch))
-            r = u = between_epochs(others, t1 / per_epoch)
+            mean = self._mean(observed.between(residuals, t1))
+            r = u = observed.between(others, t1)
             if exact:
                 known = block.with_mean(x, mean)
                 u = block.solve_own(self.rows, r + self.bend * self._outputs(known))
             block.push(x, v, 1, u, mean)
             if exact:
                 u = r + self.bend * self._outputs(x)
-            if t1 in marks:
+            if t1 in horizons:
                 reached.append(x.clone())
         return torch.stack(reached)
 
@@ -103,10 +101,9 @@ class QuadraticRemoval:
         forces = torch.stack(
             [torch.einsum("nck,nc->k", self.rows, change[:, None] * r) for r in residuals]
         )
-        per_epoch = observed.steps_per_epoch
         x, v = torch.zeros_like(forces[0]), torch.zeros_like(forces[0])
-        for step, rate in enumerate(observed.rates[: horizon * per_epoch].tolist()):
-            force = between_epochs(forces, step / per_epoch) + rows.mT @ (bent * (rows @ x))
+        for step, rate in enumerate(observed.rates[:horizon].tolist()):
+            force = observed.between(forces, step) + rows.mT @ (bent * (rows @ x))
             x, v = self.steps.push(rate, x, v, curved * x + force)
         return x
 
@@ -122,11 +119,10 @@ class QuadraticRemoval:
         )
         x, v = torch.zeros_like(force), torch.zeros_like(force)
         reached = []
-        marks = observed.marks(horizons)
         for step, rate in enumerate(observed.rates.tolist(), start=1):
             slope = (self.values + self.steps.coupled_decay) * x + force
             x, v = self.steps.push(rate, x, v, slope)
-            if step in marks:
+            if step in horizons:
                 reached.append(self.rows @ x)
         return torch.stack(reached)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,9 @@ class Responses:
     """The effect of one unit of adjoint at the end of a segment on its way back, mode by mode.
 
     The first axis has the unit in the parameters, and in the velocity; the last the modes. X and V
-    (2, k) are the adjoints at the start of the segment; ``first`` and ``second`` (n_epochs, 2, k) are sums
-    over each epoch's steps of the gradient's adjoint, weighted by one minus the part of the epoch that has
-    passed, and by that part.
+    (2, k) are the adjoints at the start of the segment; ``first`` and ``second`` (n_knots - 1, 2, k) are
+    sums over the steps between two knots of the gradient's adjoint, weighted by one minus the part of them
+    that has passed, and by that part.
     """
 
     X: Tensor
@@ -31,24 +32,28 @@ class Responses:
         return (self.first + self.second).sum(0)[0]
 
     def to_residuals(self, residuals: Tensor) -> Tensor:
-        """Return weights of each row's Jacobian, (2, n, C, k), from residuals (n_epochs + 1, n, C)."""
+        """Return weights of each row's Jacobian, (2, n, C, k), from residuals (n_knots, n, C)."""
         R = residuals.to(self.first)
         return torch.einsum("enc,esk->snck", R[:-1], self.first) + torch.einsum(
             "enc,esk->snck", R[1:], self.second
         )
 
 
-def responses(steps: LinearSteps, curved: Tensor, rates: Tensor, per_epoch: int) -> Responses:
-    """Walk back through the steps with these learning rates, for modes of these eigenvalues."""
+def responses(steps: LinearSteps, curved: Tensor, rates: Tensor, knots: Sequence[int]) -> Responses:
+    """Walk back through the steps with these learning rates, for modes of these eigenvalues.
+
+    `knots` are numbers of steps of the run, the first where the segment starts.
+    """
     unit = torch.ones_like(curved)
     X = torch.stack([unit, 0 * unit])
     V = torch.stack([0 * unit, unit])
-    n_epochs = len(rates) // per_epoch
-    first = curved.new_zeros(n_epochs, 2, len(curved))
+    first = curved.new_zeros(len(knots) - 1, 2, len(curved))
     second = torch.zeros_like(first)
-    for step in range(len(rates) - 1, -1, -1):
-        X, V, G = steps.pull(rates[step].tolist(), X, V, curved)
-        passed = (step % per_epoch) / per_epoch
-        first[step // per_epoch] += (1 - passed) * G
-        second[step // per_epoch] += passed * G
+    for k in range(len(knots) - 2, -1, -1):
+        start, stop = knots[k : k + 2]
+        for step in range(stop - 1, start - 1, -1):
+            X, V, G = steps.pull(rates[step - knots[0]].tolist(), X, V, curved)
+            passed = (step - start) / (stop - start)
+            first[k] += (1 - passed) * G
+            second[k] += passed * G
     return Responses(X, V, first, second)

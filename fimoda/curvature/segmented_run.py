@@ -39,11 +39,15 @@ def components_that_fit(objective: Objective, each: int, memory_budget: int) -> 
     return max(1, min(COMPONENTS, objective.model.n_parameters, memory_budget // each))
 
 
-def cut(horizons: Sequence[int], n_segments: int) -> tuple[int, ...]:
-    """Return the ends of segments: every horizon, and points that lie further and further apart."""
-    last = horizons[-1]
+def cut(horizons: Sequence[int], n_segments: int, per_epoch: int) -> tuple[int, ...]:
+    """Return the ends of segments: every horizon, and points that lie further and further apart.
+
+    All in steps; where every horizon is a whole number of epochs, so are the points.
+    """
+    unit = per_epoch if all(step % per_epoch == 0 for step in horizons) else 1
+    last = horizons[-1] // unit
     ideal = [round(last * (k / n_segments) ** 2) for k in range(1, n_segments)]
-    return tuple(sorted({0, *horizons, *(max(1, epoch) for epoch in ideal)}))
+    return tuple(sorted({0, *horizons, *(max(1, point) * unit for point in ideal)}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +89,14 @@ class SegmentedRun(LinearizedRun):
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         model, inputs = self.run.model, self.run.rows.inputs
         error = torch.zeros_like(model.theta)
-        change = self.observed.outputs - self.observed.outputs[0]
-        predicted = []
+        change = self.observed.outputs_after(horizons) - self.observed.outputs[0]
+        predicted: list[Tensor] = []
         for segment in self.segments:
             error = segment.carry(error)
             if segment.end in horizons:
                 off = push_outputs(model, inputs, segment.theta, error[None])
-                predicted.append(change[segment.end] + off[:, 0])
-        return change[list(horizons)], torch.stack(predicted)
+                predicted.append(change[len(predicted)] + off[:, 0])
+        return change, torch.stack(predicted)
 
 
 def _linearized(
@@ -123,17 +127,17 @@ def segmented_runs(
     MemoryError if these do not fit the memory budget of the objective.
     """
     objective, budget = run.objective, run.objective.memory_budget
-    pairs = list(itertools.pairwise(cut(horizons, n_segments)))
+    ends = cut(horizons, n_segments, run.steps_per_epoch)
+    pairs = list(itertools.pairwise(ends))
     each = bytes_per_component(objective, len(pairs), len(seeds))
     if n_components is None:
         n_components = components_that_fit(objective, each, budget)
     n_components = min(n_components, objective.model.n_parameters)
     advice = "lower n_components or n_segments, or raise memory_budget"
     require_memory(each * n_components, budget, advice)
-    per_epoch, size = run.steps_per_epoch, (n_components, block_size)
-    seen = {step for a, b in pairs for step in (a * per_epoch, middle(a, b, per_epoch))}
-    seen.add(horizons[-1] * per_epoch)
-    jobs = [delayed(observe_run)(run, seed, horizons[-1], seen) for seed in seeds]
+    size = n_components, block_size
+    middles = [middle(a, b) for a, b in pairs]
+    jobs = [delayed(observe_run)(run, seed, ends, middles) for seed in seeds]
     observed = workers.do(workers.shown(jobs))
     jobs = [delayed(_linearized)(run, one, a, b, size, kinks) for one in observed for a, b in pairs]
     segments = workers.do(workers.shown(jobs))

@@ -51,10 +51,11 @@ class Load:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A segment from one epoch to another, linearised in its middle."""
+    """A segment from one step to another, linearised in its middle."""
 
     start: int
     end: int
+    inside: slice  # knots of the run, both ends included
     theta: Tensor  # parameters in the middle, (p,)
     scale: Tensor | float  # root of the preconditioner, (p,)
     basis: Tensor  # orthonormal modes of the preconditioned curvature, (k, p)
@@ -74,7 +75,7 @@ class Segment:
         """Return inner products with rows (m, n), with `others` too, and the adjoints at the start.
 
         Adjoints (m, p) are those of the parameters and, if there is one, of the velocity. `others` are
-        residuals (n_epochs + 1, n, C) in place of those of the run.
+        residuals (n_knots, n, C) in place of those of the run.
         """
         real, earlier = self._passed(objective, self.load, adjoints)
         if others is None:
@@ -82,8 +83,7 @@ class Segment:
         pushed = push_outputs(
             objective.model, objective.rows.inputs, self.theta, self.basis * self.scale
         )
-        residuals = others[self.start : self.end + 1]
-        load = _load(pushed, self.response, residuals, len(self.load.inside))
+        load = _load(pushed, self.response, others[self.inside], len(self.load.inside))
         return real, self._passed(objective, load, adjoints)[0], earlier
 
     def _passed(
@@ -109,9 +109,9 @@ class Segment:
         return own, earlier
 
 
-def middle(a: int, b: int, per_epoch: int) -> int:
-    """Return the step in the middle of the epochs a to b."""
-    return (a + b) * per_epoch // 2
+def middle(a: int, b: int) -> int:
+    """Return the step in the middle of the steps a to b."""
+    return (a + b) // 2
 
 
 def linearize(
@@ -123,13 +123,14 @@ def linearize(
     block_size: int,
     kinks: float | None,
 ) -> Segment:
-    """Return the segment from epoch a to epoch b, with modes in a Krylov space.
+    """Return the segment from step a to step b, which are knots, with modes in a Krylov space.
 
     It has at most `n_components` dimensions, and begins with `block_size` vectors. The curvature of
     kinks has the sharpness `kinks`, or is left out.
     """
-    per_epoch = observed.steps_per_epoch
-    moment = observed.moments[middle(a, b, per_epoch)]
+    inside = slice(observed.knot(a), observed.knot(b) + 1)
+    knots = observed.knots[inside]
+    moment = observed.moments[middle(a, b)]
     steps = linear_steps(run.optimizer, observed.buffers_of(moment.step))
     scale = 1.0 if steps.preconditioner is None else steps.preconditioner.sqrt()
     objective = _decayed(run.objective.at(run.model.at(moment.theta)), steps)
@@ -147,24 +148,26 @@ def linearize(
     values, basis = block_krylov(product, start, n_components)
     level = 0.0 if penalty is None else float((penalty * scale**2).mean())
     curved = torch.cat([values, values.new_tensor([level])])
-    rates = observed.rates[a * per_epoch : b * per_epoch]
+    rates = observed.rates[a:b]
     steps.check_stable(float(curved.max()), rates)
     if len(rates) > 1:  # a single step does not grow exponentially
-        way = responses(steps, torch.zeros_like(curved[:1]), rates, per_epoch).total.abs()
+        way = responses(steps, torch.zeros_like(curved[:1]), rates, knots).total.abs()
         curved = torch.maximum(curved, -_GROWTH / way)
-    response = responses(steps, curved, rates, per_epoch)
+    response = responses(steps, curved, rates, knots)
     pushed = push_outputs(objective.model, objective.rows.inputs, moment.theta, basis * scale)
-    load = _load(pushed, response, observed.residuals[a : b + 1], 1 + bool(steps.of_velocity))
+    load = _load(pushed, response, observed.residuals[inside], 1 + bool(steps.of_velocity))
     moved = observed.theta(b) - observed.theta(a)
 
-    first = observed.moments[a * per_epoch]
+    first = observed.moments[a]
     # the response to a unit of adjoint at the end is what a force does to the end
     force = objective.gradient(first.theta) * scale
     predicted = _in_modes(basis, force, response.total)
     velocity = steps.velocity(first.buffers)
     if velocity is not None:
         predicted += _in_modes(basis, velocity * scale, response.V[0])
-    return Segment(a, b, moment.theta, scale, basis, response, load, moved, predicted * scale)
+    return Segment(
+        a, b, inside, moment.theta, scale, basis, response, load, moved, predicted * scale
+    )
 
 
 def _in_modes(basis: Tensor, vector: Tensor, kept: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ def _in_modes(basis: Tensor, vector: Tensor, kept: Tensor) -> Tensor:
 
 
 def _load(pushed: Tensor, response: Responses, residuals: Tensor, n_parts: int) -> Load:
-    """Return the load of residuals (n_epochs + 1, n, C), with the modes' derivatives of outputs."""
+    """Return the load of residuals (n_knots, n, C), with the modes' derivatives of outputs."""
     parts = response.to_residuals(residuals)[:n_parts]
     return Load(
         [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],

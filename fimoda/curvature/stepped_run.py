@@ -41,17 +41,16 @@ class SteppedRun(LinearizedRun):
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         real, linear = (
-            run.outputs[list(horizons)] - run.outputs[0] for run in (self.observed, self.linear)
+            run.outputs_after(horizons) - run.outputs[0] for run in (self.observed, self.linear)
         )
         return real, linear
 
 
-def _stepped_run(run: Run, seed: int, n_epochs: int, kinks: float | None) -> SteppedRun:
+def _stepped_run(run: Run, seed: int, horizons: Sequence[int], kinks: float | None) -> SteppedRun:
     """Return the run of a seed, by one worker."""
     model = replace(run.model, module=LinearizedModule(run.model.module))
     expanded = replace(run, objective=run.objective.at(model))
-    ends = {0, run.n_steps(n_epochs)}
-    observed, linear = (observe_run(each, seed, n_epochs, ends) for each in (run, expanded))
+    observed, linear = (observe_run(each, seed, horizons) for each in (run, expanded))
     return SteppedRun(run, seed, observed, linear, kinks)
 
 
@@ -61,5 +60,5 @@ def stepped_runs(
     """Return the runs of all seeds; MemoryError if the states of one do not fit the memory budget."""
     needed, budget = run.state_bytes(horizons[-1]), run.objective.memory_budget
     require_memory(needed, budget, "raise memory_budget, or lower n_epochs")
-    jobs = [delayed(_stepped_run)(run, seed, horizons[-1], kinks) for seed in seeds]
+    jobs = [delayed(_stepped_run)(run, seed, horizons, kinks) for seed in seeds]
     return workers.do(workers.shown(jobs))

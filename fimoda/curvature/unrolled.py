@@ -31,7 +31,7 @@ from .batch_hessian import BatchHessian, batch_hessian
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Derivatives at several horizons, with the parameters (n_horizons, p) of the run there.
+    """Derivatives at several horizons, in steps, with the parameters (n_horizons, p) of the run there.
 
     `growth` is the largest factor by which a vector has grown on its way, looked at once an epoch:
     backwards those of the test rows, forwards a step along the first gradient.
@@ -75,19 +75,19 @@ def walk_forward(
         return forward_tangents(recorded, hessian, left_out, horizons)
 
 
-def check_run(run: Run, seed: int, n_epochs: int) -> None:
+def check_run(run: Run, seed: int, n_steps: int) -> None:
     """Run once, for what it raises."""
     with one_thread():
-        RecordedRun(run, seed, n_epochs)
+        RecordedRun(run, seed, n_steps)
 
 
 @contextmanager
 def _ready(
-    run: Run, seed: int, n_epochs: int, kinks: float | None
+    run: Run, seed: int, n_steps: int, kinks: float | None
 ) -> Iterator[tuple[RecordedRun, BatchHessian]]:
     """Give the recorded run and the Hessian, on one thread and with the faster products."""
     with one_thread():
-        recorded = RecordedRun(run, seed, n_epochs)
+        recorded = RecordedRun(run, seed, n_steps)
         hessian = batch_hessian(run.model, kinks)
         few = run.rows[: run.batch_size]
         batch = Rows(few.inputs, few.targets)
@@ -106,7 +106,6 @@ def adjoint_scores(
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons."""
     model = run.model
-    at_step = {h * run.steps_per_epoch for h in horizons}
     first = gradients_by_autograd(model.at(run.last.theta), test)
     m, n = len(first), len(run.rows)
     scores = torch.zeros(len(horizons), m, n, dtype=torch.float64, device=first.device)
@@ -128,7 +127,7 @@ def adjoint_scores(
             parts[0] += pulled * model.l2
         if moment.step % run.steps_per_epoch == 0:
             growth = max(growth, _growth(parts[0], size))
-        if moment.step in at_step:
+        if moment.step in horizons:
             # later horizons were there before: this one goes first
             fresh = gradients_by_autograd(model.at(moment.theta), test)
             parts = [
@@ -152,11 +151,10 @@ def forward_tangents(
     # the last tangent is that of a small change at the start, whose growth is looked at
     parts = [model.theta.new_zeros(len(left_out) + 1, model.n_parameters)]
     reached: list[Tensor] = []
-    at_step = {h * run.steps_per_epoch for h in horizons}
     growth = 0.0
     thetas: list[Tensor] = []
     for moment in run.forwards():
-        if moment.step in at_step:
+        if moment.step in horizons:
             reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
         index, batch, w = _batch(run, moment)
@@ -174,7 +172,7 @@ def forward_tangents(
             basis += others[mine, None] * w
             pushed[place[index[mine]]] += _combined_gradients(run, moment, batch, basis)
         parts = run.derivative(moment).push(parts, pushed)
-        if (moment.step + 1) % run.steps_per_epoch == 0:
+        if (moment.step + 1) % run.steps_per_epoch == 0 or moment.step + 1 == run.n_steps:
             growth = max(growth, float(parts[0][-1].norm()))
     return Unrolled(
         torch.stack([*reached, parts[0][:-1]]), torch.stack([*thetas, run.last.theta]), growth

@@ -60,7 +60,7 @@ def attributed(
     n_train: int | None,
     X_test: Any,
     y_test: Any,
-    epochs: list[int] | None = None,
+    epochs: list[float] | None = None,
 ) -> NDArray[np.float64]:
     """Return an attributor's scores (..., n_test, n_train); NaN for training rows without a score.
 

@@ -36,7 +36,7 @@ class AgreementCurve:
     """
 
     methods: list[str]
-    epochs: NDArray[np.int64]
+    epochs: NDArray[Any]
     values: dict[str, NDArray[np.float64]]
 
     def mean(self, metric: str = "cosine") -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ class AgreementCurve:
     def table(self, metric: str = "cosine") -> str:
         """Return a plain-text table of means, methods by horizons."""
         means = ((f"{mean:.2f}" for mean in row) for row in self.mean(metric))
-        return table(["", *map(str, self.epochs)], self.methods, means)
+        return table(["", *(f"{e:g}" for e in self.epochs)], self.methods, means)
 
 
 def agreement_curve(
@@ -134,7 +134,7 @@ def _aligned(
     """Return scores ([n_epochs,] n_test, n_left_out) of the curve's rows, in its order."""
     n_epochs, n_test, n_left_out = curve.scores.shape
     if isinstance(method, BaseAttributor):
-        epochs = [int(epoch) for epoch in curve.epochs]
+        epochs = curve.epochs.tolist()
         scores = attributed(label, method, curve.n_train, X_test, y_test, epochs)
         missing = np.setdiff1d(curve.leave_out, method.train_indices_)
         if missing.size:

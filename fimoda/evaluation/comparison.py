@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._arrays import n_rows
-from .._validation import is_integer
+from .._validation import check_horizons, is_integer
 from ..attributors.data_inf import DataInf
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
@@ -77,7 +77,7 @@ class MethodComparison:
         frame = pd.DataFrame(
             self.agreement.mean(),
             index=self.agreement.methods,
-            columns=[f"{int(e)} epochs" for e in self.agreement.epochs],
+            columns=[f"{e:g} epochs" for e in self.agreement.epochs],
         ).reindex([*self.agreement.methods, *self.skipped])
         names = frame.index.rename("method")
         seconds = [self.seconds.get(name, np.nan) for name in names]
@@ -85,7 +85,11 @@ class MethodComparison:
         return frame.set_index(names).assign(seconds=seconds, not_run=reasons)
 
     def __repr__(self) -> str:
-        head = ["cosine after so many epochs", *map(str, self.agreement.epochs), "seconds"]
+        head = [
+            "cosine after so many epochs",
+            *(f"{e:g}" for e in self.agreement.epochs),
+            "seconds",
+        ]
         names = [*self.agreement.methods, "one seed of further training"]
         cost = [*(self.seconds[name] for name in self.agreement.methods), self.gold_seconds]
         values = [*self.agreement.mean(), self.one_seed]
@@ -137,7 +141,7 @@ def compare_methods(
         influence, further training linearised once and in segments, unrolled differentiation.
     budget : float, default=120
         Seconds after which no further method begins.
-    epochs : int or sequence of int, default=(1, 10)
+    epochs : float or sequence of float, default=(1, 10)
         Horizons.
     n_seeds : int or list of int, default=5
         As in `FurtherTraining`.
@@ -184,7 +188,7 @@ def compare_methods(
     >>> compared.recommended
     'Grad-Dot'
     """
-    horizons = [int(e) for e in np.atleast_1d(epochs)]
+    horizons = check_horizons(epochs)
     steps: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size}
     steps |= {"optimizer_params": optimizer_params, "n_jobs": n_jobs}
     common: dict[str, Any] = {"measurement": measurement, "criterion": criterion}

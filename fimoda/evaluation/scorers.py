@@ -58,7 +58,7 @@ class AgreementScorer:
         A small gold standard, from `further_training_curve`.
     X_test, y_test : array-like
         The test rows of the curve.
-    epochs : int, default=None
+    epochs : float, default=None
         Horizon of the curve to agree with; the last by default.
     metric : {"cosine", "cosine_centred", "spearman"}, default="cosine"
         Agreement that is averaged over test rows.
@@ -83,12 +83,12 @@ class AgreementScorer:
     curve: FurtherTrainingCurve
     X_test: Any
     y_test: Any = None
-    epochs: int | None = None
+    epochs: float | None = None
     metric: str = "cosine"
 
     def __call__(self, attributor: BaseAttributor, X: Any = None, y: Any = None) -> float:
         """Return the mean agreement of the attributor over the test rows of the curve."""
-        horizons = [int(e) for e in self.curve.epochs]
+        horizons = self.curve.epochs.tolist()
         if self.epochs is not None and self.epochs not in horizons:
             raise ValueError(
                 f"epochs must be a horizon of the curve, {horizons}, got {self.epochs}."

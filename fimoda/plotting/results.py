@@ -121,7 +121,7 @@ def _draw_curves(
         lines += ax.plot(x, mean, marker="o", label=name, **style)
         colour = lines[-1].get_color()
         ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
-    ax.set_xticks(x, labels=[str(int(one)) for one in x])
+    ax.set_xticks(x, labels=[f"{one:g}" for one in x])
     line_at_zero(ax)
     legend(ax, lines, names)
 

@@ -203,7 +203,7 @@ class SeedsNeededDisplay(Display):
         """
         ax = self._on(ax)
         for epoch, line in zip(self.epochs, self.noise, strict=True):
-            ax.plot(self.seeds, line, label=f"{int(epoch)} epochs")
+            ax.plot(self.seeds, line, label=f"{epoch:g} epochs")
         ax.set(xlabel="seeds", ylabel="standard error / size of the scores")
         ax.set(xscale="log", yscale="log")
         ax.legend()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 import torch
@@ -57,6 +59,26 @@ class Plan:
     def apart(self) -> list[Plan]:
         """Return a plan for each model, of the same seed."""
         return [replace(self, inside=own) for own in self.inside.split(1)]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch, which models on fewer rows have fewer of."""
+        mask = self.mode == "mask"
+        n_rows = len(self.weights) if mask else int(self.inside.sum(1).max())
+        return ceil(n_rows / self.batch_size)
+
+    def own_steps(self, step: int, per_epoch: int) -> int:
+        """Return the steps that are done when training on all rows, `per_epoch` each, has done `step`.
+
+        Where an epoch has fewer here, what lies behind its last is reached with it.
+        """
+        epochs, rest = divmod(step, per_epoch)
+        return epochs * self.steps_per_epoch + min(rest, self.steps_per_epoch)
+
+    def batches(self, n_steps: int) -> Iterator[Batch]:
+        """Yield the batches of so many steps."""
+        epochs = self.epochs(ceil(n_steps / self.steps_per_epoch))
+        return itertools.islice(itertools.chain.from_iterable(epochs), n_steps)
 
     def epochs(self, n_epochs: int) -> Iterator[Iterator[Batch]]:
         """Yield the batches of each epoch."""

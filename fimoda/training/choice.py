@@ -32,7 +32,7 @@ def decided(
     compile: bool | str,
     engine: Way,
     n_models: int,
-    n_epochs: int,
+    n_steps: int,
     agreed: Callable[[str, Callable[[], str]], str] | None = None,
 ) -> Run:
     """Return the run with its way of computing, for so many models: it is part of what the run is.
@@ -52,15 +52,14 @@ def decided(
     if engine == "loop" and compile is True:
         raise ValueError("compile=True is for stacks of models: set engine to 'auto' or 'vmap'.")
     if by_layers and engine in ("auto", "layers"):
-        return replace(run, way="layers", compile=run.compiles(compile, n_models, n_epochs))
+        return replace(run, way="layers", compile=run.compiles(compile, n_models, n_steps))
     if compile is True:
         return replace(run, way="vmap", compile=True)
     if engine != "auto":
         return replace(run, way=engine)
 
     def choose() -> str:
-        n_steps = n_models * run.n_steps(n_epochs)
-        if n_steps < TRIAL_FROM or run.model.n_parameters > LARGE:
+        if n_models * n_steps < TRIAL_FROM or run.model.n_parameters > LARGE:
             return "loop"
         key = (run.model.key, run.batch_size, str(run.model.device))
         if key not in _FOUND:
@@ -98,7 +97,7 @@ def _step(run: Run, n_models: int) -> Callable[[], None]:
     starts: Tensor = run.model.theta.expand(n_models, -1)
     learner = run.learner(starts)
     optimizer = run.engine.optimizer.build(learner.parameters.values())
-    batch = next(next(run.plan(0, (FULL_DATA,) * n_models).epochs(1)))
+    batch = next(run.plan(0, (FULL_DATA,) * n_models).batches(1))
 
     def step() -> None:
         with seeded(run.model, 0):

@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import check_horizons, check_leave_out, check_random_state, check_seeds
+from .._validation import (
+    check_horizons,
+    check_leave_out,
+    check_random_state,
+    check_seeds,
+    in_steps,
+)
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -55,7 +61,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class FurtherRuns:
-    """A run without each of some rows, and with all, over seeds; read after some `horizons` in epochs.
+    """A run without each of some rows, and with all, over seeds; read after some `horizons` in steps.
 
     `seeds` are all, or the most that may be run: with `sem_tol` they are run in rounds until the root
     mean square of the standard errors is at most this times that of the scores; with `max_seconds` no
@@ -165,7 +171,8 @@ def train_unit(
 
 def further_runs(
     objective: Objective,
-    horizons: Sequence[int],
+    epochs: Sequence[float],
+    name: str,
     *,
     n_seeds: Any,
     leave_out: Any,
@@ -178,7 +185,10 @@ def further_runs(
     random_state: Any,
     **settings: Any,
 ) -> FurtherRuns:
-    """Return the runs that parameters of `FurtherTraining` ask for; draws rows, then seeds."""
+    """Return the runs that parameters of `FurtherTraining` ask for, read after so many epochs.
+
+    Errors call these by `name`. Draws rows, then seeds.
+    """
     rng = check_random_state(random_state)
     rows = check_leave_out(leave_out, len(objective), rng)
     if len(objective) < 2:
@@ -187,6 +197,7 @@ def further_runs(
     run = resolve_run(objective, recipe, optimizer, lr, optimizer_params, batch_size)
     auto = isinstance(n_seeds, str)
     seeds = check_seeds(max_seeds if auto else n_seeds, rng)
+    horizons = in_steps(epochs, run.steps_per_epoch, name)
     return FurtherRuns(run, horizons, rows, seeds, sem_tol if auto else None, **settings)
 
 
@@ -240,13 +251,13 @@ def _whole(model: FinalModel, theta: Tensor) -> Tensor:
 
 
 def further_training(
-    objective: Objective, own: Measured, *, n_epochs: int, **settings: Any
+    objective: Objective, own: Measured, *, n_epochs: float, **settings: Any
 ) -> Trained:
     """Train the model of an objective further without each of some of its rows, and with all.
 
     The other parameters are those of `FurtherTraining`; `own` are the training rows, measured.
     """
-    runs = further_runs(objective, check_horizons(n_epochs, "n_epochs"), **settings)
+    runs = further_runs(objective, check_horizons(n_epochs, "n_epochs"), "n_epochs", **settings)
     probe = own[np.unique(np.linspace(0, len(own) - 1, N_PROBES).astype(int))]
 
     def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
@@ -257,16 +268,16 @@ def further_training(
 
 
 def further_outcomes(
-    objective: Objective, horizons: Sequence[int], test: Measured, **settings: Any
+    objective: Objective, epochs: Sequence[float], test: Measured, **settings: Any
 ) -> tuple[FurtherRuns, list[int], Outcomes]:
-    """Train likewise, and measure test rows at each horizon without keeping the models.
+    """Train likewise, and measure test rows after so many epochs each without keeping the models.
 
     Returns the runs, the seeds that were run and the measurements (n_horizons, n_test, ...).
     """
-    runs = further_runs(objective, horizons, **settings)
+    runs = further_runs(objective, epochs, "epochs", **settings)
     measure = partial(assemble, leave_out=runs.leave_out, final=test.of_model(objective.model))
     identity = None if runs.checkpoint_dir is None else test.identity(objective.n_outputs)
-    size = 8 * len(horizons) * len(test)
+    size = 8 * len(epochs) * len(test)
     runs, seeds, readings = runs.train(test.of_stack, size, measure, identity)
     return runs, seeds, measure(readings, seeds)
 

@@ -92,19 +92,19 @@ class OutcomeSamples:
 
     @classmethod
     def from_further_training(
-        cls, curve: Any, epochs: int | None = None, measurement: str | None = None
+        cls, curve: Any, epochs: float | None = None, measurement: str | None = None
     ) -> OutcomeSamples:
         """Return the runs of a `FurtherTrainingCurve`, a sample for each seed.
 
         Parameters
         ----------
         curve : FurtherTrainingCurve
-        epochs : int, default=None
+        epochs : float, default=None
             Which of its horizons; the last by default.
         measurement : str, default=None
             Name of what was measured.
         """
-        known = [int(epoch) for epoch in curve.epochs]
+        known = np.asarray(curve.epochs).tolist()
         if epochs is not None and epochs not in known:
             raise ValueError(f"epochs must be one of the curve's horizons {known}, got {epochs}.")
         place = -1 if epochs is None else known.index(epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
@@ -36,7 +37,7 @@ class Moment:
 
 
 class RecordedRun:
-    r"""Further training on all rows with one seed, which can be walked forwards and backwards.
+    r"""Some steps of further training on all rows with one seed, walked forwards and backwards.
 
     About :math:`2 \sqrt T` states are in memory at a time, T the number of steps; the others are
     computed again when the run is walked. `look` is called with every moment of the first time
@@ -46,17 +47,17 @@ class RecordedRun:
     """
 
     def __init__(
-        self, run: Run, seed: int, n_epochs: int, look: Callable[[Moment], None] | None = None
+        self, run: Run, seed: int, n_steps: int, look: Callable[[Moment], None] | None = None
     ):
         check_differentiable(run.optimizer)
-        run.optimizer.check_epochs(n_epochs)
+        run.optimizer.check_epochs(ceil(n_steps / run.steps_per_epoch))
         self._run = run
         self.model = run.model
         self.rows = run.rows
         self.optimizer = run.engine.optimizer
         self.steps_per_epoch = run.steps_per_epoch
-        self.n_steps = run.n_steps(n_epochs)
-        self._batches = [batch for epoch in run.plan(seed).epochs(n_epochs) for batch in epoch]
+        self.n_steps = n_steps
+        self._batches = list(run.plan(seed).batches(n_steps))
         self._stretch = ceil(sqrt(self.n_steps))
         with seeded(run.model, seed):
             last = Moment(0, run.first, {}, noise_state(run.model))
@@ -135,48 +136,67 @@ class RecordedRun:
 class ObservedRun:
     """Further training on all rows with one seed, seen at some of its steps.
 
-    `moments` are before and after the steps asked for, by the number of steps done. There are the
-    `outputs` (n_epochs + 1, n, C) of the rows at the start of each epoch and at the end, the
-    `residuals`, gradients of the losses in them, and the `rates` (n_steps, 2) of the steps, with Adam's
-    correction of the first ones and without.
+    `moments` are before and after the steps asked for, by the number of steps done. After the steps
+    `knots`, the first 0 and the last the end, there are the `outputs` (n_knots, n, C) of the rows, and
+    the `residuals`, gradients of the losses in them. `rates` (n_steps, 2) are those of the steps, with
+    Adam's correction of the first ones and without.
     """
 
     moments: dict[int, Moment]
+    knots: list[int]
     outputs: Tensor
     residuals: Tensor
     rates: Tensor
-    steps_per_epoch: int
 
-    def theta(self, epoch: int) -> Tensor:
-        """Return the parameters after an epoch that was asked for."""
-        return self.moments[epoch * self.steps_per_epoch].theta
+    def theta(self, step: int) -> Tensor:
+        """Return the parameters after a step that was asked for."""
+        return self.moments[step].theta
 
-    def marks(self, horizons: Sequence[int]) -> list[int]:
-        """Return the numbers of steps after which these epochs end."""
-        return [epoch * self.steps_per_epoch for epoch in horizons]
+    def knot(self, step: int) -> int:
+        """Return the number of the knot at a step."""
+        return self.knots.index(step)
+
+    def outputs_after(self, steps: Sequence[int]) -> Tensor:
+        """Return the outputs (k, n, C) of the rows after some steps, which are knots."""
+        return self.outputs[[self.knot(step) for step in steps]]
+
+    def between(self, values: Tensor, step: int) -> Tensor:
+        """Return values (n_knots, ...) after a step, linear between knots."""
+        before = min(bisect_right(self.knots, step), len(self.knots) - 1) - 1
+        first, last = self.knots[before : before + 2]
+        # both divided: the same bits in epochs, where the first is a whole number of them
+        passed = step / (last - first) - first / (last - first)
+        return torch.lerp(values[before], values[before + 1], passed)
 
     def buffers_of(self, step: int) -> Buffers:
         """Return the optimiser's buffers as it takes a step that was asked for."""
         return self.moments[step + 1].buffers
 
 
-def observe_run(run: Run, seed: int, n_epochs: int, steps: Collection[int]) -> ObservedRun:
-    """Train with a seed on one thread, and keep what happens at these steps."""
-    per_epoch = run.steps_per_epoch
+def observe_run(
+    run: Run, seed: int, ends: Collection[int], steps: Collection[int] = ()
+) -> ObservedRun:
+    """Train with a seed on one thread to the last of `ends`, and keep what happens there and at `steps`.
+
+    Knots are the ends and the ends of epochs.
+    """
+    last = max(ends)
+    wanted = {0, *ends, *steps}
+    knots = sorted({0, *ends, *range(0, last, run.steps_per_epoch)})
     moments: dict[int, Moment] = {}
     outputs: list[Tensor] = []
 
     def look(moment: Moment) -> None:
-        if moment.step in steps or moment.step - 1 in steps:
+        if moment.step in wanted or moment.step - 1 in wanted:
             moments[moment.step] = moment
-        if moment.step % per_epoch == 0:
+        if moment.step in knots:
             outputs.append(run.model.outputs(run.rows.inputs, moment.theta))
 
     with one_thread():
-        RecordedRun(run, seed, n_epochs, look)
-    rate = rates(run.optimizer, run.n_steps(n_epochs), per_epoch)
+        RecordedRun(run, seed, last, look)
+    rate = rates(run.optimizer, last, run.steps_per_epoch)
     residuals = torch.stack([run.model.loss.gradient(f, run.rows.targets) for f in outputs])
-    return ObservedRun(moments, torch.stack(outputs), residuals, rate, per_epoch)
+    return ObservedRun(moments, knots, torch.stack(outputs), residuals, rate)
 
 
 def _copied(buffers: Buffers) -> Buffers:

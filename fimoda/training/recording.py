@@ -61,7 +61,7 @@ def record(
     else:
         recorded = before.extended(folder)
     recorded.begin_stage(n_rows=len(run.rows))
-    batches = [batch.rows for epoch in run.plan(seed).epochs(n_epochs) for batch in epoch]
+    batches = [batch.rows for batch in run.plan(seed).batches(run.n_steps(n_epochs))]
     kept = planned_steps(checkpoints, len(batches))
 
     def look(moment: Moment) -> None:
@@ -74,7 +74,7 @@ def record(
             recorded.add_state(run.model.views(moment.theta), buffers)
 
     with one_thread():
-        last = RecordedRun(run, seed, n_epochs, look).last
+        last = RecordedRun(run, seed, len(batches), look).last
     if directory is not None:
         recorded.save()
     return last.theta, recorded

@@ -107,14 +107,19 @@ class Run:
         """Number of batches of all rows."""
         return ceil(len(self.rows) / self.batch_size)
 
-    def n_steps(self, n_epochs: int) -> int:
-        """Return the number of steps of so many epochs."""
-        return n_epochs * self.steps_per_epoch
+    def n_steps(self, n_epochs: float) -> int:
+        """Return the number of steps of so many epochs, a whole one."""
+        return round(n_epochs * self.steps_per_epoch)
 
-    def state_bytes(self, n_epochs: int) -> int:
+    def n_epochs(self, n_steps: int) -> float:
+        """Return the number of epochs of so many steps; an integer where they are whole."""
+        whole, rest = divmod(n_steps, self.steps_per_epoch)
+        return n_steps / self.steps_per_epoch if rest else whole
+
+    def state_bytes(self, n_steps: int) -> int:
         """Return the bytes of a recorded run's states that are alive at a time (Adam's, to be safe)."""
         per_state = 3 * self.model.n_parameters * self.model.theta.element_size()
-        return 2 * ceil(sqrt(self.n_steps(n_epochs))) * per_state
+        return 2 * ceil(sqrt(n_steps)) * per_state
 
     def plan(
         self, seed: int, left_out: Sequence[int] = (FULL_DATA,), mode: LeaveOutMode = "mask"
@@ -127,16 +132,17 @@ class Run:
         return Plan(seed, inside, self.weights, self.batch_size, mode, self.shuffle)
 
     def identity(self, horizons: Sequence[int], mode: LeaveOutMode = "mask") -> dict[str, Any]:
-        """Return what the run is, for the directory that keeps what comes of it."""
+        """Return what the run is, read after these steps, for the directory that keeps what comes of it."""
+        epochs = [self.n_epochs(n_steps) for n_steps in horizons]
         return {
             "model": self.model.fingerprint,
             **self.rows.identity(),
             "batch_size": self.batch_size,
-            "epochs": list(horizons),
+            "epochs": epochs,
             "leave_out_mode": mode,
             "dtype": str(self.model.dtype),
             "device": self.model.device.type,
-            **self.optimizer.describe(horizons[-1]),
+            **self.optimizer.describe(ceil(epochs[-1])),
         }
 
     @property
@@ -156,14 +162,15 @@ class Run:
         fitting = STACK_BYTES // (numbers * model.theta.element_size())
         return int(min(max(fitting, MIN_STACK), MAX_STACK))
 
-    def compiles(self, asked: bool | str, n_models: int, n_epochs: int) -> bool:
+    def compiles(self, asked: bool | str, n_models: int, n_steps: int) -> bool:
         """Return what ``compile="auto"`` means for so many models: long runs that gain from it.
 
         The amount of work decides, whoever does it, since the bits depend on it.
         """
         if isinstance(asked, bool):
             return asked
-        operations = 6.0 * self.model.n_parameters * len(self.rows) * n_epochs * n_models
+        each = 6.0 * self.model.n_parameters * len(self.rows)
+        operations = each * self.n_epochs(n_steps) * n_models
         chain = not self.model.is_stochastic and read_chain(self.model) is not None
         return chain and operations > COMPILE_FROM
 
@@ -211,11 +218,11 @@ class Run:
     ) -> Tensor:
         """Train the models of `plan` as one stack, and return their parameters (L, p) at the end.
 
-        `look` is called at each of the increasing `horizons` with it and the parameters, which it must
-        not change. A model that has diverged there raises FloatingPointError, unless that is not
-        required: then the others of its stack go on undisturbed.
+        `look` is called at each of the increasing `horizons`, in steps of training on all rows, with it
+        and the parameters, which it must not change. A model that has diverged there raises
+        FloatingPointError, unless that is not required: then the others of its stack go on undisturbed.
         """
-        self.optimizer.check_epochs(horizons[-1])
+        self.optimizer.check_epochs(ceil(horizons[-1] / self.steps_per_epoch))
         starts = self.first.detach().expand(plan.n_models, -1)
         if not self.engine.alone or plan.n_models == 1:
             return self._train(plan, starts, horizons, look, require_finite)
@@ -238,26 +245,30 @@ class Run:
     ) -> Tensor:
         """Train models that learn together."""
         model, spec = self.model, self.engine.optimizer
+        marks = [plan.own_steps(step, self.steps_per_epoch) for step in horizons]
+        per_epoch, reached_after = plan.steps_per_epoch, set(marks)
         learner = self.learner(starts)
         optimizer = spec.build(learner.parameters.values())
 
         def trial() -> Tensor:
             with seeded(model, plan.seed):
-                return learner.gradient(next(next(plan.epochs(1))))
+                return learner.gradient(next(plan.batches(1)))
 
         key = (model.key, self.batch_size, self.engine.alone)
         with fast_float32_products(trial, key), seeded(model, plan.seed):
-            for epoch, batches in enumerate(plan.epochs(horizons[-1])):
-                for group in optimizer.param_groups:
-                    group["lr"] = spec.lr_at(epoch)
-                for batch in batches:
-                    learner.differentiate(batch)
-                    optimizer.step()
-                if epoch + 1 in horizons:
+            for done, batch in enumerate(plan.batches(marks[-1]), start=1):
+                if (done - 1) % per_epoch == 0:
+                    for group in optimizer.param_groups:
+                        group["lr"] = spec.lr_at((done - 1) // per_epoch)
+                learner.differentiate(batch)
+                optimizer.step()
+                if done in reached_after:
                     reached = learner.reached()
                     if require_finite:
-                        check_finite(reached, epoch + 1, plan.seed)
-                    look(epoch + 1, reached)
+                        check_finite(reached, done / per_epoch, plan.seed)
+                    for step, mark in zip(horizons, marks, strict=True):
+                        if mark == done:
+                            look(step, reached)
         return reached
 
 

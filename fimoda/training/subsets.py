@@ -95,14 +95,14 @@ class StackedRetraining:
         agreed: Callable[[str, Callable[[], str]], str] | None = None,
     ) -> StackedRetraining:
         """Return the same in the way that is right for so many models (see `decided` of runs)."""
-        run = decided(self.run, compile, engine, n_models, self.n_epochs, agreed)
+        run = decided(self.run, compile, engine, n_models, self.run.n_steps(self.n_epochs), agreed)
         return replace(self, run=run)
 
     def identity(self) -> dict[str, Any]:
         """Return what the run is, for the directory that keeps it."""
         untrained = self.run.model.at(torch.zeros_like(self.probe)).fingerprint
         return {
-            **self.run.identity((self.n_epochs,)),
+            **self.run.identity([self.run.n_steps(self.n_epochs)]),
             "model": untrained,
             "initial parameters": identity_of(self.probe),
             "shuffle": self.run.shuffle,
@@ -121,7 +121,7 @@ class StackedRetraining:
         run = replace(self.run, start=self.start[unit.seed])
         plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks))
         with one_thread():
-            theta = run.train(plan, (self.n_epochs,), require_finite=False)
+            theta = run.train(plan, [run.n_steps(self.n_epochs)], require_finite=False)
         return theta.cpu().numpy()
 
     def measure(self, kept: NDArray[Any], measurer: Measured) -> NDArray[Any]:

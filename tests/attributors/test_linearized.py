@@ -151,7 +151,8 @@ def removals(run, share: Tensor, exact: bool) -> Tensor:
 
 
 def seen(residuals, rates, per_epoch=1) -> ObservedRun:
-    return ObservedRun({}, residuals, residuals, rates, per_epoch)
+    knots = list(range(0, len(rates) + 1, per_epoch))
+    return ObservedRun({}, knots, residuals, residuals, rates)
 
 
 def constant_rates(rate: float, n_steps: int) -> Tensor:
@@ -208,7 +209,7 @@ def test_blocks_of_many_steps(per_epoch, tolerance, exact):
     removal = QuadraticRemoval(torch.einsum("ncp,mdp->ncmd", J, J), share, 1.0, steps, exact)
     marks = torch.tensor([100, 300, 1000])
     residuals = (outputs - y)[::per_epoch]
-    found = removal.deviations(seen(residuals, rates, per_epoch), (marks // per_epoch).tolist())
+    found = removal.deviations(seen(residuals, rates, per_epoch), marks.tolist())
     expected = torch.einsum("ncp,hip->hinc", J, removals(run, share, exact)[marks])
     for one, other in zip(
         torch.einsum("hik,nck->hinc", found, removal.rows), expected, strict=True
@@ -258,7 +259,7 @@ def test_responses(name):
     steps, per_epoch = STEPS[name], 3
     curved = torch.tensor([0.0, 0.3, 2.0, -0.5], dtype=torch.float64)
     rates = torch.stack([torch.linspace(0.3, 0.1, 12), torch.linspace(0.1, 0.3, 12)], 1).double()
-    found = responses(steps, curved, rates, per_epoch)
+    found = responses(steps, curved, rates, [0, 3, 6, 9, 12])
     residuals = randn(5, 2, 1)
 
     def run(x, v, forces):
@@ -455,7 +456,7 @@ def test_steps_of_a_network_are_those_of_its_expansion():
     scores = found.transform_horizons(X_test)
     walk = found._runs[0].run
     J = walk.model.jacobian(walk.rows.inputs)[:, 0]
-    run = RecordedRun(walk, SEED, 2)
+    run = RecordedRun(walk, SEED, walk.n_steps(2))
     delta, velocity = torch.zeros(2, N, J.shape[1], dtype=torch.float64)
     for moment in run.forwards():
         rows, w = run.batch(moment)
@@ -474,7 +475,7 @@ def test_steps_of_a_network_are_those_of_its_expansion():
         delta = delta - changes["lr"] * velocity
         if (moment.step + 1) % run.steps_per_epoch == 0:
             epoch = (moment.step + 1) // run.steps_per_epoch
-            theta = RecordedRun(walk, SEED, epoch).last.theta
+            theta = RecordedRun(walk, SEED, moment.step + 1).last.theta
             gradients = walk.model.at(theta).jacobian(walk.model.encode_X(X_test))[:, 0]
             assert relative(scores[epoch - 1], gradients @ delta.mT) < 1e-9
 

@@ -131,12 +131,17 @@ class Between:
     def n_models(self) -> int:
         return len(self.parts) * self.without.n_models
 
-    def epochs(self, n_epochs):
-        for epochs in zip(self.full.epochs(n_epochs), self.without.epochs(n_epochs), strict=True):
-            yield (
-                Batch(a.rows, torch.cat([torch.lerp(a.weights, b.weights, p) for p in self.parts]))
-                for a, b in zip(*epochs, strict=True)
-            )
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.full.steps_per_epoch
+
+    def own_steps(self, step, per_epoch):
+        return step
+
+    def batches(self, n_steps):
+        for a, b in zip(self.full.batches(n_steps), self.without.batches(n_steps), strict=True):
+            weights = torch.cat([torch.lerp(a.weights, b.weights, p) for p in self.parts])
+            yield Batch(a.rows, weights)
 
 
 def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
@@ -153,7 +158,7 @@ def finite_differences(found, X_test, y_test, eps=1e-5, left_out=LEFT_OUT):
         more, less = model.loss(outputs, y.expand(len(thetas), *y.shape)).chunk(2)
         changes.append((more - less).mT / (2 * eps))
 
-    walk.train(plan, found.horizons_, on_mark)
+    walk.train(plan, [walk.n_steps(one) for one in found.horizons_], on_mark)
     return torch.stack(changes).numpy()
 
 
@@ -572,8 +577,8 @@ def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
     stack = described(net(), optimizer, torch.arange(1.0, N + 1).double())
     for theta in (None, 2 * stack.model.theta):
         stack, reached = replace(stack, start=theta), []
-        stack.train(stack.plan(SEED), range(1, 6), lambda _, t, to=reached: to.append(t[0]))
-        run = RecordedRun(stack, SEED, 5)
+        stack.train(stack.plan(SEED), range(4, 21, 4), lambda _, t, to=reached: to.append(t[0]))
+        run = RecordedRun(stack, SEED, 20)
         forwards = list(run.forwards())
         assert [m.step for m in forwards] == list(range(20))
         seen = [*(forwards[step].theta for step in (4, 8, 12, 16)), run.last.theta]
@@ -589,7 +594,7 @@ def test_recorded_run_is_the_run_of_the_stack(optimizer, net):
 
 def test_noise_is_that_of_the_step():
     """Rows and dropout of each moment give the gradient that the run has taken."""
-    run = RecordedRun(described(mlp(nn.Dropout(0.4)), "sgd"), SEED, 2)
+    run = RecordedRun(described(mlp(nn.Dropout(0.4)), "sgd"), SEED, 8)
     moments = [*run.forwards(), run.last]
     for before, after in pairwise(moments):
         taken = (before.theta - after.theta) / 0.1

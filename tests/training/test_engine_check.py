@@ -285,7 +285,7 @@ def run(module, X, y, spec, left_out, **settings):
     model = as_final_model(module, X, criterion=nn.MSELoss())
     rows = Rows(model.encode_X(X), model.encode_y(y, 2))
     described = Run(Objective(model, rows), spec, 5, **settings)
-    return described.train(described.plan(7, left_out), [2]), described
+    return described.train(described.plan(7, left_out), [described.n_steps(2)]), described
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -306,7 +306,7 @@ def test_the_engine_is_a_plain_loop(name, optimizer):
         for theta, row in zip(found, left_out, strict=True):
             *_, trained = loop.train(7, None if row == FULL_DATA else row, "mask", 2)
             assert relative(theta - flat(module), flat(trained) - flat(module)) < 1e-8
-    recorded = RecordedRun(described, 7, 2)
+    recorded = RecordedRun(described, 7, described.n_steps(2))
     assert relative(recorded.last.theta, found[0]) < 1e-9
 
 
@@ -336,7 +336,7 @@ def test_penalty_writes_into_dense_room():
     l2 = torch.rand(model.n_parameters, dtype=torch.float64)
     model = replace(model, l2=l2)
     described = Run(Objective(model, Rows(X, y)), OptimizerSpec(torch.optim.Adam, 0.02), 5)
-    found = described.train(described.plan(7), [2])[0]
+    found = described.train(described.plan(7), [described.n_steps(2)])[0]
     loop = naive(module, X, y, "Adam")
     loop.l2 = lambda m: (
         0.5 * sum((model.views(l2)[name] * p**2).sum() for name, p in m.named_parameters())

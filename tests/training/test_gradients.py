@@ -425,16 +425,16 @@ def test_units_cover_every_seed_and_row_once():
 def test_compile_is_decided_by_the_work_alone():
     """Not by who does it: compiled or not gives other bits."""
     chain, other = final_model("one bias"), final_model("residual")
-    for model, rows, epochs, expected in (
+    for model, rows, steps, expected in (
         (chain, 100, 1, False),
-        (chain, 100, 10**9, True),
-        (other, 100, 10**9, False),
+        (chain, 100, 10**10, True),
+        (other, 100, 10**10, False),
     ):
         objective = Objective(model, Rows(torch.zeros(rows, D), torch.zeros(rows, 2)))
         run = Run(objective, OptimizerSpec(torch.optim.SGD, 0.1), 10)
-        assert run.compiles("auto", 5, epochs) is expected
-        assert run.compiles(True, 5, epochs) is True
-        assert run.compiles(False, 5, epochs) is False
+        assert run.compiles("auto", 5, steps) is expected
+        assert run.compiles(True, 5, steps) is True
+        assert run.compiles(False, 5, steps) is False
 
 
 # ---- devices --------------------------------------------------------------------------------
@@ -558,7 +558,7 @@ def test_float32_fits_float64():
         )
         objective = Objective(model, Rows(X.to(dtype), X[:, :2].to(dtype)))
         run = Run(objective, OptimizerSpec(torch.optim.Adam, 0.01), 8)
-        scores[dtype] = run.train(run.plan(0, (FULL_DATA, 1, 2)), [3]).double()
+        scores[dtype] = run.train(run.plan(0, (FULL_DATA, 1, 2)), [run.n_steps(3)]).double()
     change = scores[torch.float64] - final_model("one bias").theta
     gap = scores[torch.float32] - scores[torch.float64]
     assert float(gap.norm() / change.norm()) < 1e-4

@@ -178,13 +178,13 @@ def test_observed_run_is_the_recorded_run(name):
     model = as_final_model(net, X, y, criterion=nn.MSELoss())
     objective = Objective(model, Rows(X, y, torch.arange(1.0, 11).double()))
     described = Run(objective, as_spec(*OPTIMIZERS[name], lr=0.01), 4)
-    seen = observe_run(described, 5, 4, {0, 5, 6, 12})
-    run = RecordedRun(described, 5, 4)
+    seen = observe_run(described, 5, [6, 12], {5})
+    run = RecordedRun(described, 5, 12)
     moments = [*run.forwards(), run.last]
-    assert seen.steps_per_epoch == 3
+    assert seen.knots == [0, 3, 6, 9, 12]
     for step in (0, 1, 5, 6, 7, 12):
         assert torch.equal(seen.moments[step].theta, moments[step].theta)
-    assert torch.equal(seen.theta(2), moments[6].theta)
+    assert torch.equal(seen.theta(6), moments[6].theta)
     for key in run.names(run.last):
         assert torch.equal(seen.buffers_of(5)[key], moments[6].buffers[key])
     for epoch in range(5):

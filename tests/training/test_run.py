@@ -69,14 +69,14 @@ def by_hand(run, given, left_out):
 def test_a_stack_on_rows_of_two_inputs(apart, mode):
     run, given = two_inputs(apart)
     left_out = (FULL_DATA, 2, 7) if mode == "mask" else (FULL_DATA,)
-    found = run.train(run.plan(SEED, left_out, mode), [EPOCHS])
+    found = run.train(run.plan(SEED, left_out, mode), [run.n_steps(EPOCHS)])
     for theta, row in zip(found, left_out, strict=True):
         torch.testing.assert_close(theta, by_hand(run, given, row), rtol=1e-10, atol=1e-12)
 
 
 def test_one_model_step_by_step_on_rows_of_two_inputs():
     run, given = two_inputs()
-    recorded = RecordedRun(run, SEED, EPOCHS)
+    recorded = RecordedRun(run, SEED, run.n_steps(EPOCHS))
     expected = by_hand(run, given, FULL_DATA)
     torch.testing.assert_close(recorded.last.theta, expected, rtol=1e-10, atol=1e-12)
 
@@ -104,6 +104,6 @@ def test_workers_are_sent_one_array():
         assert one is other
     again = pickle.loads(pickle.dumps(run))
     assert again.rows.identity() == run.rows.identity()
-    assert again.identity([EPOCHS]) == run.identity([EPOCHS])
+    assert again.identity([4]) == run.identity([4])
     plan = run.plan(SEED, (FULL_DATA, 2))
-    assert torch.equal(again.train(plan, [EPOCHS]), run.train(plan, [EPOCHS]))
+    assert torch.equal(again.train(plan, [4]), run.train(plan, [4]))
