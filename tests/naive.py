@@ -56,6 +56,14 @@ class Naive:
         self, seed: int, left_out: int | None, mode: str, n_epochs: int
     ) -> Iterator[nn.Module]:
         """The model after each epoch."""
+        for module, ends in self.steps(seed, left_out, mode, n_epochs):
+            if ends:
+                yield module
+
+    def steps(
+        self, seed: int, left_out: int | None, mode: str, n_epochs: int
+    ) -> Iterator[tuple[nn.Module, bool]]:
+        """The model after each step, and whether an epoch ends there."""
         module = copy.deepcopy(self.module).train()
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -72,7 +80,8 @@ class Naive:
             order = torch.randperm(len(self.X), generator=generator)
             batches = self._batches(order, left_out, mode)
             # a generator of its own: the loader must not draw from dropout's stream
-            for x, y, rows in DataLoader(data, batch_sampler=batches, generator=torch.Generator()):
+            loader = DataLoader(data, batch_sampler=batches, generator=torch.Generator())
+            for number, (x, y, rows) in enumerate(loader, start=1):
                 outputs = module(x)
                 kept = torch.ones(len(rows), dtype=bool) if left_out is None else rows != left_out
                 loss = outputs.sum() * 0  # a batch of the left-out row alone is a step, too
@@ -83,7 +92,7 @@ class Naive:
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
                 optimizer.step()
-            yield module
+                yield module, number == len(batches)
 
     def measured(self, module: nn.Module, X: Tensor, y: Tensor) -> np.ndarray:
         module.eval()

@@ -258,7 +258,7 @@ def _check_horizons(epochs: Any, steps: Any) -> list[float]:
         raise ValueError(
             f"epochs and steps both give horizons, got {epochs!r} and {steps!r}. Leave one of them out."
         )
-    found = check_horizons(steps, "steps")
-    if not all(is_integer(step) for step in found):
-        raise ValueError(f"steps must be whole numbers of steps, got {steps!r}.")
-    return found
+    listed = list(steps) if np.iterable(steps) else [steps]
+    if not all(is_integer(step) and step >= 1 for step in listed):
+        raise ValueError(f"steps must be positive whole numbers of steps, got {steps!r}.")
+    return check_horizons(listed, "steps")
