@@ -20,7 +20,7 @@ from ._identity import identity_of
 from .derivatives import row_jacobians
 from .losses import RowLoss
 from .recipe import Recipe, Weighting
-from .returned import outputs_in
+from .returned import flattened, outputs_in
 from .rows import Inputs, SeveralInputs, arguments
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
@@ -67,7 +67,10 @@ class FinalModel:
     recipe : Recipe
         Optimiser, learning rate and batch size the model was trained with.
     output_ndim : int
-        Axes of the module's own outputs: 1 if it returns shape ``(n,)``.
+        Axes of the module's own outputs: 1 if it returns shape ``(n,)``, more than 2 if a row has outputs at
+        several positions, which are put side by side.
+    classes_second : bool
+        Whether the classes of positions are the second axis of the module's own outputs; otherwise the last.
     threshold : float
         A model with one output predicts the second class above this probability.
     takes_integers : bool
@@ -97,6 +100,7 @@ class FinalModel:
     weighting: Weighting = field(default_factory=Weighting)
     recipe: Recipe = field(default_factory=Recipe)
     output_ndim: int = 2
+    classes_second: bool = False
     threshold: float = 0.5
     takes_integers: bool = False
     spreads: bool = False
@@ -242,17 +246,13 @@ class FinalModel:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        return self._as_outputs(functional_call(module, parameters, *arguments(x)), x)
+        given = functional_call(module, parameters, *arguments(x))
+        return flattened(outputs_in(given, len(x)), self.classes_second)
 
     def of_module(self, module: nn.Module, x: Inputs) -> Tensor:
         """Return the outputs (B, C) of a module of this architecture, as it is."""
         args, kwargs = arguments(x)
-        return self._as_outputs(module(*args, **kwargs), x)
-
-    def _as_outputs(self, given: Any, x: Inputs) -> Tensor:
-        """Return outputs (B, C) of what the module gives for inputs."""
-        outputs = outputs_in(given, len(x))
-        return outputs.unsqueeze(-1) if self.output_ndim == 1 else outputs
+        return flattened(outputs_in(module(*args, **kwargs), len(x)), self.classes_second)
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
         """Return the outputs (n, C), a chunk of rows at a time, without gradients."""
@@ -338,8 +338,11 @@ class FinalModel:
         return self.loss.predicted_targets(outputs, self.threshold)
 
     def row_weights(self, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """Return the weight of each row in the training objective, (n,): class weight times sample weight."""
+        """Return the weight of each row in the training objective, (n,): the loss's times sample weight."""
         weights = torch.ones(len(y), dtype=self.dtype, device=self.device)
         if self.class_weight is not None:
             weights = weights * self.class_weight[y]
+        own = self.loss.row_weights(y, weights)
+        if own is not None:
+            weights = weights * own
         return weights if sample_weight is None else weights * sample_weight.to(weights)

@@ -37,6 +37,15 @@ def outputs_in(returned: Any, n_rows: int) -> Tensor:
     )
 
 
+def flattened(outputs: Tensor, classes_second: bool = False) -> Tensor:
+    """Return outputs (n, C), from (n,), or from positions, with their classes last or on the second axis."""
+    if outputs.dim() == 2:
+        return outputs
+    if outputs.dim() == 1:
+        return outputs.unsqueeze(-1)
+    return (outputs.movedim(1, -1) if classes_second else outputs).flatten(1)
+
+
 def _named(returned: Any) -> dict[Any, Any]:
     """Return the parts of a dict, a tuple, a list or an object, by name or number."""
     if isinstance(returned, Mapping):

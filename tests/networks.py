@@ -292,18 +292,11 @@ def _numbers(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.normal(size=(n, 4)).astype(np.float32)
 
 
-class OfPositions(nn.CrossEntropyLoss):
-    """Cross-entropy over positions: outputs (n, T, C) and targets (n, T).
-
-    The mean of the rows' means over their positions, where targets are not `ignore_index`.
-    """
+class OfTokens(nn.CrossEntropyLoss):
+    """Cross-entropy of the next token: outputs (n, T, C) and targets (n, T), all positions alike."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(
-            outputs.mT, targets, reduction="none", ignore_index=self.ignore_index
-        )
-        of_rows = losses.sum(1) / (targets != self.ignore_index).sum(1)
-        return of_rows.mean()
+        return super().forward(outputs.flatten(0, 1), targets.flatten())
 
 
 @dataclass
@@ -329,7 +322,7 @@ NETWORKS: dict[str, _Recipe] = {
     "two inputs": _Recipe(TwoInputs, _two),
     "multi-label": _Recipe(_multi_label, _sequences, _several_labels, nn.BCEWithLogitsLoss),
     "multi-output": _Recipe(_multi_output, _sequences, _several_numbers, nn.MSELoss),
-    "language model": _Recipe(lambda: Decoder(None), _tokens, _next_tokens, OfPositions),
+    "language model": _Recipe(lambda: Decoder(None), _tokens, _next_tokens, OfTokens),
     "frozen parts": _Recipe(Frozen, _sequences),
     "compiled": _Recipe(_compiled, _numbers),
     "bfloat16": _Recipe(Encoder, _tokens, dtype=torch.bfloat16),
@@ -371,6 +364,7 @@ def case(name: str, dtype: torch.dtype | None = None, epochs: int = 3) -> Case:
 def bare(name: str, dtype: torch.dtype | None = None) -> Case:
     """Return the same network as a module in evaluation mode, with its criterion."""
     trained = case(name, dtype)
-    trained.params = {"criterion": NETWORKS[name].criterion()}
+    criterion = NETWORKS[name].criterion
+    trained.params = {"criterion": nn.CrossEntropyLoss() if criterion is OfTokens else criterion()}
     trained.model = copy.deepcopy(trained.model.module_).eval()
     return trained

@@ -16,12 +16,12 @@ N = 6
 LOSSES = {
     "regression": losses.SquaredError(),
     "logits": losses.CrossEntropy(),
-    "log probabilities": losses.row_loss(torch.nn.NLLLoss(), 2, 3),
+    "log probabilities": losses.row_loss(torch.nn.NLLLoss(), (3,)),
     "probabilities": losses.ProbabilityNLL(1e-12),
     "binary logit": losses.BinaryCrossEntropy(),
-    "binary probability": losses.row_loss(torch.nn.BCELoss(), 2, 1),
+    "binary probability": losses.row_loss(torch.nn.BCELoss(), (1,)),
     "one vs rest logits": losses.OneVsRestCrossEntropy(),
-    "custom": losses.row_loss(torch.nn.PoissonNLLLoss(), 2, 1),
+    "custom": losses.row_loss(torch.nn.PoissonNLLLoss(), (1,)),
 }
 WITH_PROBABILITIES = [
     "logits",

@@ -170,7 +170,7 @@ class SGD(ScikitLearn):
         elif estimator.loss == "squared_error":
             loss = SquaredError(scale=0.5)
         elif estimator.loss == "huber":
-            loss = row_loss(nn.HuberLoss(delta=estimator.epsilon), 2, 1)
+            loss = row_loss(nn.HuberLoss(delta=estimator.epsilon), (1,))
         else:
             raise ValueError(
                 "SGDRegressor must have loss='squared_error' or 'huber', got "

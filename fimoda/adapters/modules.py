@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from ..losses import (
     RowLoss,
     SquaredError,
     class_weight_of,
+    has_positions,
+    positions_loss,
     row_loss,
 )
 from ..model import FinalModel, unwrapped
@@ -39,15 +43,18 @@ from .private_copy import (
 def freeze(
     module: nn.Module,
     X: Any,
+    y: Any,
     criterion: nn.Module,
     recipe: Recipe,
+    classes_second: bool | None = None,
     probabilities: bool = False,
     binary: bool = False,
 ) -> FinalModel:
     """Return a private copy of a module, once it is known that it can be attributed.
 
-    `probabilities` says that the criterion is skorch's, on probabilities; `binary` that the net
-    must have one output.
+    `classes_second` says where the classes of positions are, if it is known without their targets `y`;
+    `probabilities` that the criterion is skorch's, on probabilities; `binary` that the net must have
+    one output.
     """
     module = unwrapped(module)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
@@ -65,23 +72,29 @@ def freeze(
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
     frozen, way, raw = _tried(module, X)
-    if raw.dim() not in (1, 2) or len(raw) != 1:
+    if raw.dim() < 1 or len(raw) != 1:
         raise ValueError(
-            "estimator must return one tensor of shape (n_rows,) or (n_rows, n_outputs); for one "
-            f"row it returned {tuple(raw.shape)}."
+            "estimator must return one tensor of shape (n_rows,), (n_rows, n_outputs), or with positions "
+            f"between or behind them; for one row it returned {tuple(raw.shape)}."
         )
-    n_outputs = 1 if raw.dim() == 1 else raw.shape[1]
+    shape = tuple(raw.shape[1:])
+    second = False
+    if has_positions(criterion, shape):
+        second = have_classes_second(shape, y) if classes_second is None else classes_second
+    n_outputs = prod(shape)
     loss: RowLoss
     if probabilities:
         loss = ProbabilityNLL(eps=torch.finfo(raw.dtype).eps)
+        if has_positions(criterion, shape):
+            loss = positions_loss(criterion, shape, second, loss)
     else:
-        loss = row_loss(criterion, raw.dim(), n_outputs)
+        loss = row_loss(criterion, shape, second)
     classes = None
     if loss.is_classifier:
         if binary and n_outputs != 1:
             raise ValueError("a NeuralNetBinaryClassifier must have one output.")
         classes = np.arange(loss.n_classes(n_outputs))
-    weight = class_weight_of(criterion, n_outputs)
+    weight = None if has_positions(criterion, shape) else class_weight_of(criterion, n_outputs)
     if weight is not None:
         weight = weight.to(raw)
     model = FinalModel(
@@ -91,10 +104,38 @@ def freeze(
         class_weight=weight,
         recipe=recipe,
         output_ndim=raw.dim(),
+        classes_second=second,
         **way,
     )
     check_ids(model, X)
     return model
+
+
+def have_classes_second(shape: tuple[int, ...], y: Any) -> bool:
+    """Return whether the classes of positions are the first axis of a row's outputs, from the shape of `y`.
+
+    Without targets they are last. ValueError if neither fits.
+    """
+    if y is None:
+        return False
+    of_row = np.shape(y)[1:]
+    last, second = shape[:-1] == of_row, shape[1:] == of_row
+    if not last and not second:
+        told = ", ".join(map(str, shape))
+        raise ValueError(
+            f"y must have a class for each position of the outputs, whose shape is (n_rows, {told}): y of "
+            f"shape (n_rows, {', '.join(map(str, shape[:-1]))}) if the classes are last, or (n_rows, "
+            f"{', '.join(map(str, shape[1:]))}) if they are second, got shape {np.shape(y)}."
+        )
+    if last and second:
+        warnings.warn(
+            f"the outputs of a row have shape {shape}, and y {of_row}: the last axis is taken for the "
+            "classes, as models of transformers have it. If that is wrong, wrap the module in one whose "
+            "forward moves the classes to the end.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return second and not last
 
 
 def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor]:
@@ -121,7 +162,7 @@ def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor
             ) from error
         if not all(map(torch.equal, parts(given), parts(rows))):
             frozen.register_forward_pre_hook(keep_inputs, with_kwargs=True)
-        if outputs.dim() in (1, 2) and len(outputs) == len(rows):
+        if outputs.dim() > 0 and len(outputs) == len(rows):
             check_rows_apart(frozen, rows, outputs)
             check_gradients_apart(frozen, rows)
     return frozen, way, raw
@@ -190,7 +231,7 @@ class Module(Kind):
                     f"estimator has a BatchNorm layer ({name or 'itself'}) in training mode. Scores are "
                     "defined with its running statistics frozen: call estimator.eval() first."
                 )
-        return freeze(self.model, X, criterion, Recipe())
+        return freeze(self.model, X, y, criterion, Recipe())
 
     def fresh(self, seed: int) -> nn.Module:
         """Return a copy whose parts have drawn their parameters again."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .._arrays import n_rows, take_rows
-from ..losses import pairs_all_rows
+from ..losses import is_torchs_own, pairs_all_rows
 from ..model import FinalModel
 from ..recipe import Recipe
 from .kinds import Kind
@@ -183,7 +183,10 @@ class Net(Module):
             net.criterion_, nn.NLLLoss
         )
         binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
-        model = freeze(net.module_, X, net.criterion_, recipe, probabilities, binary)
+        # torch's own criteria find the classes of positions on the second axis
+        module, criterion = net.module_, net.criterion_
+        second = True if is_torchs_own(criterion) else None
+        model = freeze(module, X, y, criterion, recipe, second, probabilities, binary)
         if y is not None:
             _check_pairing(net, model, X, y)
         decay = penalty_of_optimizer(getattr(net, "optimizer_", None), net.module_)

@@ -85,7 +85,7 @@ class EKFAC:
             (
                 self.differentiate if one is model else LayerDifferentiator(one, few),
                 one.loss.sample_targets(
-                    one.outputs(rows.inputs), torch.Generator().manual_seed(seed)
+                    one.outputs(rows.inputs), torch.Generator().manual_seed(seed), rows.targets
                 )
                 if fisher == "sampled"
                 else rows.targets,
@@ -138,7 +138,7 @@ class EKFAC:
         r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs."""
         loss = self.objective.model.loss
         if self.fisher == "sampled":
-            return [loss.gradient(outputs, targets)]
+            return [loss.likelihood.gradient(outputs, targets)]
         return loss.fisher_cotangents(outputs, targets)
 
     def _covariances(self, share: Tensor) -> list[tuple[Tensor, Tensor]]:

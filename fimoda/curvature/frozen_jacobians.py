@@ -29,10 +29,10 @@ class FrozenJacobians(BatchHessian):
         model, x, y = self.model, batch.inputs, batch.targets
         outputs = model.forward(theta, x)
         w = batch.shares.to(outputs)
-        with self._smoothed():
-            curvature = model.loss.output_hessian(outputs, y) * w[:, None, None]
         moved = push_outputs(model, x, model.theta, V)
-        bent = torch.einsum("bcd,bkd->kbc", curvature, moved)
+        with self._smoothed():
+            curved = model.loss.curved(outputs, y, moved)
+        bent = (curved * w[:, None, None]).transpose(0, 1)
         linear = Linearization(model, lambda parameters: model.call(parameters, x))
         block = max(1, _NUMBERS // bent[:1].numel())
         products = torch.cat([linear.pull(part) for part in bent.split(block)])

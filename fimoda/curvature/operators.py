@@ -120,8 +120,8 @@ class GaussNewton(Curvature):
         rows = self.objective.rows[at]
 
         linear = Linearization(self.model, lambda named: self.model.call(named, rows.inputs))
-        curvature = self.model.loss.output_hessian(linear.outputs, rows.targets)
-        bent = (linear.push(V).transpose(0, 1) @ curvature) * w  # (b, k, C)
+        pushed = linear.push(V).transpose(0, 1)  # (b, k, C)
+        bent = self.model.loss.curved(linear.outputs, rows.targets, pushed) * w
         return linear.pull(bent.transpose(0, 1))
 
     def _chunk_size(self, n_vectors: int) -> int:
@@ -132,7 +132,8 @@ class GaussNewton(Curvature):
 
     @cached_property
     def _jacobian(self) -> RowGradients | None:
-        return factored_jacobian(self.objective, self.objective.memory_budget // 2)
+        bent = len(self) * self.objective.n_outputs**2 * self.model.theta.element_size()
+        return factored_jacobian(self.objective, self.objective.memory_budget // 2 - bent)
 
     @cached_property
     def _output_hessian(self) -> Tensor:
@@ -181,8 +182,10 @@ def sampled_fisher(
     negative log-likelihood of a distribution that can be sampled.
     """
     generator = torch.Generator().manual_seed(seed)
-    targets = objective.model.loss.sample_targets(objective.outputs, generator)
-    return EmpiricalFisher(objective.of_rows(replace(objective.rows, targets=targets)), penalty)
+    loss, rows = objective.model.loss, objective.rows
+    targets = loss.sample_targets(objective.outputs, generator, rows.targets)
+    drawn = objective.at(replace(objective.model, loss=loss.likelihood))
+    return EmpiricalFisher(drawn.of_rows(replace(rows, targets=targets)), penalty)
 
 
 def activation_bytes(model: FinalModel, inputs: Inputs) -> int:

@@ -25,18 +25,13 @@ def gauss_newton_trace(objective: Objective) -> float:
     model, total = objective.model, 0.0
     for rows in objective.rows.split(objective.chunk()):
         outputs = model.outputs(rows.inputs)
-        root = _root(model.loss.output_hessian(outputs.double(), rows.targets)).to(outputs)
-        for direction in _directions(outputs.shape[1]).to(outputs):
-            along = Measured(Rows(rows.inputs, root @ direction), lambda f, to: (f * to).sum(1))
+        directions = _directions(outputs.shape[1]).to(outputs.device).double()
+        roots = model.loss.root(outputs.double(), rows.targets, directions).to(outputs)
+        for root in roots.unbind(1):
+            along = Measured(Rows(rows.inputs, root), lambda f, to: (f * to).sum(1))
             gradients = objective.differentiate(along)
             total += float(gradients.inner_rowwise(gradients).double() @ rows.shares)
     return total
-
-
-def _root(matrices: Tensor) -> Tensor:
-    """Return symmetric square roots; directions in which a loss is not convex count as flat."""
-    values, vectors = torch.linalg.eigh(matrices)
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(1)) @ vectors.mT
 
 
 def _directions(n_outputs: int) -> Tensor:

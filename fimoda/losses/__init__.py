@@ -16,7 +16,16 @@ from .classification import (
     SmoothedCrossEntropy,
     ZeroOneLoss,
 )
-from .criteria import TorchCriterion, class_weight_of, pairs_all_rows, row_loss
+from .criteria import (
+    TorchCriterion,
+    class_weight_of,
+    has_positions,
+    is_torchs_own,
+    pairs_all_rows,
+    positions_loss,
+    row_loss,
+)
+from .positions import OfPositions
 from .regression import SquaredError
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "BinaryProbabilityNLL",
     "CrossEntropy",
     "LogProbabilityNLL",
+    "OfPositions",
     "OneVsRestCrossEntropy",
     "ProbabilityNLL",
     "RowLoss",
@@ -32,6 +42,9 @@ __all__ = [
     "TorchCriterion",
     "ZeroOneLoss",
     "class_weight_of",
+    "has_positions",
+    "is_torchs_own",
     "pairs_all_rows",
+    "positions_loss",
     "row_loss",
 ]

@@ -52,6 +52,18 @@ class RowLoss(ABC):
                 "functions of torch."
             ) from error
 
+    def curved(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        """Return the products (..., k, C) of each row's second derivative with its vectors (..., k, C)."""
+        return vectors @ self.output_hessian(outputs, targets)
+
+    def root(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        r"""Return the products (..., k, C) of a root B of the second derivative with vectors (k, C).
+
+        It is :math:`B B^\top`. Directions in which the loss is not convex count as flat.
+        """
+        values, modes = torch.linalg.eigh(self.output_hessian(outputs, targets))
+        return vectors @ (modes * values.clamp_min(0).sqrt().unsqueeze(-2)) @ modes.mT
+
     def constant_curvature(self, n_outputs: int) -> float | None:
         """Return h if each row's second derivative is h times the identity, always; else None."""
         return None
@@ -86,8 +98,22 @@ class RowLoss(ABC):
             "own criterion only."
         )
 
-    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return targets drawn from the distribution that the outputs (n, C) predict."""
+    @property
+    def likelihood(self) -> RowLoss:
+        """The loss whose gradients at sampled targets have the Fisher matrix as their second moment."""
+        return self
+
+    def row_weights(self, targets: Tensor, like: Tensor) -> Tensor | None:
+        """Return what the loss weighs rows with in a mean over all, in the type of `like`; None for ones."""
+        return None
+
+    def sample_targets(
+        self, outputs: Tensor, generator: torch.Generator, own: Tensor | None = None
+    ) -> Tensor:
+        """Return targets drawn from the distribution that the outputs (n, C) predict.
+
+        Where a row's `own` targets are not looked at by the loss, they stay as they are.
+        """
         raise ValueError(
             "targets cannot be sampled for this loss: curvature='sampled-fisher' and EK-FAC need squared "
             "error or a classifier with class probabilities. Use curvature='gauss-newton'."

@@ -98,7 +98,9 @@ class ClassProbabilities(Classification):
         log_p = self.log_prob(outputs, targets)
         return log_p - torch.log1p(-log_p.exp())
 
-    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample_targets(
+        self, outputs: Tensor, generator: torch.Generator, own: Tensor | None = None
+    ) -> Tensor:
         p = self.probabilities(outputs.double().cpu())
         return torch.multinomial(p, 1, generator=generator)[:, 0].to(outputs.device)
 
@@ -177,6 +179,15 @@ class CrossEntropy(ClassProbabilities):
             torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p.unsqueeze(-2)
         )
 
+    def curved(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        along = outputs.softmax(-1).unsqueeze(-2) * vectors
+        return along - along.sum(-1, keepdim=True) * outputs.softmax(-1).unsqueeze(-2)
+
+    def root(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        p = outputs.softmax(-1).unsqueeze(-2)
+        along = p.sqrt() * vectors
+        return along - p * along.sum(-1, keepdim=True)
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
 
@@ -218,8 +229,22 @@ class SmoothedCrossEntropy(CrossEntropy):
         return q.sum(-1, keepdim=True) * outputs.softmax(-1) - q
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        total = self._wanted(outputs, targets).sum(-1)[..., None, None]
-        return total * super().output_hessian(outputs, targets)
+        return self._total(outputs, targets).unsqueeze(-1) * super().output_hessian(
+            outputs, targets
+        )
+
+    def curved(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        return self._total(outputs, targets).unsqueeze(-1) * super().curved(
+            outputs, targets, vectors
+        )
+
+    def root(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        total = self._total(outputs, targets).unsqueeze(-1)
+        return total.sqrt() * super().root(outputs, targets, vectors)
+
+    def _total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of q (..., 1)."""
+        return self._wanted(outputs, targets).sum(-1, keepdim=True)
 
 
 class BinaryProbabilityNLL(ClassProbabilities):
@@ -243,7 +268,9 @@ class BinaryProbabilityNLL(ClassProbabilities):
     def probabilities(self, outputs: Tensor) -> Tensor:
         return torch.cat([1 - outputs, outputs], -1)
 
-    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample_targets(
+        self, outputs: Tensor, generator: torch.Generator, own: Tensor | None = None
+    ) -> Tensor:
         p = self.probabilities(outputs.double().cpu())[:, 1]
         return torch.bernoulli(p, generator=generator).long().to(outputs.device)
 

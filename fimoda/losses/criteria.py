@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from math import prod
 from typing import Any
 
 import torch
@@ -14,29 +15,33 @@ from .base import RowLoss, by_rows
 from .classification import (
     BinaryCrossEntropy,
     BinaryProbabilityNLL,
+    ClassProbabilities,
     CrossEntropy,
     LogProbabilityNLL,
     SmoothedCrossEntropy,
 )
+from .positions import OfPositions, is_mean_of
 from .regression import Regression, SquaredError
 
 
 class TorchCriterion(RowLoss):
-    """Any criterion that knows ``reduction="none"``; ``(n,)`` are its outputs if they are flat."""
+    """Any criterion that knows ``reduction="none"``; outputs of a row have a `shape`, (C,) by default."""
 
     gradient = RowLoss.gradient
     output_hessian = RowLoss.output_hessian
+    curved = RowLoss.curved
+    root = RowLoss.root
 
-    def __init__(self, criterion: nn.Module, flat_outputs: bool = False, **changes: Any):
+    def __init__(self, criterion: nn.Module, shape: tuple[int, ...] | None = None, **changes: Any):
         self.criterion = _copy(criterion, reduction="none", **changes)
-        self.flat_outputs = flat_outputs
+        self.shape = shape
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return by_rows(self._of_rows, outputs, targets)
 
     def _of_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.flat_outputs:
-            outputs = outputs.squeeze(-1)
+        if self.shape is not None:
+            outputs = outputs.reshape(len(outputs), *self.shape)
         values = self.criterion.to(outputs.dtype)(outputs, self._wanted(targets, outputs.dtype))
         if values.dim() == 0 or values.shape[0] != outputs.shape[0]:
             raise ValueError(
@@ -75,8 +80,13 @@ class BinaryLogitCriterion(BinaryProbabilityCriterion, BinaryCrossEntropy):
     """A criterion of the logit of the second class, and targets 0.0 and 1.0."""
 
 
-def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
-    """Return the per-row loss of a torch criterion for a model of so many outputs."""
+def row_loss(criterion: nn.Module, shape: tuple[int, ...], classes_second: bool = False) -> RowLoss:
+    """Return the per-row loss of a torch criterion, for a model whose outputs for a row have a shape.
+
+    That is () for one output, (C,) for C of them, and otherwise that of positions, with the classes last
+    or, as torch has them, first: on the second axis of all rows'.
+    """
+    n_outputs = prod(shape)
     name = type(criterion).__name__
     if not isinstance(criterion, nn.Module):
         raise TypeError(
@@ -106,12 +116,15 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
             "defined for an objective that averages over rows. Use reduction='mean' and scale lr."
         )
     # one that is derived from torch's may be another function of the same outputs
-    own = type(criterion).forward.__module__ != nn.MSELoss.__module__
-    if isinstance(criterion, nn.MSELoss) and not own:
-        return SquaredError()
+    own = not is_torchs_own(criterion)
     if isinstance(criterion, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
-        return RegressionCriterion(criterion)
+        squared = isinstance(criterion, nn.MSELoss) and not own
+        regression = SquaredError() if squared else RegressionCriterion(criterion)
+        regression.axes = shape
+        return regression
     weight = getattr(criterion, "weight", None)
+    if has_positions(criterion, shape):
+        return positions_loss(criterion, shape, classes_second)
     if isinstance(criterion, nn.CrossEntropyLoss):
         if own:
             return LogitsCriterion(criterion, weight=None, ignore_index=-100)
@@ -128,13 +141,59 @@ def row_loss(criterion: nn.Module, output_ndim: int, n_outputs: int) -> RowLoss:
                 "use sample_weight in fit instead."
             )
         if n_outputs > 1:
-            return TorchCriterion(criterion)
+            return TorchCriterion(criterion, shape)
         if isinstance(criterion, nn.BCELoss):
-            return BinaryProbabilityCriterion(criterion, True) if own else BinaryProbabilityNLL()
+            return BinaryProbabilityCriterion(criterion, ()) if own else BinaryProbabilityNLL()
         if own:
-            return BinaryLogitCriterion(criterion, True)
+            return BinaryLogitCriterion(criterion, ())
         return BinaryCrossEntropy(_kept(criterion.pos_weight))
-    return TorchCriterion(criterion, output_ndim == 1)
+    return TorchCriterion(criterion, shape)
+
+
+def is_torchs_own(criterion: Any) -> bool:
+    """Return whether a criterion computes what torch's own class of that name does."""
+    return isinstance(criterion, nn.Module) and (
+        type(criterion).forward.__module__ == nn.MSELoss.__module__
+    )
+
+
+def has_positions(criterion: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Return whether the outputs of a row have a class at each of several positions."""
+    return len(shape) > 1 and isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+
+
+def positions_loss(
+    criterion: Any,
+    shape: tuple[int, ...],
+    classes_second: bool,
+    loss: ClassProbabilities | None = None,
+) -> OfPositions:
+    """Return the loss over positions of a cross-entropy or a negative log-likelihood.
+
+    `loss` is that of one position, where it is not the criterion's own. One that is derived from torch's is
+    tried on made-up numbers. TypeError if it is not the mean over all positions, or of the rows' means.
+    """
+    weight = _kept(criterion.weight)
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        smoothing = criterion.label_smoothing
+        loss = SmoothedCrossEntropy(smoothing, weight) if smoothing else CrossEntropy()
+    elif loss is None:
+        loss = LogProbabilityNLL()
+    size = shape[0 if classes_second else -1]
+    by_count, alike = (
+        OfPositions(loss, size, criterion.ignore_index, weight, counted)
+        for counted in (True, False)
+    )
+    if is_torchs_own(criterion):
+        return by_count if criterion.reduction == "mean" else alike
+    for known in (by_count, alike):
+        if is_mean_of(known, criterion, shape, classes_second):
+            return known
+    raise TypeError(
+        f"criterion {type(criterion).__name__} must be a mean of the loss of positions, over all that count "
+        f"or over the rows' means, for outputs of shape (n_rows, {', '.join(map(str, shape))}). Pass "
+        "torch.nn.CrossEntropyLoss, or write a module that flattens the outputs and calls it."
+    )
 
 
 def pairs_all_rows(

@@ -17,14 +17,20 @@ class Regression(RowLoss):
 
     outputs_are = "regression"
 
+    #: Axes of the outputs of a row before they are put side by side, where there are several.
+    axes: tuple[int, ...] = ()
+
     def encode(self, y: NDArray[Any], n_outputs: int, classes: NDArray[Any] | None) -> NDArray[Any]:
         y = super().encode(y, n_outputs, classes)
         if y.ndim == 1 and n_outputs == 1:
             y = y[:, None]
+        if len(self.axes) > 1 and y.shape[1:] == self.axes:
+            y = y.reshape(len(y), -1)
         if y.shape[1:] != (n_outputs,):
+            wanted = ", ".join(map(str, self.axes or (n_outputs,)))
             raise ValueError(
-                f"y must have one column per output of the model ({n_outputs}), got shape "
-                f"{y.shape}. Pass y of shape (n_samples, {n_outputs})."
+                f"y must have one column per output of the model ({wanted}), got shape "
+                f"{y.shape}. Pass y of shape (n_samples, {wanted})."
             )
         return y.astype(np.float64)
 
@@ -53,7 +59,9 @@ class SquaredError(Regression):
         curvature = self.constant_curvature(outputs.shape[-1])
         return torch.diag_embed(torch.full_like(outputs, curvature))
 
-    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample_targets(
+        self, outputs: Tensor, generator: torch.Generator, own: Tensor | None = None
+    ) -> Tensor:
         # exp(-loss) is Gaussian with the variance one over the curvature
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
         noise = noise / self.constant_curvature(outputs.shape[-1]) ** 0.5

@@ -63,6 +63,8 @@ def read_chain(model: FinalModel) -> tuple[Link, ...] | None:
     Every layer must feed the next one only, with all parameters trainable and no hooks. Rows may
     be flattened first, and one output squeezed to shape ``(n,)`` last.
     """
+    if model.output_ndim > 2:
+        return None
     # inside a Sequential, so that a network of one layer is a layer of the graph, too; in training
     # mode, since a forward may branch on it
     module = nn.Sequential(model.training_module)

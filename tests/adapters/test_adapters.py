@@ -937,7 +937,6 @@ def mixed() -> nn.Module:
         (broken(np.nan), "parameters that are NaN or infinite"),
         (broken(np.inf), "parameters that are NaN or infinite"),
         (mixed(), "on one device and in one dtype"),
-        (ThreeAxes(), r"one tensor of shape \(n_rows,\) or \(n_rows, n_outputs\).*\(1, 2, 2\)"),
         (Scalar(), r"one tensor of shape.*for one row it returned \(\)"),
         (Dictionary(), r"as a tensor with one row.*returned dict with 'a' \(shape \(1, 4\)\), 'b'"),
         (nn.Linear(4, 1), r"could not be run on a row of X of shape \(5,\)"),

@@ -116,7 +116,7 @@ def test_values(name):
 def test_criterion_mean_is_mean_of_rows(name):
     criterion, kind, n_outputs = CRITERIA[name]
     outputs, targets = draw(kind, n_outputs)
-    loss = row_loss(criterion, 2, n_outputs)
+    loss = row_loss(criterion, (n_outputs,))
     assert loss.outputs_are == kind
     rows = loss(outputs, targets)
     assert rows.shape == (N,)
@@ -134,7 +134,7 @@ def test_gradient_equals_autograd_and_finite_differences(name):
         loss, kind, n_outputs, _ = CASES[name]
     else:
         criterion, kind, n_outputs = CRITERIA[name.removeprefix("criterion ")]
-        loss = row_loss(criterion, 2, n_outputs)
+        loss = row_loss(criterion, (n_outputs,))
     outputs, targets = draw(kind, n_outputs)
     gradient = loss.gradient(outputs, targets)
     assert gradient.shape == outputs.shape
@@ -154,7 +154,7 @@ def loss_of(name: str):
     if name in CASES:
         return CASES[name][:3]
     criterion, kind, n_outputs = CRITERIA[name.removeprefix("criterion ")]
-    return row_loss(criterion, 2, n_outputs), kind, n_outputs
+    return row_loss(criterion, (n_outputs,)), kind, n_outputs
 
 
 ALL = [*CASES, *(f"criterion {name}" for name in CRITERIA)]
@@ -175,6 +175,17 @@ def test_second_derivative_equals_autograd(name):
     assert (h is not None) == ("quared" in name or name == "criterion MSE")
     if h is not None:
         torch.testing.assert_close(found, h * torch.eye(n_outputs).double().expand_as(found))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_products_with_the_second_derivative_and_its_root(name):
+    loss, kind, n_outputs = loss_of(name)
+    outputs, targets = draw(kind, n_outputs, lead=(2, N))
+    matrix = loss.output_hessian(outputs, targets)
+    vectors = torch.randn(2, N, 5, n_outputs, dtype=torch.float64)
+    torch.testing.assert_close(loss.curved(outputs, targets, vectors), vectors @ matrix)
+    roots = loss.root(outputs, targets, torch.eye(n_outputs, dtype=torch.float64))
+    torch.testing.assert_close(roots.mT @ roots, matrix)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -218,11 +229,11 @@ def test_sampled_numbers_have_the_variance_that_the_loss_stands_for(loss):
 
 def test_targets_that_cannot_be_sampled_or_predicted():
     outputs, _ = draw("regression")
-    for loss in (row_loss(nn.L1Loss(), 2, C), OneVsRestCrossEntropy(), row_loss(PerRow(), 2, C)):
+    for loss in (row_loss(nn.L1Loss(), (C,)), OneVsRestCrossEntropy(), row_loss(PerRow(), (C,))):
         with pytest.raises(ValueError, match="targets cannot be sampled for this loss"):
             loss.sample_targets(outputs, torch.Generator())
     with pytest.raises(ValueError, match="y must be given to transform"):
-        row_loss(PerRow(), 2, C).predicted_targets(outputs)
+        row_loss(PerRow(), (C,)).predicted_targets(outputs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -263,7 +274,7 @@ def test_class_weight_is_kept_apart():
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     criterion = nn.CrossEntropyLoss(weight=weight)
     outputs, y = draw("logits")
-    rows = row_loss(criterion, 2, C)(outputs, y)
+    rows = row_loss(criterion, (C,))(outputs, y)
     torch.testing.assert_close(rows, F.cross_entropy(outputs, y, reduction="none"))
     torch.testing.assert_close((weight[y] * rows).sum() / weight[y].sum(), criterion(outputs, y))
     torch.testing.assert_close(losses.class_weight_of(criterion, C), weight)
@@ -272,7 +283,7 @@ def test_class_weight_is_kept_apart():
 
 def test_criterion_is_copied():
     criterion = nn.L1Loss()
-    row_loss(criterion, 2, C)
+    row_loss(criterion, (C,))
     assert criterion.reduction == "mean"
 
 
@@ -291,7 +302,7 @@ def test_custom_criterion(output_ndim):
     outputs, targets = draw("regression", 1 if output_ndim == 1 else C)
     if output_ndim == 1:
         targets = targets[:, 0]
-    loss = row_loss(PerRow(), output_ndim, outputs.shape[1])
+    loss = row_loss(PerRow(), (C,)[: output_ndim - 1])
     assert loss.outputs_are == "custom"
     shaped = outputs[:, 0] if output_ndim == 1 else outputs
     expected = (shaped - targets).abs().sqrt().reshape(N, -1).mean(1)
@@ -314,7 +325,7 @@ def test_a_derived_criterion_is_its_own_function(name):
     criterion, kind, n_outputs = CRITERIA[name]
     outputs, targets = draw(kind, n_outputs)
     loss, exact = (
-        row_loss(one, 2, n_outputs) for one in (bent(type(criterion)), type(criterion)())
+        row_loss(one, (n_outputs,)) for one in (bent(type(criterion)), type(criterion)())
     )
     assert loss.outputs_are == exact.outputs_are
     assert loss.is_classifier == exact.is_classifier
@@ -341,7 +352,7 @@ def test_multilabel_targets(criterion_class):
     outputs, _ = draw("logits")
     outputs = outputs.sigmoid()
     targets = (outputs > 0.5).double()
-    loss = row_loss(criterion_class(), 2, C)
+    loss = row_loss(criterion_class(), (C,))
     expected = criterion_class(reduction="none")(outputs, targets).mean(1)
     torch.testing.assert_close(loss(outputs, targets), expected)
 
@@ -370,11 +381,11 @@ class IgnoresReduction(ScalarOnly):
 )
 def test_bad_criteria(criterion, error, message):
     with pytest.raises(error, match=message):
-        row_loss(criterion, 2, 1)
+        row_loss(criterion, (1,))
 
 
 def test_criterion_that_ignores_its_reduction():
     outputs, targets = draw("regression")
-    loss = row_loss(IgnoresReduction(), 2, C)
+    loss = row_loss(IgnoresReduction(), (C,))
     with pytest.raises(ValueError, match="must give one loss per row when its reduction is 'none'"):
         loss(outputs, targets)

@@ -336,22 +336,22 @@ def row_losses():
     """Name, loss and n_outputs of every kind of loss."""
     weight = torch.arange(1.0, 4.0)
     return {
-        "mse": (row_loss(nn.MSELoss(), 2, 2), 2),
+        "mse": (row_loss(nn.MSELoss(), (2,)), 2),
         "summed squares": (SquaredError(0.5, "sum"), 2),
-        "cross-entropy": (row_loss(nn.CrossEntropyLoss(weight=weight), 2, 3), 3),
-        "smoothed": (row_loss(nn.CrossEntropyLoss(label_smoothing=0.1), 2, 3), 3),
-        "bce": (row_loss(nn.BCEWithLogitsLoss(), 2, 1), 1),
+        "cross-entropy": (row_loss(nn.CrossEntropyLoss(weight=weight), (3,)), 3),
+        "smoothed": (row_loss(nn.CrossEntropyLoss(label_smoothing=0.1), (3,)), 3),
+        "bce": (row_loss(nn.BCEWithLogitsLoss(), (1,)), 1),
         "bce pos_weight": (
-            row_loss(nn.BCEWithLogitsLoss(pos_weight=torch.full((1,), 3.0)), 2, 1),
+            row_loss(nn.BCEWithLogitsLoss(pos_weight=torch.full((1,), 3.0)), (1,)),
             1,
         ),
-        "bce of probability": (row_loss(nn.BCELoss(), 2, 1), 1),
+        "bce of probability": (row_loss(nn.BCELoss(), (1,)), 1),
         "one against rest": (losses.OneVsRestCrossEntropy(), 3),
-        "nll": (row_loss(nn.NLLLoss(), 2, 3), 3),
+        "nll": (row_loss(nn.NLLLoss(), (3,)), 3),
         "nll of probability": (losses.ProbabilityNLL(1e-7), 3),
-        "huber": (row_loss(nn.HuberLoss(delta=0.3), 2, 2), 2),
-        "l1": (row_loss(nn.L1Loss(), 2, 2), 2),
-        "poisson": (row_loss(nn.PoissonNLLLoss(), 2, 2), 2),
+        "huber": (row_loss(nn.HuberLoss(delta=0.3), (2,)), 2),
+        "l1": (row_loss(nn.L1Loss(), (2,)), 2),
+        "poisson": (row_loss(nn.PoissonNLLLoss(), (2,)), 2),
     }
 
 
@@ -542,7 +542,7 @@ def test_weights_of_a_criterion_stay_on_its_device(device):
     criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device=device))
     module = nn.Linear(D, 2, device=device)
     model = FinalModel(
-        module, row_loss(criterion, 2, 2), class_weight=losses.class_weight_of(criterion, 2)
+        module, row_loss(criterion, (2,)), class_weight=losses.class_weight_of(criterion, 2)
     )
     y = torch.zeros(6, dtype=torch.long, device=device)
     assert model.row_weights(y, torch.ones(6)).device == device
