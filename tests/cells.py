@@ -10,7 +10,6 @@ import pkgutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +68,11 @@ def make(name: str, model: Any, **params: Any) -> BaseAttributor:
 
 
 @functools.cache
-def trained(network: str) -> networks.Case:
+def trained(network: str, dropout: bool = True) -> networks.Case:
     """Return a network with its rows, trained once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return networks.case(network)
+        return networks.case(network, dropout=dropout)
 
 
 def scores_of(attributor: str, case: networks.Case) -> NDArray[np.float64]:
@@ -96,21 +95,18 @@ class Cell:
     #: first line of the error, and the deepest line of the package on the way to it
     message: str = ""
     place: str = ""
+    scores: NDArray[np.float64] | None = None
 
 
-def run_cell(
-    network: str,
-    attributor: str,
-    compute: Callable[[str, networks.Case], NDArray[np.float64]] = scores_of,
-) -> Cell:
-    """Return what comes of an attributor on a network."""
-    case = trained(network)
+def run_cell(network: str, attributor: str, case: networks.Case | None = None) -> Cell:
+    """Return what comes of an attributor on a network, by default one trained on the CPU."""
+    case = trained(network) if case is None else case
     start = time.perf_counter()
-    outcome, message, place = "works", "", ""
+    outcome, message, place, scores = "works", "", "", None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            scores = compute(attributor, case)
+            scores = scores_of(attributor, case)
             if problem := _wrong(scores):
                 outcome, message = "raw", problem
         except Exception as error:
@@ -122,7 +118,7 @@ def run_cell(
         if not issubclass(w.category, DeprecationWarning)
     }
     seconds = time.perf_counter() - start
-    return Cell(network, attributor, outcome, seconds, tuple(sorted(told)), message, place)
+    return Cell(network, attributor, outcome, seconds, tuple(sorted(told)), message, place, scores)
 
 
 def _wrong(scores: NDArray[np.float64]) -> str:

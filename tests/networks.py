@@ -332,7 +332,18 @@ NETWORKS: dict[str, _Recipe] = {
 NEEDS = {"bert": "transformers", "gpt2": "transformers", "lora": "peft"}
 
 
-def case(name: str, dtype: torch.dtype | None = None, epochs: int = 3) -> Case:
+def _without_dropout(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    return module
+
+
+def case(
+    name: str, dtype: torch.dtype | None = None, epochs: int = 3, dropout: bool = True
+) -> Case:
     """Return a network of `NETWORKS`, trained by skorch with SGD and recorded, and its rows.
 
     It is made and trained in float32, and then put into its own type or the one asked for.
@@ -344,7 +355,7 @@ def case(name: str, dtype: torch.dtype | None = None, epochs: int = 3) -> Case:
     torch.manual_seed(0)
     classifies = recipe.criterion is nn.CrossEntropyLoss
     net = (skorch.NeuralNetClassifier if classifies else skorch.NeuralNet)(
-        recipe.made,
+        recipe.made if dropout else lambda: _without_dropout(recipe.made()),
         criterion=recipe.criterion,
         optimizer=torch.optim.SGD,
         lr=0.05,
