@@ -26,6 +26,7 @@ from ..model import FinalModel, unwrapped
 from ..recipe import Recipe
 from ..returned import outputs_in
 from ..rows import mapped, parts
+from .attention import with_whole_masks
 from .first_run import UnknownId, check_ids, first_run
 from .kinds import Kind
 from .private_copy import (
@@ -165,6 +166,7 @@ def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor
         if outputs.dim() > 0 and len(outputs) == len(rows):
             check_rows_apart(frozen, rows, outputs)
             check_gradients_apart(frozen, rows)
+            with_whole_masks(frozen, rows, outputs)
     return frozen, way, raw
 
 

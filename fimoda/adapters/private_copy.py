@@ -110,27 +110,28 @@ def keep_inputs(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any
     return _pytree.tree_map_only(Tensor, torch.clone, (inputs, named))
 
 
+def same_outputs(other: Any, outputs: Tensor) -> bool:
+    """Return whether outputs are equal to others up to rounding."""
+    if not isinstance(other, Tensor) or other.shape != outputs.shape:
+        return False
+    tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().max().clamp_min(1e-30))
+    return not bool(((other - outputs).abs() > tolerance).any())
+
+
 def check_rows_apart(module: nn.Module, x: Inputs, outputs: Tensor) -> None:
     """Raise ValueError unless the outputs of a row are always the same, whatever rows are beside it.
 
     The module is in evaluation mode, and gives these `outputs` (n, ...) for the few rows `x`.
     """
-    tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().max().clamp_min(1e-30))
-
-    def differ(other: Any) -> bool:
-        if not isinstance(other, Tensor) or other.shape != outputs.shape:
-            return True
-        return bool(((other - outputs).abs() > tolerance).any())
-
     with global_generators(1):  # with the same numbers, noise would not show
         again = called(module, x)
-    if differ(again):
+    if not same_outputs(again, outputs):
         raise ValueError(
             "estimator gives random outputs in evaluation mode: two passes over the same rows differ. "
             "Use nn.Dropout, or F.dropout with training=self.training, so that eval() switches it off."
         )
     alone = torch.cat([called(module, one) for one in x.split(1)])
-    if differ(alone):
+    if not same_outputs(alone, outputs):
         raise ValueError(
             "estimator's outputs for a row depend on the other rows of the batch (it takes a mean over "
             "rows, for example), so that the loss of one row cannot be told from the others."
