@@ -43,7 +43,7 @@ def with_whole_masks(module: nn.Module, x: Inputs, outputs: Tensor) -> None:
 
 
 def _registered() -> bool:
-    """Register our attention with ``transformers``; return whether it has such attention at all."""
+    """Make our attention known to ``transformers``; return whether it has such attention at all."""
     masks, models = (
         sys.modules.get(f"transformers.{name}") for name in ("masking_utils", "modeling_utils")
     )
@@ -62,5 +62,5 @@ def _whole_mask(make: Any, *args: Any, **options: Any) -> Any:
 
 
 def _register_first(module: nn.Module, inputs: Any) -> None:
-    """Register our attention in the process that the copy is used in: a forward pre-hook."""
+    """Make our attention known in the process that the copy is used in: a forward pre-hook."""
     _registered()
