@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 
 from ._arrays import is_several, native
 from ._identity import identity_of
+from .batch_statistics import BatchStatistics, in_training, statistics_in
 from .derivatives import row_jacobians
 from .losses import RowLoss
 from .recipe import Recipe, Weighting
@@ -25,8 +26,6 @@ from .rows import Inputs, SeveralInputs, arguments
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
-
-_FIXED_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -78,6 +77,9 @@ class FinalModel:
         tuple do.
     spreads : bool
         Whether a tuple reaches the module as several arguments; otherwise as one, a list.
+    batch_statistics : {"frozen", "update"}
+        Whether batch normalisation is trained, too. Its running statistics then follow the parameters
+        in vectors of p + b numbers, which `views`, `forward`, `outputs` and `at` take as well.
 
     Examples
     --------
@@ -104,6 +106,7 @@ class FinalModel:
     threshold: float = 0.5
     takes_integers: bool = False
     spreads: bool = False
+    batch_statistics: BatchStatistics = "frozen"
 
     # ---- parameters -------------------------------------------------------------------------
 
@@ -120,6 +123,11 @@ class FinalModel:
             k: slice(int(a), int(b)) for k, a, b in zip(self.shapes, ends, ends[1:], strict=False)
         }
 
+    @cached_property
+    def statistics(self) -> dict[str, torch.Size]:
+        """Shape of each running statistic that training changes, in the order behind the parameters."""
+        return statistics_in(self.module) if self.batch_statistics == "update" else {}
+
     @property
     def n_parameters(self) -> int:
         """Number p of trainable parameters."""
@@ -131,33 +139,38 @@ class FinalModel:
         parameters = dict(self.module.named_parameters())
         return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
 
+    @cached_property
+    def state(self) -> Tensor:
+        """The final parameters and the statistics that training changes, as one vector (p + b,)."""
+        buffers = dict(self.module.named_buffers())
+        parts = [buffers[k].to(self.theta).reshape(-1) for k in self.statistics]
+        return torch.cat([self.theta, *parts]) if parts else self.theta
+
     def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
         """Return the vector or stack of vectors (..., p) whose `views` these are, as a copy."""
-        lead = next(v.dim() - len(self.shapes[k]) for k, v in parameters.items())
-        return torch.cat(
-            [
-                parameters[k].flatten(lead) if self.shapes[k] else parameters[k].unsqueeze(-1)
-                for k in self.shapes
-            ],
-            dim=-1,
-        )
+        known = self.shapes | self.statistics
+        shapes = {k: known[k] for k in known if k in self.shapes or k in parameters}
+        lead = next(parameters[k].dim() - len(s) for k, s in shapes.items())
+        pairs = [(parameters[k], s) for k, s in shapes.items()]
+        return torch.cat([v.flatten(lead) if s else v.unsqueeze(-1) for v, s in pairs], dim=-1)
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
+        whole = theta.shape[-1] > self.n_parameters
+        shapes = self.shapes | self.statistics if whole else self.shapes
+        parts = theta.split([prod(s) for s in shapes.values()], -1)
         return {
-            k: theta[..., self.slices[k]].unflatten(-1, tuple(s))
-            if s
-            else theta[..., self.slices[k].start]
-            for k, s in self.shapes.items()
+            k: part.unflatten(-1, tuple(s)) if s else part.squeeze(-1)
+            for (k, s), part in zip(shapes.items(), parts, strict=True)
         }
 
     def at(self, theta: Tensor) -> FinalModel:
         """Return the same model with other parameters."""
         module = copy.deepcopy(self.module)
-        parameters = dict(module.named_parameters())
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, value in self.views(theta).items():
-                parameters[name].copy_(value)
+                named[name].copy_(value)
         return replace(self, module=module)
 
     @property
@@ -212,12 +225,8 @@ class FinalModel:
 
     @cached_property
     def training_module(self) -> nn.Module:
-        """The module as it is trained further: dropout active, batch statistics frozen."""
-        module = copy.deepcopy(self.module).train()
-        for part in module.modules():
-            if isinstance(part, _FIXED_STATISTICS):
-                part.eval()
-        return module
+        """The module as it is trained further: dropout active, batch statistics frozen or trained."""
+        return in_training(copy.deepcopy(self.module), self.batch_statistics)
 
     @cached_property
     def _training_buffers(self) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ class Naive:
         (outputs, targets) -> one number per row, taken in evaluation mode.
     l2 : callable, default=None
         Penalty of a module, added to the objective of each batch.
+    batch_statistics : {"update", "frozen"}
+        What batch normalisation does.
     """
 
     module: nn.Module
@@ -46,11 +48,25 @@ class Naive:
     params: dict = field(default_factory=dict)
     batch_size: int = 16
     l2: Callable[[nn.Module], Tensor] | None = None
+    batch_statistics: str = "update"
 
     def _batches(self, order: Tensor, left_out: int | None, mode: str) -> list[list[int]]:
         if mode == "drop" and left_out is not None:
             order = order[order != left_out]
         return [rows.tolist() for rows in order.split(self.batch_size)]
+
+    def _in_training(self, module: nn.Module) -> nn.Module:
+        module.train()
+        for part in module.modules() if self.batch_statistics == "frozen" else ():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return module
+
+    def _is_normalised(self) -> bool:
+        """Whether outputs of a row in training depend on the other rows of its batch."""
+        norms = (nn.modules.batchnorm._BatchNorm,)
+        own = any(isinstance(part, norms) for part in self.module.modules())
+        return own and self.batch_statistics == "update"
 
     def train(
         self, seed: int, left_out: int | None, mode: str, n_epochs: int
@@ -64,10 +80,7 @@ class Naive:
         self, seed: int, left_out: int | None, mode: str, n_epochs: int
     ) -> Iterator[tuple[nn.Module, bool]]:
         """The model after each step, and whether an epoch ends there."""
-        module = copy.deepcopy(self.module).train()
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        module = self._in_training(copy.deepcopy(self.module))
         lr = self.lr if callable(self.lr) else lambda _: self.lr
         trainable = [p for p in module.parameters() if p.requires_grad]
         optimizer = self.optimizer(trainable, lr=lr(0), **self.params)
@@ -82,8 +95,10 @@ class Naive:
             # a generator of its own: the loader must not draw from dropout's stream
             loader = DataLoader(data, batch_sampler=batches, generator=torch.Generator())
             for number, (x, y, rows) in enumerate(loader, start=1):
-                outputs = module(x)
                 kept = torch.ones(len(rows), dtype=bool) if left_out is None else rows != left_out
+                if self._is_normalised() and kept.sum() > 1:  # the row is not there at all
+                    x, y, rows, kept = x[kept], y[kept], rows[kept], kept[kept]
+                outputs = module(x)
                 loss = outputs.sum() * 0  # a batch of the left-out row alone is a step, too
                 if kept.any():
                     loss = self.objective(outputs[kept], y[kept], rows[kept])
@@ -98,10 +113,7 @@ class Naive:
         module.eval()
         with torch.no_grad():
             values = self.measure(module(X), y)
-        module.train()
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        self._in_training(module)
         return values.numpy()
 
     def run(

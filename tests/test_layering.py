@@ -25,6 +25,7 @@ ORDER = [
     "losses",
     "measurements",
     "recipe",
+    "batch_statistics",
     "formulas",
     "derivatives",
     "model",

@@ -152,14 +152,15 @@ def training_epochs(estimator: Any, n_epochs: Epochs | None) -> Epochs | int:
 def initial_parameters(
     estimator: Any, model: FinalModel, seed: int, init: Callable[[], nn.Module] | None = None
 ) -> Tensor:
-    """Return the parameters (p,) that a network has before training with this seed, as in its view `model`.
+    """Return the `state` that a network has before training with this seed, as in its view `model`.
 
     A scikit-learn MLP takes the seed as its ``random_state``; for others it is torch's. `init` makes a new
     module. By default a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
     """
     with global_generators(seed):
         module = kind_of(estimator).fresh(seed) if init is None else init()
-    found = dict(unwrapped(module).named_parameters())
+    fresh = unwrapped(module)
+    found = dict(fresh.named_parameters())
     shapes = {name: found[name].shape for name in model.shapes if name in found}
     if shapes != model.shapes:
         wrong = next(name for name in model.shapes if shapes.get(name) != model.shapes[name])
@@ -167,7 +168,9 @@ def initial_parameters(
             f"init must make a module of the estimator's architecture: parameter {wrong!r} should "
             f"have shape {tuple(model.shapes[wrong])}, got {shapes.get(wrong) and tuple(shapes[wrong])}."
         )
-    return torch.cat([found[name].detach().reshape(-1) for name in model.shapes]).to(model.theta)
+    known = {**dict(fresh.named_buffers()), **found}
+    parts = [known[name].detach().reshape(-1) for name in (*model.shapes, *model.statistics)]
+    return torch.cat([part.to(model.theta) for part in parts])
 
 
 # ---- its rows -------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from .._validation import (
     is_integer,
 )
 from ..base import BaseAttributor
+from ..batch_statistics import statistics_in
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
 from ..measured import Measured
@@ -107,6 +108,12 @@ class HorizonsMixin(_FurtherTraining):
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
+
+    def _caveats(self) -> list[str]:
+        frozen = (
+            "batch normalisation keeps its running statistics, as with batch_statistics='frozen'"
+        )
+        return super()._caveats() + [frozen] * bool(statistics_in(self.model_.module))
 
     @abstractmethod
     def _run_scores(

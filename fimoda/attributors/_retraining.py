@@ -32,6 +32,7 @@ from ..adapters import (
     training_epochs,
 )
 from ..base import BaseAttributor
+from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import values
@@ -85,6 +86,7 @@ class BaseRetraining(BaseAttributor):
         "optimizer_params": [dict, None],
         "init": [callable, None],
         "refit": [StrOptions({"all", "last", "search"})],
+        "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
         "compile": ["boolean", StrOptions({"auto"})],
         "engine": [StrOptions(set(WAYS))],
         "checkpoint_dir": [str, os.PathLike, None],
@@ -101,6 +103,7 @@ class BaseRetraining(BaseAttributor):
     optimizer_params: dict[str, Any] | None
     init: Callable[[], nn.Module] | None
     refit: str
+    batch_statistics: BatchStatistics
     compile: bool | str
     engine: Way
     chunk_size: int | None
@@ -218,9 +221,10 @@ class BaseRetraining(BaseAttributor):
                 self.lr,
                 self.optimizer_params,
                 self.batch_size,
+                self.batch_statistics,
             )
             probe, *starts = (
-                initial_parameters(self.estimator_, self.model_, seed, self.init)
+                initial_parameters(self.estimator_, run.model, seed, self.init)
                 for seed in (0, *seeds)
             )
             way = StackedRetraining(

@@ -14,6 +14,7 @@ from sklearn.linear_model import Lasso, LassoCV, Ridge, RidgeCV
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, StrOptions, check_random_state
+from ..batch_statistics import BatchStatistics
 from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -91,6 +92,10 @@ class Datamodel(BaseRetraining):
         ``m(outputs, targets)`` giving one number per row.
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
+    batch_statistics : {"update", "frozen"}, default="update"
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -191,6 +196,7 @@ class Datamodel(BaseRetraining):
         refit: str = "all",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
+        batch_statistics: BatchStatistics = "update",
         compile: bool | str = "auto",
         engine: Way = "auto",
         chunk_size: int | None = None,
@@ -217,6 +223,7 @@ class Datamodel(BaseRetraining):
         self.refit = refit
         self.measurement = measurement
         self.criterion = criterion
+        self.batch_statistics = batch_statistics
         self.compile = compile
         self.engine = engine
         self.chunk_size = chunk_size

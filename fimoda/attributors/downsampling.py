@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..batch_statistics import BatchStatistics
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
@@ -72,6 +73,10 @@ class Downsampling(BaseRetraining):
         ``m(outputs, targets)`` giving one number per row.
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
+    batch_statistics : {"update", "frozen"}, default="update"
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -164,6 +169,7 @@ class Downsampling(BaseRetraining):
         refit: str = "all",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
+        batch_statistics: BatchStatistics = "update",
         compile: bool | str = "auto",
         engine: Way = "auto",
         chunk_size: int | None = None,
@@ -188,6 +194,7 @@ class Downsampling(BaseRetraining):
         self.refit = refit
         self.measurement = measurement
         self.criterion = criterion
+        self.batch_statistics = batch_statistics
         self.compile = compile
         self.engine = engine
         self.chunk_size = chunk_size

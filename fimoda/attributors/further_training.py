@@ -14,6 +14,7 @@ from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_horizons, check_seeds
 from ..base import BaseAttributor
+from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
@@ -26,7 +27,8 @@ from ._further_training import BaseFurtherTraining
 #: Parameters that say how to train.
 SETTINGS = (
     "n_epochs", "n_seeds", "leave_out", "correction", "leave_out_mode", "optimizer", "lr", "batch_size",
-    "optimizer_params", "compile", "engine", "chunk_size", "checkpoint_dir", "memory_budget", "sem_tol",
+    "optimizer_params", "batch_statistics", "compile", "engine", "chunk_size", "checkpoint_dir",
+    "memory_budget", "sem_tol",
     "max_seeds", "max_seconds", "random_state", "n_jobs", "verbose",
 )  # fmt: skip
 
@@ -45,8 +47,7 @@ class FurtherTraining(BaseFurtherTraining):
     in the mean grow, and class weights stay as they are, also balanced ones.
 
     `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
-    stack. Dropout is active, with the same units dropped in both runs; batch normalisation uses
-    its running statistics.
+    stack. Dropout is active, with the same units dropped in both runs.
 
     Parameters
     ----------
@@ -85,6 +86,10 @@ class FurtherTraining(BaseFurtherTraining):
         ``m(outputs, targets)`` giving one number per row.
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
+    batch_statistics : {"update", "frozen"}, default="update"
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -165,6 +170,7 @@ class FurtherTraining(BaseFurtherTraining):
         "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
         "correction": [StrOptions({"full", "mean"}), None],
         "leave_out_mode": [StrOptions({"mask", "drop"})],
+        "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
         "compile": ["boolean", StrOptions({"auto"})],
         "engine": [StrOptions(set(WAYS))],
         "checkpoint_dir": [str, os.PathLike, None],
@@ -190,6 +196,7 @@ class FurtherTraining(BaseFurtherTraining):
         optimizer_params: dict[str, Any] | None = None,
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
+        batch_statistics: BatchStatistics = "update",
         compile: bool | str = "auto",
         engine: Way = "auto",
         chunk_size: int | None = None,
@@ -214,6 +221,7 @@ class FurtherTraining(BaseFurtherTraining):
         self.leave_out = leave_out
         self.correction = correction
         self.leave_out_mode = leave_out_mode
+        self.batch_statistics = batch_statistics
         self.compile = compile
         self.engine = engine
         self.chunk_size = chunk_size

@@ -15,6 +15,7 @@ from torch import nn
 from .._validation import check_horizons, is_integer
 from ..adapters import check_fitted
 from ..base import prepared
+from ..batch_statistics import BatchStatistics
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
@@ -101,6 +102,7 @@ def further_training_curve(
     measurement: Measurement = "loss",
     criterion: nn.Module | None = None,
     sample_weight: ArrayLike | None = None,
+    batch_statistics: BatchStatistics = "update",
     compile: bool | str = "auto",
     engine: Way = "auto",
     chunk_size: int | None = None,
@@ -153,6 +155,8 @@ def further_training_curve(
         As in `FurtherTraining`.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows in the objective.
+    batch_statistics : {"update", "frozen"}, default="update"
+        As in `FurtherTraining`.
     compile : bool or "auto", default="auto"
         As in `FurtherTraining`.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -223,6 +227,7 @@ def further_training_curve(
         "lr": lr,
         "batch_size": batch_size,
         "optimizer_params": optimizer_params,
+        "batch_statistics": batch_statistics,
         "compile": compile,
         "engine": engine,
         "chunk_size": chunk_size,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, check_leave_out, check_random_state
+from ..batch_statistics import BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement, values
 from ..training.optimizers import LearningRate
@@ -37,7 +38,7 @@ class LeaveOneOut(BaseRetraining):
     seed, with several its expectation. The unit is that of the measurement.
 
     Networks (skorch nets, ``nn.Module``, scikit-learn's MLP with a solver by gradient steps) are
-    trained from scratch as stacks of models; batch normalisation uses the final model's statistics.
+    trained from scratch as stacks of models.
     Every epoch goes through all rows, in a new random order or, where the model's own training does
     not shuffle (skorch's default, ``shuffle=False``), in their own; also where that dropped the last
     rows (``drop_last``). There are as many epochs as it had, or `n_epochs`: a tolerance (``tol``) ends
@@ -85,6 +86,10 @@ class LeaveOneOut(BaseRetraining):
         ``m(outputs, targets)`` giving one number per row.
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``.
+    batch_statistics : {"update", "frozen"}, default="update"
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -177,6 +182,7 @@ class LeaveOneOut(BaseRetraining):
         refit: str = "all",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
+        batch_statistics: BatchStatistics = "update",
         compile: bool | str = "auto",
         engine: Way = "auto",
         chunk_size: int | None = None,
@@ -199,6 +205,7 @@ class LeaveOneOut(BaseRetraining):
         self.refit = refit
         self.measurement = measurement
         self.criterion = criterion
+        self.batch_statistics = batch_statistics
         self.compile = compile
         self.engine = engine
         self.chunk_size = chunk_size

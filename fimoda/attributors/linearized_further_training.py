@@ -57,6 +57,9 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     seconds); this agrees with further training far longer than one linearisation,
     `OnceLinearizedFurtherTraining`, which takes seconds.
 
+    Batch normalisation keeps its running statistics: further training with
+    ``batch_statistics="frozen"`` is what this is the derivative of.
+
     Parameters
     ----------
     estimator : object, default=None

@@ -54,6 +54,9 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     losses other than a squared error a step takes :math:`m (nC)^2` operations for m test rows and C
     outputs). It holds while the network stays near its beginning: for a few epochs.
 
+    Batch normalisation keeps its running statistics: further training with
+    ``batch_statistics="frozen"`` is what this is the derivative of.
+
     Parameters
     ----------
     estimator : object, default=None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..batch_statistics import BatchStatistics
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -37,6 +38,7 @@ def train_on_subsets(
     measurement: Measurement = "loss",
     criterion: nn.Module | None = None,
     sample_weight: Any = None,
+    batch_statistics: BatchStatistics = "update",
     compile: bool | str = "auto",
     engine: Way = "auto",
     chunk_size: int | None = None,
@@ -104,6 +106,10 @@ def train_on_subsets(
         Training criterion of a bare ``nn.Module``.
     sample_weight : array-like of shape (n_train,), default=None
         Weights of the training rows in the objective.
+    batch_statistics : {"update", "frozen"}, default="update"
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's.
     compile : bool or "auto", default="auto"
         Whether gradients go through ``torch.compile``; "auto" does for long runs that gain from it.
     engine : {"auto", "layers", "vmap", "loop"}, default="auto"
@@ -168,6 +174,7 @@ def train_on_subsets(
         refit=refit,
         measurement=measurement,
         criterion=criterion,
+        batch_statistics=batch_statistics,
         compile=compile,
         engine=engine,
         chunk_size=chunk_size,

@@ -66,6 +66,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
 
+    Batch normalisation keeps its running statistics: further training with
+    ``batch_statistics="frozen"`` is what this is the derivative of.
+
     Parameters
     ----------
     estimator : object, default=None

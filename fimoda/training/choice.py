@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batches import FULL_DATA
 from .chains import read_chain
+from .examination import examine
 from .noise import seeded
 from .run import Run, Way
 from .workers import one_thread
@@ -73,11 +74,13 @@ def decided(
 def faster(run: Run) -> Way:
     """Measure the time of steps of a stack and of one model, and return the way that takes less a model.
 
-    A stack that is not right for the network (`examine`), or slow at its first step, has lost.
+    A stack that is not right for the network, draws other dropout (`examine`), or is slow at its first
+    step, has lost.
     """
     stacked, alone = replace(run, way="vmap"), replace(run, way="loop")
     with one_thread():
-        if stacked.engine.alone:
+        verdict = examine(run.objective, run.optimizer, "vmap")
+        if not (verdict.stacked and verdict.same_draws):
             return "loop"
         size = stacked.stack_size()
         stack, single = _step(stacked, size), _step(alone, 1)
@@ -94,7 +97,7 @@ def faster(run: Run) -> Way:
 
 def _step(run: Run, n_models: int) -> Callable[[], None]:
     """Return a function that takes a step with models, each time on the same batch."""
-    starts: Tensor = run.model.theta.expand(n_models, -1)
+    starts: Tensor = run.model.state.expand(n_models, -1)
     learner = run.learner(starts)
     optimizer = run.engine.optimizer.build(learner.parameters.values())
     batch = next(run.plan(0, (FULL_DATA,) * n_models).batches(1))

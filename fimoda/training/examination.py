@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..batch_statistics import statistics_of
 from ..model import FinalModel
 from ..objective import Objective
 from ..rows import Inputs, Rows
@@ -36,10 +37,14 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings on a stack: whether its gradient is that of its models, its optimiser the plain one."""
+    """The findings on a stack: whether its gradient is that of its models, its optimiser the plain one.
+
+    `same_draws` says whether dropout is that of its models, too, and not drawn in another order.
+    """
 
     stacked: bool
     as_built: bool
+    same_draws: bool = True
 
 
 _VERDICTS: dict[object, Verdict] = {}
@@ -74,12 +79,13 @@ class _Step:
 
     def gradients(self, way: StackedGradient) -> Stack:
         """Return the gradients of both models."""
+        theta = {name: part.clone() for name, part in self.theta.items()}
         with seeded(self.model, 0), torch.no_grad():
-            return way(self.theta, self.x, self.y, self.weights)
+            return way(theta, self.x, self.y, self.weights)
 
     def alone(self, way: StackedGradient, seed: int = 0) -> Stack:
         """Return the gradient of the second model by itself."""
-        theta = {name: part[1:] for name, part in self.theta.items()}
+        theta = {name: part[1:].clone() for name, part in self.theta.items()}
         x = self.x[1:]
         with seeded(self.model, seed), torch.no_grad():
             return _member(way(theta, x, self.y[1:], self.weights[1:]), 0)
@@ -91,11 +97,10 @@ class _Step:
 
     def floor(self) -> dict[str, float]:
         """Return the size of errors by the rounding of outputs, where gradients nearly cancel."""
-        theta = {
-            name: part.clone().requires_grad_() for name, part in _member(self.theta, 1).items()
-        }
-        named = {**theta, **copied_buffers(self.model)}
-        with torch.enable_grad(), seeded(self.model, 0):
+        own = _member(self.theta, 1)
+        theta = {name: own[name].clone().requires_grad_() for name in self.model.shapes}
+        named = {**copied_buffers(self.model), **own, **theta}
+        with torch.enable_grad(), seeded(self.model, 0), statistics_of(None):
             outputs = self.model.call(named, self.x[1], training=True)
             sizes = (1 + outputs.detach().abs()) * self.weights[1].unsqueeze(-1)
             total = (sizes * outputs).sum()
@@ -112,7 +117,7 @@ def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
     """Yield two steps on rows from all over the training set."""
     n = len(rows)
     some = torch.linspace(0, n - 1, min(2 * ROWS, 2 * n), device=rows.device).long()
-    theta = torch.stack([1.01 * model.theta, model.theta])
+    theta = torch.stack([1.01 * model.state, model.state])
     stack = {name: view.contiguous() for name, view in model.views(theta).items()}
     for own in (some[0::2], some[1::2]):
         weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
@@ -126,10 +131,11 @@ def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec, by_layers: boo
     steps = list(_steps(model, rows))
     loop = looped_gradient(model)
     plain = [step.alone(loop) for step in steps]
+    same_draws = True
     try:
         engine = stacked_gradient(model, by_layers=by_layers)
         found = [step.gradients(engine) for step in steps]
-        fault = _gradient_fault(model, steps, found, plain)
+        fault, same_draws = _gradient_fault(model, steps, found, plain)
     except (TimeoutError, MemoryError):
         raise
     except Exception as error:  # what vmap and a forward that knows no vmap may raise
@@ -143,14 +149,18 @@ def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec, by_layers: boo
     if fault or step_fault:
         told = ". ".join(part for part in (fault, step_fault) if part)
         warnings.warn(f"Before training, {told}.", RuntimeWarning, stacklevel=6)
-    return Verdict(stacked, not step_fault)
+    return Verdict(stacked, not step_fault, same_draws)
 
 
 def _gradient_fault(
     model: FinalModel, steps: list[_Step], found: list[Stack], plain: list[Stack]
-) -> str:
-    """Say which parameter's gradient differs from plain autograd's at both steps, if one does."""
+) -> tuple[str, bool]:
+    """Say which parameter's gradient differs from plain autograd's at both steps, if one does.
+
+    And whether the random numbers are the same.
+    """
     wrong = _wrong_gradients(steps, found, plain)
+    same_draws = not wrong
     if wrong and steps[0].is_random(looped_gradient(model)):
         # a network may draw the same numbers in another order; without any it must be the same
         engine = stacked_gradient(model, training=False)
@@ -158,12 +168,12 @@ def _gradient_fault(
         found, plain = [s.gradients(engine) for s in steps], [s.alone(loop) for s in steps]
         wrong = _wrong_gradients(steps, found, plain)
     if not wrong:
-        return ""
+        return "", same_draws
     name = max(wrong, key=lambda one: wrong[one])
     return (
         f"gradients of a stack of models were found to differ from plain autograd's (that of {name!r} by "
         f"{wrong[name]:.0%})"
-    )
+    ), same_draws
 
 
 def _wrong_gradients(
@@ -201,12 +211,12 @@ def _optimizer_fault(spec: OptimizerSpec, theta: Stack, gradients: list[Stack]) 
 
 
 def _change(before: Stack, after: Stack) -> Stack:
-    return {name: after[name] - part for name, part in before.items()}
+    return {name: part - before[name] for name, part in after.items()}
 
 
 def _moved(spec: OptimizerSpec, theta: Stack, gradients: list[Stack]) -> Iterator[Stack]:
     """Yield the parameters of the stack after each step."""
-    stack = {name: part.clone().requires_grad_() for name, part in theta.items()}
+    stack = {name: theta[name].clone().requires_grad_() for name in gradients[0]}
     optimizer = spec.build(stack.values())
     for gradient in gradients:
         for name, part in dense(gradient, stack).items():

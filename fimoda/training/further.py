@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from .._validation import (
     check_seeds,
     in_steps,
 )
+from ..batch_statistics import BatchStatistics, statistics_in
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -119,6 +121,7 @@ class FurtherRuns:
         run = decided(self.run, *way, None if store is None else store.agreed)
         store = None if store is None else store.of_variant(run.variant)
         runs = replace(self, run=run)
+        warn_of_divergence(run, self.seeds[0])
         work = partial(train_unit, run, self.horizons, self.leave_out_mode, read)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
@@ -169,6 +172,23 @@ def train_unit(
     return np.stack(kept)
 
 
+def warn_of_divergence(run: Run, seed: int) -> None:
+    """Warn if the first epoch raises the training loss because batch normalisation stands still in it."""
+    if run.model.statistics or not statistics_in(run.model.module):
+        return
+    with one_thread():
+        theta = run.train(run.plan(seed), (run.steps_per_epoch,), require_finite=False)[0]
+    before, after = run.objective.value(), run.objective.value(theta)
+    if not after <= 2 * before + 0.05:
+        warnings.warn(
+            f"batch_statistics='frozen' lets further training diverge: its first epoch takes the "
+            f"training objective from {before:.3g} to {after:.3g}. Use 'update', as the model was "
+            "trained, or lower lr.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def further_runs(
     objective: Objective,
     epochs: Sequence[float],
@@ -180,6 +200,7 @@ def further_runs(
     lr: LearningRate | None,
     batch_size: int | None,
     optimizer_params: dict[str, Any] | None,
+    batch_statistics: BatchStatistics,
     sem_tol: float,
     max_seeds: int,
     random_state: Any,
@@ -194,7 +215,8 @@ def further_runs(
     if len(objective) < 2:
         raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
     recipe = objective.model.recipe.continued
-    run = resolve_run(objective, recipe, optimizer, lr, optimizer_params, batch_size)
+    chosen = optimizer, lr, optimizer_params, batch_size, batch_statistics
+    run = resolve_run(objective, recipe, *chosen)
     auto = isinstance(n_seeds, str)
     seeds = check_seeds(max_seeds if auto else n_seeds, rng)
     horizons = in_steps(epochs, run.steps_per_epoch, name)
@@ -203,7 +225,7 @@ def further_runs(
 
 @dataclass(frozen=True)
 class Trained:
-    """Models of the runs that were asked for, of the seeds that were run: parameters (1, L, p) by unit."""
+    """Models of the runs that were asked for, of the seeds that were run: states (1, L, p + b) by unit."""
 
     runs: FurtherRuns
     seeds: Sequence[int]
@@ -263,7 +285,7 @@ def further_training(
     def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
         return Trained(runs, seeds, stacks).outcomes(probe)
 
-    size = objective.model.n_parameters * objective.model.theta.element_size()
+    size = runs.run.first.nbytes
     return Trained(*runs.train(_whole, size, measure))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ..batch_statistics import statistics_of
 from ..model import FinalModel
 from ..rows import Inputs, mapped, parts
 from .chains import Link, chain_backward, chain_forward, read_chain
@@ -51,6 +52,7 @@ def stacked_gradient(
     A chain of linear layers and pointwise functions is differentiated layer by layer with batched
     products; any other network, or with ``by_layers=False``, by ``vmap`` of ``grad``. Dropout draws
     the same units for all models, from torch's global generator; none with ``training=False``.
+    Statistics of batch normalisation are brought up to date in place, by the rows of positive weight.
     """
     links = read_chain(model) if by_layers else None
     of_data = _by_layers(model, links, training) if links else _by_autograd(model, training)
@@ -63,7 +65,7 @@ def stacked_gradient(
         into = {} if out is None else out
         return {
             name: torch.addcmul(gradient[name], l2[name], theta[name], out=into.get(name))
-            for name in theta
+            for name in l2
         }
 
     return penalised
@@ -92,7 +94,23 @@ def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
     def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
         return of_stack(theta, x, y, w)
 
-    return gradient
+    def with_statistics(
+        theta: Stack, statistics: Stack, x: Inputs, y: Tensor, weights: Tensor, complete: bool
+    ) -> tuple[Tensor, Stack]:
+        with statistics_of(None if complete else weights > 0) as found:
+            return loss({**theta, **statistics}, x, y, weights), found
+
+    both = vmap(grad(with_statistics, has_aux=True), (0, 0, 0, 0, 0, None), randomness="same")
+
+    def updating(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
+        parameters = {name: theta[name] for name in model.shapes}
+        statistics = {name: theta[name] for name in model.statistics}
+        gradients, found = both(parameters, statistics, x, y, w, bool((w > 0).all()))
+        for name, part in found.items():
+            theta[name].copy_(part)
+        return gradients
+
+    return updating if model.statistics else gradient
 
 
 def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient:
@@ -104,24 +122,27 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
     l2 = None if model.l2 is None else model.views(model.l2)
 
     def objective(theta: Stack, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
-        outputs = model.call({**theta, **copied_buffers(model)}, x, training)
+        outputs = model.call({**copied_buffers(model), **theta}, x, training)
         total = (weights * model.loss(outputs, y)).sum()
-        if l2 is None:
-            return total
-        return total + sum(0.5 * (l2[name] * part.square()).sum() for name, part in theta.items())
+        for name, penalty in (l2 or {}).items():
+            total = total + 0.5 * (penalty * theta[name].square()).sum()
+        return total
 
     def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
         start = noise_state(model)
         found = []
         for k in range(len(w)):
             set_noise(model, start)
-            own = {name: part[k].detach().clone().requires_grad_() for name, part in theta.items()}
-            with torch.enable_grad():
-                total = objective(own, x[k], y[k], w[k])
+            own = {name: theta[name][k].detach().clone().requires_grad_() for name in model.shapes}
+            statistics = {name: theta[name][k] for name in model.statistics}
+            with torch.enable_grad(), statistics_of(w[k] > 0) as new:
+                total = objective({**own, **statistics}, x[k], y[k], w[k])
             found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
+            for name, part in new.items():
+                theta[name][k].copy_(part)
         return {
             name: torch.stack(parts)
-            for name, parts in zip(theta, zip(*found, strict=True), strict=True)
+            for name, parts in zip(model.shapes, zip(*found, strict=True), strict=True)
         }
 
     return gradient

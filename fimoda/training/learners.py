@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..batch_statistics import statistics_of
 from ..model import FinalModel
 from ..rows import Rows
 from .batches import Batch
@@ -41,22 +43,24 @@ class Together:
     ):
         self._model, self._gradient = model, gradient
         # a tensor of its own for each parameter: products want them contiguous
-        self.parameters = {
-            name: view.clone(memory_format=torch.contiguous_format).requires_grad_()
+        self._stack = {
+            name: view.clone(memory_format=torch.contiguous_format)
             for name, view in model.views(starts).items()
         }
+        self.parameters = {name: self._stack[name].requires_grad_() for name in model.shapes}
         self._room = {name: torch.empty_like(part) for name, part in self.parameters.items()}
 
     def differentiate(self, batch: Batch) -> None:
-        found = self._gradient(self.parameters, batch, self._room)
+        found = self._gradient(self._stack, batch, self._room)
         for name, part in dense(found, self.parameters).items():
             self.parameters[name].grad = part
 
     def gradient(self, batch: Batch) -> Tensor:
-        return self._model.flatten(self._gradient(self.parameters, batch, None))
+        statistics = {name: self._stack[name].clone() for name in self._model.statistics}
+        return self._model.flatten(self._gradient({**self._stack, **statistics}, batch, None))
 
     def reached(self) -> Tensor:
-        return self._model.flatten(self.parameters).detach()
+        return self._model.flatten(self._stack).detach()
 
 
 class Alone:
@@ -65,11 +69,13 @@ class Alone:
     def __init__(self, model: FinalModel, rows: Rows, starts: Tensor):
         self._model, self._rows = model, rows
         self._module = copy.deepcopy(model.training_module)
-        named = dict(self._module.named_parameters())
-        self.parameters: dict[str, Tensor] = {name: named[name] for name in model.shapes}
+        named = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        views = model.views(starts[0])
+        self._state = {name: named[name] for name in views}
         with torch.no_grad():
-            for name, view in model.views(starts[0]).items():
-                self.parameters[name].copy_(view)
+            for name, view in views.items():
+                self._state[name].copy_(view)
+        self.parameters = {name: named[name] for name in model.shapes}
         self._l2 = {} if model.l2 is None else model.views(model.l2)
 
     def differentiate(self, batch: Batch) -> None:
@@ -78,9 +84,14 @@ class Alone:
         weights = weights.to(self._model.device, self._model.dtype)
         for part in self.parameters.values():
             part.grad = None
-        with torch.enable_grad():
+        new: Stack = {}
+        with torch.enable_grad(), ExitStack() as inside:
+            if self._model.statistics and not (weights > 0).all():
+                new = inside.enter_context(statistics_of(weights > 0))
             losses = self._model.loss(self._model.of_module(self._module, x), y)
             (losses * weights).sum().backward()
+        for name, part in new.items():
+            self._state[name].copy_(part)
         for name, part in self.parameters.items():
             if part.grad is None:  # it had no part in the outputs
                 part.grad = torch.zeros_like(part)
@@ -98,4 +109,5 @@ class Alone:
         return self._model.flatten({name: part[None] for name, part in found.items()})
 
     def reached(self) -> Tensor:
-        return self._model.flatten({k: part.detach()[None] for k, part in self.parameters.items()})
+        state = {name: part.detach()[None] for name, part in self._state.items()}
+        return self._model.flatten({k: part.to(self._model.dtype) for k, part in state.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, sqrt
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ..batch_statistics import BatchStatistics, statistics_in
 from ..model import FinalModel
 from ..objective import Objective
 from ..recipe import Recipe
@@ -99,8 +100,8 @@ class Run:
 
     @property
     def first(self) -> Tensor:
-        """The initial parameters."""
-        return self.model.theta if self.start is None else self.start
+        """The initial parameters, with statistics where these are trained."""
+        return self.model.state if self.start is None else self.start
 
     @property
     def steps_per_epoch(self) -> int:
@@ -279,8 +280,11 @@ def resolve_run(
     lr: LearningRate | None,
     optimizer_params: dict[str, Any] | None,
     batch_size: int | None,
+    batch_statistics: BatchStatistics = "frozen",
 ) -> Run:
     """Return the run that parameters ask for; what is None is the recipe's (`resolve_optimizer`)."""
+    if batch_statistics == "update" and statistics_in(objective.model.module):
+        objective = objective.at(replace(objective.model, batch_statistics="update"))
     spec = resolve_optimizer(optimizer, lr, optimizer_params, recipe)
     size = batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
     return Run(objective, spec, min(size, len(objective)))

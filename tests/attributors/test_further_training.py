@@ -171,6 +171,7 @@ def compare(
     chunk_size=3,
     batch_size=16,
     l2=None,
+    batch_statistics="update",
 ):
     """Assert that class and function equal the naive loop, at every correction and horizon."""
     X, y, X_test, y_test = arrays
@@ -187,6 +188,7 @@ def compare(
         params,
         batch_size,
         l2,
+        batch_statistics,
     )
     run = {"seeds": SEEDS, "leave_out": leave_out, "mode": mode}
     left_out, full, final = naive.run(torch.from_numpy(X_test), encode(y_test), marks=[1, 3], **run)
@@ -200,6 +202,7 @@ def compare(
         "batch_size": batch_size,
         "criterion": criterion,
         "chunk_size": chunk_size,
+        "batch_statistics": batch_statistics,
     }
     curve = further_training_curve(
         estimator, X, y, X_test, y_test, epochs=[1, 3], sample_weight=sample_weight, **settings
@@ -313,12 +316,16 @@ def test_dropout(module, mode):
     compare(module, nn.MSELoss(), data("one"), column, squared, mode=mode, chunk_size=2)
 
 
-def test_batch_norm_keeps_its_statistics():
+@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("statistics", ["update", "frozen"])
+def test_batch_norm_keeps_its_statistics_or_trains_them(statistics, momentum, mode):
     torch.manual_seed(1)
-    module = mlp(1, nn.Tanh, nn.BatchNorm1d(6))
+    module = mlp(1, nn.Tanh, nn.BatchNorm1d(6, momentum=momentum))
     for _ in range(3):
         module(torch.randn(32, D, dtype=torch.float64) * 2 + 1)
-    compare(module.eval(), nn.MSELoss(), data("one"), column, squared, optimizer="adam")
+    settings = {"optimizer": "adam", "mode": mode, "batch_statistics": statistics}
+    compare(module.eval(), nn.MSELoss(), data("one"), column, squared, **settings)
 
 
 @pytest.mark.parametrize("mode", ["mask", "drop"])

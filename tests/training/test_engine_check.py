@@ -271,6 +271,7 @@ def naive(module, X, y, optimizer):
         lr=lr,
         params=params,
         batch_size=5,
+        batch_statistics="frozen",
     )
 
 
