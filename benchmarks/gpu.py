@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--seconds 240]
 
 The networks are those of tests/networks.py, without dropout, whose random numbers are others on another
-device. A cell of the table has the largest difference from the scores of the CPU, relative to the largest score;
+device. A cell of the table has the largest difference from the scores of the CPU, relative to the largest;
 what differs by more than 1e-2 is in bold, which small networks in float32 need not be. When the seconds are
 over the rest of the table is left out. Without CUDA there is nothing to do.
 """
