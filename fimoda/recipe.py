@@ -14,6 +14,8 @@ class Recipe:
     the (convex) objective, where no entry of the gradient of the mean is larger than `tolerance`;
     `stopped_early` that it ran out of iterations before.
     Training from scratch takes the rows in a new order in each epoch, or without `shuffle` in their own.
+    `beside` is what was done to steps beside the settings `params` of the optimiser, such as
+    ``{"max_grad_norm": 1.0}``.
     Training began with the learning rate `lr`; where it ended with another, that is `last_lr`, and
     `last_lr_from` says who knows it.
     """
@@ -22,6 +24,7 @@ class Recipe:
     lr: float | None = None
     batch_size: int | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
     shuffle: bool = True
     obstacle: str | None = None
     solved: bool = False
@@ -29,6 +32,12 @@ class Recipe:
     stopped_early: bool = False
     last_lr: float | None = None
     last_lr_from: str = ""
+
+    @property
+    def unseen(self) -> str | None:
+        """In words, the part of its steps of which the optimiser's class and settings do not tell."""
+        told = "gradients were clipped by their norm" if "max_grad_norm" in self.beside else None
+        return self.obstacle or told
 
     @property
     def continued(self) -> Recipe:

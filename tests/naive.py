@@ -36,6 +36,8 @@ class Naive:
         Penalty of a module, added to the objective of each batch.
     batch_statistics : {"update", "frozen"}
         What batch normalisation does.
+    clip : callable, default=None
+        Changes the gradients of a module before each step.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class Naive:
     batch_size: int = 16
     l2: Callable[[nn.Module], Tensor] | None = None
     batch_statistics: str = "update"
+    clip: Callable[[nn.Module], object] | None = None
 
     def _batches(self, order: Tensor, left_out: int | None, mode: str) -> list[list[int]]:
         if mode == "drop" and left_out is not None:
@@ -106,6 +109,8 @@ class Naive:
                     loss = loss + self.l2(module)
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
+                if self.clip is not None:
+                    self.clip(module)
                 optimizer.step()
                 yield module, number == len(batches)
 

@@ -157,10 +157,15 @@ class Net(Module):
         obstacle = None
         if params.pop("param_groups", None):
             obstacle = "it was trained with parameter groups of their own"
+        beside: dict[str, Any] = {}
         callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
         for callback in callbacks:
             if isinstance(callback, skorch.callbacks.GradientNormClipping):
-                obstacle = "it was trained with gradients clipped by norm, which mixes coordinates"
+                if callback.gradient_clip_value is None:
+                    continue
+                if float(callback.gradient_clip_norm_type) != 2 or beside:
+                    obstacle = "its gradients were clipped twice, or by another norm than L2"
+                beside["max_grad_norm"] = float(callback.gradient_clip_value)
             elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
                 obstacle = (
                     f"its callback {type(callback).__name__} sees the gradients before each step"
@@ -174,6 +179,7 @@ class Net(Module):
             lr=lr,
             batch_size=n_rows(X) if batch_size == -1 else batch_size,
             params=params,
+            beside=beside,
             shuffle=_shuffles(net, iterator),
             obstacle=obstacle,
             last_lr=last_lr,

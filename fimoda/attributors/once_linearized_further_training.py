@@ -88,8 +88,9 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     batch_size : int, default=None
         The model's own by default, 128 if it has none.
     optimizer_params : dict, default=None
-        Other settings of the optimiser (momentum, weight_decay, betas, ...). Those of the model's
-        own optimiser are kept if `optimizer` is None or the same.
+        Other settings of the optimiser (momentum, weight_decay, betas, ...), and `max_grad_norm` or
+        `max_grad_value`, at which gradients are clipped. Those of the model's own training are kept if
+        `optimizer` is None or the same.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.

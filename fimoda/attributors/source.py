@@ -218,9 +218,10 @@ class SOURCE(BaseAlongTheRun):
 
     def _fit(self) -> None:
         super()._fit()
-        if self.model_.recipe.obstacle is not None:
+        unseen = self.model_.recipe.unseen
+        if unseen is not None:
             warnings.warn(
-                f"SOURCE does not see all of this training: {self.model_.recipe.obstacle}. Scores are "
+                f"SOURCE does not see all of this training: {unseen}. Scores are "
                 "those of the same steps without it.",
                 UserWarning,
                 stacklevel=2,

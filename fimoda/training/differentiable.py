@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,19 +24,22 @@ class StepDerivative:
     The state is the parameters and the optimiser's buffers of their shape (momentum, Adam's
     moments). Every coordinate has its own small matrix, so a derivative is a vector (p,), or None
     where there is none: ``slopes[a]`` are those of part a of the new state by the parts of the old one
-    and, last, by the gradient.
+    and, last, by the gradient. Where that has been clipped, `clipping` is the product of vectors (k, p)
+    with the (symmetric) derivative of what is left of it.
     """
 
     slopes: list[list[Tensor | None]]
+    clipping: Callable[[Tensor], Tensor] | None = None
 
     def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return adjoints (k, p) of the old state's parts, and of the gradient, from the new state's."""
         *parts, gradient = (_weighted(column, adjoint) for column in zip(*self.slopes, strict=True))
-        return parts, gradient
+        return parts, gradient if self.clipping is None else self.clipping(gradient)
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
-        return [_weighted(row, [*tangent, gradient]) for row in self.slopes]
+        given = gradient if self.clipping is None else self.clipping(gradient)
+        return [_weighted(row, [*tangent, given]) for row in self.slopes]
 
 
 def _weighted(weights: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:

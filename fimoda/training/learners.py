@@ -25,6 +25,9 @@ class Learner(Protocol):
     def differentiate(self, batch: Batch) -> None:
         """Give each parameter its gradient on the batch."""
 
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient (L, ...) that each parameter has been given, to be changed in place."""
+
     def gradient(self, batch: Batch) -> Tensor:
         """Return the gradient on the batch, (L, p); neither parameters nor buffers change."""
 
@@ -54,6 +57,9 @@ class Together:
         found = self._gradient(self._stack, batch, self._room)
         for name, part in dense(found, self.parameters).items():
             self.parameters[name].grad = part
+
+    def gradients(self) -> list[Tensor]:
+        return [part.grad for part in self.parameters.values() if part.grad is not None]
 
     def gradient(self, batch: Batch) -> Tensor:
         statistics = {name: self._stack[name].clone() for name in self._model.statistics}
@@ -99,6 +105,9 @@ class Alone:
                 part.grad = part.grad.to_dense()
             if self._l2:
                 part.grad.addcmul_(self._l2[name], part.detach())
+
+    def gradients(self) -> list[Tensor]:
+        return [part.grad[None] for part in self.parameters.values() if part.grad is not None]
 
     def gradient(self, batch: Batch) -> Tensor:
         before = [buffer.clone() for buffer in self._module.buffers()]

@@ -158,6 +158,13 @@ def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
 
     Raises ValueError if it has no such form, or uses an option that has none.
     """
+    if spec.clipping:
+        raise ValueError(
+            f"optimizer {spec.name} with {', '.join(spec.clipping.settings)} cannot be linearised: what is "
+            "left of a clipped gradient is not linear in it. Use UnrolledDifferentiation or "
+            "OnceLinearizedFurtherTraining(solver='steps'), or lift it: "
+            f"optimizer_params={dict.fromkeys(spec.clipping.settings)}."
+        )
     options = spec.defaults()
     if options.get("maximize"):
         raise ValueError(f"optimizer {spec.name} with maximize=True is not supported.")

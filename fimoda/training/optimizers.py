@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._identity import identity_of
 from ..recipe import Recipe
+from .clipping import NORM, VALUE, Clipping
 
 LearningRate = float | Callable[[int], float]
 
@@ -25,12 +26,14 @@ DEFAULT_BATCH_SIZE = 128
 class OptimizerSpec:
     """An optimiser that updates every coordinate on its own, with its learning rate and other settings.
 
-    A learning rate that is callable gives that of an epoch, counted from 0.
+    A learning rate that is callable gives that of an epoch, counted from 0. Gradients are clipped before
+    the optimiser sees them.
     """
 
     cls: type[torch.optim.Optimizer]
     lr: LearningRate
     params: dict[str, Any] = field(default_factory=dict)
+    clipping: Clipping = field(default_factory=Clipping)
 
     @property
     def name(self) -> str:
@@ -97,7 +100,7 @@ class OptimizerSpec:
             "lr": lr,
             "optimizer_params": {
                 k: v if isinstance(v, bool | int | float | str | NoneType) else identity_of(v)
-                for k, v in sorted(self.params.items())
+                for k, v in sorted({**self.params, **self.clipping.settings}.items())
             },
         }
 
@@ -127,25 +130,27 @@ def resolve_optimizer(
             f"optimizer must be given for this model: {recipe.obstacle}, which further training "
             "cannot repeat. Choose one, for example optimizer='SGD' with lr."
         )
-    own = torch.optim.SGD if recipe.optimizer is None else recipe.optimizer
-    asked = own if optimizer is None else optimizer
+    theirs = torch.optim.SGD if recipe.optimizer is None else recipe.optimizer
+    asked = theirs if optimizer is None else optimizer
     chosen = optimizer_class(asked)
     if chosen is None:
         raise ValueError(
             f"optimizer must be a torch.optim class or its name ('SGD', 'Adam', ...), got {asked!r}."
         )
-    same = chosen is optimizer_class(own)
-    settings = {**(recipe.params if same else {}), **(params or {})}
+    same = chosen is optimizer_class(theirs)
+    own = {**recipe.params, **recipe.beside} if same else {}
+    settings = {**own, **(params or {})}
+    clipping = Clipping.taken_from(settings)
     allowed = inspect.signature(chosen).parameters
     unknown = sorted(set(settings) - set(allowed))
     if unknown:
         raise ValueError(
             f"optimizer_params has {unknown}, which {chosen.__name__} does not take; it takes "
-            f"{sorted(set(allowed) - {'params', 'lr'})}."
+            f"{sorted({*allowed, NORM, VALUE} - {'params', 'lr'})}."
         )
     if lr is None:
         lr = recipe.lr if same and recipe.lr is not None else DEFAULT_LR
-    spec = OptimizerSpec(chosen, lr, settings)
+    spec = OptimizerSpec(chosen, lr, settings, clipping)
     if not spec.lr_at(0) > 0:
         raise ValueError(f"lr must be positive, got {spec.lr_at(0)}.")
     if not acts_elementwise(spec):

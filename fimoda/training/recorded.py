@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 import torch
@@ -95,7 +95,12 @@ class RecordedRun:
         """Return the derivative of the step that comes after the moment."""
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
         epoch = moment.step // self.steps_per_epoch
-        return step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
+        of_clipping = None
+        if self.optimizer.clipping:
+            of_clipping = self.optimizer.clipping.derivative(gradient.clone())
+            self.optimizer.clipping.clip([gradient[None]])
+        taken = step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
+        return replace(taken, clipping=of_clipping)
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         """Return the gradient of the batch's objective (p,), with this state of the random generator."""
@@ -124,6 +129,8 @@ class RecordedRun:
                     model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
                 )
                 theta.grad = model.flatten(gradient)[0]
+                if spec.clipping:
+                    spec.clipping.clip([theta.grad[None]])
                 optimizer.step()
                 buffers = _copied(optimizer.state[theta])
                 moments.append(

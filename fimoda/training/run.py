@@ -262,6 +262,8 @@ class Run:
                     for group in optimizer.param_groups:
                         group["lr"] = spec.lr_at((done - 1) // per_epoch)
                 learner.differentiate(batch)
+                if spec.clipping:
+                    spec.clipping.clip(learner.gradients())
                 optimizer.step()
                 if done in reached_after:
                     reached = learner.reached()

@@ -400,7 +400,15 @@ def test_recipe_of_skorch():
         ({"optimizer__param_groups": [("0.*", {"lr": 0.1})]}, {"obstacle": "parameter groups"}),
         (
             {"callbacks": [skorch.callbacks.GradientNormClipping(1.0)]},
-            {"obstacle": "clipped by norm"},
+            {"beside": {"max_grad_norm": 1.0}, "obstacle": None},
+        ),
+        (
+            {"callbacks": [skorch.callbacks.GradientNormClipping()]},
+            {"beside": {}, "obstacle": None},
+        ),
+        (
+            {"callbacks": [skorch.callbacks.GradientNormClipping(1.0, "inf")]},
+            {"obstacle": "by another norm than L2"},
         ),
     ],
 )
@@ -409,7 +417,7 @@ def test_recipe_of_skorch_settings(settings, expected):
     recipe = as_final_model(net_of(**settings).fit(X, y[:, None]), X).recipe
     for name, value in expected.items():
         found = getattr(recipe, name)
-        assert value in found if name == "obstacle" else found == value
+        assert value in found if name == "obstacle" and value else found == value
 
 
 # ---- torch ----------------------------------------------------------------------------------
@@ -902,12 +910,12 @@ def test_overridden_loss_of_skorch():
     assert model.n_parameters == 29
 
 
-def test_clipping_needs_an_optimizer():
+def test_clipping_by_another_norm_needs_an_optimizer():
     X, y = (a.astype(np.float32) for a in numbers())
-    net = net_of(callbacks=[skorch.callbacks.GradientNormClipping(1.0)]).fit(X, y[:, None])
+    net = net_of(callbacks=[skorch.callbacks.GradientNormClipping(1.0, 1)]).fit(X, y[:, None])
     settings = {"n_epochs": 1, "n_seeds": 1, "leave_out": [0], "compile": False}
     with pytest.raises(
-        ValueError, match=r"optimizer must be given for this model: .*clipped by norm"
+        ValueError, match=r"optimizer must be given for this model: .*by another norm"
     ):
         FurtherTraining(net, **settings).fit(X, y[:, None])
     FurtherTraining(net, optimizer="SGD", **settings).fit(X, y[:, None])
