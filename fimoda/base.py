@@ -23,6 +23,7 @@ from ._validation import (
     checks_parameters,
 )
 from .adapters import caveats, is_fitted, takes_sparse_rows
+from .fallbacks import explanations
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
@@ -270,7 +271,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         """Return what the scores do not say about the estimator as a whole."""
         held = self.model_.weighting.balanced is not None and not self._rebalances()
         fixed = "balanced class weights are held as they are, and would change without a row"
-        return caveats(self.estimator_) + [fixed] * held
+        return caveats(self.estimator_) + [fixed] * held + explanations(self.model_)
 
     def _rebalances(self) -> bool:
         """Return whether balanced class weights change when a row leaves."""

@@ -3,56 +3,24 @@
 Functions take the named parameters of a model; vectors of parameters, flat, go in and come out. In the flat
 vector itself nothing is differentiated: that would make a vector of its length for each parameter.
 
-Forward mode and batches of vectors or rows are tried first. Where torch has none for a network, or its
-forward pass looks at numbers (``.item()``, an ``if``), reverse mode takes over, one vector or row after the
-other; that is remembered of the network.
+Forward mode and batches of vectors or rows are the fast way. Where torch has none for a network, reverse mode
+takes over, one vector or row after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
+from .fallbacks import Function, Model, Named, check_twice, leaves_of, point, taken
 from .formulas import by_formulas
 from .rows import Inputs, mapped
 
-#: Parameters by name.
-Named = dict[str, Tensor]
-
-#: A function of a model's named parameters.
-Function = Callable[[Named], Tensor]
-
-R = TypeVar("R")
-
-
-class Model(Protocol):
-    """The part of `FinalModel` that is needed to differentiate it."""
-
-    @property
-    def module(self) -> nn.Module: ...
-    @property
-    def theta(self) -> Tensor: ...
-    @property
-    def training_module(self) -> nn.Module: ...
-    @property
-    def architecture(self) -> object: ...
-    @property
-    def is_stochastic(self) -> bool: ...
-    def views(self, theta: Tensor) -> Named: ...
-    def flatten(self, parameters: Named) -> Tensor: ...
-    def call(self, parameters: Named, x: Inputs) -> Tensor: ...
-
-
-#: Why a network is differentiated in the slower way, by network and derivative.
-_SLOWER: dict[tuple[object, str], str] = {}
-
-#: Names of derivatives, as explanations have them.
+#: Names of derivatives, as explanations and errors have them.
 _ROWS = "gradients of rows"
 _ALONG = "derivatives along vectors"
 _BACK = "sums of gradients"
@@ -66,17 +34,17 @@ def gradient(model: Model, function: Function, theta: Tensor | None = None) -> T
     """Return the gradient (p,) of a number, at the final model unless parameters (p,) are given."""
 
     def formula() -> Tensor:
-        with by_formulas():
+        with by_formulas(model.is_recurrent):
             return plain()
 
     def plain() -> Tensor:
-        leaves = _leaves(model, theta)
+        leaves = leaves_of(model, theta)
         with torch.enable_grad():
             value = function(leaves)
         return _gradient(model, value, leaves)
 
     # fused kernels are fast, and some have a gradient in training mode alone
-    return _taken(model, "gradients", function, theta, plain, formula)
+    return taken(model, "gradients", function, theta, plain, formula)
 
 
 def row_gradients(
@@ -88,19 +56,22 @@ def row_gradients(
         return values(parameters, _alone(x), y.unsqueeze(0)).squeeze(0)
 
     def batched() -> Tensor:
-        with by_formulas():
-            return _vectors(model, vmap(grad(one), (None, 0, 0))(_point(model), x, y))
+        with by_formulas(model.is_recurrent):
+            return _vectors(model, vmap(grad(one), (None, 0, 0))(point(model), x, y))
 
     def looped() -> Tensor:
-        leaves = _leaves(model)
+        leaves = leaves_of(model)
         found = model.theta.new_empty(len(y), len(model.theta))
         for k, target in enumerate(y):
             with torch.enable_grad():
                 value = one(leaves, x[k], target)
-            found[k] = _gradient(model, value, leaves)
+            for part, own in zip(
+                _slopes(value, leaves), model.views(found[k]).values(), strict=True
+            ):
+                own.copy_(part)
         return found
 
-    return _taken(model, _ROWS, lambda p: values(p, x, y), None, batched, looped)
+    return taken(model, _ROWS, lambda p: values(p, x, y), None, batched, looped)
 
 
 def row_jacobians(model: Model, x: Inputs) -> Tensor:
@@ -110,11 +81,11 @@ def row_jacobians(model: Model, x: Inputs) -> Tensor:
         return model.call(parameters, _alone(x))[0]
 
     def batched() -> Tensor:
-        with by_formulas():
-            return _vectors(model, vmap(jacrev(one), (None, 0))(_point(model), x))
+        with by_formulas(model.is_recurrent):
+            return _vectors(model, vmap(jacrev(one), (None, 0))(point(model), x))
 
     def looped() -> Tensor:
-        leaves = _leaves(model)
+        leaves = leaves_of(model)
         found = []
         for k in range(len(x)):
             with torch.enable_grad():
@@ -122,7 +93,7 @@ def row_jacobians(model: Model, x: Inputs) -> Tensor:
             found.append(torch.stack([_gradient(model, f, leaves, keep=True) for f in outputs]))
         return torch.stack(found)
 
-    return _taken(model, _ROWS, lambda p: model.call(p, x), None, batched, looped)
+    return taken(model, _ROWS, lambda p: model.call(p, x), None, batched, looped)
 
 
 class Linearization:
@@ -136,12 +107,12 @@ class Linearization:
 
     @cached_property
     def _leaves(self) -> Named:
-        return _leaves(self._model, self._theta)
+        return leaves_of(self._model, self._theta)
 
     @cached_property
     def _value(self) -> Tensor:
         """The outputs with their graph."""
-        with by_formulas(), torch.enable_grad():
+        with by_formulas(self._model.is_recurrent), torch.enable_grad():
             return self._function(self._leaves)
 
     @property
@@ -164,16 +135,17 @@ class Linearization:
         )
 
     def _taken(self, what: str, *ways: Callable[[], Tensor]) -> Tensor:
-        return _taken(self._model, what, self._function, self._theta, *ways)
+        return taken(self._model, what, self._function, self._theta, *ways)
 
     def _push_batch(self, V: Tensor) -> Tensor:
         """Return the products by forward mode, all at once."""
-        point = _point(self._model, self._theta)
-        with by_formulas():
-            return vmap(lambda v: jvp(self._function, (point,), (self._model.views(v),))[1])(V)
+        at = point(self._model, self._theta)
+        with by_formulas(self._model.is_recurrent):
+            return vmap(lambda v: jvp(self._function, (at,), (self._model.views(v),))[1])(V)
 
     def _push_each(self, V: Tensor) -> Tensor:
         """Return the products by reverse mode of ``u -> J' u``, which is linear in u."""
+        check_twice(self._model, self._function, self._theta)
         u = torch.zeros_like(self._value, requires_grad=True)
         pulled = torch.autograd.grad(
             self._value, list(self._leaves.values()), u, create_graph=True, materialize_grads=True
@@ -199,17 +171,17 @@ def hessian_products(
             return (weights * found).sum(), found
 
         def along(v: Tensor) -> tuple[Named, Tensor]:
-            return jvp(grad(objective, has_aux=True), (point,), (model.views(v),))[1]
+            return jvp(grad(objective, has_aux=True), (at,), (model.views(v),))[1]
 
-        point = _point(model, theta)
-        with by_formulas():
+        at = point(model, theta)
+        with by_formulas(model.is_recurrent):
             products, slopes = vmap(along, randomness="same")(V)
         return _vectors(model, products), slopes
 
     def looped() -> tuple[Tensor, Tensor]:
         # in the weights, the gradient's derivative along v is the slopes along v
-        leaves, w = _leaves(model, theta), weights.detach().clone().requires_grad_()
-        with by_formulas(), torch.enable_grad():
+        leaves, w = leaves_of(model, theta), weights.detach().clone().requires_grad_()
+        with by_formulas(model.is_recurrent), torch.enable_grad():
             value = (w * losses(leaves)).sum()
             slopes = torch.autograd.grad(
                 value, list(leaves.values()), create_graph=True, materialize_grads=True
@@ -218,20 +190,11 @@ def hessian_products(
         products = [_vectors(model, dict(zip(leaves, one, strict=False))) for one in found]
         return torch.stack(products), torch.stack([one[-1] for one in found])
 
-    return _taken(model, _SECOND, losses, theta, batched, looped)
+    check_twice(model, losses, theta)
+    return taken(model, _SECOND, losses, theta, batched, looped)
 
 
 # ---- parameters and vectors -----------------------------------------------------------------
-
-
-def _point(model: Model, theta: Tensor | None = None) -> Named:
-    """Return the named parameters as views of the vector."""
-    return model.views(model.theta if theta is None else theta)
-
-
-def _leaves(model: Model, theta: Tensor | None = None) -> Named:
-    """Return the named parameters as leaves of a graph, each by itself."""
-    return {k: part.detach().requires_grad_() for k, part in _point(model, theta).items()}
 
 
 def _vectors(model: Model, named: Named) -> Tensor:
@@ -244,29 +207,35 @@ def _alone(x: Inputs) -> Inputs:
     return mapped(lambda part: part.unsqueeze(0), x)
 
 
-def _gradient(
-    model: Model,
+def _slopes(
     value: Tensor,
     leaves: Named,
     cotangents: Tensor | None = None,
     keep: bool = False,
     batched: bool = False,
-) -> Tensor:
-    """Return the gradient (p,), or (k, p) of a batch of cotangents; `keep` keeps the graph."""
+) -> list[Tensor]:
+    """Return the gradients in the leaves, or (k, ...) of a batch of cotangents; `keep` keeps the graph."""
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if value.requires_grad:
+        found = torch.autograd.grad(
+            value,
+            list(leaves.values()),
+            cotangents,
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
     k = (len(cotangents),) if batched and cotangents is not None else ()
-    if not value.requires_grad:  # of no parameter
-        return model.theta.new_zeros(*k, len(model.theta))
-    found = torch.autograd.grad(
-        value,
-        list(leaves.values()),
-        cotangents,
-        retain_graph=keep,
-        allow_unused=True,
-        is_grads_batched=batched,
-    )
-    pairs = zip(leaves.items(), found, strict=True)
-    named = {n: p.new_zeros(*k, *p.shape) if g is None else g for (n, p), g in pairs}
-    return _vectors(model, named)
+    pairs = zip(leaves.values(), found, strict=True)
+    return [p.new_zeros(*k, *p.shape) if part is None else part for p, part in pairs]
+
+
+def _gradient(
+    model: Model, value: Tensor, leaves: Named, cotangents: Tensor | None = None, **how: bool
+) -> Tensor:
+    """Return the gradient (p,), or (k, p) of a batch of cotangents."""
+    slopes = _slopes(value, leaves, cotangents, **how)
+    return _vectors(model, dict(zip(leaves, slopes, strict=True)))
 
 
 def _along(slopes: tuple[Tensor, ...], v: Named, of: list[Tensor]) -> tuple[Tensor, ...]:
@@ -276,116 +245,3 @@ def _along(slopes: tuple[Tensor, ...], v: Named, of: list[Tensor]) -> tuple[Tens
         return tuple(torch.zeros_like(part) for part in of)
     values, directions = zip(*pairs, strict=True)
     return torch.autograd.grad(values, of, directions, retain_graph=True, materialize_grads=True)
-
-
-# ---- ways -----------------------------------------------------------------------------------
-
-
-def explanations(model: Model) -> list[str]:
-    """Return a line for each derivative of the network that is taken in the slower way, with the reason."""
-    if not _SLOWER:
-        return []
-    return [
-        f"{what} are taken one after the other, since {reason}"
-        for (network, what), reason in _SLOWER.items()
-        if network == model.architecture
-    ]
-
-
-def _taken(
-    model: Model,
-    what: str,
-    function: Function,
-    theta: Tensor | None,
-    fast: Callable[[], R],
-    slow: Callable[[], R],
-) -> R:
-    """Return the derivative by the fast way or, where that fails, by the slow one, and remember it.
-
-    TypeError, with the module's name, if the function has a value but neither way works.
-    """
-    if not _SLOWER or (model.architecture, what) not in _SLOWER:
-        try:
-            with _same_noise(model):
-                return fast()
-        except (MemoryError, TimeoutError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # what torch's transforms and a forward within them may raise
-            reason = _reason(error)
-    else:
-        reason = _SLOWER[model.architecture, what]
-    try:
-        with _same_noise(model):
-            found = slow()
-    except (MemoryError, TimeoutError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        point = _point(model, theta)
-        with torch.no_grad():
-            function(point)  # which raises what is wrong with the call itself
-        raise TypeError(
-            f"estimator must be differentiable for this method, and torch has no {what} of "
-            f"{_culprit(model, function, theta)} ({_first_line(error)}). Use a method that needs gradients "
-            "alone (GradDot, DataInf, TRAK, FurtherTraining), or write the forward pass in differentiable "
-            "functions of torch."
-        ) from error
-    _SLOWER[model.architecture, what] = reason
-    return found
-
-
-def _same_noise(model: Model) -> AbstractContextManager[Any]:
-    """Return the context in which a way draws random numbers from where the others do."""
-    if not model.is_stochastic:
-        return nullcontext()
-    device = model.theta.device
-    devices = [] if device.type == "cpu" else [device]
-    return torch.random.fork_rng(devices, device_type=device.type)
-
-
-def _reason(error: Exception) -> str:
-    """Say in a few words why torch cannot take derivatives in the fast way."""
-    if "data-dependent" in str(error) or ".item()" in str(error):
-        return "the network's forward pass looks at numbers (.item() or an if)"
-    return f"torch cannot take them together ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()
-
-
-def _culprit(model: Model, function: Function, theta: Tensor | None) -> str:
-    """Return the name of the innermost module whose outputs torch cannot differentiate twice."""
-    leaves = _leaves(model, theta)
-    found: list[str] = []
-
-    def look(module: nn.Module, _: Any, output: Any) -> None:
-        tensors = [part for part in torch.utils._pytree.tree_leaves(output) if _differs(part)]
-        if not found and tensors and not _twice(tensors, list(leaves.values())):
-            found.append(f"{names[module]} ({type(module).__name__})")
-
-    modules = [model.module, model.training_module]
-    names = {part: name or "the network" for one in modules for name, part in one.named_modules()}
-    handles = [part.register_forward_hook(look) for part in names]
-    try:
-        with by_formulas(), torch.enable_grad():
-            function(leaves)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else "its loss"
-
-
-def _differs(part: Any) -> bool:
-    return isinstance(part, Tensor) and part.requires_grad
-
-
-def _twice(outputs: list[Tensor], leaves: list[Tensor]) -> bool:
-    """Return whether torch differentiates outputs twice."""
-    value = sum((part.square().sum() for part in outputs), outputs[0].new_zeros(()))
-    try:
-        slopes = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
-        total = sum((part.square().sum() for part in slopes), value)
-        torch.autograd.grad(total, leaves, materialize_grads=True)
-    except RuntimeError:
-        return False
-    return True

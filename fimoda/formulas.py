@@ -6,12 +6,13 @@ Its fused kernels of attention, and of LSTM, GRU and RNN, lack second derivative
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -22,13 +23,18 @@ State = tuple[Tensor, ...]
 Cell = Callable[..., State]
 
 
+def is_recurrent(module: nn.Module) -> bool:
+    """Return whether a network has recurrent layers."""
+    return any(isinstance(part, nn.RNNBase) for part in module.modules())
+
+
 @contextmanager
-def by_formulas() -> Iterator[None]:
-    """Compute attention and recurrence by their formulas; outputs stay the same to rounding."""
+def by_formulas(recurrent: bool = True) -> Iterator[None]:
+    """Compute attention, and recurrence if there is any, by formulas; outputs are the same to rounding."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _StepByStep():
+        with sdpa_kernel(SDPBackend.MATH), _StepByStep() if recurrent else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -40,8 +46,7 @@ class _StepByStep(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        cell = _CELLS.get(func)
-        return func(*args, **(kwargs or {})) if cell is None else _recurrence(cell, *args)
+        return RECURRENCES.get(func, func)(*args, **(kwargs or {}))
 
 
 def _lstm(
@@ -66,14 +71,6 @@ def _rnn(activation: Callable[[Tensor], Tensor]) -> Cell:
         return (activation(x + F.linear(state[0], weight, bias)),)
 
     return cell
-
-
-_CELLS: dict[Any, Cell] = {
-    torch.lstm: _lstm,
-    torch.gru: _gru,
-    torch.rnn_tanh: _rnn(torch.tanh),
-    torch.rnn_relu: _rnn(torch.relu),
-}
 
 
 def _recurrence(cell: Cell, data: Tensor, *given: Any) -> tuple[Tensor, ...]:
@@ -145,3 +142,12 @@ def _direction(
     if ended:
         state = tuple(torch.cat(part[::-1]) for part in zip(*ended, state, strict=True))
     return torch.cat(outputs[::-1] if backwards else outputs), state
+
+
+#: The steps of a recurrent layer, by the function of torch that takes them in one.
+RECURRENCES: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+    torch.lstm: partial(_recurrence, _lstm),
+    torch.gru: partial(_recurrence, _gru),
+    torch.rnn_tanh: partial(_recurrence, _rnn(torch.tanh)),
+    torch.rnn_relu: partial(_recurrence, _rnn(torch.relu)),
+}

@@ -19,6 +19,7 @@ from ._arrays import is_several, native
 from ._identity import identity_of
 from .batch_statistics import BatchStatistics, in_training, statistics_in
 from .derivatives import row_jacobians
+from .formulas import by_formulas, is_recurrent
 from .losses import RowLoss
 from .recipe import Recipe, Weighting
 from .returned import flattened, outputs_in
@@ -245,6 +246,11 @@ class FinalModel:
             for part in self.module.modules()
         )
 
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """True if it has recurrent layers."""
+        return is_recurrent(self.module)
+
     def forward(self, theta: Tensor, x: Inputs, training: bool = False) -> Tensor:
         """Return the outputs (B, C) of one model with parameters `theta` (p,)."""
         return self.call(self.views(theta), x, training)
@@ -273,7 +279,8 @@ class FinalModel:
         """Return the outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
         with torch.no_grad():
             try:
-                return vmap(self.forward, in_dims=(0, None))(thetas, X)
+                with by_formulas(False):
+                    return vmap(self.forward, in_dims=(0, None))(thetas, X)
             except RuntimeError:  # vmap has no rule for a layer, or the forward looks at numbers
                 return torch.stack([self.forward(theta, X) for theta in thetas])
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .derivatives import Function, gradient
+from .derivatives import gradient
+from .fallbacks import Function
 from .measured import Measured
 from .model import DEFAULT_BUDGET, FinalModel
 from .row_gradients import RowDifferentiator, RowGradients

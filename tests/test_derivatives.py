@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import networks
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fimoda import as_final_model
 from fimoda.derivatives import (
@@ -15,6 +17,7 @@ from fimoda.derivatives import (
     row_gradients,
     row_jacobians,
 )
+from fimoda.fallbacks import explanations
 from fimoda.formulas import by_formulas
 from fimoda.model import FinalModel
 from fimoda.rows import Rows
@@ -36,7 +39,7 @@ class Naive:
         self.leaves = {k: v.clone().requires_grad_() for k, v in model.views(model.theta).items()}
 
     def outputs(self, i: int) -> Tensor:
-        with by_formulas():
+        with by_formulas(True):
             return self.model.call(self.leaves, self.rows.inputs[i : i + 1])[0]
 
     def loss(self, i: int) -> Tensor:
@@ -118,3 +121,240 @@ def check(model: FinalModel, rows: Rows) -> None:
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_by_plain_loops(name):
     check(*example(name))
+
+
+def of_module(module: nn.Module, X: Tensor) -> tuple[FinalModel, Rows]:
+    """Return a classifier in float64 and five rows."""
+    y = torch.arange(len(X)) % networks.CLASSES
+    model = as_final_model(
+        module.double().eval(), X.numpy(), y.numpy(), criterion=nn.CrossEntropyLoss()
+    )
+    return model, Rows(model.encode_X(X.numpy()), model.encode_y(y, networks.CLASSES))
+
+
+def sequences(n: int = 5) -> Tensor:
+    return torch.from_numpy(networks._sequences(np.random.default_rng(2), n)).double()
+
+
+# ---- recurrent layers ------------------------------------------------------------------------
+
+RECURRENT = {
+    "lstm": lambda **given: nn.LSTM(4, 5, **given),
+    "projected lstm": lambda **given: nn.LSTM(4, 5, proj_size=3, **given),
+    "gru": lambda **given: nn.GRU(4, 5, **given),
+    "rnn": lambda **given: nn.RNN(4, 5, **given),
+    "relu rnn": lambda **given: nn.RNN(4, 5, nonlinearity="relu", **given),
+}
+
+OPTIONS = {
+    "plain": {},
+    "two layers": {"num_layers": 2},
+    "both directions": {"bidirectional": True},
+    "no bias": {"bias": False},
+    "dropout": {"num_layers": 2, "dropout": 0.5},
+    "all": {"num_layers": 3, "bidirectional": True, "bias": False, "dropout": 0.3},
+}
+
+
+def same(found, expected) -> None:
+    """Compare what a recurrent layer returns: outputs, packed or not, and states."""
+    pairs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
+    for one, other in pairs:
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_recurrent_layers_by_their_formula(kind, options):
+    """In evaluation and in training, batches, single sequences and packed ones, with states given."""
+    torch.manual_seed(0)
+    X = torch.randn(3, 6, 4).double()
+    for batch_first in (True, False):
+        module = RECURRENT[kind](**OPTIONS[options], batch_first=batch_first).double()
+        steps = X if batch_first else X.transpose(0, 1)
+        packed = nn.utils.rnn.pack_padded_sequence(steps, [6, 4, 1], batch_first=batch_first)
+        state = module(steps)[1]
+        for inputs in ((steps,), (steps[:, 0],), (packed,), (steps, state), (packed, state)):
+            for training in (True, False):
+                module.train(training)
+                torch.manual_seed(1)
+                expected = module(*inputs)
+                torch.manual_seed(1)
+                with by_formulas(True):
+                    same(module(*inputs), expected)
+
+
+class OfLast(nn.Module):
+    """The outputs of a recurrent layer at the last step, and its last state."""
+
+    def __init__(self, kind: str, **options):
+        super().__init__()
+        self.recurrent = RECURRENT[kind](batch_first=True, **options)
+        width = (3 if "projected" in kind else 5) * (1 + options.get("bidirectional", False))
+        self.head = nn.Linear(width, networks.CLASSES)
+
+    def forward(self, X):
+        outputs, state = self.recurrent(X)
+        state = state[1] if isinstance(state, tuple) else state
+        return self.head(outputs[:, -1]) + state.square().mean((0, 2)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_derivatives_of_recurrent_networks(kind):
+    torch.manual_seed(0)
+    model, rows = of_module(OfLast(kind, num_layers=2, bidirectional=True), sequences())
+    check(model, rows)
+    assert not explanations(model)
+
+
+# ---- attention -------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Attention that leaves padding out, which is zero."""
+
+    def __init__(self, encoder: bool):
+        super().__init__()
+        self.embedding = nn.Embedding(networks.VOCABULARY, 8)
+        self.encoder = (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 2)
+            if encoder
+            else nn.MultiheadAttention(8, 2, batch_first=True)
+        )
+        self.head = nn.Linear(8, networks.CLASSES)
+
+    def forward(self, X):
+        hidden, padding = self.embedding(X), X == 0
+        if isinstance(self.encoder, nn.TransformerEncoder):
+            hidden = self.encoder(hidden, src_key_padding_mask=padding)
+        else:
+            hidden = self.encoder(hidden, hidden, hidden, key_padding_mask=padding)[0]
+        return self.head(hidden.mean(1))
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_attention_with_padding(encoder):
+    torch.manual_seed(0)
+    given = networks._padded(np.random.default_rng(0), 5)["input_ids"]
+    model, rows = of_module(Masked(encoder), torch.from_numpy(given))
+    check(model, rows)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+# ---- what torch cannot batch, or not differentiate -------------------------------------------
+
+
+class Looking(nn.Module):
+    """A forward pass with an `if` that depends on its numbers, and with `.item()`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, networks.CLASSES)
+
+    def forward(self, X):
+        hidden = self.first(X).tanh()
+        if (hidden.abs() > 100).any():
+            raise ValueError("hidden units are too large")
+        return self.head(hidden * (1 + 0 * hidden.max().item()))
+
+
+def test_data_dependent_control_flow_is_explained():
+    torch.manual_seed(0)
+    model, rows = of_module(Looking(), torch.randn(5, 4))
+    assert not explanations(model)
+    check(model, rows)
+    found = explanations(model)
+    assert any("looks at numbers" in line and "one after the other" in line for line in found)
+    assert explanations(model.double) == found
+    other, _ = of_module(nn.Linear(4, networks.CLASSES), torch.randn(5, 4))
+    assert not explanations(other)
+
+
+class Once(torch.autograd.Function):
+    """The exponential, with a first derivative alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0]
+
+
+class Quiet(Once):
+    """The same for transforms of torch, which take its second derivative for zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * ctx.saved_tensors[0]
+
+
+class Blind(Once):
+    """The same with a backward pass that leaves torch."""
+
+    @staticmethod
+    def backward(ctx, slope):
+        return torch.from_numpy(slope.numpy() * ctx.saved_tensors[0].numpy())
+
+
+class Exponential(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, X):
+        return self.function.apply(X)
+
+
+@pytest.mark.parametrize("function", [Once, Quiet, Blind])
+def test_no_second_derivative_is_an_error_that_names_the_module(function):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(4, 5),
+        nn.Sequential(nn.Tanh(), Exponential(function)),
+        nn.Linear(5, networks.CLASSES),
+    )
+    model, rows = of_module(module, torch.randn(5, 4))
+    naive, losses, V = Naive(model, rows), losses_of(model, rows), vectors(model)
+    close(gradient(model, lambda p: losses(p).sum()), naive.gradients().sum(0))
+    close(row_jacobians(model, rows.inputs), naive.jacobians())
+    with pytest.raises(TypeError, match=r"no second .* of 1\.1 \(Exponential\).*GradDot, DataInf"):
+        hessian_products(model, losses, torch.ones(5).double(), V)
+    linear = Linearization(model, lambda p: model.call(p, rows.inputs))
+    if function is Quiet:
+        close(linear.push(V), torch.einsum("ncp,kp->knc", naive.jacobians(), V))
+    else:
+        with pytest.raises(TypeError, match=r"derivatives .* of 1\.1 \(Exponential\)"):
+            linear.push(V)
+
+
+def test_errors_of_the_call_itself_stay():
+    model, rows = of_module(nn.Linear(4, networks.CLASSES), torch.randn(5, 4))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        gradient(model, lambda p: model.call(p, rows.inputs[:, :2]).sum())
+
+
+def test_unused_parameters_have_no_gradient():
+    model, rows = of_module(nn.Linear(4, networks.CLASSES), torch.randn(5, 4))
+    zero = torch.zeros(model.n_parameters).double()
+    close(gradient(model, lambda p: rows.inputs.sum()), zero)
+    at_bias = gradient(model, lambda p: p["bias"].sum())
+    close(at_bias, torch.cat([zero[: -networks.CLASSES], torch.ones(networks.CLASSES).double()]))
+    constant = Linearization(model, lambda p: rows.inputs.sum(1) + p["bias"].sum())
+    close(constant.pull(torch.ones(1, 5).double()), 5 * at_bias[None])

@@ -27,6 +27,7 @@ ORDER = [
     "recipe",
     "batch_statistics",
     "formulas",
+    "fallbacks",
     "derivatives",
     "model",
     "measured",

@@ -65,11 +65,13 @@ def private_copy(module: nn.Module) -> nn.Module:
 
 
 def _without_extras(part: Any) -> None:
-    """Keep a model of ``transformers`` from caches and from checkpoints of gradients."""
+    """Keep a module from caches, checkpoints of gradients, and outputs for padding that training has not."""
     if getattr(getattr(part, "config", None), "use_cache", False):
         part.config.use_cache = False
     if getattr(part, "gradient_checkpointing", False):
         part.gradient_checkpointing = False
+    if getattr(part, "use_nested_tensor", False):
+        part.use_nested_tensor = False
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from ..derivatives import Linearization
-from ..formulas import by_formulas
+from ..formulas import by_formulas, is_recurrent
 from ..rows import Rows
 from .batch_hessian import BatchHessian
 from .outputs import push_outputs
@@ -45,6 +45,7 @@ class LinearizedModule(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module)
+        self._recurrent = is_recurrent(module)
         self._base = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
@@ -54,6 +55,6 @@ class LinearizedModule(nn.Module):
             found = functional_call(self.module, parameters, inputs, named)
             return found[0] if isinstance(found, tuple) else found
 
-        with by_formulas():
+        with by_formulas(self._recurrent):
             value, change, *_ = jvp(outputs, (self._base,), (moved,))
         return value + change
