@@ -340,7 +340,7 @@ def test_no_second_derivative_is_an_error_that_names_the_module(function):
     if function is Quiet:
         close(linear.push(V), torch.einsum("ncp,kp->knc", naive.jacobians(), V))
     else:
-        with pytest.raises(TypeError, match=r"derivatives .* of 1\.1 \(Exponential\)"):
+        with pytest.raises(TypeError, match=r"derivatives.* of 1\.1 \(Exponential\)"):
             linear.push(V)
 
 
