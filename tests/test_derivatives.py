@@ -75,8 +75,6 @@ def example(name: str) -> tuple[FinalModel, Rows]:
     """Return a network of the zoo in float64, with five rows."""
     if name in networks.NEEDS:
         pytest.importorskip(networks.NEEDS[name])
-    if name == "language model":
-        pytest.skip("outputs of several positions")
     case = networks.bare(name, torch.float64)
     model = as_final_model(case.model, case.X, case.y, **case.params)
     inputs = model.encode_X(case.X)

@@ -31,18 +31,8 @@ REFUSALS: dict[tuple[str, str], str] = {
 }
 
 
-#: Several positions an output are still refused.
-UNFINISHED = {"language model"}
-
-
 def each_network(but: tuple[str, ...] = ()) -> pytest.MarkDecorator:
-    unfinished = [pytest.mark.xfail(reason="outputs of shape (n, T, C)", strict=False)]
-    cases = [
-        pytest.param(name, marks=unfinished if name in UNFINISHED else [])
-        for name in networks.NETWORKS
-        if name not in but
-    ]
-    return pytest.mark.parametrize("network", cases)
+    return pytest.mark.parametrize("network", [n for n in networks.NETWORKS if n not in but])
 
 
 @pytest.fixture(autouse=True)
