@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .._arrays import n_rows, take_rows
 from ..model import FinalModel, unwrapped
 from ..rows import RawRows
+from .fresh_parameters import kept_beside
 from .kinds import Frozen, Kind
 from .linear_models import SGD, LeastSquares, Logistic
 from .mlp import MLP
@@ -157,6 +158,13 @@ def initial_parameters(
     A scikit-learn MLP takes the seed as its ``random_state``; for others it is torch's. `init` makes a new
     module. By default a skorch net is initialised again, and a bare module's parts ``reset_parameters``.
     """
+    if (buffer := kept_beside(model.module)) is not None:
+        raise ValueError(
+            "estimator cannot be trained from scratch as a stack: a spectral norm or an orthogonal "
+            f"parametrisation keeps its start in a buffer ({buffer}), beside the parameters. Use "
+            "weight_norm, a skorch net (which trains again by its own fit), or methods that begin at the final model "
+            "(FurtherTraining, UnrolledDifferentiation)."
+        )
     with global_generators(seed):
         module = kind_of(estimator).fresh(seed) if init is None else init()
     fresh = unwrapped(module)

@@ -28,12 +28,14 @@ from ..returned import outputs_in
 from ..rows import mapped, parts
 from .attention import with_whole_masks
 from .first_run import UnknownId, check_ids, first_run
+from .fresh_parameters import drawn_again
 from .kinds import Kind
 from .private_copy import (
     N_TRIED,
     called,
     check_gradients_apart,
     check_rows_apart,
+    copied,
     has_hooks,
     keep_inputs,
     private_copy,
@@ -237,26 +239,4 @@ class Module(Kind):
 
     def fresh(self, seed: int) -> nn.Module:
         """Return a copy whose parts have drawn their parameters again."""
-        return drawn_again(copy.deepcopy(self.model).cpu())
-
-
-def drawn_again(module: nn.Module) -> nn.Module:
-    """Draw all trainable parameters again, children first, as their constructors do; return the module."""
-    left: list[str] = []
-
-    def reset(part: nn.Module) -> None:
-        draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-        if callable(draw):
-            draw()
-        elif any(p.requires_grad for p in part.parameters(recurse=False)):
-            left.extend(name for name, _ in part.named_parameters(recurse=False))
-
-    with torch.no_grad():
-        module.apply(reset)
-    if left:
-        raise ValueError(
-            f"estimator has parameters that no reset_parameters draws again ({', '.join(left)}), so "
-            "it cannot be trained from scratch. Give the module that owns them a method "
-            "reset_parameters, or pass init, a callable that makes a new module."
-        )
-    return module
+        return drawn_again(copied(unwrapped(self.model)).cpu())

@@ -50,18 +50,51 @@ def private_copy(module: nn.Module) -> nn.Module:
                 f"estimator has a BatchNorm layer ({where}) without running statistics, so that the "
                 "outputs of a row depend on the other rows of the batch. Use track_running_stats=True."
             )
-    try:
-        copied = copy.deepcopy(module)
-    except RuntimeError as error:
-        raise ValueError(
-            f"estimator cannot be copied: {error}. Where torch.nn.utils.weight_norm or spectral_norm "
-            "is the reason, use that of torch.nn.utils.parametrizations."
-        ) from error
-    for part in copied.modules():
+    made = copied(module)
+    for part in made.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False
+        for name in _computed(part):
+            part.register_forward_hook(_Forget(name))
+        _without_iterations(part)
         _without_extras(part)
-    return copied.eval()
+    return made.eval()
+
+
+def _without_iterations(part: nn.Module) -> None:
+    """Keep a spectral norm from changing in training: it is that along the vectors of the final model."""
+    for norm in (part, *part._forward_pre_hooks.values()):
+        if type(norm).__name__.endswith("SpectralNorm"):
+            vars(norm)["n_power_iterations"] = 0
+
+
+class _Forget:
+    """Forgets a weight that a hook has computed for a call, since it belongs to that call alone."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, part: nn.Module, inputs: Any, outputs: Any) -> None:
+        setattr(part, self.name, None)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy, also of a module that holds a weight which a hook has computed."""
+    held = [vars(part).get(name) for part in module.modules() for name in _computed(part)]
+    known = {id(value): value.detach() for value in held if isinstance(value, Tensor)}
+    try:
+        return copy.deepcopy(module, known)
+    except RuntimeError as error:
+        raise ValueError(
+            f"estimator cannot be copied: {error}. A module must not keep tensors that it has computed "
+            "in a forward pass; where it does, detach them."
+        ) from error
+
+
+def _computed(part: nn.Module) -> list[str]:
+    """Return the names of the weights that hooks of ``torch.nn.utils`` compute before each call."""
+    hooks: list[Any] = list(part._forward_pre_hooks.values())
+    return [hook.name for hook in hooks if _computes_parameter(hook)]
 
 
 def _without_extras(part: Any) -> None:
@@ -93,7 +126,7 @@ def _user_hooks(module: nn.Module) -> list[tuple[dict[int, Any], int]]:
 
 
 def _computes_parameter(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")
+    return type(hook).__module__.startswith("torch.nn.utils") or isinstance(hook, _Forget)
 
 
 def returned(module: nn.Module, x: Inputs) -> Any:

@@ -16,8 +16,9 @@ from .._arrays import n_rows, take_rows
 from ..losses import is_torchs_own, pairs_all_rows
 from ..model import FinalModel
 from ..recipe import Recipe
+from .fresh_parameters import drawn_again, kept_beside
 from .kinds import Kind
-from .modules import Module, drawn_again, freeze
+from .modules import Module, freeze
 from .own_predictions import check_net
 from .weight_decay import penalty_of_optimizer
 
@@ -103,6 +104,12 @@ class Net(Module):
 
     def n_epochs(self) -> int | None:
         return self.model.max_epochs
+
+    def own_training(self) -> str | None:
+        """Return the buffer that parameters start with, beside themselves."""
+        module = getattr(self.model, "module_", None)
+        name = None if module is None else kept_beside(module)
+        return None if name is None else f"a parametrisation with a buffer ({name})"
 
     def rows_seen(self) -> int | None:
         """Return how many rows the last epochs in its history had."""
