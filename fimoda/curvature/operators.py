@@ -19,7 +19,11 @@ from ..model import FinalModel
 from ..objective import Objective
 from ..row_gradients import RowGradients
 from ..rows import Inputs, mapped, parts
+from .chain_gauss_newton import MANY_OUTPUTS, ChainGaussNewton
 from .jacobian import factored_jacobian, product_bytes
+
+#: Bytes of a product with factors that stay in a processor's cache.
+_CACHED = 32 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +117,8 @@ class GaussNewton(Curvature):
 
     def _product(self, V: Tensor, at: slice) -> Tensor:
         w = self._shares[at, None, None]
+        if self._chain is not None:
+            return self._chain(V, at, self._output_hessian[at] * w)
         if self._jacobian is not None:
             jacobian = self._jacobian[at]
             return jacobian.pull((jacobian.push(V) @ self._output_hessian[at]) * w)
@@ -125,10 +131,20 @@ class GaussNewton(Curvature):
         return linear.pull(bent.transpose(0, 1))
 
     def _chunk_size(self, n_vectors: int) -> int:
+        if self._chain is not None:
+            return self._chain.chunk_size(n_vectors)
         if self._jacobian is None:
             return super()._chunk_size(n_vectors)
-        fitting = self.objective.memory_budget // (2 * product_bytes(self._jacobian, n_vectors))
+        budget = min(self.objective.memory_budget, _CACHED)
+        fitting = budget // (2 * product_bytes(self._jacobian, n_vectors))
         return int(min(max(fitting, 1), len(self)))
+
+    @cached_property
+    def _chain(self) -> ChainGaussNewton | None:
+        few = self.objective.n_outputs < MANY_OUTPUTS
+        return (
+            None if few else ChainGaussNewton.of(self.objective, self.objective.memory_budget // 4)
+        )
 
     @cached_property
     def _jacobian(self) -> RowGradients | None:
@@ -141,9 +157,11 @@ class GaussNewton(Curvature):
 
     def restricted(self, rows: NDArray[np.int64]) -> Self:
         other = super().restricted(rows)
-        if self._jacobian is not None:
+        kept = "_jacobian" if self._chain is None else "_chain"
+        whole = getattr(self, kept)
+        if whole is not None:
             of = torch.from_numpy(rows).to(self.model.device)
-            vars(other)["_jacobian"] = self._jacobian[of]
+            vars(other)[kept] = whole[of]
             vars(other)["_output_hessian"] = self._output_hessian[of]
         return other
 

@@ -31,11 +31,21 @@ class Responses:
         """Return what a constant gradient adds to the parameters at the end, (k,)."""
         return (self.first + self.second).sum(0)[0]
 
+    def to_modes(self, along: Tensor) -> Tensor:
+        """Return the load (2, n, k) of rows on the first k modes, in float64.
+
+        From their residuals' products with the outputs' derivatives along the modes, (n, k, n_knots).
+        """
+        R, modes = along.to(self.first), slice(along.shape[1])
+        return torch.einsum("nke,esk->snk", R[..., :-1], self.first[..., modes]) + torch.einsum(
+            "nke,esk->snk", R[..., 1:], self.second[..., modes]
+        )
+
     def to_residuals(self, residuals: Tensor) -> Tensor:
-        """Return weights of each row's Jacobian, (2, n, C, k), from residuals (n_knots, n, C)."""
+        """Return the load (2, n, C) on the last mode, from residuals (n_knots, n, C)."""
         R = residuals.to(self.first)
-        return torch.einsum("enc,esk->snck", R[:-1], self.first) + torch.einsum(
-            "enc,esk->snck", R[1:], self.second
+        return torch.einsum("enc,es->snc", R[:-1], self.first[..., -1]) + torch.einsum(
+            "enc,es->snc", R[1:], self.second[..., -1]
         )
 
 

@@ -20,7 +20,7 @@ from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .linearized import LinearizedRun, require_memory
 from .outputs import push_outputs
-from .segments import Segment, linearize, middle
+from .segments import LOAD, Segment, linearize, middle
 from .unrolled import leaving_out
 
 #: Dimensions of a Krylov space by default, where memory allows.
@@ -30,8 +30,8 @@ COMPONENTS = 640
 def bytes_per_component(objective: Objective, n_segments: int, n_seeds: int) -> int:
     """Return what each dimension of the Krylov spaces takes of memory, of all seeds together."""
     p, n = objective.model.n_parameters, len(objective)
-    numbers = n_segments * (p + 2 * n) + 3 * p + n * objective.n_outputs
-    return n_seeds * objective.model.theta.element_size() * numbers
+    numbers = n_segments * (p + 2 * n) + 3 * p
+    return int(n_seeds * objective.model.theta.element_size() * numbers / (1 - LOAD))
 
 
 def components_that_fit(objective: Objective, each: int, memory_budget: int) -> int:

@@ -28,11 +28,14 @@ from .block_krylov import block_krylov
 from .outputs import push_outputs
 from .responses import Responses, responses
 
-#: Rows that go through a product with the Hessian together.
+#: Rows that go through a product with the Hessian together, at most.
 _ROWS = 1024
 
 #: Modes of negative curvature grow at most by exp of this in a segment: real training saturates.
 _GROWTH = 0.5
+
+#: Part of the memory budget for derivatives of outputs, first or second, that are summed up over rows.
+LOAD = 1 / 8
 
 #: Rows whose Jacobians the Krylov spaces begin with, for each vector of the beginning.
 _SAMPLE = 4
@@ -80,10 +83,9 @@ class Segment:
         real, earlier = self._passed(objective, self.load, adjoints)
         if others is None:
             return real, real, earlier
-        pushed = push_outputs(
-            objective.model, objective.rows.inputs, self.theta, self.basis * self.scale
-        )
-        load = _load(pushed, self.response, others[self.inside], len(self.load.inside))
+        residuals = others[self.inside]
+        modes = self.basis * self.scale
+        load = _load(objective, self.theta, modes, self.response, residuals, len(self.load.inside))
         return real, self._passed(objective, load, adjoints)[0], earlier
 
     def _passed(
@@ -99,8 +101,11 @@ class Segment:
             inner = outer @ self.basis.mT
             outer.addmm_(inner, self.basis, alpha=-1)
             own += (inner @ load.inside[part].mT).double()
-            pushed = push_outputs(model, inputs, self.theta, outer * self.scale)
-            own += torch.einsum("nmc,nc->mn", pushed.double(), load.outside[part])
+            moves = outer * self.scale
+            for rows in load_chunks(objective, len(moves)):
+                pushed = push_outputs(model, inputs[rows], self.theta, moves)
+                of_rows = load.outside[part][rows]
+                own[:, rows] += torch.einsum("nmc,nc->mn", pushed.double(), of_rows)
             for new, ways in zip(earlier, (self.response.X, self.response.V), strict=False):
                 kept = ways[part].to(outer)
                 new.addmm_(inner * kept[:-1], self.basis).add_(outer, alpha=float(kept[-1]))
@@ -136,11 +141,14 @@ def linearize(
     objective = _decayed(run.objective.at(run.model.at(moment.theta)), steps)
     hessian, penalty = batch_hessian(objective.model, kinks), objective.model.penalty
 
+    bends = 8 * objective.n_outputs**2  # bytes of a row's second derivative in its outputs
+    size = int(min(max(LOAD * objective.memory_budget // bends, 1), _ROWS))
+
     def product(U: Tensor) -> Tensor:
         U = U * scale
         total = torch.zeros_like(U) if penalty is None else U * penalty
         with seeded(objective.model, 0):  # the same dropout in all products
-            for rows in objective.rows.split(_ROWS):
+            for rows in objective.rows.split(size):
                 total += hessian(moment.theta, rows, U)[0]
         return total * scale
 
@@ -154,8 +162,8 @@ def linearize(
         way = responses(steps, torch.zeros_like(curved[:1]), rates, knots).total.abs()
         curved = torch.maximum(curved, -_GROWTH / way)
     response = responses(steps, curved, rates, knots)
-    pushed = push_outputs(objective.model, objective.rows.inputs, moment.theta, basis * scale)
-    load = _load(pushed, response, observed.residuals[inside], 1 + bool(steps.of_velocity))
+    residuals, n_parts = observed.residuals[inside], 1 + bool(steps.of_velocity)
+    load = _load(objective, moment.theta, basis * scale, response, residuals, n_parts)
     moved = observed.theta(b) - observed.theta(a)
 
     first = observed.moments[a]
@@ -176,13 +184,32 @@ def _in_modes(basis: Tensor, vector: Tensor, kept: Tensor) -> Tensor:
     return (inner * kept[:-1]) @ basis + (vector - inner @ basis) * kept[-1]
 
 
-def _load(pushed: Tensor, response: Responses, residuals: Tensor, n_parts: int) -> Load:
-    """Return the load of residuals (n_knots, n, C), with the modes' derivatives of outputs."""
-    parts = response.to_residuals(residuals)[:n_parts]
-    return Load(
-        [(pushed.mT * part[:, :, :-1].to(pushed)).sum(1) for part in parts],
-        [part[:, :, -1] for part in parts],
-    )
+def _load(
+    objective: Objective,
+    theta: Tensor,
+    modes: Tensor,
+    response: Responses,
+    residuals: Tensor,
+    n_parts: int,
+) -> Load:
+    """Return the load of residuals (n_knots, n, C) on modes (k, p), some rows at a time."""
+    model, inputs = objective.model, objective.rows.inputs
+    inside: list[list[Tensor]] = [[] for _ in range(n_parts)]
+    for rows in load_chunks(objective, len(modes)):
+        pushed = push_outputs(model, inputs[rows], theta, modes)  # (b, k, C)
+        along = pushed @ residuals[:, rows].to(pushed).permute(1, 2, 0)  # (b, k, n_knots)
+        for number, part in enumerate(response.to_modes(along)[:n_parts]):
+            inside[number].append(part.to(pushed))
+    outside = response.to_residuals(residuals)[:n_parts]
+    return Load([torch.cat(parts) for parts in inside], list(outside))
+
+
+def load_chunks(objective: Objective, n_vectors: int) -> list[slice]:
+    """Return slices of rows whose derivatives of outputs along vectors take `LOAD` of the budget."""
+    # the derivatives, as they come and joined, once in float64
+    row_bytes = objective.n_outputs * n_vectors * (2 * objective.model.theta.element_size() + 8)
+    step = max(1, int(LOAD * objective.memory_budget) // row_bytes)
+    return [slice(start, start + step) for start in range(0, len(objective), step)]
 
 
 def _decayed(objective: Objective, steps: LinearSteps) -> Objective:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from naive import relative
+from problems import tanh_network
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPRegressor
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fimoda import (
     FurtherTraining,
@@ -278,7 +280,9 @@ def test_responses(name):
             for k in range(per_epoch)
         ]
         expected = run(zero, zero, forces)
-        assert relative(found.to_residuals(residuals)[:, row, 0], expected) < 1e-12
+        along = residuals[:, row].expand(5, 4).mT[None]  # each mode has the same force
+        assert relative(found.to_modes(along)[:, 0], expected) < 1e-12
+        assert relative(found.to_residuals(residuals)[:, row, 0], expected[:, -1]) < 1e-12
     assert relative(found.total, run(zero, zero, [zero + 1] * 12)[0]) < 1e-12
 
 
@@ -966,3 +970,35 @@ def test_unstable_linearisation(n_segments, loss):
     for n_jobs in (1, 2):
         with pytest.raises(FloatingPointError, match=r"linearised run is unstable.*Lower lr"):
             found.set_params(n_jobs=n_jobs).fit(X, y)
+
+
+class Largest(TorchDispatchMode):
+    """Remember the bytes of the largest tensor that an operation returns."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.n_bytes = max(self.n_bytes, one.numel() * one.element_size())
+        return found
+
+
+def test_rows_times_outputs_times_modes_are_not_held():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(600, 4, generator=generator, dtype=torch.float64)
+    y = torch.arange(600) % 40
+    given = {"n_segments": 2, "n_epochs": 2, "batch_size": 100, "random_state": 0, "lr": 0.1}
+    net = tanh_network(4, 8, 40)
+    method = LinearizedFurtherTraining(
+        net, criterion=torch.nn.CrossEntropyLoss(), memory_budget=4 * 10**6, **given
+    )
+    with Largest() as largest:
+        scores = method.fit(X, y).transform(X[:5], y[:5])
+    k = method.n_components_
+    assert 0 < largest.n_bytes < 600 * 40 * k * 8 / 3
+    roomy = LinearizedFurtherTraining(
+        net, criterion=torch.nn.CrossEntropyLoss(), n_components=k, **given
+    )
+    assert relative(scores, roomy.fit(X, y).transform(X[:5], y[:5])) < 1e-9
