@@ -33,6 +33,9 @@ from ..model import FinalModel
 #: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
 AT_MINIMUM = 1e-4
 
+#: Rows times parameters times features from which ``projection="auto"`` is sparse.
+MANY_OPERATIONS = 10**11
+
 
 class TRAK(BaseAttributor):
     r"""Influence function with the Gauss-Newton matrix of randomly projected gradients.
@@ -62,12 +65,13 @@ class TRAK(BaseAttributor):
     n_components : int, default=2048
         Number k of features. None, or a number of at least that of the parameters, leaves out the
         projection.
-    projection : {"rademacher", "gaussian", "sparse", "product"}, default="rademacher"
+    projection : {"auto", "rademacher", "gaussian", "sparse", "product"}, default="auto"
         Distribution of P: signs, normal numbers, four signs among zeros for each parameter, or
         signs that are products of one sign for the input and one for the output that a weight
         connects. With p parameters and n rows the first two take n p k operations; the sparse one
         takes 4 n p and is as good. The product is for networks of linear layers only, never meets
-        single parameters, and is somewhat noisier.
+        single parameters, and is somewhat noisier. "auto" takes signs, and the sparse one where they
+        would take more than 1e11 operations (seconds).
     models : list, default=None
         Further fitted models, trained as `estimator` was with other seeds, over which scores are
         averaged. They take the rows that `estimator` (for a Pipeline: its last step) takes.
@@ -98,6 +102,8 @@ class TRAK(BaseAttributor):
         The final model.
     model_ : FinalModel
         Its frozen functional view.
+    projection_ : str
+        The distribution that was used.
     output_function_ : {"margin", "output"}
         The function whose gradients are the features.
     damping_ : float
@@ -134,7 +140,7 @@ class TRAK(BaseAttributor):
         **BaseAttributor._parameter_constraints,
         **BaseAttributor._BUDGET_CONSTRAINTS,
         "n_components": [POSITIVE_INTEGER, None],
-        "projection": [StrOptions(set(KINDS))],
+        "projection": [StrOptions({"auto", *KINDS})],
         "models": [list, tuple, None],
         "damping": [NON_NEGATIVE_REAL, StrOptions({"auto"})],
         "reweight_others": ["boolean"],
@@ -145,7 +151,7 @@ class TRAK(BaseAttributor):
         estimator: Any = None,
         *,
         n_components: int | None = 2048,
-        projection: str = "rademacher",
+        projection: str = "auto",
         models: Sequence[Any] | None = None,
         damping: float | str = "auto",
         reweight_others: bool = False,
@@ -197,12 +203,13 @@ class TRAK(BaseAttributor):
         self._share = self._objective.rows.shares
         self._removal = Removal.of(self._objective, self.reweight_others)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+        self.projection_ = self._kind()
         self._members = []
         for number, objective in enumerate(self._objectives):
             project = Projection(
                 objective.model.n_parameters,
                 self.n_components,
-                self.projection,
+                self.projection_,
                 seed=seed + number,
                 memory_budget=self.memory_budget // 2,
             )
@@ -210,6 +217,14 @@ class TRAK(BaseAttributor):
         self.damping_ = self._automatic_damping() if self.damping == "auto" else float(self.damping)
         for member in self._members:
             member.factor(self.damping_)
+
+    def _kind(self) -> str:
+        """Return the distribution of the projection: signs, unless these take long."""
+        if self.projection != "auto":
+            return self.projection
+        p = self.model_.n_parameters
+        rows = len(self._objective) * (1 if self.model_.loss.has_probabilities else self.n_outputs_)
+        return "sparse" if rows * p * (self.n_components or p) > MANY_OPERATIONS else "rademacher"
 
     def _automatic_damping(self) -> float:
         """Return the mean over models of a part of the features' mean squared length."""

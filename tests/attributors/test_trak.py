@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from fimoda import TRAK, ExactInfluence, as_final_model
+from fimoda.attributors import trak
 from fimoda.curvature import projection
 from fimoda.curvature.projection import BLOCK, KINDS, Projection, signs
 from fimoda.layers import Factors
@@ -457,3 +458,16 @@ def test_sign_agrees_with_leave_one_out_in_classification():
     assert np.corrcoef(scores.ravel(), truth.ravel())[0, 1] > 0.9
     assert (scores.diagonal() < 0).all()  # without it its own margin falls
     assert (truth.diagonal() < 0).all()
+
+
+def test_projection_is_sparse_where_signs_take_long(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(12, 4)), rng.integers(2, size=12)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    operations = 12 * 44 * 8
+    for most, kind in ((operations, "rademacher"), (operations - 1, "sparse")):
+        monkeypatch.setattr(trak, "MANY_OPERATIONS", most)
+        given = {"criterion": nn.CrossEntropyLoss(), "n_components": 8, "random_state": 0}
+        found, own = (TRAK(net, projection=p, **given).fit(X, y) for p in ("auto", kind))
+        assert found.projection_ == kind
+        np.testing.assert_array_equal(found.transform(X, y), own.transform(X, y))
