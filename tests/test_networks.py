@@ -25,10 +25,7 @@ from fimoda import (
 )
 
 #: Why an attributor refuses a network; every other cell works.
-REFUSALS: dict[tuple[str, str], str] = {
-    ("bfloat16", attributor): "does not end at the model"  # recorded in float32, then rounded
-    for attributor in ("Hydra", "SOURCE", "TracIn")
-}
+REFUSALS: dict[tuple[str, str], str] = {}
 
 
 def each_network(but: tuple[str, ...] = ()) -> pytest.MarkDecorator:

@@ -243,12 +243,14 @@ def recorded_trajectory(estimator: Any) -> Trajectory | None:
 
 
 def _check_ends_at(run: Trajectory, net: skorch.NeuralNet) -> None:
-    """Raise ValueError unless the run ends at the parameters of the net."""
+    """Raise ValueError unless the run ends at the parameters of the net, in the net's own type."""
 
     def is_net(k: int) -> bool:
         kept = run.state(k)
         parameters = dict(unwrapped(net.module_).named_parameters())
-        return all(torch.equal(kept[name], p.detach().cpu()) for name, p in parameters.items())
+        return all(
+            torch.equal(kept[name].to(p.dtype), p.detach().cpu()) for name, p in parameters.items()
+        )
 
     if not len(run) or is_net(len(run) - 1):
         return
