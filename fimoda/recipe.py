@@ -36,13 +36,28 @@ class Recipe:
     @property
     def unseen(self) -> str | None:
         """In words, the part of its steps of which the optimiser's class and settings do not tell."""
-        told = "gradients were clipped by their norm" if "max_grad_norm" in self.beside else None
-        return self.obstacle or told
+        told = {
+            "max_grad_norm": "gradients were clipped by their norm",
+            "param_groups": "it was trained with parameter groups of their own",
+        }
+        return self.obstacle or next((told[name] for name in self.beside), None)
 
     @property
     def continued(self) -> Recipe:
-        """The recipe of a training that goes on where this one ended."""
-        return self if self.last_lr is None else replace(self, lr=self.last_lr)
+        """The recipe of a training that goes on where this one ended.
+
+        The learning rates of parameter groups have followed that of the other parameters.
+        """
+        if self.last_lr is None:
+            return self
+        beside = dict(self.beside)
+        if "param_groups" in beside and self.lr is not None:
+            factor = self.last_lr / self.lr
+            beside["param_groups"] = [
+                (pattern, {k: v * factor if k == "lr" else v for k, v in settings.items()})
+                for pattern, settings in beside["param_groups"]
+            ]
+        return replace(self, lr=self.last_lr, beside=beside)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Naive:
         What batch normalisation does.
     clip : callable, default=None
         Changes the gradients of a module before each step.
+    groups : callable, default=None
+        Parameter groups of a module; their learning rates follow that of the others.
     """
 
     module: nn.Module
@@ -52,6 +54,7 @@ class Naive:
     l2: Callable[[nn.Module], Tensor] | None = None
     batch_statistics: str = "update"
     clip: Callable[[nn.Module], object] | None = None
+    groups: Callable[[nn.Module], list[dict]] | None = None
 
     def _batches(self, order: Tensor, left_out: int | None, mode: str) -> list[list[int]]:
         if mode == "drop" and left_out is not None:
@@ -86,13 +89,15 @@ class Naive:
         module = self._in_training(copy.deepcopy(self.module))
         lr = self.lr if callable(self.lr) else lambda _: self.lr
         trainable = [p for p in module.parameters() if p.requires_grad]
-        optimizer = self.optimizer(trainable, lr=lr(0), **self.params)
+        parts = trainable if self.groups is None else self.groups(module)
+        optimizer = self.optimizer(parts, lr=lr(0), **self.params)
+        begun = [group["lr"] for group in optimizer.param_groups]
         data = TensorDataset(self.X, self.y, torch.arange(len(self.X)))
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         for epoch in range(n_epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = lr(epoch)
+            for group, first in zip(optimizer.param_groups, begun, strict=True):
+                group["lr"] = first * (lr(epoch) / lr(0))
             order = torch.randperm(len(self.X), generator=generator)
             batches = self._batches(order, left_out, mode)
             # a generator of its own: the loader must not draw from dropout's stream

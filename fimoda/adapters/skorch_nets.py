@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -36,22 +37,44 @@ def _shuffles(net: skorch.NeuralNet, iterator: dict[str, Any]) -> bool:
     )
 
 
-def _last_rate(net: skorch.NeuralNet, first: float) -> tuple[float | None, str]:
+def _last_rate(
+    net: skorch.NeuralNet, first: float, of_groups: list[float]
+) -> tuple[float | None, str]:
     """Return the learning rate that training has ended with, if not the first, and who knows it.
 
     That is what the optimiser would go on with. One that has taken no step (in a net whose weights
-    were loaded) or that has come to rest at zero does not say, and the history is asked.
+    were loaded) or that has come to rest at zero does not say, and the history is asked. Parameter
+    groups began with rates `of_groups` of their own, and are taken to have followed the same schedule.
     """
     groups = getattr(getattr(net, "optimizer_", None), "param_groups", [])
-    held = {float(group["lr"]) for group in groups}
+    begun = [*of_groups, first]
+
+    def of_others(rate: float, began: float) -> float:
+        return rate if began == first else rate / began * first
+
+    held = [of_others(float(group["lr"]), rate) for group, rate in zip(groups, begun, strict=False)]
     scheduled = any("initial_lr" in group for group in groups)
-    if len(held) == 1 and min(held) > 0 and (scheduled or held != {first}):
-        last = held.pop()
-        return (None, "") if last == first else (last, "its optimiser's last")
+    alike = bool(held) and np.allclose(held, held[-1], rtol=1e-9, atol=0)
+    if alike and held[-1] > 0 and (scheduled or held[-1] != first):
+        return (None, "") if held[-1] == first else (held[-1], "its optimiser's last")
+    # the history has the rates of the first group
     recorded = [rate for rate in _recorded_rates(net) if rate > 0]
-    if recorded and recorded[-1] != first:
-        return recorded[-1], "the last in its history"
+    if recorded and recorded[-1] != begun[0]:
+        return of_others(recorded[-1], begun[0]), "the last in its history"
     return None, ""
+
+
+def _groups(net: skorch.NeuralNet, given: Any) -> list[tuple[str, dict[str, Any], bool]]:
+    """Return the parameter groups that the optimiser has, and whether each has a trained parameter.
+
+    skorch puts a parameter into the first group whose pattern its name fits.
+    """
+    left, found = dict(net.module_.named_parameters()), []
+    for pattern, settings in given:
+        own = [left.pop(name) for name in fnmatch.filter(list(left), pattern)]
+        if own:
+            found.append((pattern, dict(settings), any(part.requires_grad for part in own)))
+    return found
 
 
 def _recorded_rates(net: skorch.NeuralNet) -> list[float]:
@@ -162,15 +185,18 @@ class Net(Module):
                 )
         params = dict(net.get_params_for("optimizer"))
         obstacle = None
-        if params.pop("param_groups", None):
-            obstacle = "it was trained with parameter groups of their own"
         beside: dict[str, Any] = {}
+        groups = _groups(net, params.pop("param_groups", None) or ())
+        if any(set(settings) - {"lr", "weight_decay"} for _, settings, _ in groups):
+            obstacle = "its parameter groups have other settings than lr and weight_decay"
+        elif own := [(pattern, settings) for pattern, settings, trained in groups if trained]:
+            beside["param_groups"] = own
         callbacks = [callback for _, callback in getattr(net, "callbacks_", [])]
         for callback in callbacks:
             if isinstance(callback, skorch.callbacks.GradientNormClipping):
                 if callback.gradient_clip_value is None:
                     continue
-                if float(callback.gradient_clip_norm_type) != 2 or beside:
+                if float(callback.gradient_clip_norm_type) != 2 or "max_grad_norm" in beside:
                     obstacle = "its gradients were clipped twice, or by another norm than L2"
                 beside["max_grad_norm"] = float(callback.gradient_clip_value)
             elif type(callback).on_grad_computed is not skorch.callbacks.Callback.on_grad_computed:
@@ -180,7 +206,7 @@ class Net(Module):
         iterator = net.get_params_for("iterator_train")
         batch_size = iterator.get("batch_size", net.batch_size)
         lr = params.pop("lr", net.lr)
-        last_lr, source = _last_rate(net, lr)
+        last_lr, source = _last_rate(net, lr, [float(own.get("lr", lr)) for _, own, _ in groups])
         recipe = Recipe(
             optimizer=net.optimizer,
             lr=lr,

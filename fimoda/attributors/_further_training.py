@@ -68,10 +68,11 @@ class BaseFurtherTraining(BaseAttributor):
         own = self.lr is None and recipe.last_lr == spec.lr
         source = f" ({recipe.last_lr_from}; its training began with {recipe.lr:g})" if own else ""
         limits = spec.clipping.settings.items()
-        clipped = "".join(f", {name} {limit:g}" for name, limit in limits)
+        beside = f", {len(spec.groups)} parameter groups" if spec.groups else ""
+        beside += "".join(f", {name} {limit:g}" for name, limit in limits)
         return (
             f"{self.process}: {self.n_epochs} epochs of {spec.name}, learning rate "
-            f"{spec.lr_at(0):g}{source}, batches of {run.batch_size}{clipped}"
+            f"{spec.lr_at(0):g}{source}, batches of {run.batch_size}{beside}"
         )
 
     scores_sem_ = of_last_call(

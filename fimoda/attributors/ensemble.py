@@ -77,8 +77,9 @@ class EnsembleAttributor(BaseAttributor):
     batch_size : int, default=None
         Networks only: the model's own by default, 128 if it has none.
     optimizer_params : dict, default=None
-        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...), and
-        `max_grad_norm` or `max_grad_value`, at which gradients are clipped.
+        Networks only: other settings of the optimiser (momentum, weight_decay, betas, ...);
+        `max_grad_norm` or `max_grad_value`, at which gradients are clipped; `param_groups`, a list of
+        patterns of names with their own `lr` and `weight_decay`.
     init : callable, default=None
         Makes a new module of the network's architecture, with random initial parameters. By default
         a skorch net is initialised again, and a bare module's parts ``reset_parameters``.

@@ -88,9 +88,10 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     batch_size : int, default=None
         The model's own by default, 128 if it has none.
     optimizer_params : dict, default=None
-        Other settings of the optimiser (momentum, weight_decay, betas, ...), and `max_grad_norm` or
-        `max_grad_value`, at which gradients are clipped. Those of the model's own training are kept if
-        `optimizer` is None or the same.
+        Other settings of the optimiser (momentum, weight_decay, betas, ...); `max_grad_norm` or
+        `max_grad_value`, at which gradients are clipped; `param_groups`, a list of patterns of names with
+        their own `lr` and `weight_decay`. Those of the model's own training are kept if `optimizer` is
+        None or the same.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.

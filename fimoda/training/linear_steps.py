@@ -165,6 +165,12 @@ def linear_steps(spec: OptimizerSpec, buffers: Buffers) -> LinearSteps:
             "OnceLinearizedFurtherTraining(solver='steps'), or lift it: "
             f"optimizer_params={dict.fromkeys(spec.clipping.settings)}."
         )
+    if spec.groups:
+        raise ValueError(
+            f"optimizer {spec.name} with param_groups cannot be linearised: parameters differ in their "
+            "learning rate or weight decay. Use UnrolledDifferentiation or "
+            "OnceLinearizedFurtherTraining(solver='steps')."
+        )
     options = spec.defaults()
     if options.get("maximize"):
         raise ValueError(f"optimizer {spec.name} with maximize=True is not supported.")

@@ -21,19 +21,24 @@ LearningRate = float | Callable[[int], float]
 DEFAULT_LR = 0.01
 DEFAULT_BATCH_SIZE = 128
 
+#: Parameter groups, as they stand among the settings of an optimiser.
+GROUPS = "param_groups"
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
     """An optimiser that updates every coordinate on its own, with its learning rate and other settings.
 
     A learning rate that is callable gives that of an epoch, counted from 0. Gradients are clipped before
-    the optimiser sees them.
+    the optimiser sees them. `groups` are patterns of names of parameters, with the learning rate and the
+    weight decay that these have in place of the others' (`Groups`).
     """
 
     cls: type[torch.optim.Optimizer]
     lr: LearningRate
     params: dict[str, Any] = field(default_factory=dict)
     clipping: Clipping = field(default_factory=Clipping)
+    groups: tuple[tuple[str, dict[str, float]], ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,8 +73,8 @@ class OptimizerSpec:
         for epoch in range(n_epochs if callable(self.lr) else 0):
             self.lr_at(epoch)
 
-    def build(self, stack: Iterable[Tensor], **options: Any) -> torch.optim.Optimizer:
-        """Return the optimiser of stacked parameters, in its fused form where there is one.
+    def build(self, stack: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
+        """Return the optimiser of tensors, or of groups of them, in its fused form where there is one.
 
         `options` (``differentiable=True``) come on top of the settings.
         """
@@ -95,13 +100,20 @@ class OptimizerSpec:
         """Return what identifies the optimiser of a run of `n_epochs`."""
         lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr_at(0)
         own = optimizer_class(self.name) is not self.cls
+        beside: dict[str, Any] = self.clipping.settings
+        if self.groups:
+            beside = {
+                **beside,
+                "param_groups": [[k, dict(sorted(v.items()))] for k, v in self.groups],
+            }
         return {
             "optimizer": f"{self.name} {identity_of(self.cls)}" if own else self.name,
             "lr": lr,
             "optimizer_params": {
                 k: v if isinstance(v, bool | int | float | str | NoneType) else identity_of(v)
-                for k, v in sorted({**self.params, **self.clipping.settings}.items())
-            },
+                for k, v in sorted(self.params.items())
+            }
+            | beside,
         }
 
 
@@ -141,16 +153,17 @@ def resolve_optimizer(
     own = {**recipe.params, **recipe.beside} if same else {}
     settings = {**own, **(params or {})}
     clipping = Clipping.taken_from(settings)
+    groups = _taken_groups(settings, chosen)
     allowed = inspect.signature(chosen).parameters
     unknown = sorted(set(settings) - set(allowed))
     if unknown:
         raise ValueError(
             f"optimizer_params has {unknown}, which {chosen.__name__} does not take; it takes "
-            f"{sorted({*allowed, NORM, VALUE} - {'params', 'lr'})}."
+            f"{sorted({*allowed, NORM, VALUE, GROUPS} - {'params', 'lr'})}."
         )
     if lr is None:
         lr = recipe.lr if same and recipe.lr is not None else DEFAULT_LR
-    spec = OptimizerSpec(chosen, lr, settings, clipping)
+    spec = OptimizerSpec(chosen, lr, settings, clipping, groups)
     if not spec.lr_at(0) > 0:
         raise ValueError(f"lr must be positive, got {spec.lr_at(0)}.")
     if not acts_elementwise(spec):
@@ -160,6 +173,34 @@ def resolve_optimizer(
             "AdamW, RMSprop, Adagrad, ..."
         )
     return spec
+
+
+def _taken_groups(
+    settings: dict[str, Any], chosen: type[torch.optim.Optimizer]
+) -> tuple[tuple[str, dict[str, float]], ...]:
+    """Take the parameter groups out of settings; ValueError if they are none."""
+    given = settings.pop(GROUPS, None) or ()
+    allowed = {"lr", "weight_decay"} & set(inspect.signature(chosen).parameters)
+    found = []
+    for one in given if isinstance(given, Iterable) else (given,):
+        pattern, own = one if isinstance(one, tuple | list) and len(one) == 2 else (None, None)
+        if not (isinstance(pattern, str) and isinstance(own, dict) and own and set(own) <= allowed):
+            raise ValueError(
+                f"optimizer_params: {GROUPS} must be pairs of a pattern of names and a dict of "
+                f"{' and '.join(sorted(allowed))}, such as ('*.bias', {{'lr': 0.1}}), got {one!r}."
+            )
+        for name, value in own.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf and (value or name != "lr")):
+                raise ValueError(
+                    f"optimizer_params: {GROUPS} has {name}={value!r} for {pattern!r}."
+                )
+        found.append((pattern, {name: float(value) for name, value in own.items()}))
+    if found and issubclass(chosen, torch.optim.ASGD):
+        raise ValueError(
+            "optimizer ASGD keeps its learning rate in its state, and has no param_groups here."
+        )
+    return tuple(found)
 
 
 def acts_elementwise(spec: OptimizerSpec) -> bool:

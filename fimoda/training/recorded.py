@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from .batches import Batch
-from .differentiable import (
-    Buffers,
-    StepDerivative,
-    check_differentiable,
-    state_names,
-    step_derivative,
-)
+from .differentiable import Buffers, StepDerivative, check_differentiable, state_names
+from .groups import Groups
 from .linear_steps import rates
 from .noise import noise_state, seeded
 from .products import fast_float32_products
@@ -55,6 +50,7 @@ class RecordedRun:
         self.model = run.model
         self.rows = run.rows
         self.optimizer = run.engine.optimizer
+        self._groups = Groups(self.optimizer, run.model)
         self.steps_per_epoch = run.steps_per_epoch
         self.n_steps = n_steps
         self._batches = list(run.plan(seed).batches(n_steps))
@@ -99,7 +95,7 @@ class RecordedRun:
         if self.optimizer.clipping:
             of_clipping = self.optimizer.clipping.derivative(gradient.clone())
             self.optimizer.clipping.clip([gradient[None]])
-        taken = step_derivative(self.optimizer, epoch, moment.theta, moment.buffers, gradient)
+        taken = self._groups.derivative(epoch, moment.theta, moment.buffers, gradient)
         return replace(taken, clipping=of_clipping)
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
@@ -111,11 +107,12 @@ class RecordedRun:
 
     def _walk(self, first: Moment) -> list[Moment]:
         """Return the moments of a stretch, both ends included."""
-        spec, model = self.optimizer, self.model
-        theta = first.theta.clone().requires_grad_()
-        optimizer = spec.build([theta])
+        spec, model, groups = self.optimizer, self.model, self._groups
+        parts = [part.clone().requires_grad_() for part in groups.cut(first.theta)]
+        optimizer = groups.build([[part] for part in parts])
         if first.buffers:
-            optimizer.state[theta] = _copied(first.buffers)
+            for part, buffers in zip(parts, groups.cut_buffers(first.buffers), strict=True):
+                optimizer.state[part] = _copied(buffers)
         moments = [first]
         stop = min(first.step + self._stretch, self.n_steps)
 
@@ -124,18 +121,19 @@ class RecordedRun:
 
         with fast_float32_products(trial), seeded(model, first.noise):
             for step in range(first.step, stop):
-                optimizer.param_groups[0]["lr"] = spec.lr_at(step // self.steps_per_epoch)
-                gradient = self._run.gradient(
+                groups.set_rates(optimizer, step // self.steps_per_epoch)
+                found = self._run.gradient(
                     model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
                 )
-                theta.grad = model.flatten(gradient)[0]
+                gradient = model.flatten(found)[0]
                 if spec.clipping:
-                    spec.clipping.clip([theta.grad[None]])
+                    spec.clipping.clip([gradient[None]])
+                for part, own in zip(parts, groups.cut(gradient), strict=True):
+                    part.grad = own
                 optimizer.step()
-                buffers = _copied(optimizer.state[theta])
-                moments.append(
-                    Moment(step + 1, theta.detach().clone(), buffers, noise_state(model))
-                )
+                theta = groups.join([part.detach() for part in parts]).clone()
+                buffers = _copied(groups.join_buffers([optimizer.state[part] for part in parts]))
+                moments.append(Moment(step + 1, theta, buffers, noise_state(model)))
         return moments
 
 

@@ -60,6 +60,11 @@ def record(
         recorded = Trajectory(run.optimizer.name, run.optimizer.params, folder)
     else:
         recorded = before.extended(folder)
+    if any("lr" in settings for _, settings in run.optimizer.groups):
+        raise ValueError(
+            "optimizer_params: param_groups has learning rates of their own, which a Trajectory cannot "
+            "hold. Train without them, or give the groups weight_decay only."
+        )
     recorded.begin_stage(n_rows=len(run.rows))
     batches = [batch.rows for batch in run.plan(seed).batches(run.n_steps(n_epochs))]
     kept = planned_steps(checkpoints, len(batches))

@@ -27,6 +27,7 @@ from .gradients import (
     looped_gradient,
     stacked_gradient,
 )
+from .groups import Groups, check_groups
 from .learners import Alone, Learner, Together
 from .noise import seeded
 from .optimizers import DEFAULT_BATCH_SIZE, LearningRate, OptimizerSpec, resolve_optimizer
@@ -249,7 +250,8 @@ class Run:
         marks = [plan.own_steps(step, self.steps_per_epoch) for step in horizons]
         per_epoch, reached_after = plan.steps_per_epoch, set(marks)
         learner = self.learner(starts)
-        optimizer = spec.build(learner.parameters.values())
+        groups = Groups(spec, model)
+        optimizer = groups.of_stack(learner.parameters)
 
         def trial() -> Tensor:
             with seeded(model, plan.seed):
@@ -259,8 +261,7 @@ class Run:
         with fast_float32_products(trial, key), seeded(model, plan.seed):
             for done, batch in enumerate(plan.batches(marks[-1]), start=1):
                 if (done - 1) % per_epoch == 0:
-                    for group in optimizer.param_groups:
-                        group["lr"] = spec.lr_at((done - 1) // per_epoch)
+                    groups.set_rates(optimizer, (done - 1) // per_epoch)
                 learner.differentiate(batch)
                 if spec.clipping:
                     spec.clipping.clip(learner.gradients())
@@ -288,6 +289,7 @@ def resolve_run(
     if batch_statistics == "update" and statistics_in(objective.model.module):
         objective = objective.at(replace(objective.model, batch_statistics="update"))
     spec = resolve_optimizer(optimizer, lr, optimizer_params, recipe)
+    check_groups(spec, objective.model.shapes)
     size = batch_size or recipe.batch_size or DEFAULT_BATCH_SIZE
     return Run(objective, spec, min(size, len(objective)))
 

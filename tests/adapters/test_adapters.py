@@ -397,7 +397,14 @@ def test_recipe_of_skorch():
         ({"iterator_train__batch_size": 7}, {"batch_size": 7}),
         ({"optimizer__lr": 0.3}, {"lr": 0.3}),
         ({"optimizer": torch.optim.AdamW}, {"optimizer": torch.optim.AdamW}),
-        ({"optimizer__param_groups": [("0.*", {"lr": 0.1})]}, {"obstacle": "parameter groups"}),
+        (
+            {"optimizer__param_groups": [("*weight", {"lr": 0.1})]},
+            {"beside": {"param_groups": [("*weight", {"lr": 0.1})]}, "obstacle": None},
+        ),
+        (
+            {"optimizer__param_groups": [("*weight", {"momentum": 0.1})]},
+            {"obstacle": "other settings than lr"},
+        ),
         (
             {"callbacks": [skorch.callbacks.GradientNormClipping(1.0)]},
             {"beside": {"max_grad_norm": 1.0}, "obstacle": None},
