@@ -205,7 +205,7 @@ class Net(Module):
                 )
         iterator = net.get_params_for("iterator_train")
         batch_size = iterator.get("batch_size", net.batch_size)
-        lr = params.pop("lr", net.lr)
+        lr: Any = params.pop("lr", net.lr)
         last_lr, source = _last_rate(net, lr, [float(own.get("lr", lr)) for _, own, _ in groups])
         recipe = Recipe(
             optimizer=net.optimizer,
