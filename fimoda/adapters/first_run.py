@@ -120,7 +120,7 @@ def _lookups(module: nn.Module, x: Inputs, start: int = 0) -> Iterator[list[Look
         def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             ids = given[0] if given else named["input"]
             places = [k for k, part in enumerate(tensors) if _is_same(part, ids)]
-            where = names[places[0]] if places else "X"
+            where = names[places[0]] if places else ""
             _require_known(ids, layer, name, where, len(x), start)
             found.append(Lookup(layer, ids, places[0] if places else None))
 
@@ -159,20 +159,25 @@ def _names(x: Inputs) -> list[str]:
 def _require_known(
     ids: Tensor, layer: Any, name: str, where: str, n_rows: int, start: int = 0
 ) -> None:
-    """Raise `UnknownId` unless an embedding has a vector for each of some ids."""
+    """Raise `UnknownId` unless an embedding has a vector for each id of an input; "" has computed ones."""
     told = f"the estimator's embedding {name!r}" if name else "the estimator"
     if ids.is_floating_point():
-        raise UnknownId(f"{where} must hold integers, which {told} needs, got {ids.dtype}.")
+        raise UnknownId(f"{where or 'X'} must hold integers, which {told} needs, got {ids.dtype}.")
     n = layer.num_embeddings
     unknown = ((ids < 0) | (ids >= n)).nonzero()
     if not len(unknown):
         return
     first = tuple(unknown[0].tolist())
     row = f" in row {start + first[0]}" if first and len(ids) == n_rows else ""
+    origin = (
+        "A tokenizer of another vocabulary makes such ids, and so do labels like -100 for what is to be "
+        "ignored."
+        if where
+        else "They are computed from the row; positions are too many where a row is too long."
+    )
     raise UnknownId(
-        f"{where} must hold ids from 0 to {n - 1}, for which {told} has vectors, got "
-        f"{int(ids[first])}{row}. A tokenizer of another vocabulary makes such ids, and so do labels like "
-        "-100 for what is to be ignored."
+        f"{where or 'X'} must hold ids from 0 to {n - 1}, for which {told} has vectors, got "
+        f"{int(ids[first])}{row}. {origin}"
     )
 
 
