@@ -24,7 +24,7 @@ from fimoda import BaseAttributor, GradDot, UnrolledDifferentiation
 from fimoda.attributors._retraining import BaseRetraining
 
 #: Errors with which the package refuses.
-REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError)
+REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, FloatingPointError)
 
 #: Parameters that keep a cell short, for attributors that have them.
 SMALL = {
