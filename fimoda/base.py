@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from html import escape
+from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -30,6 +31,7 @@ from .measurements import Measurement
 from .objective import Objective
 from .preparation import Preparation
 from .top_rows import TopRows, as_text, distinct
+from .trials import Trial
 
 
 class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
@@ -255,13 +257,17 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         """Return the parameters that can be set without knowing the model."""
         return set(cls._parameter_constraints)
 
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        """Return after how many epochs of one model the scores are there.
+    def _expected_seconds(self, trial: Trial) -> float:
+        """Return the seconds that fit and scores are thought to take; NaN if it cannot be said.
 
-        Called before `fit`, with another method that is `fitted` to the model and its rows. Infinite
-        if the method does not apply; this one takes next to nothing.
+        Called before `fit`, with rows to try methods on.
         """
-        return 0.0
+        return nan
+
+    def _restrict(self, rows: NDArray[np.int64]) -> None:
+        """Keep some of the rows only, after `_prepare`: for trials."""
+        self._objective = self._objective.restricted(rows)
+        self.train_indices_ = np.arange(len(rows))
 
     def _process(self) -> str:
         """Return `process`, with what was set or found."""

@@ -40,6 +40,7 @@ ORDER = [
     "checked_rows",
     "preparation",
     "last_call",
+    "trials",
     "base",
     "training",
     "curvature",

@@ -46,10 +46,12 @@ def attribute(
     """Say how each test row depends on each training row.
 
     With ``method="auto"`` the method is the first of these that is thought to fit the budget; what
-    they take is estimated from a short trial and the sizes of everything.
+    they take is estimated from short trials on some rows and the sizes of everything.
 
     - Networks: `FurtherTraining` with 5 seeds (the definition), `UnrolledDifferentiation`,
-      `LinearizedFurtherTraining`, `OnceLinearizedFurtherTraining`, `GradDot`.
+      `LinearizedFurtherTraining` (unless a seed of further training takes less),
+      `OnceLinearizedFurtherTraining`, `SOURCE` with the final model alone (influence by EK-FAC that knows
+      for how long training goes on), `CGInfluence` preconditioned by EK-FAC, `EKFACInfluence`, `GradDot`.
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
     - Models without gradients, or with rows that only they take (missing values, categories, sparse
       matrices, texts): `LeaveOneOut`, `Downsampling`.

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import cpu_count, effective_n_jobs
 
 from .._arrays import n_rows
 from ..adapters import fits_itself, has_earlier_steps, is_random, part_to_refit
+from ..attributors.cg_influence import CGInfluence
 from ..attributors.downsampling import Downsampling
+from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training import FurtherTraining
 from ..attributors.grad_dot import GradDot
 from ..attributors.leave_one_out import LeaveOneOut
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
 from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
+from ..attributors.source import SOURCE
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
-from ..evaluation.failures import FAILURES, told
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
 from ..training.run import resolve_run
 from ..training.workers import Deadline
+from ..trials import Trial
 from .ladder import Candidate, Ladder
 
 Make = Callable[..., BaseAttributor]
@@ -36,10 +39,6 @@ N_SEEDS = 5
 
 #: Fewest subsets that Downsampling is asked for, and most.
 N_SUBSETS, MAX_SUBSETS = 50, 2000
-
-#: Rows left out and epochs of the trials of further training, and the part of the time left that the
-#: last of them may take.
-_TRIALS, _SHARE = ((1, 1), (1, 1), (1, 10), (15, 10)), 0.2
 
 #: Seconds of a fit that is timed again after it has warmed up, and of a portion of short fits.
 _WARM = 0.1
@@ -82,7 +81,8 @@ def ladder_for(
         refits = _Refits(make, probe.estimator_, rows, test_rows, clock)
         found, known = [*refits.leave_one_out(), _influence(make, probe)], refits.known
         return Ladder(found, "a linear model is quickly fitted again", clock, budget, known)
-    return _network(make, rows, probe, n_rows(test_rows[0]), clock, budget)
+    found = _network(make, probe, rows, test_rows, clock)
+    return Ladder(found, "training further is the definition", clock, budget)
 
 
 def _is_linear(probe: BaseAttributor) -> bool:
@@ -90,12 +90,6 @@ def _is_linear(probe: BaseAttributor) -> bool:
     links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
     one = links is not None and len(links) == 1 and isinstance(links[0], Affine)
     return one and fits_itself(probe.estimator_)
-
-
-def _seconds(attributor: BaseAttributor, rows: Rows) -> float:
-    start = time.perf_counter()
-    attributor.fit(*rows)
-    return time.perf_counter() - start
 
 
 class _Refits:
@@ -132,21 +126,23 @@ class _Refits:
         if n_models > self._n_models:
             return []
         if seconds > self._clock.left:
-            return [Candidate(self._make(LeaveOneOut, self._method.estimator_, n_seeds=1), seconds)]
+            one = self._make(LeaveOneOut, self._method.estimator_, n_seeds=1)
+            return [Candidate.known(one, seconds)]
         X, y, weights = self._method._seen_rows
         n_seeds = 1
         if is_random(part_to_refit(self._method.estimator_, "all"), X.values, y, weights):
             n_seeds = int(min(N_SEEDS, self._n_models // n_models))
         else:
             self.known.append("exact: training is deterministic")
-        return [Candidate(self._made(LeaveOneOut, n_seeds=n_seeds), seconds * n_seeds)]
+        return [Candidate.known(self._made(LeaveOneOut, n_seeds=n_seeds), seconds * n_seeds)]
 
     def downsampling(self) -> Candidate:
         """Return as many subsets as there is time for, each with a seed of its own."""
         affordable = self._clock.left / self._each
         n_subsets = int(np.clip(affordable, N_SUBSETS, min(MAX_SUBSETS, self._n_models)))
         method = self._made(Downsampling, n_subsets=n_subsets, n_seeds=1)
-        return Candidate(method, self._each * min(n_subsets, max(affordable, 4)))
+        seconds = self._each * min(n_subsets, max(affordable, 4))
+        return Candidate.known(method, seconds)
 
 
 def _influence(make: Make, probe: BaseAttributor) -> Candidate:
@@ -154,60 +150,76 @@ def _influence(make: Make, probe: BaseAttributor) -> Candidate:
     model = probe.estimator_
     newton = probe.n_outputs_ == 1 and probe.model_.recipe.solved
     note = " The earlier steps of the Pipeline stay as they are." * has_earlier_steps(model)
-    return Candidate(make(ExactInfluence, model, newton_step=newton), 1.0, note)
+    return Candidate.known(make(ExactInfluence, model, newton_step=newton), 1.0, note)
 
 
 def _network(
-    make: Make, rows: Rows, probe: BaseAttributor, n_test: int, clock: Deadline, budget: float
-) -> Ladder:
+    make: Make, probe: BaseAttributor, rows: Rows, test_rows: TestRows, clock: Deadline
+) -> list[Candidate]:
     """Return further training and what approximates it, by falling agreement."""
-
-    def of(cls: type[BaseAttributor], **own: Any) -> BaseAttributor:
-        return make(cls, probe.estimator_, **own)
-
-    gold = of(FurtherTraining, n_seeds=N_SEEDS)
-    ladder = Ladder([], "training further is the definition", clock, budget)
+    gold = make(FurtherTraining, probe.estimator_, n_seeds=N_SEEDS)
     _check_steps(gold, probe)
     n_jobs = min(effective_n_jobs(gold.n_jobs), cpu_count())
-    try:
-        once = _epoch_seconds(of, rows, len(probe._objective), clock)
-    except FAILURES as error:
-        ladder.failed[FurtherTraining.__name__] = told(error)
-        ladder.candidates = [Candidate(probe, 0.0)]
-        return ladder
-    measuring = n_test / (3 * len(probe._objective))  # in epochs
-    part = gold.n_epochs / (gold.n_epochs + measuring)
-    gold.set_params(max_seconds=max(clock.left * part, _AT_ONCE))
-    found = [
-        gold,
+    n, n_test = len(probe._objective), n_rows(test_rows[0])
+    trial = Trial(*rows, test_rows, n, n_test, lambda: clock.left, n_jobs)
+
+    def of(cls: type[BaseAttributor], **own: Any) -> Candidate:
+        method = make(cls, probe.estimator_, **own)
+        return Candidate(method, lambda: method._expected_seconds(trial))
+
+    def training() -> float:
+        seconds = gold._expected_seconds(trial)
+        part = gold.n_epochs / (gold.n_epochs + n_test / (3 * n))  # the rest is measuring
+        gold.set_params(max_seconds=max(clock.left * part, _AT_ONCE))
+        return seconds
+
+    first = Candidate(gold, training)
+    segments = of(LinearizedFurtherTraining)
+
+    def linearized() -> float:
+        """Return its seconds, if these are fewer than those of one seed of further training."""
+        seconds = segments.estimate()
+        if first.is_tried and seconds > first.seconds / N_SEEDS:
+            raise ValueError(
+                f"it would take {seconds:.2g} s, and one seed of further training "
+                f"{first.seconds / N_SEEDS:.2g} s"
+            )
+        return seconds
+
+    return [
+        first,
         of(UnrolledDifferentiation),
-        of(LinearizedFurtherTraining),
+        Candidate(segments.attributor, linearized),
         of(OnceLinearizedFurtherTraining, solver="kernel"),
-        probe,
+        *(of(SOURCE, **known) for known in _one_segment(gold, probe)),
+        of(CGInfluence, preconditioner="ekfac"),
+        of(EKFACInfluence),
+        Candidate(probe, lambda: probe._expected_seconds(trial)),
     ]
-    passes = [one._n_passes(probe, n_test, n_jobs) for one in found]
-    counted = zip(found, passes, strict=True)
-    ladder.candidates = [
-        Candidate(one, once * count) for one, count in counted if np.isfinite(count)
-    ]
-    return ladder
 
 
-def _check_steps(gold: BaseAttributor, probe: BaseAttributor) -> None:
+def _one_segment(gold: FurtherTraining, probe: BaseAttributor) -> list[dict[str, Any]]:
+    """Return parameters with which SOURCE speaks of further training, if its optimiser is the model's own."""
+    own = probe.model_.recipe.optimizer
+    try:
+        run = resolve_run(
+            probe._objective,
+            probe.model_.recipe.continued,
+            gold.optimizer,
+            gold.lr,
+            gold.optimizer_params,
+            gold.batch_size,
+        )
+    except ValueError:
+        return []
+    if callable(run.optimizer.lr) or run.optimizer.cls is not (own or torch.optim.SGD):
+        return []
+    lr, batch_size = run.optimizer.lr, run.batch_size
+    return [{"trajectory": "final", "lr": lr, "batch_size": batch_size, "reweight_others": True}]
+
+
+def _check_steps(gold: FurtherTraining, probe: BaseAttributor) -> None:
     """Raise what is wrong with an optimiser, learning rate or batch size that was asked for."""
-    asked = [getattr(gold, name) for name in ("optimizer", "lr", "optimizer_params", "batch_size")]
+    asked = gold.optimizer, gold.lr, gold.optimizer_params, gold.batch_size
     if any(one is not None for one in asked):
         resolve_run(probe._objective, probe.model_.recipe.continued, *asked)
-
-
-def _epoch_seconds(of: Make, rows: Rows, n: int, clock: Deadline) -> float:
-    """Return the seconds of further training for one model and epoch, by trials of growing size."""
-    once = np.inf
-    for number, (n_left_out, e) in enumerate(_TRIALS):  # the first warms up
-        some = range(min(n_left_out, n - 1))
-        work = e * (len(some) + 1)
-        if number > 1 and once * work > _SHARE * clock.left:
-            break
-        trial = of(FurtherTraining, leave_out=some, n_seeds=1, n_epochs=e, verbose=0)
-        once = _seconds(trial, rows) / work
-    return once

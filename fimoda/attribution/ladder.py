@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from ..base import BaseAttributor
@@ -15,15 +16,32 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method, the seconds it is thought to take, and what is to be said of it."""
+    """A method, how to find the seconds that it would take, and what is to be said of it."""
 
     attributor: BaseAttributor
-    seconds: float
+    estimate: Callable[[], float]
     note: str = ""
 
     @property
     def name(self) -> str:
         return type(self.attributor).__name__
+
+    @classmethod
+    def known(cls, attributor: BaseAttributor, seconds: float, note: str = "") -> Candidate:
+        """Return a method whose seconds are known."""
+        one = cls(attributor, lambda: seconds, note)
+        vars(one)["seconds"] = seconds
+        return one
+
+    @property
+    def is_tried(self) -> bool:
+        """True if the seconds are known."""
+        return "seconds" in vars(self)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Seconds that it is thought to take, found once."""
+        return self.estimate()
 
 
 class Step(NamedTuple):
@@ -71,14 +89,32 @@ class Ladder:
             return Step(taken.attributor, reason, known), found
 
     def _next(self, left: list[Candidate]) -> Candidate:
-        return next((one for one in left if self.clock.is_within(one.seconds)), left[-1])
+        """Return the first that is thought to end in time, else the last; what cannot be tried has failed."""
+        for one in left[:-1]:
+            if self.clock.passed:
+                break
+            try:
+                fits = self.clock.is_within(one.seconds)
+            except FAILURES as error:
+                left.remove(one)
+                self.failed[one.name] = told(error)
+                return self._next(left)
+            if fits:
+                return one
+        return left[-1]
 
     def _reason(self, taken: Candidate) -> str:
-        reason = f"{taken.name}, about {taken.seconds:.2g} s"
-        before = self.candidates[: self.candidates.index(taken)]
-        slower = [f"{c.name} {c.seconds:.2g} s" for c in before if c.name not in self.failed]
+        number = self.candidates.index(taken)
+        slower = [c for c in self.candidates[:number] if c.name not in self.failed]
+        reason = taken.name + (f", about {taken.seconds:.2g} s" if taken.is_tried else "")
         if slower:
-            reason += f"; more than the budget of {self.budget:g} s: {', '.join(slower)}."
+            tried = [f"{c.name} {c.seconds:.2g} s" for c in slower if c.is_tried]
+            others = [c.name for c in slower if not c.is_tried]
+            if tried:
+                reason += f"; more than the budget of {self.budget:g} s: {', '.join(tried)}"
+            if others:
+                reason += f"; not tried, since {self.budget:g} s were over: {', '.join(others)}"
+            reason += "."
         else:
             reason += "." if self.failed else f": {self.why}."
         failed = [f" {name} gave no scores: {why}" for name, why in self.failed.items()]

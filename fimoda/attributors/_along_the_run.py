@@ -95,6 +95,12 @@ class BaseAlongTheRun(BaseAttributor):
         self._stages = [self._trained_on(rows) for rows in of_stages]
         self._attributed = self._chosen_stages(stages)
 
+    def _restrict(self, rows: NDArray[np.int64]) -> None:
+        if len(self._stages) > 1:
+            raise ValueError("the rows of a run with several stages cannot be restricted.")
+        super()._restrict(rows)
+        self._stages = [self._trained_on(np.arange(len(rows)))]
+
     def _trained_on(self, rows: NDArray[np.int64]) -> StageRows:
         """Return the objective of steps on these rows, and what leaves it with one of them."""
         objective = self._objective

@@ -30,6 +30,10 @@ from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import Run, resolve_run
 from ..training.workers import Workers
+from ..trials import Trial
+
+#: Batches of the rows that a few steps are tried on.
+TRIED = 4
 
 
 class BaseFurtherTraining(BaseAttributor):
@@ -74,6 +78,10 @@ class BaseFurtherTraining(BaseAttributor):
             f"{self.process}: {self.n_epochs} epochs of {spec.name}, learning rate "
             f"{spec.lr_at(0):g}{source}, batches of {run.batch_size}{beside}"
         )
+
+    def _trial_rows(self, trial: Trial) -> int:
+        """Return how many rows are enough to try a few steps on."""
+        return min(trial.n_rows, TRIED * trial.prepared(self)._run().batch_size)
 
     scores_sem_ = of_last_call(
         "scores_sem_",

@@ -21,6 +21,7 @@ from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..measured import Measured
 from ..training.tuning import GOLD, tuned_damping
+from ..trials import Trial
 from .further_training import FurtherTraining
 
 #: Part of a column's mean square from which on a damping drowns it.
@@ -76,6 +77,9 @@ class BaseInfluence(BaseAttributor):
         """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
 
     # ---- fit --------------------------------------------------------------------------------
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     def _fit(self) -> None:
         check_gradients(self._objective)

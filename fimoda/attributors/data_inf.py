@@ -16,6 +16,7 @@ from ..curvature.datainf import DataInfSolver
 from ..curvature.removal import Removal
 from ..measured import Measured
 from ..measurements import Measurement
+from ..trials import Trial
 
 #: ``damping="auto"`` is this many times the mean squared entry of the gradients in a layer.
 DAMPING_FACTOR = 0.1
@@ -111,6 +112,9 @@ class DataInf(BaseAttributor):
         self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     def _fit(self) -> None:
         check_gradients(self._objective)

@@ -12,8 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_horizons, check_seeds
-from ..base import BaseAttributor
+from .._validation import (
+    POSITIVE_INTEGER,
+    POSITIVE_REAL,
+    StrOptions,
+    check_horizons,
+    check_leave_out,
+    check_seeds,
+)
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
@@ -22,7 +28,11 @@ from ..training.further import further_training
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import WAYS, Way
+from ..trials import SHARE, Trial
 from ._further_training import BaseFurtherTraining
+
+#: Rows left out and epochs of trials.
+_TRIALS = ((1, 1), (1, 10), (15, 10))
 
 #: Parameters that say how to train.
 SETTINGS = (
@@ -270,8 +280,25 @@ class FurtherTraining(BaseFurtherTraining):
         cut = f"the time was over after {n} of {planned} seeds"
         return super()._caveats() + [cut] * (n < planned)
 
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        n = len(fitted._objective)
-        seeds = check_seeds(self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds, 0)
-        training = check_horizons(self.n_epochs)[-1] / n_jobs
-        return (n + 1) * len(seeds) * (training + n_test / (3 * n))
+    def _expected_seconds(self, trial: Trial) -> float:
+        n = trial.n_rows
+        n_models = len(check_leave_out(self.leave_out, n, 0)) + 1
+        seeds = self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds
+        n_epochs = check_horizons(self.n_epochs)[-1] / trial.n_jobs
+        epochs = n_epochs + trial.n_test / (3 * n)  # and measuring
+        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial)
+
+    def _epoch_seconds(self, trial: Trial) -> float:
+        """Return the seconds of one model and epoch, by trials of growing size."""
+        changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
+        changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}
+        few = self._trial_rows(trial)
+        once = trial.seconds(self, few, n_epochs=1, leave_out=[0], **changes) / 2
+        once *= trial.n_rows / few
+        for n_left_out, n_epochs in _TRIALS:
+            some = range(min(n_left_out, trial.n_rows - 1))
+            work = n_epochs * (len(some) + 1)
+            if once * work > SHARE * trial.left():
+                break
+            once = trial.seconds(self, n_epochs=n_epochs, leave_out=some, **changes) / work
+        return once

@@ -13,6 +13,7 @@ from ..curvature.checks import check_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..trials import Trial
 
 
 class GradCos(BaseAttributor):
@@ -86,6 +87,9 @@ class GradCos(BaseAttributor):
         )
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     def _fit(self) -> None:
         check_gradients(self._objective)

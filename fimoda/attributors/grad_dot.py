@@ -18,6 +18,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..training.optimizers import DEFAULT_BATCH_SIZE, DEFAULT_LR
+from ..trials import Trial
 
 
 class GradDot(BaseAttributor):
@@ -122,6 +123,9 @@ class GradDot(BaseAttributor):
         self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     def _fit(self) -> None:
         check_gradients(self._objective)

@@ -16,15 +16,21 @@ from .._validation import (
     StrOptions,
     check_is_fitted,
     check_seeds,
+    in_steps,
 )
-from ..base import BaseAttributor
 from ..curvature.kinks import kink_sharpness
 from ..curvature.linearized import discrepancy, relabelled, warn_of_discrepancy
-from ..curvature.segmented_run import bytes_per_component, components_that_fit, segmented_runs
+from ..curvature.segmented_run import (
+    bytes_per_component,
+    components_that_fit,
+    cut,
+    segmented_runs,
+)
 from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
@@ -32,9 +38,6 @@ KINK_SMOOTHING = 100.0
 
 #: Segments of ``n_segments="auto"``.
 SEGMENTS = 6
-
-#: By how much the Krylov spaces of segments take longer than their operations (8-128-128-1, 927 rows).
-KRYLOV = 3.5
 
 
 class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
@@ -237,12 +240,23 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             self._runs, self.discrepancy_, f"{type(self).__name__}: ", "Raise n_segments"
         )
 
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        each = bytes_per_component(fitted._objective, SEGMENTS, 1)
-        k = components_that_fit(fitted._objective, each, self.memory_budget)
-        # a pass: 6 n p operations
-        krylov = SEGMENTS * KRYLOV * (2 * k + 10 * k * k / (6 * len(fitted._objective)))
-        return (krylov + self._check_horizons()[-1]) / min(n_jobs, SEGMENTS)
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self)
+        run, asked = own._run(), SEGMENTS if isinstance(self.n_segments, str) else self.n_segments
+        horizons = in_steps(self._check_horizons(), run.steps_per_epoch, "n_epochs")
+        n_segments = len(cut(horizons, int(asked), run.steps_per_epoch)) - 1
+        n_seeds = len(check_seeds(self.n_seeds, 0))
+        k = self.n_components
+        if isinstance(k, str):
+            each = bytes_per_component(own._objective, n_segments, n_seeds)
+            k = components_that_fit(own._objective, each, self.memory_budget)
+        few = min(k, self.block_size)
+        changes: dict[str, Any] = {"n_epochs": 2, "n_segments": 2, "n_components": few}
+        two = trial.by_rows(self, n_seeds=1, n_jobs=None, verbose=0, **changes)
+        # orthogonal bases grow with the square, in float32; their matrices are decomposed
+        algebra = 2.5 * k**2 * own.model_.n_parameters / trial.product_rate
+        segment = two / 2 * k / few + algebra + k**3 / trial.eigen_rate
+        return n_seeds * n_segments * segment / min(trial.n_jobs, n_segments * n_seeds)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         missed = f"the linearised run misses {self.discrepancy_[-1]:.0%} of the outputs' change"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import ceil, inf
+from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,14 +16,15 @@ from .._validation import (
     StrOptions,
     check_is_fitted,
     check_seeds,
+    in_steps,
 )
-from ..base import BaseAttributor
 from ..curvature.kernel_run import has_penalty, kernel_bytes, kernel_runs
 from ..curvature.kinks import kink_sharpness
 from ..curvature.linearized import (
     LinearizedRun,
     discrepancy,
     relabelled,
+    require_memory,
     warn_of_discrepancy,
 )
 from ..curvature.stepped_run import stepped_runs
@@ -31,7 +32,11 @@ from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
+
+#: Right-hand sides that take as long in a matrix product as one vector alone.
+_ALONE = 8
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 100.0
@@ -243,15 +248,20 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             )
         return solver
 
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        model, n, n_outputs = fitted.model_, len(fitted._objective), fitted.n_outputs_
-        if model.l2 is not None or kernel_bytes(fitted._objective, 1, 1) > self.memory_budget:
-            return inf
-        n_epochs, modes = self._check_horizons()[-1], n * n_outputs
-        n_steps = n_epochs * ceil(n / (self.batch_size or model.recipe.batch_size or n))
-        squared = model.loss.constant_curvature(n_outputs) is not None
-        each = 10 * modes if squared else 2 * n_test * n_steps
-        return each * modes**2 / (6 * n * model.n_parameters) + n_epochs
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self)
+        objective, run = own._objective, own._run()
+        modes = trial.n_rows * own.n_outputs_
+        if self.solver == "steps" or has_penalty(own.model_):
+            return nan
+        require_memory(kernel_bytes(objective, 1, 1), self.memory_budget, "use segments")
+        width = objective.differentiate.row_bytes() / (4 * own.model_.theta.element_size())
+        seconds = modes**2 * width / trial.product_rate
+        if own.model_.loss.constant_curvature(own.n_outputs_) is not None:
+            return seconds + 3 * modes**3 / trial.eigen_rate
+        n_steps = in_steps(self._check_horizons(), run.steps_per_epoch, "n_epochs")[-1]
+        # a product with the kernel a step, of the run's outputs and of the test rows
+        return seconds + n_steps * modes**2 * (trial.n_test + _ALONE) / trial.product_rate
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         missed = f"the linearised run misses {self.discrepancy_[-1]:.0%} of the outputs' change"

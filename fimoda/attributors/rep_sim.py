@@ -14,6 +14,7 @@ from ..base import BaseAttributor
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..trials import Trial
 
 #: Rows whose representations are computed at a time.
 _ROWS = 4096
@@ -104,6 +105,9 @@ class RepSim(BaseAttributor):
         self.metric = metric
         self.layer = layer
         self.memory_budget = memory_budget
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     def _fit(self) -> None:
         one = self._representations(self._objective.rows[:1].inputs)

@@ -22,6 +22,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory
+from ..trials import Trial
 from ._along_the_run import BaseAlongTheRun
 
 
@@ -213,6 +214,18 @@ class SOURCE(BaseAlongTheRun):
         self.reweight_others = reweight_others
         self.chunk_size = chunk_size
         self.memory_budget = memory_budget
+
+    def _process(self) -> str:
+        if not self._alone:
+            return super()._process()
+        run = self.trajectory_
+        return (
+            f"{run.n_steps} steps of {run.optimizer}, learning rate {run.learning_rates[0]:g}, in one "
+            "segment with the curvature of the final model"
+        )
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        return trial.by_rows(self)
 
     # ---- fit --------------------------------------------------------------------------------
 

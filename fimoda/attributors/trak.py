@@ -29,6 +29,7 @@ from ..curvature.removal import Removal
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import FinalModel
+from ..trials import Trial
 
 #: ``damping="auto"`` for a linear model that a solver has fitted, of the mean squared length.
 AT_MINIMUM = 1e-4
@@ -196,6 +197,14 @@ class TRAK(BaseAttributor):
                     "models of an ensemble must be trained for the same targets."
                 )
             self._objectives.append(objective)
+
+    def _restrict(self, rows: NDArray[np.int64]) -> None:
+        super()._restrict(rows)
+        self._objectives = [objective.restricted(rows) for objective in self._objectives]
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        # the projection that all rows would have
+        return trial.by_rows(self, projection=trial.prepared(self)._kind())
 
     def _fit(self) -> None:
         check_gradients(self._objective)

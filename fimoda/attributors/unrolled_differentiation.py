@@ -23,13 +23,13 @@ from .._validation import (
     check_random_state,
     check_seeds,
 )
-from ..base import BaseAttributor
 from ..curvature.kinks import kink_sharpness
 from ..curvature.unrolled import Unrolled, check_run, walk_back, walk_forward
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..trials import CLEAR, Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
@@ -37,9 +37,6 @@ KINK_SMOOTHING = 400.0
 
 #: Test rows that walk back through a run together; a unit of work.
 BLOCK = 64
-
-#: Passes over the rows that one test row takes to walk back an epoch (8-128-128-1, 927 rows).
-WALK = 7.0
 
 #: A vector that grows by more than this on its way says more of the derivative than of training.
 GROWTH = 100.0
@@ -309,9 +306,15 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         columns = torch.from_numpy(self.train_indices_)
         return [Unrolled.joined(parts, columns) for parts in of_seeds]
 
-    def _n_passes(self, fitted: BaseAttributor, n_test: int, n_jobs: int) -> float:
-        n_epochs = self._check_horizons()[-1]
-        return WALK * n_test * n_epochs / min(n_jobs, ceil(n_test / BLOCK))
+    def _expected_seconds(self, trial: Trial) -> float:
+        rows, tests = self._trial_rows(trial), min(trial.n_test, BLOCK)
+        changes = {"n_epochs": 1, "n_seeds": 1, "n_jobs": None, "leave_out": None, "verbose": 0}
+        walk = trial.seconds(self, rows, tests, **changes)
+        if walk < CLEAR:  # the first has warmed up
+            walk = trial.seconds(self, rows, tests, **changes)
+        walks = ceil(trial.n_test / tests) * len(check_seeds(self.n_seeds, 0))
+        n_epochs = self._check_horizons()[-1] * trial.n_rows / rows
+        return walk * n_epochs * walks / min(trial.n_jobs, walks)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         growth = f"small changes grow {self.growth_:.2g}-fold at most"

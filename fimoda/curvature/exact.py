@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +38,18 @@ class PrimalSolver:
                 f"with its eigenvectors, more than memory_budget={memory_budget / 2**20:.0f} MiB. "
                 "Raise memory_budget, or use CGInfluence, ArnoldiInfluence or EKFACInfluence."
             )
-        matrix = curvature.double.dense()
-        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(matrix)
-        sizes = matrix.diagonal()
-        self._scale = torch.where(sizes > 0, sizes, 1).rsqrt()
-        self._scaled = torch.linalg.eigh(self._scale[:, None] * matrix * self._scale)
+        self._matrix = curvature.double.dense()
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(self._matrix)
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        sizes = self._matrix.diagonal()
+        return torch.where(sizes > 0, sizes, 1).rsqrt()
+
+    @cached_property
+    def _scaled(self) -> Any:
+        """Eigenvalues and eigenvectors of the scaled curvature: half the time, and often not needed."""
+        return torch.linalg.eigh(self._scale[:, None] * self._matrix * self._scale)
 
     @property
     def is_definite(self) -> bool:

@@ -1,0 +1,119 @@
+"""Seconds that methods are thought to take, from short trials on some of the rows."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+#: An attributor.
+Method = TypeVar("Method", bound=Any)
+
+#: Rows of the first trial of a method, and by how much the next one is larger.
+_FIRST, _LARGER = 64, 4
+
+#: Seconds from which on a trial tells more than noise, and part of the time left that no trial may exceed.
+CLEAR, SHARE = 0.1, 0.05
+
+#: A method that would take so little of the time left by its first trial is not tried again.
+_LITTLE = 0.02
+
+#: Sides of the matrices on which products and decompositions are timed.
+_SIDE = 384
+
+#: The clock of all trials.
+clock = time.perf_counter
+
+
+@dataclass(eq=False)
+class Trial:
+    """The rows that methods are tried on, and the time there is.
+
+    X, y and `sample_weight` are the training rows as `fit` takes them, `test` the test rows as `transform`
+    does; `left` says how many seconds are left, and `n_jobs` how many workers a method has.
+    """
+
+    X: Any
+    y: Any
+    sample_weight: Any
+    test: tuple[Any, Any]
+    n_rows: int
+    n_test: int
+    left: Callable[[], float]
+    n_jobs: int = 1
+
+    def seconds(
+        self,
+        method: Any,
+        n_rows: int | None = None,
+        n_test: int | None = None,
+        **changes: Any,
+    ) -> float:
+        """Return the seconds of fit and scores of a method on some rows, all by default.
+
+        With other parameters, if there are `changes`; without test rows only those of fit.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tried = self.prepared(method, **changes)
+            test = tried._test(*self.test)[: self.n_test if n_test is None else n_test]
+            if n_rows is not None and n_rows < self.n_rows:
+                some = np.linspace(0, self.n_rows - 1, n_rows).astype(np.int64)
+                tried._restrict(some)
+            start = clock()
+            tried._fit()
+            if len(test):
+                tried._scores(test)
+            return clock() - start
+
+    def prepared(self, method: Method, **changes: Any) -> Method:
+        """Return the method with other parameters, with the model and all rows, but not fitted."""
+        tried = method.__sklearn_clone__().set_params(**changes)
+        tried._prepare(self.X, self.y, self.sample_weight)
+        tried.train_indices_ = np.arange(self.n_rows)
+        return tried
+
+    def by_rows(self, method: Any, **changes: Any) -> float:
+        """Return the seconds of a method whose time grows with the rows, from trials of growing size."""
+        rows = min(_FIRST, self.n_rows)
+        before = self.seconds(method, rows, **changes)
+        if before * self.n_rows / rows > _LITTLE * self.left():
+            # the first has warmed up
+            before = min(before, self.seconds(method, rows, **changes))
+        a_row = before / rows
+        while rows < self.n_rows and a_row * self.n_rows > _LITTLE * self.left():
+            more = min(_LARGER * rows, self.n_rows)
+            if a_row * more > max(SHARE * self.left(), CLEAR):
+                break
+            now = self.seconds(method, more, **changes)
+            a_row = max(now - before, 0.0) / (more - rows)
+            rows, before = more, now
+            if before > CLEAR:
+                break
+        return before + a_row * (self.n_rows - rows)
+
+    @cached_property
+    def product_rate(self) -> float:
+        """Multiplications a second of matrix products in float64."""
+        matrix = torch.rand(_SIDE, _SIDE, dtype=torch.float64)
+        return _SIDE**3 / min(_timed(lambda: matrix @ matrix) for _ in range(3))
+
+    @cached_property
+    def eigen_rate(self) -> float:
+        """Cubed sides a second of symmetric eigendecompositions in float64."""
+        matrix = torch.rand(_SIDE, _SIDE, dtype=torch.float64)
+        return _SIDE**3 / min(
+            _timed(lambda: torch.linalg.eigh(matrix @ matrix.mT)) for _ in range(2)
+        )
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    start = clock()
+    work()
+    return max(clock() - start, 1e-9)
