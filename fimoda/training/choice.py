@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from .batches import FULL_DATA
@@ -86,12 +87,13 @@ def faster(run: Run) -> Way:
         stack, single = _step(stacked, size), _step(alone, 1)
         # the first steps of both prepare what later ones find
         single()
-        of_single, of_stack = [_seconds(single)], [_seconds(stack) / size]
+        device = run.model.device
+        of_single, of_stack = [_seconds(single, device)], [_seconds(stack, device) / size]
         if of_stack[0] > 2 * of_single[0]:
             return "loop"
         for _ in range(ROUNDS):
-            of_single += [_seconds(single) for _ in range(3)]
-            of_stack.append(_seconds(stack) / size)
+            of_single += [_seconds(single, device) for _ in range(3)]
+            of_stack.append(_seconds(stack, device) / size)
     return "vmap" if min(of_stack) < GAIN * min(of_single) else "loop"
 
 
@@ -110,8 +112,13 @@ def _step(run: Run, n_models: int) -> Callable[[], None]:
     return step
 
 
-def _seconds(step: Callable[[], None]) -> float:
-    """Return the seconds that a step takes."""
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds that a step takes: of this process alone, where it computes itself."""
+    if device.type == "cpu":
+        begin = time.process_time()
+        step()
+        return time.process_time() - begin
     begin = time.perf_counter()
     step()
+    torch.get_device_module(device).synchronize(device)
     return time.perf_counter() - begin

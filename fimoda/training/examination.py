@@ -16,7 +16,7 @@ from torch import Tensor
 from ..batch_statistics import statistics_of
 from ..model import FinalModel
 from ..objective import Objective
-from ..rows import Inputs, Rows
+from ..rows import Inputs, Rows, mapped
 from .gradients import (
     Stack,
     StackedGradient,
@@ -114,17 +114,21 @@ def _member(stack: Stack, k: int) -> Stack:
 
 
 def _steps(model: FinalModel, rows: Rows) -> Iterator[_Step]:
-    """Yield two steps on rows from all over the training set."""
+    """Yield two steps on rows from all over the training set: the same for all models, and of each."""
     n = len(rows)
     some = torch.linspace(0, n - 1, min(2 * ROWS, 2 * n), device=rows.device).long()
     theta = torch.stack([1.01 * model.state, model.state])
     stack = {name: view.contiguous() for name, view in model.views(theta).items()}
-    for own in (some[0::2], some[1::2]):
+    together, apart = some[0::2], some[1::2]
+    for own in (together, apart):
         weights = torch.ones(2, len(own), dtype=model.dtype, device=model.device)
         weights[0, 1:] *= 0.5
         weights /= weights.sum(1, keepdim=True)
         x, y = rows.inputs[own], rows.targets[own].roll(1, 0)
-        yield _Step(model, stack, expanded(x, 2), expanded(y, 2), weights)
+        x, y = expanded(x, 2), expanded(y, 2)
+        if own is apart:
+            x, y = mapped(torch.clone, x), y.clone()
+        yield _Step(model, stack, x, y, weights)
 
 
 def _examined(model: FinalModel, rows: Rows, spec: OptimizerSpec, by_layers: bool) -> Verdict:

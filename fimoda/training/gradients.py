@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from ..batch_statistics import statistics_of
+from ..formulas import by_formulas
 from ..model import FinalModel
 from ..rows import Inputs, mapped, parts
 from .chains import Link, chain_backward, chain_forward, read_chain
@@ -50,7 +51,7 @@ def stacked_gradient(
     """Return the gradient of ``sum_b w_b loss_b + 0.5 sum(l2 theta^2)`` in each model of a stack.
 
     A chain of linear layers and pointwise functions is differentiated layer by layer with batched
-    products; any other network, or with ``by_layers=False``, by ``vmap`` of ``grad``. Dropout draws
+    products; any other network, or with ``by_layers=False``, by ``vmap``. Dropout draws
     the same units for all models, from torch's global generator; none with ``training=False``.
     Statistics of batch normalisation are brought up to date in place, by the rows of positive weight.
     """
@@ -86,31 +87,37 @@ def _by_layers(
 
 
 def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
-    def loss(theta: Stack, x: Inputs, y: Tensor, weights: Tensor) -> Tensor:
-        return (weights * model.loss(model.call(theta, x, training), y)).sum()
+    """Differentiate the sum of the losses of a stack, whose models have nothing in common.
 
-    of_stack = vmap(grad(loss), randomness="same")
+    The forward pass is one of ``vmap``; the way back is autograd's own. Rows that all models see go
+    through what comes before the first parameter once.
+    """
 
-    def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
-        return of_stack(theta, x, y, w)
-
-    def with_statistics(
+    def loss(
         theta: Stack, statistics: Stack, x: Inputs, y: Tensor, weights: Tensor, complete: bool
     ) -> tuple[Tensor, Stack]:
         with statistics_of(None if complete else weights > 0) as found:
-            return loss({**theta, **statistics}, x, y, weights), found
+            outputs = model.call({**theta, **statistics}, x, training)
+        return (weights * model.loss(outputs, y)).sum(), found
 
-    both = vmap(grad(with_statistics, has_aux=True), (0, 0, 0, 0, 0, None), randomness="same")
-
-    def updating(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
-        parameters = {name: theta[name] for name in model.shapes}
-        statistics = {name: theta[name] for name in model.statistics}
-        gradients, found = both(parameters, statistics, x, y, w, bool((w > 0).all()))
+    def gradient(theta: Stack, x: Inputs, y: Tensor, w: Tensor, out: Stack | None = None) -> Stack:
+        leaves = {name: theta[name].detach().requires_grad_() for name in model.shapes}
+        statistics = {name: theta[name].detach() for name in model.statistics}
+        complete = not statistics or bool((w > 0).all())
+        same = all(part.stride(0) == 0 for part in (*parts(x), y))
+        along = None if same else 0
+        of_stack = vmap(loss, (0, 0, along, along, 0, None), randomness="same")
+        with torch.enable_grad(), by_formulas(model.is_recurrent):
+            rows = (mapped(lambda part: part[0], x), y[0]) if same else (x, y)
+            losses, found = of_stack(leaves, statistics, *rows, w, complete)
+            gradients = torch.autograd.grad(
+                losses.sum(), list(leaves.values()), materialize_grads=True
+            )
         for name, part in found.items():
             theta[name].copy_(part)
-        return gradients
+        return dict(zip(leaves, gradients, strict=True))
 
-    return updating if model.statistics else gradient
+    return gradient
 
 
 def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient:

@@ -43,7 +43,7 @@ MIN_STACK, MAX_STACK = 4, 32
 COMPILE_FROM = 3e12
 
 
-#: Ways to train many models: layer by layer, by ``vmap`` of ``grad``, or one after the other. With
+#: Ways to train many models: layer by layer, by ``vmap``, or one after the other. With
 #: "auto" a chain of layers is taken layer by layer and any other network by ``vmap``.
 Way = Literal["auto", "layers", "vmap", "loop"]
 WAYS = get_args(Way)
