@@ -162,19 +162,19 @@ class TrajectoryRecorder(Callback):
         """Record the step that is about to be taken."""
         if not training:
             return
-        groups = {float(group["lr"]) for group in net.optimizer_.param_groups}
-        if len(groups) > 1:
-            raise ValueError(
-                "the optimiser has parameter groups with learning rates of their own, which a "
-                f"Trajectory cannot hold: {sorted(groups)}."
-            )
         rows = self.listener_.last() if self.batches else None
         if rows is not None and len(rows) != get_len(batch[0]):
             raise ValueError(
                 "batches=True needs iterator_train to be torch's DataLoader with num_workers=0 and "
                 "its own collation; this one does not tell which rows it takes. Set batches=False."
             )
-        self.trajectory_.add_step(groups.pop(), rows)
+        groups = net.optimizer_.param_groups
+        if len({float(group["lr"]) for group in groups}) == 1:
+            self.trajectory_.add_step(groups[0]["lr"], rows)
+            return
+        names = {id(p): name for name, p in unwrapped(net.module_).named_parameters()}
+        own = [(names.get(id(p)), float(group["lr"])) for group in groups for p in group["params"]]
+        self.trajectory_.add_step({name: rate for name, rate in own if name is not None}, rows)
 
     def on_batch_end(
         self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Any, ClassVar
@@ -24,12 +24,15 @@ from ..adapters import is_fitted, is_network, recorded_trajectory, training_epoc
 from ..base import BaseAttributor
 from ..curvature.removal import Removal
 from ..objective import Objective
+from ..row_gradients import RowGradients
+from ..training.groups import Groups
 from ..training.optimizers import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_LR,
+    OptimizerSpec,
     optimizer_class,
 )
-from ..trajectory import Stage, Trajectory, check_architecture, stage_rows
+from ..trajectory import Stage, Trajectory, check_architecture, lr_factors_of, stage_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,8 @@ class BaseAlongTheRun(BaseAttributor):
                 "with a TrajectoryRecorder, or make it with Trajectory.from_checkpoints."
             )
         check_architecture(self.trajectory_, self.model_)
+        factors = lr_factors_of(self.trajectory_, self.model_)
+        self._roots = None if factors is None else factors.sqrt()
         stages = self.trajectory_.stages
         of_stages = stage_rows(stages, len(self._objective))
         self._stages = [self._trained_on(rows) for rows in of_stages]
@@ -144,9 +149,29 @@ class BaseAlongTheRun(BaseAttributor):
             [self.model_.module.state_dict()],
             in_steps(check_horizons(epochs), ceil(len(self._objective) / batch), "n_epochs"),
             own if self.lr is None else self.lr,
+            lr_factors=self._lr_factors(own),
             optimizer=used.__name__,
             optimizer_params=recipe.params,
         )
+
+    def _lr_factors(self, lr: float) -> dict[str, float]:
+        """Return the parts of a learning rate that the parameters have by the model's own groups."""
+        groups = tuple(self.model_.recipe.beside.get("param_groups", ()))
+        rates = Groups(OptimizerSpec(torch.optim.SGD, lr, groups=groups), self.model_).rates(0)
+        return {name: rate / lr for name, rate in rates.items()}
+
+    def _chunked(self, objective: Objective) -> Objective:
+        """Return the objective with as many rows in a chunk as gradients that are written out allow."""
+        if self._roots is None or objective.chunk_size is not None:
+            return objective
+        written = 8 * self._roots.numel() * self._roots.element_size()
+        return replace(objective, chunk_size=max(1, min(512, objective.memory_budget // written)))
+
+    def _scaled(self, gradients: RowGradients) -> RowGradients:
+        """Return gradients times the roots of what parameters have of the learning rate."""
+        if self._roots is None:
+            return gradients
+        return RowGradients.of(gradients.dense() * self._roots)
 
     def _chosen_stages(self, stages: Sequence[Stage]) -> list[int]:
         """Return the numbers of the stages whose rows are attributed to, and are the columns."""

@@ -183,7 +183,7 @@ class Hydra(BaseAlongTheRun):
         chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(test)))
         scores = np.zeros((len(test), len(self._objective)))
         for at, gradients in self._objective.row_gradients(test, chunk):
-            V = gradients.dense()
+            V = gradients.dense() if self._roots is None else gradients.dense() * self._roots**2
             for objective, batch, rate in self._steps():
                 train = objective.differentiate(batch.objective.losses)
                 found = train.apply(V).mT.double().cpu().numpy() * (rate * batch.shares)
@@ -195,6 +195,6 @@ class Hydra(BaseAlongTheRun):
         for objective, batch, rate in self._steps():
             own = self._objective.differentiate(self._own[batch.rows])
             train = objective.differentiate(batch.objective.losses)
-            found = own.inner_rowwise(train).cpu().numpy()
+            found = self._scaled(own).inner_rowwise(self._scaled(train)).cpu().numpy()
             np.add.at(scores, batch.rows, found * (rate * batch.shares))
         return self._columns(scores)

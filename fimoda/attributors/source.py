@@ -239,6 +239,11 @@ class SOURCE(BaseAlongTheRun):
                 UserWarning,
                 stacklevel=2,
             )
+        if self.trajectory_.lr_factors:
+            raise ValueError(
+                "SOURCE takes one learning rate for all parameters, and the run has parameter groups with "
+                "their own. Use TracIn or Hydra, which follow them."
+            )
         cuts = self._cuts()
         first = next(k for k, cut in enumerate(cuts) if cut.stage in self._attributed)
         self._used = cuts[first:]  # what is before has no part in the scores

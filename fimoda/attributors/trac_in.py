@@ -156,7 +156,7 @@ class TracIn(BaseAlongTheRun):
             memory_budget=self.memory_budget,
         )
         for at, parts in self._checkpoints():
-            trained = [at.mapped(self._project, stage.objective.losses) for _, stage in parts]
+            trained = [self._mapped(self._project, at, s.objective.losses) for _, s in parts]
             self._features.append([RowGradients.of(features) for features in trained])
 
     def _checkpoints(self) -> Iterator[tuple[Objective, list[tuple[float, StageRows]]]]:
@@ -174,23 +174,30 @@ class TracIn(BaseAlongTheRun):
                     parts.append((rate, self._stages[s]))
             before = stop
             if parts:
-                yield self._objective.at(model_at(run, k, self.model_)), parts
+                yield self._chunked(self._objective.at(model_at(run, k, self.model_))), parts
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         scores = np.zeros((len(test), len(self._objective)))
         for number, (at, parts) in enumerate(self._checkpoints()):
             if self._project is not None:
-                features = RowGradients.of(at.mapped(self._project, test))
+                features = RowGradients.of(self._mapped(self._project, at, test))
             for place, (rate, stage) in enumerate(parts):
                 if self._project is not None:
                     found = features.inner(self._features[number][place]).cpu().numpy()
                 else:
-                    found = at.pairs(test, stage.objective.losses)
+                    found = at.pairs(test, stage.objective.losses, self._inner)
                 scores[:, stage.rows] += stage.removal(rate * stage.shares * found)
         return self._columns(scores)
 
+    def _mapped(self, project: Projection, at: Objective, measured: Measured) -> Tensor:
+        return at.mapped(lambda gradients: project(self._scaled(gradients)), measured)
+
+    def _inner(self, a: RowGradients, b: RowGradients) -> Tensor:
+        return self._scaled(a).inner(self._scaled(b))
+
     def _own_products(self) -> NDArray[np.float64]:
         def inner(a: RowGradients, b: RowGradients) -> Tensor:
+            a, b = self._scaled(a), self._scaled(b)
             if self._project is not None:
                 a, b = (RowGradients.of(self._project(gradients)) for gradients in (a, b))
             return a.inner_rowwise(b)

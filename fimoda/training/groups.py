@@ -54,6 +54,11 @@ class Groups:
         for group, spec in zip(optimizer.param_groups, self.specs, strict=True):
             group["lr"] = spec.lr_at(epoch)
 
+    def rates(self, epoch: int) -> dict[str, float]:
+        """Return the learning rate of each parameter in an epoch."""
+        pairs = zip(self.specs, self._names, strict=True)
+        return {name: spec.lr_at(epoch) for spec, names in pairs for name in names}
+
     # ---- vectors ----------------------------------------------------------------------------
 
     def cut(self, vector: Tensor) -> list[Tensor]:

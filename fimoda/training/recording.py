@@ -10,6 +10,7 @@ from torch import Tensor
 from ..model import FinalModel
 from ..trajectory import Trajectory
 from .differentiable import Buffers, state_names
+from .groups import Groups
 from .recorded import Moment, RecordedRun
 from .run import Run
 from .workers import one_thread
@@ -60,20 +61,14 @@ def record(
         recorded = Trajectory(run.optimizer.name, run.optimizer.params, folder)
     else:
         recorded = before.extended(folder)
-    if any("lr" in settings for _, settings in run.optimizer.groups):
-        raise ValueError(
-            "optimizer_params: param_groups has learning rates of their own, which a Trajectory cannot "
-            "hold. Train without them, or give the groups weight_decay only."
-        )
     recorded.begin_stage(n_rows=len(run.rows))
     batches = [batch.rows for batch in run.plan(seed).batches(run.n_steps(n_epochs))]
-    kept = planned_steps(checkpoints, len(batches))
+    kept, groups = planned_steps(checkpoints, len(batches)), Groups(run.optimizer, run.model)
 
     def look(moment: Moment) -> None:
         if moment.step:
             done = moment.step - 1
-            rate = run.optimizer.lr_at(done // run.steps_per_epoch)
-            recorded.add_step(rate, batches[done].numpy())
+            recorded.add_step(groups.rates(done // run.steps_per_epoch), batches[done].numpy())
         if moment.step in kept and (moment.step or before is None):
             buffers = _named(run.model, moment.buffers)
             recorded.add_state(run.model.views(moment.theta), buffers)

@@ -38,6 +38,20 @@ def model_at(run: Trajectory, k: int, model: FinalModel) -> FinalModel:
     return _with_state(model, run.state(k))
 
 
+def lr_factors_of(run: Trajectory, model: FinalModel) -> Tensor | None:
+    """Return the parts (p,) of the learning rate that parameters have, or None where all have it."""
+    factors = run.lr_factors
+    if not factors:
+        return None
+    missing = [name for name in model.shapes if name not in factors]
+    if missing:
+        raise ValueError(
+            f"trajectory has learning rates of parameters, but none of {missing[0]!r}. Name them all."
+        )
+    given = {n: torch.full(tuple(s), factors[n]) for n, s in model.shapes.items()}
+    return model.flatten(given).to(model.theta)
+
+
 def mean_model(run: Trajectory, ks: Sequence[int], model: FinalModel) -> FinalModel:
     """Return the final model with the means of parameters and buffers of some checkpoints."""
     states = [run.state(k) for k in ks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -21,6 +22,7 @@ class Record:
         self.optimizer_params = dict(optimizer_params or {})
         self.batches: list[NDArray[np.int64]] | None = None
         self._rates: list[float] = []
+        self._factors: dict[str, float] | None = None  # not known before a step that moves
         self._begun: list[Stage] = []  # the last one goes on
 
     def begin_stage(
@@ -43,20 +45,37 @@ class Record:
         name = f"stage {len(self._begun)}" if name is None else name
         self._begun.append(Stage(name, self.n_steps, self.n_steps, number, found))
 
-    def add_step(self, lr: float, rows: ArrayLike | None = None) -> None:
+    def add_step(self, lr: float | Mapping[str, float], rows: ArrayLike | None = None) -> None:
         """Record a step of the optimiser.
 
         Parameters
         ----------
-        lr : float
-            Its learning rate.
+        lr : float or dict of str to float
+            Its learning rate, or that of each parameter by name; these must stay in proportion.
         rows : array-like of int, default=None
             Rows of its batch, numbered within the stage.
         """
+        rates = lr if isinstance(lr, Mapping) else {"": lr}
+        highest = float(max(rates.values()))
+        if highest:  # a step at rest says nothing of proportions
+            self._keep_factors({name: float(rate) / highest for name, rate in rates.items()})
         if rows is not None:
             self.batches = self.batches or []
             self.batches.append(np.asarray(rows, dtype=np.int64))
-        self._rates.append(float(lr))
+        self._rates.append(highest)
+
+    def _keep_factors(self, factors: dict[str, float]) -> None:
+        """Keep the parts of a step's learning rate, or check that they are those of the others."""
+        own = {} if set(factors.values()) <= {1.0} else factors
+        kept = own if self._factors is None else self._factors
+        if kept.keys() != own.keys() or any(
+            not math.isclose(kept[name], own[name], rel_tol=1e-6) for name in own
+        ):
+            raise ValueError(
+                "learning rates of parameters must stay in proportion to one another in all steps of a "
+                "Trajectory. Give groups schedules of one shape, or no learning rates of their own."
+            )
+        self._factors = kept
 
     @property
     def n_steps(self) -> int:
@@ -65,8 +84,13 @@ class Record:
 
     @property
     def learning_rates(self) -> NDArray[np.float64]:
-        """Learning rate of each step."""
+        """Learning rate of each step; the largest, where parameters differ in theirs."""
         return np.array(self._rates)
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """Part of the step's learning rate that each parameter has, by name; empty where all have it."""
+        return dict(self._factors or {})
 
     @property
     def stages(self) -> list[Stage]:
@@ -112,7 +136,7 @@ class Record:
             part = self.batches[steps:stop]
             flat = np.concatenate([np.empty(0, np.int64), *part])
             batches = torch.from_numpy(flat), torch.tensor([len(one) for one in part])
-        return {
+        return ({"factors": self._factors} if self._factors else {}) | {
             "since": since,
             "optimizer": (self.optimizer, plain),
             "rates": torch.tensor(self._rates[steps:stop], dtype=torch.float64),
@@ -132,6 +156,7 @@ class Record:
     def _decode(self, records: Sequence[dict[str, Any]], directory: str) -> None:
         """Take over what encoded records tell, one after another; FileNotFoundError if one is missing."""
         self.optimizer, self.optimizer_params = records[-1]["optimizer"]
+        self._factors = records[-1].get("factors")
         for record in records:
             steps, stages = record["since"]
             if steps > self.n_steps:

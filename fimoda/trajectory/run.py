@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..model import unwrapped
 from .records import Record
-from .saved import buffers_by_name, check_steps, rates_of_steps
+from .saved import buffers_by_name, check_factors, check_steps, rates_of_steps
 from .stages import Stage, check_stages
 from .store import CheckpointStore, OptimizerState, cloned
 
@@ -76,6 +76,7 @@ class Trajectory(Record):
         lrs: float | ArrayLike,
         *,
         n_steps: int | None = None,
+        lr_factors: Mapping[str, float] | None = None,
         optimizer: str = "SGD",
         optimizer_params: Mapping[str, Any] | None = None,
         optimizer_states: Sequence[Mapping[str, Any]] | None = None,
@@ -96,6 +97,9 @@ class Trajectory(Record):
             the steps since the checkpoint before it (and, for the last, of those after it).
         n_steps : int, default=None
             Steps of the whole run; those of the last checkpoint by default.
+        lr_factors : dict of str to float, default=None
+            The part of the learning rate that each parameter has, by name, in an optimiser with parameter
+            groups; all of it by default.
         optimizer : str, default="SGD"
             Name of the ``torch.optim`` class.
         optimizer_params : dict, default=None
@@ -133,6 +137,7 @@ class Trajectory(Record):
         total = check_steps(numbers, n_steps, state_dicts, optimizer_states)
         run = cls(optimizer, optimizer_params)
         run._rates = rates_of_steps(lrs, numbers, total)
+        run._keep_factors(check_factors(lr_factors or {}))
         if batches is not None:
             run.batches = [np.asarray(rows, dtype=np.int64) for rows in batches]
             if len(run.batches) != total:
@@ -205,6 +210,7 @@ class Trajectory(Record):
         """
         run = Trajectory(self.optimizer, self.optimizer_params, directory)
         run._rates, run._begun = list(self._rates), list(self._begun)
+        run._factors = self._factors
         run.batches = None if self.batches is None else list(self.batches)
         for k, step in enumerate(self.steps):
             run._keep(step, self.state(k), self.optimizer_state(k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -38,6 +39,15 @@ def check_steps(
             f"n_steps must be at least 1 and that of the last checkpoint ({steps[-1]}), got {total}."
         )
     return total
+
+
+def check_factors(given: Mapping[str, float]) -> dict[str, float]:
+    """Return parts of the learning rate by name of the parameter; ValueError unless all are positive."""
+    factors = {name: float(part) for name, part in given.items()}
+    for name, part in factors.items():
+        if not 0 < part < math.inf:
+            raise ValueError(f"lr_factors must be positive numbers, got {part} for {name!r}.")
+    return factors
 
 
 def rates_of_steps(lrs: float | ArrayLike, steps: list[int], n_steps: int) -> list[float]:

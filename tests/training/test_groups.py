@@ -298,11 +298,13 @@ def test_groups_are_part_of_what_a_run_is():
         resolve_optimizer("ASGD", 0.1, {"param_groups": GROUPS}, Recipe())
 
 
-def test_ensembles_record_weight_decays_of_their_own():
+def test_ensembles_record_learning_rates_of_their_own():
     X, y, *_ = data()
     shared = {"n_seeds": 1, "n_epochs": 1, "batch_size": BATCH, "criterion": nn.MSELoss()}
-    decays = {"weight_decay": 0.1, "param_groups": GROUPS[:1]}
-    found = train_ensemble(net(), X, y, lr=0.1, optimizer_params=decays, **shared)
-    assert len(found.models) == 1
-    with pytest.raises(ValueError, match="which a Trajectory cannot hold"):
-        train_ensemble(net(), X, y, lr=0.1, optimizer_params={"param_groups": GROUPS}, **shared)
+    for groups, expected in ((GROUPS[:1], {}), (GROUPS, {"0.weight": 0.04})):
+        params = {"weight_decay": 0.1, "param_groups": groups}
+        found = train_ensemble(net(), X, y, lr=0.1, optimizer_params=params, **shared)
+        run = found.trajectories[0]
+        others = dict.fromkeys(["0.bias", "2.weight", "2.bias"], 1.0) if expected else {}
+        assert run.lr_factors == pytest.approx({**others, **expected})
+        assert run.learning_rates.tolist() == [0.1] * 6

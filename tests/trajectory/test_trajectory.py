@@ -335,9 +335,6 @@ def test_errors_of_the_recorder():
         net(TrajectoryRecorder(0)).fit(X, y)
     with pytest.raises(MemoryError, match=r"12 checkpoints take up to .*Set directory"):
         net(TrajectoryRecorder(12, memory_budget=1000)).fit(X, y)
-    groups = [("0.*", {"lr": 0.1})]
-    with pytest.raises(ValueError, match="learning rates of their own"):
-        net(TrajectoryRecorder(), optimizer__param_groups=groups).fit(X, y)
 
 
 # ---- files ------------------------------------------------------------------------------------
