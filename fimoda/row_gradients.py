@@ -8,8 +8,9 @@ with parameters elsewhere has its gradients formed, a chunk of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,7 @@ from .layers import (
     LayerGradients,
     Matrices,
     Place,
-    trainable_layers,
 )
-from .layers.by_autograd import gradients_by_autograd
 from .measured import Measured
 from .model import FinalModel
 from .rows import Inputs
@@ -49,8 +48,8 @@ class RowGradients:
 
     @property
     def factors(self) -> list[Factors] | None:
-        """The parts, if all are factors."""
-        found = [part for part in self.parts if isinstance(part, Factors)]
+        """The parts, if all are single products of vectors."""
+        found = [p for p in self.parts if isinstance(p, Factors) and p.at_one_position]
         return found if len(found) == len(self.parts) else None
 
     def inner(self, other: RowGradients) -> Tensor:
@@ -93,7 +92,8 @@ class RowGradients:
 
     def dense(self) -> Tensor:
         """Return the gradients themselves, (n, p)."""
-        if len(self.parts) == 1 and len(self.places[0].slices) == 1:
+        first = self.places[0]
+        if len(self.parts) == 1 and len(first.slices) == 1 and not first.transposed:
             return self.parts[0].dense().flatten(1)
         vectors = self._vectors(len(self))
         for part, place in zip(self.parts, self.places, strict=True):
@@ -109,16 +109,19 @@ class RowGradients:
 
     def entries(self, size: int) -> Iterator[Tensor]:
         """Yield all entries, `size` parameters at a time, (size, n)."""
-        factors = self.factors
-        if factors is None:
-            yield from self.dense().mT.split(size)
-            return
-        turned = [
-            (f.inputs[:, 0].mT.contiguous(), f.signals[:, 0, 0].mT.contiguous()) for f in factors
-        ]
-        n_parameters = max(s.stop for place in self.places for s in place.slices)
-        for start in range(0, n_parameters, size):
-            yield _products(turned, self.places, start, min(start + size, n_parameters))
+        blocks: list[tuple[slice, Callable[[int, int], Tensor]]] = []
+        for part, place in zip(self.parts, self.places, strict=True):
+            blocks += zip(place.slices, _rows(part, place), strict=True)
+        blocks.sort(key=lambda block: block[0].start)
+        for start in range(0, blocks[-1][0].stop, size):
+            stop = start + size
+            yield torch.cat(
+                [
+                    entries(max(start, s.start) - s.start, min(stop, s.stop) - s.start)
+                    for s, entries in blocks
+                    if s.start < stop and start < s.stop
+                ]
+            )
 
     def _vectors(self, k: int) -> Tensor:
         """Return vectors (k, p) to be filled."""
@@ -126,56 +129,57 @@ class RowGradients:
         return self.parts[0][:0].dense().new_empty(k, p)
 
 
-def _products(
-    turned: list[tuple[Tensor, Tensor]], places: Sequence[Place], start: int, stop: int
-) -> Tensor:
-    """Return the entries [start, stop) of products of inputs (in, n) and signals (out, n)."""
-    found: list[tuple[int, Tensor]] = []
-    for (a, d), place in zip(turned, places, strict=True):
-        offset = 0
-        for s in place.slices:
-            width = (s.stop - s.start) // len(d)
-            first, last = max(start, s.start) - s.start, min(stop, s.stop) - s.start
-            if first < last:
-                top, bottom = first // width, -(-last // width)
-                whole = (d[top:bottom, None] * a[offset : offset + width]).flatten(0, 1)
-                found.append((s.start + first, whole[first - top * width : last - top * width]))
-            offset += width
-    return torch.cat([part for _, part in sorted(found, key=lambda pair: pair[0])])
+def _rows(part: LayerGradients, place: Place) -> list[Callable[[int, int], Tensor]]:
+    """Return functions of the entries' first and last number, one a slice, that give them, (k, n)."""
+    widths = [(s.stop - s.start) // place.n_outputs for s in place.slices]
+    offsets = [sum(widths[:k]) for k in range(len(widths))]
+    products = part.at_one_position if isinstance(part, Factors) else False
+    if isinstance(part, Factors) and products:
+        a, d = part.inputs[:, 0].mT.contiguous(), part.signals[:, 0, 0].mT.contiguous()
+
+    def entries(first: int, last: int, offset: int, width: int) -> Tensor:
+        across = place.n_outputs if place.transposed else width
+        top, bottom = first // across, -(-last // across)
+        rows, columns = slice(top, bottom), slice(offset, offset + width)
+        if place.transposed:
+            rows, columns = slice(None), slice(offset + top, offset + bottom)
+        if products:
+            left, right = (a[columns], d) if place.transposed else (d[rows], a[columns])
+            whole = (left[:, None] * right).flatten(0, 1)
+        else:
+            dense = part.section(rows, columns).dense()
+            whole = (dense.mT if place.transposed else dense).flatten(1).mT
+        return whole[first - top * across : last - top * across]
+
+    return [partial(entries, offset=o, width=w) for o, w in zip(offsets, widths, strict=True)]
 
 
 class RowDifferentiator:
-    """Computes the gradients of rows in the parameters of a final model.
+    """Computes the gradients of rows in the parameters of a final model, layer by layer.
 
-    On the inputs of a few rows it finds out whether every parameter belongs to a layer with factors that a
-    row meets at one position; only then do gradients factor.
+    On the inputs of a few rows it finds out which layers' gradients are known.
     """
 
     def __init__(self, model: FinalModel, inputs: Inputs):
         self.model = model
-        self._layers: LayerDifferentiator | None = None
-        kinds = [layer.kind for layer in trainable_layers(model)]
-        if all(kind is not None and not kind.many_positions for kind in kinds):
-            layers = LayerDifferentiator(model, inputs)
-            if layers.complete and all(positions == 1 for positions, *_ in layers.shapes):
-                self._layers = layers
-
-    @property
-    def factors(self) -> bool:
-        """True if inner products go through factors."""
-        return self._layers is not None
+        self._layers = LayerDifferentiator(model, inputs)
+        samples = self._layers.samples
+        #: True if all gradients are single products of vectors, and so inner products cheap.
+        self.factors = all(part.at_one_position for part in samples)
 
     def row_bytes(self) -> int:
         """Return the bytes that one row's gradient takes while it is computed."""
-        if self._layers is None:
-            return 3 * self.model.n_parameters * self.model.theta.element_size()
-        return 4 * self._layers.row_bytes()
+        written_out = max(
+            min(part.matrix_numbers, 2 * part.row_numbers()) for part in self._layers.samples
+        )
+        return 4 * self._layers.row_bytes() + self.model.theta.element_size() * written_out
 
     def __call__(self, measured: Measured) -> RowGradients:
         """Return the gradients of all rows at once."""
-        if self._layers is None:
-            return RowGradients.of(gradients_by_autograd(self.model, measured))
-        return RowGradients(self._layers(measured), self._layers.places)
+        parts: Sequence[LayerGradients] = self._layers(measured)
+        if not self.factors:
+            parts = [part.compressed() for part in parts]
+        return RowGradients(parts, self._layers.places)
 
     def chunks(self, measured: Measured, chunk_size: int) -> Iterator[tuple[slice, RowGradients]]:
         """Yield the gradients of `chunk_size` rows at a time, with the rows they belong to."""

@@ -59,9 +59,9 @@ class CGInfluence(BaseInfluence):
         100,000 times the mean squared entry of the rows' gradients. All are solved at once, at
         the cost of the least.
     preconditioner : "ekfac" or None, default=None
-        "ekfac" steps along the EK-FAC approximation of C (layers that it does not treat get
-        the mean curvature). It takes fewer iterations where training rows times outputs outnumber
-        parameters and layers see inputs of very different sizes; with few rows it may take more.
+        "ekfac" steps along the EK-FAC approximation of C. It takes fewer iterations where training
+        rows times outputs outnumber parameters and layers see inputs of very different sizes; with
+        few rows it may take more.
     tol : float, default=1e-6
         A test row is solved when its residual is at most this times its right-hand side. In
         float32 a badly conditioned curvature may not allow that, which is a warning.

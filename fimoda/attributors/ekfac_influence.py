@@ -31,10 +31,12 @@ class EKFACInfluence(BaseInfluence):
     that the model itself predicts. It is the best diagonal in that basis of the layer's block of
     the Gauss-Newton matrix, and exact for a linear model under squared error.
 
-    Linear layers on vectors or on sequences and ungrouped two-dimensional convolutions are treated.
-    The parameters of other layers contribute nothing; a warning names the layers. The training rows
-    stay in the eigenbases as factors where they fit `memory_budget`, so that ``transform`` does not
-    differentiate them again.
+    Linear layers, on vectors or on sequences, and attention's projections have such a block,
+    convolutions one for each group of channels. Of an embedding :math:`Q_A` is the identity, since
+    tokens are inputs of one entry. Scale and shift of a normalisation, biases alone and parameters
+    that no layer owns have a dense block, the exact one, up to 1,024 of them, and the diagonal
+    beyond, as has a side of a layer wider than 8,192. The training rows stay in the eigenbases where
+    they fit `memory_budget`, so that ``transform`` does not differentiate them again.
 
     :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j
     s_j g_j`. With ``reweight_others=False``, and for linear models that a solver has fitted (there
@@ -82,15 +84,13 @@ class EKFACInfluence(BaseInfluence):
         The damping used; may be changed after ``fit`` at no cost.
     damping_agreement_ : dict of float to float
         Agreement by candidate (cosine, both centred); only with ``damping="tuned"``.
-    skipped_layers_ : list of str
-        Layers whose parameters contribute nothing.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column.
 
     Raises
     ------
     ValueError
-        If no layer can be treated, or the damped curvature is singular.
+        If the damped curvature is singular.
 
     References
     ----------
@@ -143,7 +143,6 @@ class EKFACInfluence(BaseInfluence):
         seed = check_random_state(self.random_state).randint(MAX_SEED) if sampled else 0
         objective = replace(self._objective, memory_budget=self.memory_budget // 4)
         self._ekfac = EKFAC(objective, fisher=self.fisher, seed=int(seed))
-        self.skipped_layers_ = self._ekfac.skipped
         self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
         if len(objective) * self._ekfac.row_bytes() <= self.memory_budget // 2:
             self._kept = list(self._ekfac.chunks(self._objective.losses))
@@ -164,9 +163,8 @@ class EKFACInfluence(BaseInfluence):
             at = slice(start, min(start + step, len(test)))
             solved = self._ekfac.divide(self._ekfac.rotated(test[at]), self.damping_)
             for rows, layers in self._train_factors():
-                for matrices, layer in zip(solved, layers, strict=True):
-                    found = layer.apply(matrices)[:, :, 0].mT
-                    result[at, rows] += found.double().cpu().numpy()
+                for one, layer in zip(solved, layers, strict=True):
+                    result[at, rows] += layer.inner(one).mT.cpu().numpy()
         return self._removal(result * self._share, self._pulled(test))
 
     def _solve(self, V: Tensor) -> Tensor:

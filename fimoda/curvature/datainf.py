@@ -57,10 +57,10 @@ class DataInfSolver:
         gradients = self._differentiate(measured)
         if gradients.factors is not None:
             return list(gradients.factors)
-        dense, places = gradients.dense(), self.layers.values()
+        dense = gradients.dense()
         return [
             Matrices(torch.cat([dense[:, s] for s in place], dim=1).unsqueeze(1))
-            for place in places
+            for place in self.layers.values()
         ]
 
     def _train(self) -> Iterator[tuple[slice, list[LayerGradients]]]:

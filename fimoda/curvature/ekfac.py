@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,11 @@ class Block:
 
     With the eigenvectors :math:`Q_A` (in, in) of :math:`A = E[a a^\top]`, the homogeneous coordinate of
     the bias last, :math:`Q_S` (out, out) of :math:`S = E[d d^\top]`, and the float64 eigenvalues
-    :math:`\Lambda = E[(Q_S^\top G Q_A)^2]` (out, in).
+    :math:`\Lambda = E[(Q_S^\top G Q_A)^2]` (out, in). A basis of None is that of the coordinates.
     """
 
-    input_basis: Tensor
-    signal_basis: Tensor
+    input_basis: Tensor | None
+    signal_basis: Tensor | None
     eigenvalues: Tensor
     place: Place
 
@@ -37,14 +36,34 @@ class Block:
 
     def diagonal(self, values: Tensor) -> Tensor:
         """Return the diagonal (out, in), in the eigenbasis, of a diagonal matrix (p,)."""
-        q_a, q_s = self.input_basis.double(), self.signal_basis.double()
-        return q_s.mT**2 @ self.place.matrices(values[None])[0].double() @ q_a**2
+        squares = [None if q is None else q.double() ** 2 for q in self._bases]
+        return turned(self.place.matrices(values[None])[0].double(), *squares)
 
     def solve(self, vectors: Tensor, damping: float) -> Tensor:
         """Return the layer's solutions (k, out, in) of ``(C + damping) u = v`` for vectors (k, p)."""
-        q_a, q_s = self.input_basis.to(vectors), self.signal_basis.to(vectors)
-        inside = q_s.mT @ self.place.matrices(vectors) @ q_a
-        return q_s @ (inside / (self.eigenvalues + damping).to(vectors)) @ q_a.mT
+        q_a, q_s = (None if q is None else q.to(vectors) for q in self._bases)
+        inside = turned(self.place.matrices(vectors), q_a, q_s)
+        inside = inside / (self.eigenvalues + damping).to(vectors)
+        back = [None if q is None else q.mT for q in (q_a, q_s)]
+        return turned(inside, *back)
+
+    def carried(self, matrices: Tensor, other: Block) -> Tensor:
+        """Return matrices (k, out, in) of this eigenbasis in that of the same layer's other block."""
+        turns = [
+            a if b is None else b if a is None else a.mT @ b
+            for a, b in zip(self._bases, other._bases, strict=True)
+        ]
+        return turned(matrices, *turns)
+
+    @property
+    def _bases(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.input_basis, self.signal_basis
+
+
+def turned(matrices: Tensor, inputs: Tensor | None, signals: Tensor | None) -> Tensor:
+    """Return ``signals' M inputs`` for matrices M (..., out, in); None is the identity."""
+    left = matrices if signals is None else signals.mT @ matrices
+    return left if inputs is None else left @ inputs
 
 
 class EKFAC:
@@ -58,7 +77,7 @@ class EKFAC:
 
     :math:`s_i` the shares, :math:`Q_A, Q_S` the eigenvectors of :math:`A = \sum_i s_i \sum_t a
     a^\top` and :math:`S = \sum_i s_i E[\sum_t d d^\top]`. The scales of A and S do not matter. The L2
-    penalty enters by its diagonal in the eigenbasis. ValueError if no layer can be treated.
+    penalty enters by its diagonal in the eigenbasis.
 
     The expectation over targets is exact ("expected"), or of one draw a row ("sampled"). With `others`,
     the same network with other parameters, A, S and the eigenvalues are means over all of them. `scale`
@@ -78,9 +97,9 @@ class EKFAC:
     ):
         self.objective = objective
         self.fisher = fisher
-        self.differentiate = _treated(objective)
         rows, model = objective.rows, objective.model
         few = rows[:2].inputs
+        self.differentiate = LayerDifferentiator(model, few)
         self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, few),
@@ -96,8 +115,11 @@ class EKFAC:
         self.blocks = []
         layers = zip(self._covariances(share), self.differentiate.places, strict=True)
         for (A, S), place in layers:
-            q_a, q_s = (torch.linalg.eigh(C)[1].to(model.dtype) for C in (A, S))
-            zeros = torch.zeros(len(q_s), len(q_a), dtype=torch.float64, device=q_s.device)
+            q_a, q_s = (
+                None if C is None else torch.linalg.eigh(C)[1].to(model.dtype) for C in (A, S)
+            )
+            shape = place.matrices(model.theta[None]).shape[1:]
+            zeros = torch.zeros(shape, dtype=torch.float64, device=model.device)
             self.blocks.append(Block(q_a, q_s, zeros, place))
         self._correct(share)
         self.scale = self._matched() if isinstance(scale, str) else scale
@@ -107,18 +129,13 @@ class EKFAC:
                 block.eigenvalues.add_(block.diagonal(model.penalty))
 
     @property
-    def skipped(self) -> list[str]:
-        """Layers whose parameters contribute nothing."""
-        return self.differentiate.skipped
-
-    @property
     def chunk_size(self) -> int:
         """Rows whose factors are held at a time."""
         n_cotangents = 1 if self.fisher == "sampled" else max(2, self.objective.n_outputs)
         row_bytes = 4 * self.differentiate.row_bytes(n_cotangents)
-        shapes = self.differentiate.shapes
-        if any(positions > 1 for positions, *_ in shapes):  # gradients are written out
-            widest = max(a * d for _, a, d in shapes)
+        samples = [part for part in self.differentiate.samples if not part.at_one_position]
+        if samples:  # gradients are written out
+            widest = max(part.matrix_numbers for part in samples)
             row_bytes += 3 * widest * self.objective.model.theta.element_size()
         fitting = self.objective.memory_budget // row_bytes
         return self.objective.chunk_size or int(min(max(fitting, 1), MOST_ROWS))
@@ -141,13 +158,16 @@ class EKFAC:
             return [loss.likelihood.gradient(outputs, targets)]
         return loss.fisher_cotangents(outputs, targets)
 
-    def _covariances(self, share: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return A and S of each layer, float64."""
-        total: list[tuple[Tensor, Tensor]] = []
+    def _covariances(self, share: Tensor) -> list[list[Tensor | None]]:
+        """Return A and S of each layer, float64; None where the basis is that of the coordinates."""
+        total: list[list[Tensor | None]] = []
         for w, factors in self._pulled(share):
-            found = [f.covariances(w) for f in factors]
-            pairs = zip(total, found, strict=True)
-            total = [(A + a, S + s) for (A, S), (a, s) in pairs] if total else found
+            found = [list(f.covariances(w)) for f in factors]
+            for layer, own in zip(total, found, strict=False):
+                layer[:] = [
+                    b if a is None or b is None else a + b for a, b in zip(layer, own, strict=True)
+                ]
+            total = total or found
         return total
 
     def _correct(self, share: Tensor) -> None:
@@ -173,7 +193,8 @@ class EKFAC:
 
     def row_bytes(self) -> int:
         """Return the bytes that the compressed gradients of one row take."""
-        numbers = sum(min(T * (a + d), a * d) for T, a, d in self.differentiate.shapes)
+        samples = self.differentiate.samples
+        numbers = sum(min(part.row_numbers(), part.matrix_numbers) for part in samples)
         return self.objective.model.theta.element_size() * numbers
 
     def rotated(self, measured: Measured) -> list[LayerGradients]:
@@ -187,11 +208,10 @@ class EKFAC:
             at = slice(start, min(start + self.chunk_size, len(measured)))
             yield at, self.rotated(measured[at])
 
-    def divide(self, rotated: list[LayerGradients], damping: float) -> list[Tensor]:
-        """Return the solutions in the eigenbases, (m, out, in) of each layer."""
-        dense = [f.dense() for f in rotated]
-        blocks = zip(self.blocks, dense, strict=True)
-        return [G / (b.eigenvalues + damping).to(G) for b, G in blocks]
+    def divide(self, rotated: list[LayerGradients], damping: float) -> list[LayerGradients]:
+        """Return the solutions in the eigenbases, layer by layer."""
+        blocks = zip(self.blocks, rotated, strict=True)
+        return [f.divided(b.eigenvalues + damping) for b, f in blocks]
 
     def inner_rowwise(
         self, a: list[LayerGradients], b: list[LayerGradients], damping: float
@@ -200,7 +220,7 @@ class EKFAC:
         return _forms([1 / (block.eigenvalues + damping) for block in self.blocks], a, b)
 
     def solve(self, V: Tensor, damping: float) -> Tensor:
-        """Return the solutions ``(C + damping) u = v`` of the rows of V (k, p); zero where skipped."""
+        """Return the solutions ``(C + damping) u = v`` of the rows of V (k, p)."""
         self.check_definite(damping)
         solved = torch.zeros_like(V)
         for block in self.blocks:
@@ -216,25 +236,6 @@ class EKFAC:
                 f"the EK-FAC curvature is singular, and damping={damping:g} does not make it positive "
                 f"definite. Raise damping above {1e-8 * largest:.1e}."
             )
-
-
-def _treated(objective: Objective) -> LayerDifferentiator:
-    """Return the layers with factors; a warning names the others."""
-    found = LayerDifferentiator(objective.model, objective.rows[:2].inputs)
-    skipped = ", ".join(found.skipped)
-    if not found.layers:
-        raise ValueError(
-            f"EK-FAC treats Linear and Conv2d layers; this model has none that it can: {skipped}. "
-            "Use CGInfluence."
-        )
-    if skipped:
-        warnings.warn(
-            f"EK-FAC does not treat the layers {skipped}: their parameters contribute nothing "
-            "to the scores.",
-            UserWarning,
-            stacklevel=3,
-        )
-    return found
 
 
 def _forms(

@@ -73,7 +73,7 @@ def cosine_with_fisher(
             other_side.append(one_side[-1])
     gram = torch.zeros((), device=rows.device)
     for layers in zip(zip(*one_side, strict=True), zip(*other_side, strict=True), strict=True):
-        a, b = (_together(of_models) for of_models in layers)
+        a, b = (type(of_models[0]).together(of_models) for of_models in layers)
         gram = gram + a.inner(b)
     n, models = len(used), len(parts)
     forms = torch.stack([quadratic(of_layers).view(n, -1).sum(1) for of_layers in one_side])
@@ -84,8 +84,3 @@ def cosine_with_fisher(
     if drawn:  # pairs of two draws alone have the right expectation
         square = (square - float(share**2 @ pairs.diagonal())) * n / (n - 1)
     return product / (norm * square**0.5) if product > 0 and square > 0 else 1.0
-
-
-def _together(parts: Sequence[Factors]) -> Factors:
-    """Return the gradients of the rows of all parts."""
-    return Factors(torch.cat([f.inputs for f in parts]), torch.cat([f.signals for f in parts]))

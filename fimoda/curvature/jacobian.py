@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,10 @@ def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients 
         at = slice(start, start + step)
         found = differentiate.pull_back(rows[at].inputs, each_output)
         if not kept:
-            kept = [Factors(*(_room(len(rows), t) for t in (f.inputs, f.signals))) for f in found]
+            kept = [
+                replace(f, inputs=_room(len(rows), f.inputs), signals=_room(len(rows), f.signals))
+                for f in found
+            ]
         for whole, some in zip(kept, found, strict=True):
             whole.inputs[at], whole.signals[at] = some.inputs, some.signals
     return RowGradients(kept, differentiate.places)
@@ -39,7 +44,7 @@ def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients 
 
 def product_bytes(jacobian: RowGradients, n_vectors: int) -> int:
     """Return the bytes that products with so many vectors take for each row."""
-    shapes = [f.signals for f in jacobian.factors or ()]
+    shapes = [f.signals for f in jacobian.parts if isinstance(f, Factors)]
     widest = max(d.shape[1] * (d.shape[3] + d.shape[2]) for d in shapes)
     return 2 * n_vectors * widest * shapes[0].element_size()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -44,15 +43,11 @@ class EKFACStationary(Stationary):
     ):
         super().__init__(final, segments)
         self._bases: list[EKFAC] = []
-        with warnings.catch_warnings():
-            for segment in segments:
-                first, *others = segment.objectives
-                first = replace(first, memory_budget=first.memory_budget // 4)
-                models = [other.model for other in others]
-                self._bases.append(
-                    EKFAC(first, fisher=fisher, seed=seed, others=models, scale=scale)
-                )
-                warnings.filterwarnings("ignore", message="EK-FAC does not treat")  # said once
+        for segment in segments:
+            first, *others = segment.objectives
+            first = replace(first, memory_budget=first.memory_budget // 4)
+            models = [other.model for other in others]
+            self._bases.append(EKFAC(first, fisher=fisher, seed=seed, others=models, scale=scale))
         self._final = LayerDifferentiator(final.model, final.rows[:2].inputs)
         self._modes = [
             [_modes(block, segment.dynamics) for block in ekfac.blocks]
@@ -76,9 +71,7 @@ class EKFACStationary(Stationary):
         blocks = zip(self._bases[k].blocks, self._bases[k - 1].blocks, strict=True)
         for (b, before), (_, sigma), U in zip(blocks, self._modes[k], adjoint, strict=True):
             left = U * self.segments[k].dynamics.carried(sigma).to(U)
-            turn_s = before.signal_basis.mT @ b.signal_basis
-            turn_a = b.input_basis.mT @ before.input_basis
-            found.append(turn_s @ left @ turn_a)
+            found.append(b.carried(left, before))
         return found
 
     # ---- products with gradients ------------------------------------------------------------

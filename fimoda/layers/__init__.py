@@ -1,22 +1,22 @@
 """Gradients of rows, layer by layer: a sum of outer products where a layer's kind has one.
 
-A new kind is one file with a class on `Kind` (where a row meets the layer: its inputs and the
-gradients in its outputs, position by position), and one entry of ``kinds.KINDS``. Row gradients,
-Jacobians, EK-FAC, projections and kernels then use it; parameters of layers of other kinds are
-differentiated by autograd.
+Layers are known by the functions of torch that take their parameters, in one pass through the network
+(`recording`). A new kind is one file with a class on `Kind` (the functions, and the gradients from what they
+take and from the slopes in their outputs), and one entry of ``kinds.KINDS``. Row gradients, Jacobians,
+EK-FAC, projections and kernels then use it; other parameters are differentiated by autograd.
 """
 
-from .base import Factors, Kind, LayerGradients, Matrices, Place
-from .differentiation import Cotangents, Layer, LayerDifferentiator, trainable_layers
+from .base import Factors, LayerGradients, Matrices, Place, Vectors
+from .differentiation import Cotangents, LayerDifferentiator
+from .lookups import Lookups
 
 __all__ = [
     "Cotangents",
     "Factors",
-    "Kind",
-    "Layer",
     "LayerDifferentiator",
     "LayerGradients",
+    "Lookups",
     "Matrices",
     "Place",
-    "trainable_layers",
+    "Vectors",
 ]

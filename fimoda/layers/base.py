@@ -1,13 +1,13 @@
-"""Gradients of rows in one layer, where its parameters lie, and what a kind of layer has to say."""
+"""Gradients of rows in one layer, and where its parameters lie."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
@@ -15,49 +15,47 @@ _BLOCK = 2**24
 #: Numbers that stay in a processor's cache.
 _CACHED = 2**19
 
-
-class Kind(ABC):
-    """A kind of layer in which the gradient of a row is a sum of outer products over positions."""
-
-    #: The class of the modules.
-    module: ClassVar[type[nn.Module]]
-
-    #: Whether even a row without a sequence axis meets the layer at several positions.
-    many_positions: ClassVar[bool] = False
-
-    def treats(self, layer: Any) -> bool:
-        """Return whether this layer, by its settings, has such gradients."""
-        return True
-
-    @abstractmethod
-    def inputs(self, layer: Any, seen: Tensor, n: int) -> Tensor:
-        """Return what n rows that the layer has seen give it at each position, (n, T, in)."""
-
-    @abstractmethod
-    def signals(self, layer: Any, slopes: Tensor, n: int) -> Tensor:
-        """Return the gradients in the layer's outputs at each position, (n, T, out)."""
+#: Second moments of wider vectors have their diagonal alone, and of gradients that are written out.
+_WIDEST, _EXACT = 8192, 1024
 
 
 @dataclass(frozen=True)
 class Place:
     """The place of a layer's weight, and of its bias, in vectors of parameters.
 
-    As a matrix (out, in) they stand side by side, with the bias in the last column.
+    As a matrix (out, in) they stand side by side, with the bias in the last column; the weight lies in the
+    vector as (out, in), or `transposed` as (in, out).
     """
 
     slices: tuple[slice, ...]
     n_outputs: int
+    transposed: bool = False
+
+    @property
+    def key(self) -> tuple[tuple[int, int], ...]:
+        """The ends of the slices, by which places are told from one another."""
+        return tuple((s.start, s.stop) for s in self.slices)
 
     def matrices(self, vectors: Tensor) -> Tensor:
         """Return the matrices (k, out, in) in vectors (k, p)."""
-        parts = [vectors[:, s].unflatten(1, (self.n_outputs, -1)) for s in self.slices]
+        return self.assembled(lambda s: vectors[:, s])
+
+    def assembled(self, columns: Callable[[slice], Tensor]) -> Tensor:
+        """Return the matrices (k, out, in) of the columns (k, width) that belong to a slice."""
+        parts = [self._matrix(columns(s)) for s in self.slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def fill(self, vectors: Tensor, matrices: Tensor) -> None:
         """Write matrices (k, out, in) to where they lie in vectors (k, p)."""
         widths = [(s.stop - s.start) // self.n_outputs for s in self.slices]
         for s, block in zip(self.slices, matrices.split(widths, dim=2), strict=True):
-            vectors[:, s].unflatten(1, (self.n_outputs, -1)).copy_(block)
+            self._matrix(vectors[:, s]).copy_(block)
+
+    def _matrix(self, columns: Tensor) -> Tensor:
+        """Return columns (k, width) as matrices (k, out, width / out)."""
+        if self.transposed:
+            return columns.unflatten(1, (-1, self.n_outputs)).mT
+        return columns.unflatten(1, (self.n_outputs, -1))
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,19 @@ class Factors:
         return len(self.inputs)
 
     def __getitem__(self, rows: Any) -> Factors:
-        return Factors(self.inputs[rows], self.signals[rows])
+        return replace(self, inputs=self.inputs[rows], signals=self.signals[rows])
 
     @property
     def at_one_position(self) -> bool:
-        """True if there is nothing to sum over."""
+        """True if every gradient is one product of vectors that are held."""
         return self.inputs.shape[1] == 1
 
     # ---- what everybody asks of gradients in a layer ----------------------------------------
 
     def inner(self, other: Any) -> Tensor:
         """Return the inner products (n, n_other) of all pairs of rows, in float64."""
+        if isinstance(other, Matrices):
+            return self.apply(other.rows)[:, :, 0].double()
         a, b, d, e = self.inputs, other.inputs, self.signals[:, :, 0], other.signals[:, :, 0]
         if self.at_one_position:
             return (a[:, 0] @ b[:, 0].mT).mul_(d[:, 0] @ e[:, 0].mT).double()
@@ -98,7 +98,7 @@ class Factors:
 
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
         """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
-        if not self.at_one_position:
+        if not (self.at_one_position and isinstance(other, Factors) and other.at_one_position):
             return Matrices(self.dense()).inner_rowwise(Matrices(other.dense()), metric)
         a, b = self.inputs[:, 0], other.inputs[:, 0]
         d, e = self.signals[:, 0, 0], other.signals[:, 0, 0]
@@ -140,36 +140,94 @@ class Factors:
             total += (weights @ squares).view_as(total)
         return total
 
-    def scaled(self, factors: Tensor) -> Factors:
+    def scaled(self, factors: Tensor) -> Self:
         """Return the gradients times factors (n,)."""
         signals = self.signals * factors[:, None, None, None]
-        return Factors(self.inputs, signals.to(self.signals.dtype))
+        return replace(self, signals=signals.to(self.signals.dtype))
+
+    def divided(self, metric: Tensor) -> LayerGradients:
+        """Return the gradients divided by a matrix (out, in), entry by entry."""
+        return Matrices(self.dense()).divided(metric)
+
+    def section(self, outputs: slice, inputs: slice) -> LayerGradients:
+        """Return some rows and columns of the gradients as matrices."""
+        return Factors(self.inputs[:, :, inputs], self.signals[..., outputs])
 
     # ---- what only factors have -------------------------------------------------------------
 
-    def of(self, c: int) -> Factors:
-        """Return the gradients of one of the C numbers."""
-        return Factors(self.inputs, self.signals[:, :, c : c + 1])
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the sums of gradients of the same rows, the positions of all parts."""
+        inputs, signals = ([getattr(f, k) for f in parts] for k in ("inputs", "signals"))
+        return replace(parts[0], inputs=torch.cat(inputs, dim=1), signals=torch.cat(signals, dim=1))
 
-    def each(self) -> Factors:
+    @classmethod
+    def together(cls, parts: Sequence[Self]) -> Self:
+        """Return the gradients of the rows of all parts."""
+        inputs, signals = ([getattr(f, k) for f in parts] for k in ("inputs", "signals"))
+        return replace(parts[0], inputs=torch.cat(inputs), signals=torch.cat(signals))
+
+    def of(self, c: int) -> Self:
+        """Return the gradients of one of the C numbers."""
+        return replace(self, signals=self.signals[:, :, c : c + 1])
+
+    def each(self) -> Self:
         """Return the gradients of the C numbers of a row as those of C rows."""
         n, T, C, out = self.signals.shape
         signals = self.signals.transpose(1, 2).reshape(n * C, T, 1, out)
-        return Factors(self.inputs.repeat_interleave(C, dim=0), signals)
+        return replace(self, inputs=self.inputs.repeat_interleave(C, dim=0), signals=signals)
 
-    def covariances(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums of a a' (in, in) and d d' (out, out) over positions by weights (n,), float64."""
-        return _second_moment(self.inputs, weights), _second_moment(self.signals, weights)
+    def covariances(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the sums of a a' (in, in) and d d' (out, out) over positions by weights (n,), float64.
 
-    def rotated(self, input_basis: Tensor, signal_basis: Tensor) -> Factors:
-        """Return the gradients in other bases of inputs (in, in) and outputs (out, out)."""
-        return Factors(self.inputs @ input_basis, self.signals @ signal_basis)
+        None in place of one that is too wide, or that has nothing beside its diagonal.
+        """
+        return second_moment(self.inputs, weights), second_moment(self.signals, weights)
+
+    def rotated(self, input_basis: Tensor | None, signal_basis: Tensor | None) -> Self:
+        """Return the gradients in bases of inputs (in, in) and outputs (out, out); None is their own."""
+        return replace(
+            self,
+            inputs=self.inputs if input_basis is None else self.inputs @ input_basis,
+            signals=self.signals if signal_basis is None else self.signals @ signal_basis,
+        )
 
     def compressed(self) -> LayerGradients:
         """Return factors or matrices, whichever are smaller."""
         factors = self.inputs[0].numel() + self.signals[0].numel()
         matrix = self.inputs.shape[2] * self.signals.shape[3]
         return self if factors <= matrix else Matrices(self.dense())
+
+    def row_numbers(self, n_cotangents: int = 1) -> int:
+        """Return how many numbers are held of a row, of which so many numbers are differentiated."""
+        return self.inputs[0].numel() + n_cotangents * self.signals[0, :, :1].numel()
+
+    @property
+    def matrix_numbers(self) -> int:
+        """The entries of a row's gradient."""
+        return self.inputs.shape[2] * self.signals.shape[3]
+
+
+@dataclass(frozen=True)
+class Vectors(Factors):
+    """Gradients written out, (n, 1, C, k) as signals, with inputs of one."""
+
+    @classmethod
+    def of_rows(cls, vectors: Tensor) -> Vectors:
+        """Return gradients (n, C, k) that are written out."""
+        return cls(vectors.new_ones(1, 1, 1).expand(len(vectors), 1, 1), vectors.unsqueeze(1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the sums of gradients of the same rows."""
+        return replace(parts[0], signals=torch.stack([f.signals for f in parts]).sum(0))
+
+    def covariances(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        wide = self.signals.shape[3] > _EXACT
+        return None, None if wide else second_moment(self.signals, weights)
+
+    def compressed(self) -> LayerGradients:
+        return self
 
 
 @dataclass(frozen=True)
@@ -189,12 +247,15 @@ class Matrices:
         return self.rows.flatten(1)
 
     def inner(self, other: Any) -> Tensor:
+        if not isinstance(other, Matrices):
+            return other.inner(self).mT
         return (self._flat @ other._flat.mT).double()
 
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
+        rows = other.dense()
         if metric is None:
-            return _rowwise(self._flat, other._flat)
-        return (self.rows * other.rows * metric.to(self.rows)).flatten(1).sum(1).double()
+            return _rowwise(self._flat, rows.flatten(1))
+        return (self.rows * rows * metric.to(self.rows)).flatten(1).sum(1).double()
 
     def apply(self, matrices: Tensor) -> Tensor:
         return (self._flat @ matrices.flatten(1).mT).unsqueeze(2)
@@ -208,8 +269,17 @@ class Matrices:
     def second_moment(self, weights: Tensor) -> Tensor:
         return (weights @ self._flat.to(weights) ** 2).view(self.rows.shape[1:])
 
+    def compressed(self) -> Matrices:
+        return self
+
     def scaled(self, factors: Tensor) -> Matrices:
         return Matrices((self.rows * factors[:, None, None]).to(self.rows.dtype))
+
+    def divided(self, metric: Tensor) -> Matrices:
+        return Matrices(self.rows / metric.to(self.rows))
+
+    def section(self, outputs: slice, inputs: slice) -> Matrices:
+        return Matrices(self.rows[:, outputs, inputs])
 
 
 #: Gradients of n rows in the parameters of one layer, as matrices (out, in).
@@ -232,8 +302,10 @@ def _rowwise(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).sum(1)
 
 
-def _second_moment(vectors: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of outer products of vectors (n, ..., k), (k, k) in float64."""
+def second_moment(vectors: Tensor, weights: Tensor) -> Tensor | None:
+    """Return the weighted sum of outer products of vectors (n, ..., k), (k, k) float64; None if too wide."""
+    if vectors.shape[-1] > _WIDEST:
+        return None
     size = max(1, _CACHED * len(vectors) // vectors.numel())
     total = torch.zeros((), dtype=torch.float64)
     for some, w in zip(vectors.split(size), weights.split(size), strict=True):

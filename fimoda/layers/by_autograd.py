@@ -1,8 +1,13 @@
-"""Gradients of rows in all parameters at once, of any network."""
+"""Gradients of rows of any network, by autograd: in all parameters, or in some of them."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
 
 from ..derivatives import row_gradients
 from ..measured import Measured
@@ -17,3 +22,23 @@ def gradients_by_autograd(model: FinalModel, measured: Measured) -> Tensor:
         return measured.measure(model.call(parameters, x), y)
 
     return row_gradients(model, values, measured.inputs, measured.targets)
+
+
+def pulled_back(
+    model: FinalModel, names: Collection[str], inputs: Inputs, vectors: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return the gradients (n, C, k) of rows' ``outputs @ v`` in some named parameters, for C vectors v."""
+    if not names:
+        return {}
+    # the same parameters, of which only these are not constants
+    kept = {
+        id(value): nn.Parameter(value.detach(), requires_grad=name in names)
+        for name, value in model.module.named_parameters()
+    }
+    some = replace(model, module=copy.deepcopy(model.module, kept))
+
+    def values(parameters: dict[str, Tensor], x: Inputs, v: Tensor) -> Tensor:
+        return (some.call(parameters, x) * v).flatten(1).sum(1)
+
+    found = torch.stack([row_gradients(some, values, inputs, v) for v in vectors], dim=1)
+    return {name: found[:, :, place] for name, place in some.slices.items()}

@@ -1,17 +1,29 @@
-"""The kinds of layers whose gradients have factors."""
+"""The kinds of layers whose gradients are known, by the functions of torch that they call."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any
 
-from .base import Kind
+from .calls import Kind, Taken
 from .convolution import Convolutions
-from .linear import LinearLayers
+from .elementwise import Elementwise
+from .embedding import Embeddings
+from .linear import Linear
+from .normalization import Normalizations
+from .transposed_convolution import TransposedConvolutions
 
 #: A new kind is added here.
-KINDS: list[Kind] = [LinearLayers(), Convolutions()]
+KINDS: list[Kind] = [
+    Linear(),
+    Convolutions(),
+    TransposedConvolutions(),
+    Embeddings(),
+    Normalizations(),
+    Elementwise(),
+]
 
-
-def kind_of(layer: nn.Module) -> Kind | None:
-    """Return the kind of a layer; None if it has no factors."""
-    return next((k for k in KINDS if isinstance(layer, k.module) and k.treats(layer)), None)
+#: The kind of layer that calls a function of torch, and what reads its arguments.
+FUNCTIONS: dict[Callable[..., Any], tuple[Kind, Callable[..., Taken | None]]] = {
+    function: (kind, taken) for kind in KINDS for function, taken in kind.functions.items()
+}

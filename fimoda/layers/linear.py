@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from .base import Kind
+from .calls import OuterProducts, Taken
 
 
-class LinearLayers(Kind):
-    """``nn.Linear``: a position is a place of the sequence."""
+def _product(input: Tensor, other: Tensor) -> Taken | None:
+    return Taken(input, other.mT) if other.dim() == 2 else None
 
-    module = nn.Linear
 
-    def inputs(self, layer: nn.Linear, seen: Tensor, n: int) -> Tensor:
-        return seen.reshape(n, -1, seen.shape[-1])
+class Linear(OuterProducts):
+    """``F.linear``, ``torch.addmm`` and matrix products; a position is a place of the sequence."""
 
-    def signals(self, layer: nn.Linear, slopes: Tensor, n: int) -> Tensor:
-        return slopes.reshape(n, -1, slopes.shape[-1])
+    functions = {
+        F.linear: Taken,
+        torch.addmm: lambda input, mat1, mat2: Taken(mat1, mat2.mT, input),
+        torch.matmul: _product,
+        Tensor.matmul: _product,
+    }
+
+    def inputs(self, taken: Taken) -> Tensor:
+        return taken.input.flatten(0, -2).unsqueeze(1)
+
+    def signals(self, taken: Taken, slope: Tensor) -> Tensor:
+        return slope.flatten(0, -2).unsqueeze(1)

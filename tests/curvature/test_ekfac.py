@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.operators import GaussNewton, sampled_fisher
-from fimoda.layers import LayerDifferentiator, Matrices
+from fimoda.layers import LayerDifferentiator, Matrices, Vectors
 from fimoda.measured import Measured
 from fimoda.objective import Objective
 from fimoda.rows import Rows
@@ -52,17 +53,6 @@ class Folded(Sequence):
         steps = X.reshape(-1, 2)
         hidden = torch.tanh(self.inner(steps)) + torch.tanh(self.inner(-2 * steps))
         return self.head(hidden.reshape(-1, 3, 4).mean(1))
-
-
-class Tokens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(9, 4)
-        self.norm = nn.LayerNorm(4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, X):
-        return self.head(self.norm(self.embedding(X)).mean(1))
 
 
 class Tied(nn.Module):
@@ -138,7 +128,7 @@ def dense(ekfac: EKFAC) -> torch.Tensor:
 def test_factors_are_the_gradients(case):
     _, model, X, y, _ = problem(case)
     differentiate = LayerDifferentiator(model, X[:2])
-    assert not differentiate.skipped
+    assert differentiate.complete
     expected = torch.from_numpy(row_gradients(model, X, y))
     found = torch.full_like(expected, torch.nan)
     for place, f in zip(
@@ -455,75 +445,78 @@ def test_damping_may_change_after_fit():
     assert_allclose(attributor.transform(X, y), other.transform(X, y), rtol=1e-12)
 
 
-# ---- what is not treated --------------------------------------------------------------------
+# ---- layers of every kind --------------------------------------------------------------------
 
 
-def test_skipped_layers_are_named_and_give_nothing():
-    torch.manual_seed(0)
-    X, y = torch.randint(9, (N, 4)), torch.arange(N) % 3
-    net = Tokens().double()
-    attributor = EKFACInfluence(net, criterion=nn.CrossEntropyLoss(), damping=0.05)
-    with pytest.warns(UserWarning, match=r"embedding \(Embedding\), norm \(LayerNorm\)") as caught:
-        attributor.fit(X, y)
-    assert len([w for w in caught if "EK-FAC" in str(w.message)]) == 1
-    assert attributor.skipped_layers_ == ["embedding (Embedding)", "norm (LayerNorm)"]
-    # the same scores as of a model of the head alone
-    inputs = net.norm(net.embedding(X)).mean(1).detach()
-    head = EKFACInfluence(net.head, criterion=nn.CrossEntropyLoss(), damping=0.05).fit(inputs, y)
-    assert_allclose(attributor.transform(X, y), head.transform(inputs, y), rtol=1e-8)
+@pytest.mark.parametrize("name", ["conv", "encoder", "gpt2", "lstm", "two inputs"])
+def test_the_best_diagonal_of_every_block(name):
+    """A block has the diagonal of the dense Gauss-Newton matrix in its basis, or all of it if small."""
+    if name in networks.NEEDS:
+        pytest.importorskip(networks.NEEDS[name])
+    objective, gradients = dense_problem(name)
+    matrix = gradients.mT @ gradients / len(objective)
+    ekfac = EKFAC(objective)
+    seen = torch.zeros(len(matrix), dtype=torch.bool)
+    for block, sample in zip(ekfac.blocks, ekfac.differentiate.samples, strict=True):
+        index = block.place.matrices(torch.arange(len(matrix))[None])[0].flatten()
+        assert not bool(seen[index].any())
+        seen[index] = True
+        out, width = block.eigenvalues.shape
+        bases = zip((block.signal_basis, block.input_basis), (out, width), strict=True)
+        eyes = (torch.eye(k).double() if q is None else q.contiguous() for q, k in bases)
+        Q = torch.kron(*eyes)
+        turned = Q.T @ matrix[index[:, None], index] @ Q
+        assert_allclose(block.eigenvalues.flatten(), turned.diagonal(), rtol=1e-8, atol=1e-13)
+        if isinstance(sample, Vectors):
+            assert_allclose(turned, torch.diag(turned.diagonal()), atol=1e-10 * float(turned.max()))
+    assert bool(seen.all())
 
 
-def test_attention_is_skipped():
-    """Its projections are modules that are never called."""
-
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, X):
-            return self.head(self.attention(X, X, X, need_weights=False)[0].mean(1))
-
-    X = torch.randn(N, 3, 4, dtype=torch.float64)
-    model = as_final_model(Attention().double(), X, criterion=nn.CrossEntropyLoss())
-    differentiate = LayerDifferentiator(model, X[:2])
-    assert [layer.name for layer in differentiate.layers] == ["head"]
-    assert [name.split()[0] for name in differentiate.skipped] == [
-        "attention",
-        "attention.out_proj",
-    ]
+def dense_problem(name):
+    """Return the objective of a network of the zoo, and gradients along all cotangents (n C, p)."""
+    case = networks.case(name, torch.float64)
+    attributor = EKFACInfluence(case.model).fit(case.X, case.y)
+    objective = attributor._objective
+    model, found = objective.model, []
+    leaves = {k: p.detach().requires_grad_() for k, p in model.views(model.theta).items()}
+    for row in objective.rows.split(1):
+        outputs = model.call(leaves, row.inputs)
+        for v in model.loss.fisher_cotangents(outputs.detach(), row.targets):
+            slopes = torch.autograd.grad(
+                (outputs * v).sum(),
+                list(leaves.values()),
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            found.append(torch.cat([slope.flatten() for slope in slopes]))
+    return objective, torch.stack(found)
 
 
-def test_tied_weights_and_groups_are_skipped():
+def test_wide_layers_have_a_diagonal(monkeypatch):
+    monkeypatch.setattr("fimoda.layers.base._WIDEST", 3)
+    monkeypatch.setattr("fimoda.layers.base._EXACT", 3)
+    objective, gradients = dense_problem("two inputs")
+    ekfac = EKFAC(objective)
+    assert [block.input_basis for block in ekfac.blocks] == [None] * 4
+    diagonal = (gradients**2).sum(0) / len(objective)
+    for block in ekfac.blocks:
+        if block.signal_basis is None:
+            wanted = block.place.matrices(diagonal[None])[0]
+            assert_allclose(block.eigenvalues, wanted, rtol=1e-8)
+    assert sum(block.signal_basis is None for block in ekfac.blocks) == 2
+
+
+def test_weights_in_several_places_and_half_a_layer():
+    """What torch multiplies by itself is left to autograd; of half a layer, what is trained is treated."""
     X = torch.randn(N, D, dtype=torch.float64)
     model = as_final_model(Tied().double(), X, criterion=nn.MSELoss())
-    assert LayerDifferentiator(model, X[:2]).skipped == ["inner (Linear)"]
-    net = Conv(groups=1).double()
-    net.conv = nn.Conv2d(2, 4, 2, groups=2).double()
-    X = torch.randn(N, 40, dtype=torch.float64)
-    net(X[:1])
-    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
-    differentiate = LayerDifferentiator(model, X[:2])
-    assert differentiate.skipped == ["conv (Conv2d)"]
-    assert [layer.name for layer in differentiate.layers] == ["head"]
-
-
-def test_frozen_parameters_are_not_layers():
+    assert LayerDifferentiator(model, X[:2]).others == ["inner (Linear)"]
     net = mlp().double()
     net[0].weight.requires_grad_(False)
     net[2].bias.requires_grad_(False)
-    X = torch.randn(N, D, dtype=torch.float64)
     differentiate = LayerDifferentiator(as_final_model(net, X, criterion=nn.MSELoss()), X[:2])
-    assert [layer.name for layer in differentiate.layers] == ["2"]
-    assert differentiate.skipped == ["0 (Linear)"]  # its bias alone is trained
-
-
-def test_nothing_left_is_an_error():
-    X, y = torch.randint(9, (N, 4)), torch.arange(N) % 4
-    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.AdaptiveAvgPool1d(4))
-    with pytest.raises(ValueError, match=r"none that it can: 0 \(Embedding\)"):
-        EKFACInfluence(net, criterion=nn.CrossEntropyLoss()).fit(X, y)
+    assert differentiate.complete
+    assert [place.key for place in differentiate.places] == [((0, 4),), ((4, 16),)]
 
 
 def test_singular_without_damping():
