@@ -162,8 +162,8 @@ def initial_parameters(
         raise ValueError(
             "estimator cannot be trained from scratch as a stack: a spectral norm or an orthogonal "
             f"parametrisation keeps its start in a buffer ({buffer}), beside the parameters. Use "
-            "weight_norm, a skorch net (which trains again by its own fit), or methods that begin at the final model "
-            "(FurtherTraining, UnrolledDifferentiation)."
+            "weight_norm, a skorch net (which trains again by its own fit), or methods that begin at the "
+            "final model (FurtherTraining, UnrolledDifferentiation)."
         )
     with global_generators(seed):
         module = kind_of(estimator).fresh(seed) if init is None else init()
