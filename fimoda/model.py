@@ -71,6 +71,8 @@ class FinalModel:
         several positions, which are put side by side.
     classes_second : bool
         Whether the classes of positions are the second axis of the module's own outputs; otherwise the last.
+    joined : bool
+        Whether the tensors of a tuple that the module returns are its outputs, side by side.
     threshold : float
         A model with one output predicts the second class above this probability.
     takes_integers : bool
@@ -104,6 +106,7 @@ class FinalModel:
     recipe: Recipe = field(default_factory=Recipe)
     output_ndim: int = 2
     classes_second: bool = False
+    joined: bool = False
     threshold: float = 0.5
     takes_integers: bool = False
     spreads: bool = False
@@ -262,12 +265,14 @@ class FinalModel:
         else:
             module = self.module
         given = functional_call(module, parameters, *arguments(x))
-        return flattened(outputs_in(given, len(x)), self.classes_second)
+        return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
 
     def of_module(self, module: nn.Module, x: Inputs) -> Tensor:
         """Return the outputs (B, C) of a module of this architecture, as it is."""
         args, kwargs = arguments(x)
-        return flattened(outputs_in(module(*args, **kwargs), len(x)), self.classes_second)
+        return flattened(
+            outputs_in(module(*args, **kwargs), len(x), self.joined), self.classes_second
+        )
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
         """Return the outputs (n, C), a chunk of rows at a time, without gradients."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 #: The name of a classifier's outputs in a dict or an object, as models of ``transformers`` have it.
 _NAME = "logits"
 
 
-def outputs_in(returned: Any, n_rows: int) -> Tensor:
+def outputs_in(returned: Any, n_rows: int, joined: bool = False) -> Tensor:
     """Return the tensor of outputs in what a module has returned for some rows.
 
     That is the first of a tuple or a list, what is named "logits" in a dict or an object, and otherwise
-    the only tensor of floating point numbers in it that has a row for each. ValueError if none is.
+    the only tensor of floating point numbers in it that has a row for each. ValueError if none is. All
+    tensors of a tuple or a list are `joined`, side by side.
     """
     if isinstance(returned, Tensor):
         return returned
+    if joined and isinstance(returned, tuple | list):
+        return torch.cat([flattened(outputs_in(part, n_rows)) for part in returned], 1)
     named = _named(returned)
     found = named.get(_NAME)
     if found is None and isinstance(returned, tuple | list) and returned:

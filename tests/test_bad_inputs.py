@@ -556,12 +556,12 @@ def test_output_that_does_not_exist(make):
         make(two, measurement="output").fit(X, np.column_stack([Y, Y]))
 
 
-class ScalarOnly(nn.Module):
+class NoMean(nn.Module):
     def forward(self, outputs, targets):
-        return (outputs - targets).square().mean()
+        return (outputs - targets).square().mean().sqrt()
 
 
-class IgnoresReduction(ScalarOnly):
+class IgnoresReduction(NoMean):
     reduction = "mean"
 
 
@@ -570,8 +570,12 @@ class IgnoresReduction(ScalarOnly):
     ("criterion", "error", "message"),
     [
         (None, ValueError, "criterion must be given with a bare torch.nn.Module, for example"),
-        (ScalarOnly(), TypeError, "ScalarOnly reduces to a scalar only: it has no `reduction`"),
-        (IgnoresReduction(), ValueError, "one loss per row when its reduction is 'none'"),
+        (
+            NoMean(),
+            TypeError,
+            r"NoMean must be a mean over rows: .*Give it a `reduction` attribute",
+        ),
+        (IgnoresReduction(), TypeError, "IgnoresReduction must be a mean over rows"),
         (nn.MSELoss(reduction="sum"), ValueError, r"got 'sum'.*Use reduction='mean' and scale lr"),
         ("mse", ValueError, "'criterion' parameter of .* must be"),
         (nn.MSELoss, ValueError, "'criterion' parameter of .* must be"),
@@ -585,7 +589,7 @@ def test_criteria(make, criterion, error, message):
 @each_attributor
 def test_scalar_criterion_shows_whatever_is_measured(make):
     """The training loss is needed per row also where another thing is attributed."""
-    with pytest.raises(ValueError, match="one loss per row when its reduction is 'none'"):
+    with pytest.raises(TypeError, match="IgnoresReduction must be a mean over rows"):
         make(nn.Linear(4, 1), criterion=IgnoresReduction(), measurement=Output(0)).fit(
             X, Y[:, None]
         )

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .._arrays import entries, is_several, n_rows, take_rows
-from ..losses import (
-    ProbabilityNLL,
-    RowLoss,
-    SquaredError,
-    class_weight_of,
-    has_positions,
-    positions_loss,
-    row_loss,
-)
+from ..losses import SquaredError, class_weight_of, has_positions
 from ..model import FinalModel, unwrapped
 from ..recipe import Recipe
 from ..returned import outputs_in
 from ..rows import mapped, parts
 from .attention import with_whole_masks
 from .first_run import UnknownId, check_ids, first_run
+from .fitting_loss import fitting_loss, with_tried_loss
 from .fresh_parameters import drawn_again
 from .kinds import Kind
 from .private_copy import (
@@ -67,11 +60,18 @@ def freeze(
         raise ValueError(
             "estimator has no parameter that requires a gradient: nothing to attribute."
         )
+    halves = {p.dtype for p in module.parameters()} & {torch.bfloat16, torch.float16}
+    if halves:
+        warnings.warn(
+            f"estimator has parameters of {', '.join(sorted(map(str, halves)))}, whose rounding is larger "
+            "than what a row does. All is computed in float32, from these parameters.",
+            UserWarning,
+            stacklevel=2,
+        )
+        module = copied(module).float()
+        trainable = [p for p in module.parameters() if p.requires_grad]
     if len({(p.device, p.dtype) for p in trainable}) > 1:
         raise ValueError("estimator must have all its parameters on one device and in one dtype.")
-    if trainable[0].dtype in (torch.bfloat16, torch.float16):
-        # their rounding is larger than what a row does
-        module = copy.deepcopy(module).float()
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise ValueError("estimator has parameters that are NaN or infinite; train it again.")
     frozen, way, raw = _tried(module, X)
@@ -80,18 +80,13 @@ def freeze(
             "estimator must return one tensor of shape (n_rows,), (n_rows, n_outputs), or with positions "
             f"between or behind them; for one row it returned {tuple(raw.shape)}."
         )
+    if isinstance(criterion, nn.GaussianNLLLoss):  # a mean and a variance
+        way["joined"] = True
+        view = FinalModel(frozen, SquaredError(), **way)
+        raw = view.outputs(view.encode_X(take_rows(X, np.arange(1))))
     shape = tuple(raw.shape[1:])
-    second = False
-    if has_positions(criterion, shape):
-        second = have_classes_second(shape, y) if classes_second is None else classes_second
+    loss, second = fitting_loss(criterion, shape, y, raw.dtype, classes_second, probabilities)
     n_outputs = prod(shape)
-    loss: RowLoss
-    if probabilities:
-        loss = ProbabilityNLL(eps=torch.finfo(raw.dtype).eps)
-        if has_positions(criterion, shape):
-            loss = positions_loss(criterion, shape, second, loss)
-    else:
-        loss = row_loss(criterion, shape, second)
     classes = None
     if loss.is_classifier:
         if binary and n_outputs != 1:
@@ -111,34 +106,7 @@ def freeze(
         **way,
     )
     check_ids(model, X)
-    return model
-
-
-def have_classes_second(shape: tuple[int, ...], y: Any) -> bool:
-    """Return whether the classes of positions are the first axis of a row's outputs, from the shape of `y`.
-
-    Without targets they are last. ValueError if neither fits.
-    """
-    if y is None:
-        return False
-    of_row = np.shape(y)[1:]
-    last, second = shape[:-1] == of_row, shape[1:] == of_row
-    if not last and not second:
-        told = ", ".join(map(str, shape))
-        raise ValueError(
-            f"y must have a class for each position of the outputs, whose shape is (n_rows, {told}): y of "
-            f"shape (n_rows, {', '.join(map(str, shape[:-1]))}) if the classes are last, or (n_rows, "
-            f"{', '.join(map(str, shape[1:]))}) if they are second, got shape {np.shape(y)}."
-        )
-    if last and second:
-        warnings.warn(
-            f"the outputs of a row have shape {shape}, and y {of_row}: the last axis is taken for the "
-            "classes, as models of transformers have it. If that is wrong, wrap the module in one whose "
-            "forward moves the classes to the end.",
-            UserWarning,
-            stacklevel=2,
-        )
-    return second and not last
+    return with_tried_loss(model, X, y)
 
 
 def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor]:

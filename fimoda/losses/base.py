@@ -27,12 +27,19 @@ class RowLoss(ABC):
     #: True if the outputs are one distribution over the classes.
     has_probabilities: bool = False
 
+    #: True if it is a criterion of the user's own, which is tried on a few rows.
+    is_own: bool = False
+
     #: What is special about it, in a few words for `attribute`.
     detail: str = ""
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row, of shape ``outputs.shape[:-1]``."""
+
+    def tried(self, outputs: Tensor, targets: Tensor) -> RowLoss:
+        """Return this loss, or another way to compute it, after a trial on a few rows."""
+        return self
 
     # ---- derivatives ------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from .base import RowLoss, by_rows
 from .classification import (
@@ -20,20 +21,28 @@ from .classification import (
     LogProbabilityNLL,
     SmoothedCrossEntropy,
 )
+from .gaussian import GaussianNLL
 from .positions import OfPositions, is_mean_of
 from .regression import Regression, SquaredError
 
 
 class TorchCriterion(RowLoss):
-    """Any criterion that knows ``reduction="none"``; outputs of a row have a `shape`, (C,) by default."""
+    """Any criterion that knows ``reduction="none"``, or is given one row at a time: `alone`.
 
+    Outputs of a row have a `shape`, (C,) by default.
+    """
+
+    is_own = True
     gradient = RowLoss.gradient
     output_hessian = RowLoss.output_hessian
     curved = RowLoss.curved
     root = RowLoss.root
 
     def __init__(self, criterion: nn.Module, shape: tuple[int, ...] | None = None, **changes: Any):
-        self.criterion = _copy(criterion, reduction="none", **changes)
+        self.alone = getattr(criterion, "reduction", None) is None
+        self.criterion = _copy(
+            criterion, **({} if self.alone else {"reduction": "none"}), **changes
+        )
         self.shape = shape
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -42,7 +51,10 @@ class TorchCriterion(RowLoss):
     def _of_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.shape is not None:
             outputs = outputs.reshape(len(outputs), *self.shape)
-        values = self.criterion.to(outputs.dtype)(outputs, self._wanted(targets, outputs.dtype))
+        criterion, targets = self.criterion.to(outputs.dtype), self._wanted(targets, outputs.dtype)
+        if self.alone:
+            return vmap(lambda f, y: criterion(f[None], y[None]).reshape(()))(outputs, targets)
+        values = criterion(outputs, targets)
         if values.dim() == 0 or values.shape[0] != outputs.shape[0]:
             raise ValueError(
                 "criterion must give one loss per row when its reduction is 'none'; "
@@ -55,6 +67,39 @@ class TorchCriterion(RowLoss):
     def _wanted(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the targets as the criterion takes them."""
         return targets.to(dtype) if targets.is_floating_point() else targets
+
+    def tried(self, outputs: Tensor, targets: Tensor) -> RowLoss:
+        """Return this loss, or that of rows alone where the criterion gives one number for a few rows."""
+        try:
+            if not self.alone:
+                self(outputs, targets)
+                return self
+        except (ValueError, RuntimeError):
+            pass
+        criterion: Any = copy.deepcopy(self.criterion)
+        if not self.alone:
+            criterion.reduction = "mean"
+        by_row = copy.copy(self)
+        by_row.alone, by_row.criterion = True, criterion
+        name = type(criterion).__name__
+        try:
+            rows = by_row(outputs, targets)
+            shaped = outputs if self.shape is None else outputs.reshape(len(outputs), *self.shape)
+            whole = criterion(shaped, self._wanted(targets, outputs.dtype)).mean()
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise TypeError(
+                f"criterion {name} must give a number for a row alone, in functions of torch that vmap can "
+                f"map over rows, but raised: {error}. Give it a `reduction` attribute and return one value "
+                "per row when it is 'none'."
+            ) from error
+        if not torch.isclose(whole, rows.mean(), rtol=1e-5, atol=1e-8):
+            raise TypeError(
+                f"criterion {name} must be a mean over rows: it gives {float(whole):.6g} for {len(rows)} "
+                f"rows together, and {float(rows.mean()):.6g} on average for each of them alone. Give it a "
+                "`reduction` attribute and return one value per row when it is 'none'; for positions, derive "
+                "it from torch.nn.CrossEntropyLoss."
+            )
+        return by_row
 
 
 class RegressionCriterion(TorchCriterion, Regression):
@@ -93,6 +138,8 @@ def row_loss(criterion: nn.Module, shape: tuple[int, ...], classes_second: bool 
             f"criterion must be an instance of torch.nn.Module, got {criterion!r}. "
             "Pass for example criterion=torch.nn.CrossEntropyLoss()."
         )
+    if isinstance(criterion, nn.GaussianNLLLoss) and is_torchs_own(criterion):
+        return _gaussian(criterion, n_outputs)
     given = [
         p.name
         for p in inspect.signature(criterion.forward).parameters.values()
@@ -104,13 +151,7 @@ def row_loss(criterion: nn.Module, shape: tuple[int, ...], classes_second: bool 
             "Write a module whose forward(outputs, targets) splits them and calls it."
         )
     reduction = getattr(criterion, "reduction", None)
-    if reduction is None:
-        raise TypeError(
-            f"criterion {name} reduces to a scalar only: it has no `reduction` attribute, so the "
-            "loss of one row cannot be told from the others. Give it a `reduction` attribute and "
-            "return one value per row when it is 'none'."
-        )
-    if reduction not in ("mean", "none"):
+    if reduction not in ("mean", "none", None):
         raise ValueError(
             f"criterion {name} must have reduction 'mean' or 'none', got {reduction!r}: scores are "
             "defined for an objective that averages over rows. Use reduction='mean' and scale lr."
@@ -148,6 +189,20 @@ def row_loss(criterion: nn.Module, shape: tuple[int, ...], classes_second: bool 
             return BinaryLogitCriterion(criterion, ())
         return BinaryCrossEntropy(_kept(criterion.pos_weight))
     return TorchCriterion(criterion, shape)
+
+
+def _gaussian(criterion: Any, n_outputs: int) -> GaussianNLL:
+    """Return the loss of a Gaussian, whose outputs are means and variances."""
+    if n_outputs % 2:
+        raise ValueError(
+            "estimator must return means and variances for GaussianNLLLoss, as a tuple (mean, variance) or "
+            f"as outputs (n_rows, 2 C), the means first; for a row it returned {n_outputs} outputs."
+        )
+    if criterion.reduction == "sum":
+        raise ValueError(
+            "criterion GaussianNLLLoss must have reduction 'mean' or 'none', got 'sum'."
+        )
+    return GaussianNLL(criterion.eps, criterion.full)
 
 
 def is_torchs_own(criterion: Any) -> bool:

@@ -111,3 +111,90 @@ def test_a_model_that_takes_one_row_alone_says_so():
     rows = {"input_ids": networks._tokens(np.random.default_rng(0), 5)}
     with pytest.raises(ValueError, match=r"on one row of X, but not on 4 at a time: .*padding"):
         as_final_model(module, rows, criterion=nn.CrossEntropyLoss())
+
+
+class Gaussian(nn.Module):
+    """A mean and a variance, as a tuple or side by side."""
+
+    def __init__(self, apart: bool, flat: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 2)
+        self.apart, self.flat = apart, flat
+
+    def forward(self, x):
+        mean, variance = self.linear(x).split(1, 1)
+        variance = F.softplus(variance)
+        if self.flat:
+            mean, variance = mean[:, 0], variance[:, 0]
+        return (mean, variance) if self.apart else torch.cat([mean, variance], 1)
+
+
+@pytest.mark.parametrize(("apart", "flat"), [(True, True), (True, False), (False, False)])
+def test_a_mean_and_a_variance(apart, flat):
+    module, criterion = Gaussian(apart, flat).double(), nn.GaussianNLLLoss()
+    y = rng.normal(size=7)
+    method = GradDot(module, criterion=criterion, lr=1.0, reweight_others=False).fit(X, y)
+    found = []
+    for x, target in zip(torch.as_tensor(X), torch.as_tensor(y), strict=True):
+        mean, variance = Gaussian.forward(module, x[None]) if apart else module(x[None]).split(1, 1)
+        loss = criterion(mean.reshape(-1), target[None], variance.reshape(-1))
+        parts = torch.autograd.grad(loss, list(module.parameters()))
+        found.append(torch.cat([part.reshape(-1) for part in parts]))
+    gradients = torch.stack(found)
+    np.testing.assert_allclose(method.transform(X, y), gradients @ gradients.mT / 7, rtol=1e-9)
+
+
+def test_a_criterion_that_gives_one_number():
+    class Mine(nn.Module):
+        def forward(self, outputs, targets):
+            return F.cross_entropy(outputs, targets)
+
+    module = nn.Linear(4, 3).double()
+    settings = {"lr": 1.0, "reweight_others": False}
+    own, known = (
+        GradDot(module, criterion=criterion, **settings).fit(X, Y).transform(X, Y)
+        for criterion in (Mine(), nn.CrossEntropyLoss())
+    )
+    np.testing.assert_allclose(own, known, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32_with_a_warning(dtype):
+    module = nn.Linear(4, 3).to(dtype)
+    rows = X.astype(np.float32)
+    with pytest.warns(UserWarning, match=rf"{dtype}, whose rounding .* float32") as told:
+        model = as_final_model(module, rows, Y, criterion=nn.CrossEntropyLoss())
+    assert len(told) == 1
+    assert model.dtype == torch.float32
+    assert module.weight.dtype == dtype
+    same = as_final_model(module.float(), rows, Y, criterion=nn.CrossEntropyLoss())
+    assert torch.equal(model.outputs(model.encode_X(rows)), same.outputs(same.encode_X(rows)))
+
+
+def test_adapters_in_float32_on_a_base_in_half_precision():
+    pytest.importorskip("peft")
+    module = networks.lora()
+    for p in module.parameters():
+        if not p.requires_grad:
+            p.data = p.data.bfloat16()
+    rows = networks._padded(np.random.default_rng(0), 5)
+    with pytest.warns(UserWarning, match="computed in float32"):
+        model = as_final_model(module.eval(), rows, criterion=nn.CrossEntropyLoss())
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    assert torch.isfinite(model.outputs(model.encode_X(rows))).all()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_hooks_compute():
+    """The old weight norm holds a weight of its last call, which no copy may keep."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.utils.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)
+    ).double()
+    module(torch.as_tensor(X)).sum().backward()
+    method = GradDot(module, criterion=nn.CrossEntropyLoss(), lr=1.0, reweight_others=False)
+    gradients = plain_gradients(module, X, Y)
+    expected = gradients @ gradients.mT / len(X)
+    np.testing.assert_allclose(method.fit(X, Y).transform(X, Y), expected, rtol=1e-9)
+    method.model_.at(method.model_.theta)  # copied after calls with gradients

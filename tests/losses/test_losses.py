@@ -370,7 +370,6 @@ class IgnoresReduction(ScalarOnly):
     ("criterion", "error", "message"),
     [
         (F.mse_loss, TypeError, "must be an instance of torch.nn.Module"),
-        (ScalarOnly(), TypeError, "ScalarOnly reduces to a scalar only"),
         (
             nn.MSELoss(reduction="sum"),
             ValueError,
@@ -389,3 +388,52 @@ def test_criterion_that_ignores_its_reduction():
     loss = row_loss(IgnoresReduction(), (C,))
     with pytest.raises(ValueError, match="must give one loss per row when its reduction is 'none'"):
         loss(outputs, targets)
+
+
+class Logcosh(nn.CrossEntropyLoss):
+    """A mean of the user's own, of a criterion whose outputs are logits."""
+
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none").cosh().log().mean()
+
+
+@pytest.mark.parametrize("criterion", [ScalarOnly(), IgnoresReduction(), Logcosh()], ids=str)
+def test_a_criterion_that_gives_one_number_is_given_rows_alone(criterion):
+    kind = "logits" if isinstance(criterion, Logcosh) else "regression"
+    outputs, targets = draw(kind)
+    loss = row_loss(criterion, (C,)).tried(outputs[:4], targets[:4])
+    assert loss.is_classifier == (kind == "logits")
+    expected = [criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(N)]
+    torch.testing.assert_close(loss(outputs, targets), torch.stack(expected))
+    for i in range(N):
+        leaf = outputs[i : i + 1].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(criterion(leaf, targets[i : i + 1]), leaf)
+        torch.testing.assert_close(loss.gradient(outputs, targets)[i : i + 1], slope)
+
+
+class OfBatch(nn.Module):
+    """No mean over rows: the root of one."""
+
+    def forward(self, outputs, targets):
+        return (outputs - targets).square().mean().sqrt()
+
+
+class Branches(nn.Module):
+    def forward(self, outputs, targets):
+        return outputs.sum() if outputs.sum() > 0 else targets.sum()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (OfBatch(), "OfBatch must be a mean over rows: it gives .* together, and .* alone"),
+        (
+            Branches(),
+            "Branches must give a number for a row alone, in functions of torch that vmap",
+        ),
+    ],
+)
+def test_criteria_that_are_no_mean_over_rows(criterion, message):
+    outputs, targets = draw("regression")
+    with pytest.raises(TypeError, match=message):
+        row_loss(criterion, (C,)).tried(outputs[:4], targets[:4])
