@@ -83,18 +83,20 @@ def markdown(cells: list[Cell]) -> str:
     return "\n".join([head, rule, *body, "", summary(cells), "", *reasons(cells)])
 
 
+#: Columns of one table in the documentation.
+COLUMNS = 9
+
+
 def restructured(cells: list[Cell]) -> str:
-    """Return the table for the documentation."""
-    lines = [
-        ".. Made by benchmarks/networks.py --docs.",
-        "",
-        ".. list-table::",
-        "   :header-rows: 1",
-    ]
-    lines += ["   :stub-columns: 1", "   :class: small", ""]
-    for head, *row in grid(cells):
-        lines += [f"   * - {head}".rstrip(), *(f"     - {text}" for text in row)]
-    return "\n".join([*lines, "", summary(cells), "", *(f"* {r}" for r in reasons(cells)), ""])
+    """Return the table for the documentation, in parts that fit a page."""
+    lines, whole = [".. Made by benchmarks/networks.py --docs.", ""], grid(cells)
+    for start in range(1, len(whole[0]), COLUMNS):
+        lines += [".. list-table::", "   :header-rows: 1", "   :stub-columns: 1", ""]
+        for head, *row in whole:
+            lines.append(f"   * - {head}".rstrip())
+            lines += [f"     - {text}" for text in row[start - 1 : start - 1 + COLUMNS]]
+        lines.append("")
+    return "\n".join([*lines, summary(cells), "", *(f"* {r}" for r in reasons(cells)), ""])
 
 
 def main() -> None:
