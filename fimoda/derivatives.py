@@ -26,6 +26,9 @@ _ALONG = "derivatives along vectors"
 _BACK = "sums of gradients"
 _SECOND = "second derivatives along vectors"
 
+#: Rows that are differentiated together along vectors, and numbers in one activation of a block of vectors.
+_TOGETHER, _NUMBERS = 1024, 2**22
+
 
 # ---- first derivatives ----------------------------------------------------------------------
 
@@ -151,6 +154,19 @@ class Linearization:
             self._value, list(self._leaves.values()), u, create_graph=True, materialize_grads=True
         )
         return torch.stack([_along(pulled, self._model.views(v), [u])[0] for v in V])
+
+
+def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tensor:
+    """Return the derivatives (n, k, C) of the rows' outputs along vectors (k, p)."""
+    width = max([shape[0] for shape in model.shapes.values() if shape], default=1)
+    chunk = min(_TOGETHER, len(inputs))
+    block = max(1, _NUMBERS // (chunk * width))
+
+    def pushed(x: Inputs) -> Tensor:
+        linear = Linearization(model, lambda parameters: model.call(parameters, x), theta)
+        return torch.cat([linear.push(u) for u in U.split(block)]).transpose(0, 1)
+
+    return torch.cat([pushed(x) for x in inputs.split(chunk)])
 
 
 # ---- second derivatives ---------------------------------------------------------------------

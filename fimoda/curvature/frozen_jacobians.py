@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from ..derivatives import Linearization
+from ..derivatives import Linearization, push_outputs
 from ..formulas import by_formulas, is_recurrent
 from ..rows import Rows
 from .batch_hessian import BatchHessian
-from .outputs import push_outputs
 
 #: Numbers in the outputs of all vectors of a block.
 _NUMBERS = 2**18

@@ -9,6 +9,7 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
+from ..derivatives import push_outputs
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -19,7 +20,6 @@ from ..training.workers import Workers, one_thread
 from .kernel import OutputKernel
 from .linearized import LinearizedRun, require_memory
 from .output_space import adjoint_in_outputs, largest_curvature, outputs_of_full_run
-from .outputs import push_outputs
 from .quadratic_removal import QuadraticRemoval
 
 

@@ -10,6 +10,7 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
+from ..derivatives import push_outputs
 from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..objective import Objective
@@ -19,7 +20,6 @@ from ..training.recorded import ObservedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .linearized import LinearizedRun, require_memory
-from .outputs import push_outputs
 from .segments import LOAD, Segment, linearize, middle
 from .unrolled import leaving_out
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..derivatives import push_outputs
 from ..measured import Measured
 from ..objective import Objective
 from ..rows import Rows
@@ -25,7 +26,6 @@ from ..training.recorded import ObservedRun
 from ..training.run import Run
 from .batch_hessian import batch_hessian
 from .block_krylov import block_krylov
-from .outputs import push_outputs
 from .responses import Responses, responses
 
 #: Rows that go through a product with the Hessian together, at most.

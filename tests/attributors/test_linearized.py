@@ -27,9 +27,9 @@ from fimoda._validation import ConvergenceWarning
 from fimoda.curvature.block_krylov import block_krylov
 from fimoda.curvature.kernel import OutputKernel
 from fimoda.curvature.output_space import adjoint_in_outputs, largest_curvature
-from fimoda.curvature.outputs import push_outputs
 from fimoda.curvature.quadratic_removal import QuadraticRemoval
 from fimoda.curvature.responses import responses
+from fimoda.derivatives import push_outputs
 from fimoda.losses import BinaryCrossEntropy, CrossEntropy
 from fimoda.measured import Measured
 from fimoda.measurements import Output
@@ -332,8 +332,8 @@ def test_model_at_other_parameters():
 @pytest.mark.parametrize("small", [False, True], ids=["", "small blocks"])
 def test_pushed_outputs(small, monkeypatch):
     if small:
-        monkeypatch.setattr("fimoda.curvature.outputs._ROWS", 4)
-        monkeypatch.setattr("fimoda.curvature.outputs._NUMBERS", 50)
+        monkeypatch.setattr("fimoda.derivatives._TOGETHER", 4)
+        monkeypatch.setattr("fimoda.derivatives._NUMBERS", 50)
     X = randn(N, D)
     model = as_final_model(mlp(), X, criterion=nn.MSELoss())
     theta, U = 2 * model.theta, randn(6, model.n_parameters)
@@ -755,8 +755,8 @@ def test_blocks_do_not_matter(monkeypatch):
     expected = linearized(loss="softmax").fit(X, y).transform(X_test, y_test)
     monkeypatch.setattr("fimoda.curvature.segments._ROWS", 5)
     monkeypatch.setattr("fimoda.objective._ROWS", 5)
-    monkeypatch.setattr("fimoda.curvature.outputs._ROWS", 4)
-    monkeypatch.setattr("fimoda.curvature.outputs._NUMBERS", 50)
+    monkeypatch.setattr("fimoda.derivatives._TOGETHER", 4)
+    monkeypatch.setattr("fimoda.derivatives._NUMBERS", 50)
     assert (
         relative(linearized(loss="softmax").fit(X, y).transform(X_test, y_test), expected) < 1e-10
     )
