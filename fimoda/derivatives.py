@@ -10,7 +10,7 @@ takes over, one vector or row after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 from .fallbacks import Function, Model, Named, check_twice, leaves_of, point, taken
 from .formulas import by_formulas
+from .padding import by_length
 from .rows import Inputs, mapped
 
 #: Names of derivatives, as explanations and errors have them.
@@ -54,7 +55,12 @@ def row_gradients(
     model: Model, values: Callable[[Named, Inputs, Tensor], Tensor], x: Inputs, y: Tensor
 ) -> Tensor:
     """Return the gradients (n, p) of rows' values, a function of parameters, inputs and targets."""
+    return by_length(partial(_row_gradients, model, values), x, y)
 
+
+def _row_gradients(
+    model: Model, values: Callable[[Named, Inputs, Tensor], Tensor], x: Inputs, y: Tensor
+) -> Tensor:
     def one(parameters: Named, x: Inputs, y: Tensor) -> Tensor:
         return values(parameters, _alone(x), y.unsqueeze(0)).squeeze(0)
 
@@ -79,7 +85,10 @@ def row_gradients(
 
 def row_jacobians(model: Model, x: Inputs) -> Tensor:
     """Return the derivatives (n, C, p) of the rows' outputs."""
+    return by_length(partial(_row_jacobians, model), x)
 
+
+def _row_jacobians(model: Model, x: Inputs) -> Tensor:
     def one(parameters: Named, x: Inputs) -> Tensor:
         return model.call(parameters, _alone(x))[0]
 
@@ -163,7 +172,7 @@ def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tens
     block = max(1, _NUMBERS // (chunk * width))
 
     def pushed(x: Inputs) -> Tensor:
-        linear = Linearization(model, lambda parameters: model.call(parameters, x), theta)
+        linear = Linearization(model, lambda named: model.call(named, x, grouped=True), theta)
         return torch.cat([linear.push(u) for u in U.split(block)]).transpose(0, 1)
 
     return torch.cat([pushed(x) for x in inputs.split(chunk)])

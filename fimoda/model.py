@@ -21,9 +21,10 @@ from .batch_statistics import BatchStatistics, in_training, statistics_in
 from .derivatives import row_jacobians
 from .formulas import by_formulas, is_recurrent
 from .losses import RowLoss
+from .padding import by_length, cut
 from .recipe import Recipe, Weighting
 from .returned import flattened, outputs_in
-from .rows import Inputs, SeveralInputs, arguments
+from .rows import Inputs, Padding, SeveralInputs, arguments
 
 #: Bytes that a temporary of per-row quantities may take unless the caller says otherwise.
 DEFAULT_BUDGET = 512 * 2**20
@@ -83,6 +84,8 @@ class FinalModel:
     batch_statistics : {"frozen", "update"}
         Whether batch normalisation is trained, too. Its running statistics then follow the parameters
         in vectors of p + b numbers, which `views`, `forward`, `outputs` and `at` take as well.
+    padding : Padding or None
+        The padding of rows that the module is known not to look at, so that it can be cut.
 
     Examples
     --------
@@ -111,6 +114,7 @@ class FinalModel:
     takes_integers: bool = False
     spreads: bool = False
     batch_statistics: BatchStatistics = "frozen"
+    padding: Padding | None = None
 
     # ---- parameters -------------------------------------------------------------------------
 
@@ -258,27 +262,44 @@ class FinalModel:
         """Return the outputs (B, C) of one model with parameters `theta` (p,)."""
         return self.call(self.views(theta), x, training)
 
-    def call(self, parameters: dict[str, Tensor], x: Inputs, training: bool = False) -> Tensor:
-        """Return the outputs (B, C) of one model with named parameters."""
+    def call(
+        self,
+        parameters: dict[str, Tensor],
+        x: Inputs,
+        training: bool = False,
+        grouped: bool = False,
+    ) -> Tensor:
+        """Return the outputs (B, C) of one model with named parameters.
+
+        Rows of different lengths are cut to the longest, or are taken in `grouped` parts of similar length.
+        """
         if training:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-        given = functional_call(module, parameters, *arguments(x))
-        return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
+
+        def outputs(x: Inputs) -> Tensor:
+            given = functional_call(module, parameters, *arguments(x))
+            return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
+
+        return by_length(outputs, x) if grouped else outputs(self.cut(x, training))
 
     def of_module(self, module: nn.Module, x: Inputs) -> Tensor:
-        """Return the outputs (B, C) of a module of this architecture, as it is."""
-        args, kwargs = arguments(x)
-        return flattened(
-            outputs_in(module(*args, **kwargs), len(x), self.joined), self.classes_second
-        )
+        """Return the outputs (B, C) of a module of this architecture in training, as it is."""
+        args, kwargs = arguments(self.cut(x, training=True))
+        given = module(*args, **kwargs)
+        return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
+
+    def cut(self, x: Inputs, training: bool = False) -> Inputs:
+        """Return inputs without padding that no row needs; dropout in training draws for all of it."""
+        return x if training and self.is_stochastic else cut(x)
 
     def outputs(self, X: Inputs, theta: Tensor | None = None, chunk_size: int = 8192) -> Tensor:
         """Return the outputs (n, C), a chunk of rows at a time, without gradients."""
         theta = self.theta if theta is None else theta
         with torch.no_grad():
-            return torch.cat([self.forward(theta, x) for x in X.split(chunk_size)])
+            views = self.views(theta)
+            return torch.cat([self.call(views, x, grouped=True) for x in X.split(chunk_size)])
 
     def stacked_outputs(self, thetas: Tensor, X: Inputs) -> Tensor:
         """Return the outputs (L, n, C) of the L models `thetas` (L, p) on the same rows."""
@@ -329,7 +350,7 @@ class FinalModel:
         if isinstance(X, SeveralInputs) or is_several(X):
             if not isinstance(X, SeveralInputs):
                 X = SeveralInputs(dict(X) if isinstance(X, Mapping) else X, self.spreads)
-            return X.mapped(self._encoded)
+            return replace(X.mapped(self._encoded), padding=self.padding)
         tensor = self._encoded(X)
         return tensor.to(
             torch.long if self.takes_integers and not tensor.is_floating_point() else self.dtype

@@ -130,7 +130,9 @@ class Objective:
     def losses_of(self, rows: Rows) -> Function:
         """Return the losses (n,) of rows as a function of the named parameters."""
         model = self.model
-        return lambda parameters: model.loss(model.call(parameters, rows.inputs), rows.targets)
+        return lambda parameters: model.loss(
+            model.call(parameters, rows.inputs, grouped=True), rows.targets
+        )
 
     # ---- gradients of rows ------------------------------------------------------------------
 

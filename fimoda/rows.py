@@ -5,7 +5,7 @@ The inputs of rows are a tensor, `SeveralInputs` of a module that takes several,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -24,16 +24,29 @@ from ._identity import identity_of
 Inputs = Any
 
 
+@dataclass(frozen=True)
+class Padding:
+    """The end of rows of different lengths: the input that tells it, and the value that it has behind.
+
+    `shared` are the inputs that have a value for each position of a row, by name or number.
+    """
+
+    tells: str | int
+    value: int
+    shared: tuple[str | int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class SeveralInputs:
     """The tensors that a module of several inputs takes, with one first axis, and indexed by it.
 
     They are given by the names of the module's arguments, or in their order: as one argument, a list, as
-    skorch has it, or each `apart`.
+    skorch has it, or each `apart`. With a `padding` a network may be given less of it (`padding.py`).
     """
 
     given: dict[str, Any] | tuple[Any, ...]
     apart: bool = False
+    padding: Padding | None = None
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -46,6 +59,11 @@ class SeveralInputs:
     def tensors(self) -> list[Any]:
         """The inputs, in their order."""
         return [part for _, part in entries(self.given)]
+
+    @property
+    def keys(self) -> list[Any]:
+        """The names of the inputs, or their numbers."""
+        return list(self.given) if isinstance(self.given, dict) else [*range(len(self.given))]
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +79,7 @@ class SeveralInputs:
         """Return the same structure, with a function applied to each of the inputs."""
         return self.of(map(function, self.tensors))
 
-    def of(self, tensors: Iterator[Any]) -> SeveralInputs:
+    def of(self, tensors: Iterable[Any]) -> SeveralInputs:
         """Return the same structure with these inputs in it."""
         if isinstance(self.given, dict):
             return replace(self, given=dict(zip(self.given, tensors, strict=True)))

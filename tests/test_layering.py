@@ -19,6 +19,7 @@ ORDER = [
     "_identity",
     "store",
     "rows",
+    "padding",
     "returned",
     "distances",
     "gradient_mode",

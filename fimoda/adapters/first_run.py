@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from .._arrays import entries
 from ..model import FinalModel
+from ..padding import MASK
 from ..rows import Inputs, SeveralInputs, mapped, parts
 from .private_copy import returned
-
-#: The input that says which positions of a row hold a token, as tokenizers call it.
-_MASK = "attention_mask"
 
 #: Rows that are run to see where ids come from, and at a time where they are computed.
 _FEW, _CHUNK = 32, 256
@@ -215,7 +213,7 @@ def _check_tokens(model: FinalModel, x: Inputs, lookups: list[Lookup]) -> None:
     """Warn of rows in which the mask leaves no token, and refuse rows of padding without numbers."""
     names, tensors = _names(x), parts(x)
     for name, part in zip(names, tensors, strict=True):
-        if name == f'X["{_MASK}"]' and part.dim() == 2:
+        if name == f'X["{MASK}"]' and part.dim() == 2:
             _check_rows(model, x, (part != 0).any(1), name, warn=True)
     for lookup in lookups:
         padding = getattr(lookup.layer, "padding_idx", None)

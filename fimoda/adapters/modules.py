@@ -23,6 +23,7 @@ from .first_run import UnknownId, check_ids, first_run
 from .fitting_loss import fitting_loss, with_tried_loss
 from .fresh_parameters import drawn_again
 from .kinds import Kind
+from .padding_trial import with_padding
 from .private_copy import (
     N_TRIED,
     called,
@@ -106,7 +107,7 @@ def freeze(
         **way,
     )
     check_ids(model, X)
-    return with_tried_loss(model, X, y)
+    return with_padding(with_tried_loss(model, X, y), X)
 
 
 def _tried(module: nn.Module, X: Any) -> tuple[nn.Module, dict[str, Any], Tensor]:

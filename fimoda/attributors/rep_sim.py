@@ -14,6 +14,7 @@ from ..base import BaseAttributor
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..padding import uncut
 from ..trials import Trial
 
 #: Rows whose representations are computed at a time.
@@ -151,7 +152,7 @@ class RepSim(BaseAttributor):
         try:
             for x in X.split(_ROWS):
                 seen.clear()
-                self.model_.outputs(x)
+                self.model_.outputs(uncut(x))
                 if len(seen) != 1 or not isinstance(seen[0], Tensor) or len(seen[0]) != len(x):
                     raise ValueError(
                         f"layer {self.layer!r} must be used once and give one tensor with a row for "

@@ -13,6 +13,7 @@ from ..layers import Factors, LayerDifferentiator, LayerGradients, Place
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import MOST_ROWS, Objective
+from ..padding import cut, uncut
 from .fisher_cosine import cosine_with_fisher
 
 
@@ -100,6 +101,8 @@ class EKFAC:
         rows, model = objective.rows, objective.model
         few = rows[:2].inputs
         self.differentiate = LayerDifferentiator(model, few)
+        # factors are means over positions, as many for all rows: those up to the longest one
+        self._inputs = uncut(cut(rows.inputs))
         self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, few),
@@ -147,7 +150,7 @@ class EKFAC:
         for differentiate, targets in self.parts:
             for start in range(0, len(share), self.chunk_size):
                 at = slice(start, start + self.chunk_size)
-                inputs = self.objective.rows[at].inputs
+                inputs = self._inputs[at]
                 cotangents = partial(self.cotangents, targets[at])
                 yield share[at], differentiate.pull_back(inputs, cotangents)
 

@@ -32,7 +32,7 @@ class FrozenJacobians(BatchHessian):
         with self._smoothed():
             curved = model.loss.curved(outputs, y, moved)
         bent = (curved * w[:, None, None]).transpose(0, 1)
-        linear = Linearization(model, lambda parameters: model.call(parameters, x))
+        linear = Linearization(model, lambda parameters: model.call(parameters, x, grouped=True))
         block = max(1, _NUMBERS // bent[:1].numel())
         products = torch.cat([linear.pull(part) for part in bent.split(block)])
         return products, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))

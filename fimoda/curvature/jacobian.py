@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..layers import Factors, LayerDifferentiator
 from ..objective import Objective
+from ..padding import uncut
 from ..row_gradients import RowGradients
 
 
@@ -31,7 +32,7 @@ def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients 
     step = max(1, len(rows) // 16)  # what it takes to find them stays small beside them
     for start in range(0, len(rows), step):
         at = slice(start, start + step)
-        found = differentiate.pull_back(rows[at].inputs, each_output)
+        found = differentiate.pull_back(uncut(rows[at].inputs), each_output)
         if not kept:
             kept = [
                 replace(f, inputs=_room(len(rows), f.inputs), signals=_room(len(rows), f.signals))

@@ -125,7 +125,9 @@ class GaussNewton(Curvature):
 
         rows = self.objective.rows[at]
 
-        linear = Linearization(self.model, lambda named: self.model.call(named, rows.inputs))
+        linear = Linearization(
+            self.model, lambda named: self.model.call(named, rows.inputs, grouped=True)
+        )
         pushed = linear.push(V).transpose(0, 1)  # (b, k, C)
         bent = self.model.loss.curved(linear.outputs, rows.targets, pushed) * w
         return linear.pull(bent.transpose(0, 1))

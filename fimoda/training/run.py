@@ -204,7 +204,8 @@ class Run:
         It may be written to `out`.
         """
         index = batch.rows.to(self.rows.device)
-        x, y = self.rows.inputs[index], self.rows.targets[index]
+        x = self.model.cut(self.rows.inputs[index], training=True)
+        y = self.rows.targets[index]
         weights = batch.weights.to(self.model.device, self.model.dtype)
         if batch.rows.dim() == 1:
             x, y = expanded(x, len(weights)), expanded(y, len(weights))
