@@ -54,7 +54,7 @@ class Call:
     taken: Taken
     weight: Any
     bias: Any
-    edge: GradientEdge
+    edge: GradientEdge | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,12 @@ from ..rows import Inputs
 from .base import Factors
 from .by_autograd import pulled_back
 from .calls import Axes, Call, Placed, summed, written_out
-from .recording import recording
+from .recording import Recording
+from .tied import shared_place, tied
 from .truth import Truth
+
+#: Layers, at most, for which it is tried whether all rows share their input.
+_TRIALS = 3
 
 #: Gives the vectors (n, ...) that are pulled back through the network, from its outputs.
 Cotangents = Callable[[Tensor], Sequence[Tensor]]
@@ -34,20 +38,15 @@ class LayerDifferentiator:
         self.model = model
         if len(inputs) == 1:  # in which rows and positions cannot be told apart
             inputs = inputs[[0, 0]]
-        truth, calls = self._by_autograd(inputs)
-        self._rows_first: dict[Any, bool] = {}
-        layers: dict[Any, list[Placed]] = {}
-        for key, own in calls.items():
-            for first in (True, False):
-                placed = _gradients(own, Axes(len(inputs), first))
-                if placed and all(truth.agrees(part, place) for part, place in placed):
-                    self._rows_first[key], layers[key] = first, placed
-                    break
+        self._shared: tuple[Any, ...] = ()
+        self._known = self._compared(inputs)
+        for key in self._known.others[:_TRIALS]:
+            self._try_shared(key, inputs)
+        layers = self._known.layers
         #: Parameters of no layer, by the module that owns them.
         self._others: dict[str, list[str]] = {}
-        for name in truth.uncovered(layers):
+        for name in self._known.truth.uncovered(layers):
             self._others.setdefault(name.rpartition(".")[0], []).append(name)
-        self._rows_first = {key: self._rows_first[key] for key in layers}
         kinds = {name: type(model.module.get_submodule(name)).__name__ for name in self._others}
         self.others = [f"{name or kind} ({kind})" for name, kind in kinds.items()]
         found = [placed for of_layer in layers.values() for placed in of_layer]
@@ -91,32 +90,65 @@ class LayerDifferentiator:
         numbers = sum(part.row_numbers(n_cotangents) for part in self.samples)
         return self.model.theta.element_size() * numbers
 
-    def _by_autograd(self, inputs: Inputs) -> tuple[Truth, dict[Any, list[tuple[Call, Tensor]]]]:
-        """Return gradients of a few rows, and by layer the calls, with the slopes in their outputs."""
-        outputs, parameters, calls = _recorded_calls(self.model, inputs)
+    def _try_shared(self, key: Any, inputs: Inputs) -> None:
+        """Try whether a layer is known where each row has a copy of the input that all rows share."""
+        before, known = self._shared, self._known
+        self._shared = (*before, key)
+        try:
+            self._known = self._compared(inputs)
+        except Exception:  # what a network does with outputs of another shape
+            self._shared = before
+        if not (self._known.alike(known) and len(self._known.others) < len(known.others)):
+            self._shared, self._known = before, known
+
+    def _compared(self, inputs: Inputs) -> _Known:
+        """Compare the gradients of layers on a few rows with those of autograd."""
+        outputs, parameters, calls = self._recorded_calls(inputs)
         # a different number for each output, so that probabilities do not sum to a constant
         v = torch.cos(torch.arange(outputs[0].numel()).to(outputs)).view(outputs.shape[1:])
         with torch.enable_grad():
             values = [(row * v).sum() for row in outputs]
             total = torch.stack(values).sum()
-        edges = [call.edge for call in calls]
+        edges: list[Any] = [call.edge for call in calls]
         slopes = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
         leaves = list(parameters.values())
         of_rows = [
             torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
             for value in values
         ]
+        known = _Known(outputs.detach(), Truth(self.model.slices, of_rows))
         by_layer: dict[Any, list[tuple[Call, Tensor]]] = {}
         for call, slope in zip(calls, slopes, strict=True):
             if slope is not None:  # else the outputs do not depend on it
                 by_layer.setdefault(call.key, []).append((call, slope))
-        return Truth(self.model.slices, of_rows), by_layer
+        by_weight: dict[Any, list[Any]] = {}
+        for key, own in by_layer.items():
+            if not known.add((key,), [own]):
+                known.others.append(key)
+                by_weight.setdefault(key[1], []).append(key)
+        for keys in by_weight.values():
+            if len(keys) > 1 and known.add(tuple(keys), [by_layer[key] for key in keys]):
+                known.others = [key for key in known.others if key not in keys]
+        return known
 
     def _recorded(self, inputs: Inputs) -> tuple[Tensor, list[Call], dict[str, Tensor]]:
         """Return the outputs with their graph, the calls of layers, and the parameters of no layer."""
-        outputs, parameters, every = _recorded_calls(self.model, inputs)
+        outputs, parameters, every = self._recorded_calls(inputs)
         others = {name: parameters[name] for names in self._others.values() for name in names}
-        return outputs, [call for call in every if call.key in self._rows_first], others
+        known = {key for keys in self._known.layers for key in keys}
+        return outputs, [call for call in every if call.key in known], others
+
+    def _recorded_calls(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor], list[Call]]:
+        """Return the outputs with their graph, the named parameters in it, and the calls that take them."""
+        model = self.model
+        parameters = {
+            name: value.detach().requires_grad_()
+            for name, value in model.module.named_parameters()
+            if name in model.shapes
+        }
+        mode = Recording(parameters, model.slices, self._shared, len(inputs))
+        with mode.on(model.module), torch.enable_grad():
+            return model.call(parameters, inputs), parameters, mode.calls
 
     def _layers(
         self,
@@ -128,12 +160,15 @@ class LayerDifferentiator:
         n: int,
     ) -> list[Factors]:
         """Return the gradients in each layer from those in the outputs of all calls, by cotangent."""
-        found: list[Placed] = []
+        by_layer: dict[Any, list[Placed]] = {}
         for number, call in enumerate(calls):
             own = [s for of_vector in slopes if (s := of_vector[number]) is not None]
             if own:  # else the outputs do not depend on it
-                axes = Axes(n, self._rows_first[call.key])
-                found += call.kind.gradients(call, own, axes)
+                axes = Axes(n, self._known.rows_first[call.key])
+                by_layer.setdefault(call.key, []).extend(call.kind.gradients(call, own, axes))
+        found: list[Placed] = []
+        for keys, placed in self._known.layers.items():
+            found += _together([by_layer[key] for key in keys if key in by_layer], keys, placed)
         if others:
             used = {
                 name
@@ -169,23 +204,53 @@ def _zeros(sample: Factors, n: int, n_cotangents: int) -> Factors:
     return replace(sample, inputs=inputs, signals=signals)
 
 
-def _recorded_calls(
-    model: FinalModel, inputs: Inputs
-) -> tuple[Tensor, dict[str, Tensor], list[Call]]:
-    """Return the outputs with their graph, the named parameters in it, and the calls that take them."""
-    parameters = {
-        name: value.detach().requires_grad_()
-        for name, value in model.module.named_parameters()
-        if name in model.shapes
-    }
-    with recording(model.module, parameters, model.slices) as calls, torch.enable_grad():
-        return model.call(parameters, inputs), parameters, calls
+@dataclass
+class _Known:
+    """Layers whose gradients are right on a few rows: by the keys of their calls, more than one if tied."""
+
+    outputs: Tensor
+    truth: Truth
+    layers: dict[tuple[Any, ...], list[Placed]] = field(default_factory=dict)
+    rows_first: dict[Any, bool] = field(default_factory=dict)
+    others: list[Any] = field(default_factory=list)
+
+    def add(self, keys: tuple[Any, ...], calls: Sequence[Sequence[tuple[Call, Tensor]]]) -> bool:
+        """Take in a layer, or several that share a weight, if its gradients are right."""
+        for first in (True, False):
+            placed = _gradients(calls, keys, Axes(len(self.outputs), first))
+            if placed and all(self.truth.agrees(part, place) for part, place in placed):
+                self.layers[keys] = placed
+                self.rows_first |= dict.fromkeys(keys, first)
+                return True
+        return False
+
+    def alike(self, other: _Known) -> bool:
+        """Return whether the outputs are the same."""
+        return self.outputs.shape == other.outputs.shape and torch.allclose(
+            self.outputs, other.outputs, rtol=1e-3, atol=1e-5, equal_nan=True
+        )
 
 
-def _gradients(calls: Sequence[tuple[Call, Tensor]], axes: Axes) -> list[Placed]:
-    """Return the gradients in one layer by its calls; none where rows have no axis there."""
+def _gradients(
+    calls: Sequence[Sequence[tuple[Call, Tensor]]], keys: tuple[Any, ...], axes: Axes
+) -> list[Placed]:
+    """Return the gradients in a layer by its calls; none where rows have no axis there."""
     try:
-        found = [placed for call, s in calls for placed in call.kind.gradients(call, [s], axes)]
-        return list(summed(found).values())
+        found = [
+            [placed for call, s in own for placed in call.kind.gradients(call, [s], axes)]
+            for own in calls
+        ]
+        return _together(found, keys)
     except (RuntimeError, IndexError):
         return []
+
+
+def _together(
+    found: Sequence[list[Placed]], keys: tuple[Any, ...], known: Sequence[Placed] = ()
+) -> list[Placed]:
+    """Return the sums of the gradients of all calls; of tied layers, in their common place."""
+    by_place = [placed for own in found for placed in summed(own).values()]
+    if len(keys) == 1 or not by_place:
+        return by_place
+    places = [place for _, place in known or by_place]
+    return [tied(by_place, places[0] if known else shared_place(places))]

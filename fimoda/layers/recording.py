@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -37,13 +38,41 @@ _COMPOSITE: dict[Any, Callable[..., Any]] = {
 class Recording(TorchFunctionMode):
     """Records every call of a function of `FUNCTIONS` that takes one of some named parameters.
 
-    The output is recorded as it stands in the graph: an activation may overwrite the tensor in place.
+    The output is recorded as it stands in the graph: an activation may overwrite the tensor in place. Layers
+    are `shared`, by the keys of their calls, whose input n rows have in common: it is repeated for each row.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], slices: Mapping[str, slice]):
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        slices: Mapping[str, slice],
+        shared: Collection[Any],
+        n: int,
+    ):
         super().__init__()
         self.calls: list[Call] = []
         self._places = {id(tensor): slices[name] for name, tensor in parameters.items()}
+        self._shared, self._n = shared, n
+
+    @contextmanager
+    def on(self, module: nn.Module) -> Iterator[None]:
+        """Record while the module is called."""
+
+        def start(*_: Any) -> None:
+            self.__enter__()
+
+        def stop(*_: Any) -> None:
+            self.__exit__(None, None, None)
+
+        handles = [
+            module.register_forward_pre_hook(start),
+            module.register_forward_hook(stop, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -52,21 +81,33 @@ class Recording(TorchFunctionMode):
         if func in _COMPOSITE:
             with self:
                 return _COMPOSITE[func](*args, **kwargs)
+        call = self._read(func, args, kwargs) if func in FUNCTIONS else None
+        if call is None:
+            return func(*args, **kwargs)
+        if self._shared and call.key in self._shared:
+            args = (self._repeated(args[0]), *args[1:])
+            call = self._read(func, args, kwargs) or call
         output = func(*args, **kwargs)
-        if func in FUNCTIONS:
-            self._record(func, args, kwargs, output)
+        self.calls.append(replace(call, edge=get_gradient_edge(output)))
         return output
 
-    def _record(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _repeated(self, shared: Tensor) -> Tensor:
+        """Return what n rows share, with or without an axis for them, once for each row."""
+        one = shared.dim() > 1 and len(shared) == 1
+        return shared.expand(self._n, *(shared.shape[1:] if one else shared.shape))
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Call | None:
+        """Return a call with the parameters that it takes; None if it is of no kind, or takes none."""
         kind, read = FUNCTIONS[func]
         try:
             taken = read(*args, **kwargs)
         except TypeError:  # with arguments that the kind does not treat
-            return
-        if taken is not None:
-            weight, bias = self._part(taken.weight), self._part(taken.bias)
-            if weight is not None or bias is not None:
-                self.calls.append(Call(kind, taken, weight, bias, get_gradient_edge(output)))
+            return None
+        if taken is None:
+            return None
+        weight, bias = self._part(taken.weight), self._part(taken.bias)
+        neither = weight is None and bias is None
+        return None if neither else Call(kind, taken, weight, bias)
 
     def _part(self, tensor: Tensor | None) -> Part | None:
         """Return where a tensor lies that is a parameter, or a contiguous part of one."""
@@ -84,27 +125,3 @@ class Recording(TorchFunctionMode):
             return None
         start = whole.start + tensor.storage_offset() - base.storage_offset()
         return Part(slice(start, start + tensor.numel()), whole, turned)
-
-
-@contextmanager
-def recording(
-    module: nn.Module, parameters: Mapping[str, Tensor], slices: Mapping[str, slice]
-) -> Iterator[list[Call]]:
-    """Record the calls that take some named parameters while the module is called."""
-    mode = Recording(parameters, slices)
-
-    def start(*_: Any) -> None:
-        mode.__enter__()
-
-    def stop(*_: Any) -> None:
-        mode.__exit__(None, None, None)
-
-    handles = [
-        module.register_forward_pre_hook(start),
-        module.register_forward_hook(stop, always_call=True),
-    ]
-    try:
-        yield mode.calls
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -70,6 +70,25 @@ class Attention(nn.Module):
         return self.head(self.norm(hidden + X).mean(1 if self.batch_first else 0))
 
 
+class Positions(nn.Module):
+    """Embeddings of positions, which all rows share, and a weight that has three uses."""
+
+    def __init__(self, several: bool):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(5, 4, padding_idx=4), nn.Embedding(7, 4)
+        self.mixed, self.first = nn.Linear(4, 4), nn.Linear(4, 5)
+        self.last = nn.Linear(4, 5)
+        self.first.weight = self.last.weight = self.tokens.weight
+        self.several = several
+
+    def forward(self, X: Tensor) -> Tensor:
+        places = torch.arange(X.shape[1])
+        hidden = self.tokens(X) + self.positions(places if self.several else places[None])
+        hidden = torch.tanh(self.first(self.mixed(hidden)))
+        hidden = F.linear(hidden, self.tokens.weight.T)
+        return self.last(torch.tanh(hidden).mean(1))[:, :3]
+
+
 class Folded(nn.Module):
     """Positions in the axis of rows; one layer and one normalisation that are used twice."""
 
@@ -156,6 +175,11 @@ CASES = {
         "ids",
     ),
     "largest embeddings": (lambda: Ended(nn.EmbeddingBag(5, 4, mode="max")), "ids"),
+    "tied, shared positions": (lambda: Positions(True), "ids"),
+    "tied, shared positions with an axis": (lambda: Positions(False), "ids"),
+    "lstm": (lambda: Recurrent(nn.LSTM(4, 3, 2, batch_first=True, proj_size=2), 2), (5, 4)),
+    "gru": (lambda: Recurrent(nn.GRU(4, 2, bidirectional=True, batch_first=True), 4), (5, 4)),
+    "rnn": (lambda: Recurrent(nn.RNN(4, 2, bias=False, nonlinearity="relu"), 2), (5, 4)),
     "functions": (Functions, (6, 4)),
     "attention": (lambda: Attention(True), (3, 4)),
     "attention, rows last": (lambda: Attention(False), (3, 4)),
@@ -171,6 +195,16 @@ LEFT = {
     "parametrized": ["layers.0.parametrizations.weight (ParametrizationList)"],
     "bilinear": ["body (Bilinear)"],
 }
+
+
+class Recurrent(nn.Module):
+    def __init__(self, body: nn.RNNBase, width: int):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(width, 3)
+
+    def forward(self, X: Tensor) -> Tensor:
+        first = self.body.batch_first
+        return self.head(self.body(X if first else X.transpose(0, 1))[0].mean(1 if first else 0))
 
 
 class Bilinear(nn.Module):
@@ -260,25 +294,15 @@ def test_several_numbers_of_a_row(name):
         close(part.combine(U), torch.einsum("nkc,ncoi->koi", U, G.unflatten(0, (N, 3))))
 
 
-ZOO = [
-    "conv",
-    "resnet9, batch norm",
-    "resnet9, group norm",
-    "encoder",
-    "bert",
-    "gpt2",
-    "two inputs",
-]
-
-
-@pytest.mark.parametrize("name", [*ZOO, "decoder, tied", "lora", "frozen parts"])
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_networks(name):
     if name in networks.NEEDS:
         pytest.importorskip(networks.NEEDS[name])
     case = networks.case(name, torch.float64)
     objective = GradDot(case.model).fit(case.X, case.y)._objective
-    gradients = objective.differentiate(objective.losses)
-    check(gradients, row_by_row(objective.model, objective.rows))
+    differentiate = objective.differentiate
+    check(differentiate(objective.losses), row_by_row(objective.model, objective.rows))
+    assert LayerDifferentiator(objective.model, objective.rows[:2].inputs).complete
 
 
 def test_tokens_are_matched():
