@@ -21,9 +21,6 @@ _FIRST, _LARGER = 64, 4
 #: Seconds from which on a trial tells more than noise, and part of the time left that no trial may exceed.
 CLEAR, SHARE = 0.1, 0.05
 
-#: A method that would take so little of the time left by its first trial is not tried again.
-_LITTLE = 0.02
-
 #: Sides of the matrices on which products and decompositions are timed.
 _SIDE = 384
 
@@ -79,41 +76,52 @@ class Trial:
         tried.train_indices_ = np.arange(self.n_rows)
         return tried
 
+    def fitted(self, method: Method) -> Method:
+        """Return the method, fitted to all rows."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tried = self.prepared(method)
+            tried._fit()
+        return tried
+
+    def twice(self, method: Any, *rows: int, **changes: Any) -> float:
+        """Return the seconds of a method that has warmed up, if there is time for it."""
+        first = self.seconds(method, *rows, **changes)
+        if first > SHARE * self.left():
+            return first
+        return min(first, self.seconds(method, *rows, **changes))
+
     def by_rows(self, method: Any, **changes: Any) -> float:
         """Return the seconds of a method whose time grows with the rows, from trials of growing size."""
         rows = min(_FIRST, self.n_rows)
-        before = self.seconds(method, rows, **changes)
-        if before * self.n_rows / rows > _LITTLE * self.left():
-            # the first has warmed up
-            before = min(before, self.seconds(method, rows, **changes))
+        before = self.twice(method, rows, **changes)
         a_row = before / rows
-        while rows < self.n_rows and a_row * self.n_rows > _LITTLE * self.left():
+        first = True  # two sizes tell what does not grow
+        while rows < self.n_rows and (first or before < CLEAR) and a_row * self.n_rows > CLEAR:
             more = min(_LARGER * rows, self.n_rows)
             if a_row * more > max(SHARE * self.left(), CLEAR):
                 break
             now = self.seconds(method, more, **changes)
             a_row = max(now - before, 0.0) / (more - rows)
-            rows, before = more, now
-            if before > CLEAR:
-                break
+            rows, before, first = more, now, False
         return before + a_row * (self.n_rows - rows)
+
+    def timed(self, work: Callable[[], Any]) -> float:
+        """Return the seconds of some work."""
+        start = clock()
+        work()
+        return max(clock() - start, 1e-9)
 
     @cached_property
     def product_rate(self) -> float:
         """Multiplications a second of matrix products in float64."""
         matrix = torch.rand(_SIDE, _SIDE, dtype=torch.float64)
-        return _SIDE**3 / min(_timed(lambda: matrix @ matrix) for _ in range(3))
+        return _SIDE**3 / min(self.timed(lambda: matrix @ matrix) for _ in range(3))
 
     @cached_property
     def eigen_rate(self) -> float:
         """Cubed sides a second of symmetric eigendecompositions in float64."""
         matrix = torch.rand(_SIDE, _SIDE, dtype=torch.float64)
         return _SIDE**3 / min(
-            _timed(lambda: torch.linalg.eigh(matrix @ matrix.mT)) for _ in range(2)
+            self.timed(lambda: torch.linalg.eigh(matrix @ matrix.mT)) for _ in range(2)
         )
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    start = clock()
-    work()
-    return max(clock() - start, 1e-9)

@@ -21,7 +21,11 @@ from ..curvature.iterative import IterativeSolver
 from ..curvature.preconditioner import EKFACPreconditioner
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..trials import Trial
 from ._influence import BaseInfluence
+
+#: Iterations with the usual damping, and of trials.
+USUAL_ITERATIONS, _TRIED = 15, (2, 6)
 
 
 class CGInfluence(BaseInfluence):
@@ -163,6 +167,16 @@ class CGInfluence(BaseInfluence):
         self.preconditioner = preconditioner
         self.tol = tol
         self.max_iter = max_iter
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        few, more = (trial.by_rows(self, max_iter=k) for k in _TRIED)
+        each = max(more - few, 0.0) / (_TRIED[1] - _TRIED[0])
+        seconds = few + each * (USUAL_ITERATIONS - _TRIED[0])
+        if seconds > trial.left():
+            return seconds
+        # how many it takes shows in fit, for one right-hand side
+        own = trial.fitted(self)
+        return few + each * max(own.n_iter_ - _TRIED[0], 0)
 
     def _prepare_solver(self) -> None:
         self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))

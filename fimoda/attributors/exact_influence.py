@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
 from ..measured import Measured
 from ..measurements import Measurement
+from ..trials import Trial
 from ._influence import BaseInfluence
+
+#: Rows and vectors of the trial of products.
+_TRIED = 64
 
 
 class ExactInfluence(BaseInfluence):
@@ -134,6 +139,24 @@ class ExactInfluence(BaseInfluence):
         self.memory_budget = memory_budget
         self.curvature = curvature
         self.newton_step = newton_step
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self)
+        objective, p = own._objective, own.model_.n_parameters
+        rate, eigen = trial.product_rate, trial.eigen_rate
+        if self.curvature == "gauss-newton" and DualGaussNewton.is_smaller(objective):
+            modes = trial.n_rows * own.n_outputs_
+            width = objective.differentiate.row_bytes() / (4 * own.model_.theta.element_size())
+            return modes**2 * (width + 2 * trial.n_test) / rate + modes**3 / eigen
+        if 3 * 8 * p**2 > self.memory_budget:
+            return 0.0  # until it says so
+        rows = np.linspace(0, trial.n_rows - 1, min(trial.n_rows, _TRIED)).astype(np.int64)
+        some = own._curvature().restricted(rows).double
+        vectors = torch.zeros(min(_TRIED, p), p, dtype=torch.float64, device=own.model_.device)
+        vectors.fill_diagonal_(1)
+        few = min(trial.timed(lambda: some.matmat(vectors)) for _ in range(2))
+        products = few * p / len(vectors) * trial.n_rows / len(rows)
+        return products + p**3 / eigen + trial.n_test * p**2 / rate
 
     def _prepare_solver(self) -> None:
         if self.newton_step and self.curvature != "gauss-newton":

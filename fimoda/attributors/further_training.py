@@ -293,7 +293,7 @@ class FurtherTraining(BaseFurtherTraining):
         changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
         changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}
         few = self._trial_rows(trial)
-        once = trial.seconds(self, few, n_epochs=1, leave_out=[0], **changes) / 2
+        once = trial.twice(self, few, n_epochs=1, leave_out=[0], **changes) / 2
         once *= trial.n_rows / few
         for n_left_out, n_epochs in _TRIALS:
             some = range(min(n_left_out, trial.n_rows - 1))

@@ -252,10 +252,14 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             k = components_that_fit(own._objective, each, self.memory_budget)
         few = min(k, self.block_size)
         changes: dict[str, Any] = {"n_epochs": 2, "n_segments": 2, "n_components": few}
-        two = trial.by_rows(self, n_seeds=1, n_jobs=None, verbose=0, **changes)
+        changes |= {"n_seeds": 1, "n_jobs": None, "verbose": 0}
+        one = trial.by_rows(self, **changes) / 2
+        if k > few:
+            more = trial.by_rows(self, **changes | {"n_components": min(k, 2 * few)}) / 2
+            one += max(more - one, 0.0) * (k - few) / (min(k, 2 * few) - few)
         # orthogonal bases grow with the square, in float32; their matrices are decomposed
         algebra = 2.5 * k**2 * own.model_.n_parameters / trial.product_rate
-        segment = two / 2 * k / few + algebra + k**3 / trial.eigen_rate
+        segment = one + algebra + k**3 / trial.eigen_rate
         return n_seeds * n_segments * segment / min(trial.n_jobs, n_segments * n_seeds)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:

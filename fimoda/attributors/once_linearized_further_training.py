@@ -260,8 +260,8 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         if own.model_.loss.constant_curvature(own.n_outputs_) is not None:
             return seconds + 3 * modes**3 / trial.eigen_rate
         n_steps = in_steps(self._check_horizons(), run.steps_per_epoch, "n_epochs")[-1]
-        # a product with the kernel a step, of the run's outputs and of the test rows
-        return seconds + n_steps * modes**2 * (trial.n_test + _ALONE) / trial.product_rate
+        # two products with the kernel a step, of the run's outputs and of the test rows
+        return seconds + 2 * n_steps * modes**2 * (trial.n_test + _ALONE) / trial.product_rate
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         missed = f"the linearised run misses {self.discrepancy_[-1]:.0%} of the outputs' change"

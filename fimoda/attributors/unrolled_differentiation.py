@@ -29,7 +29,7 @@ from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
-from ..trials import CLEAR, Trial
+from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
@@ -309,9 +309,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     def _expected_seconds(self, trial: Trial) -> float:
         rows, tests = self._trial_rows(trial), min(trial.n_test, BLOCK)
         changes = {"n_epochs": 1, "n_seeds": 1, "n_jobs": None, "leave_out": None, "verbose": 0}
-        walk = trial.seconds(self, rows, tests, **changes)
-        if walk < CLEAR:  # the first has warmed up
-            walk = trial.seconds(self, rows, tests, **changes)
+        walk = trial.twice(self, rows, tests, **changes)
         walks = ceil(trial.n_test / tests) * len(check_seeds(self.n_seeds, 0))
         n_epochs = self._check_horizons()[-1] * trial.n_rows / rows
         return walk * n_epochs * walks / min(trial.n_jobs, walks)

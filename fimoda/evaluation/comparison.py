@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count, effective_n_jobs
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,6 +30,8 @@ from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.workers import Deadline
+from ..trials import Trial
 from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
@@ -126,7 +129,8 @@ def compare_methods(
     """Run methods beside a small gold standard, and recommend one.
 
     Further training leaves some rows out; every method scores all rows and is compared with it on
-    those. Methods run from the cheapest on, and none begins once the budget is spent.
+    those. Methods are tried on some of the rows first; what would overrun the budget is left out, and
+    time goes to those that usually agree best before it goes to others.
 
     Parameters
     ----------
@@ -138,9 +142,10 @@ def compare_methods(
         Test rows, as in ``transform``.
     methods : dict of str to attributor, default=None
         What to compare, in this order; by default Grad-Dot, Grad-Cos, DataInf, TRAK, EK-FAC, exact
-        influence, further training linearised once and in segments, unrolled differentiation.
+        influence, further training linearised once, unrolled and linearised in segments.
     budget : float, default=120
-        Seconds after which no further method begins.
+        Seconds that methods may take, trials among them. One's own methods run in the order given as long
+        as they fit.
     epochs : float or sequence of float, default=(1, 10)
         Horizons.
     n_seeds : int or list of int, default=5
@@ -209,22 +214,31 @@ def compare_methods(
         **common,
     )
     gold_seconds = time.perf_counter() - start
+    clock = Deadline(budget)
+    of_rows = (X, y, None, (X_test, y_test), n_rows(X), n_rows(X_test))
+    trial = Trial(*of_rows, lambda: clock.left, min(effective_n_jobs(n_jobs), cpu_count()))
+    own = methods is not None
     if methods is None:
         run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1]}
         methods = _default_methods(estimator, common, run)
-    scores, seconds, skipped = {}, {}, {}
-    begun = time.perf_counter()
-    for name, method in methods.items():
-        if time.perf_counter() - begun > budget:
-            skipped[name] = f"the budget of {budget:g} s was spent"
+    expected, skipped = _expected(methods, trial)
+    # one's own methods in the order given, ours the best first
+    planned, more = _planned(expected, clock.left, list(expected) if own else list(expected)[::-1])
+    skipped |= {name: _overrun(expected[name], budget) for name in more}
+    scores, seconds = {}, {}
+    for place, name in enumerate(planned):
+        later = sum(expected[other] for other in planned[place + 1 :])
+        if expected[name] > clock.left or (not own and expected[name] > clock.left - later):
+            skipped[name] = _overrun(expected[name], budget)
             continue
         start = time.perf_counter()
         try:
-            scores[name] = method.fit(X, y)._at_horizons(X_test, y_test, horizons)
+            scores[name] = methods[name].fit(X, y)._at_horizons(X_test, y_test, horizons)
         except FAILURES as error:
             skipped[name] = told(error)
             continue
         seconds[name] = time.perf_counter() - start
+    skipped = {name: skipped[name] for name in methods if name in skipped}
     if not scores:
         raise ValueError(f"methods: none of them ran; {skipped}.")
     if any(methods[name].model_.recipe.solved for name in scores):
@@ -238,6 +252,37 @@ def compare_methods(
     agreement = agreement_curve(scores, curve)
     best, one = _recommended(agreement, seconds), _one_seed(curve)
     return MethodComparison(agreement, seconds, best, one, curve, gold_seconds, skipped)
+
+
+def _expected(
+    methods: Mapping[str, BaseAttributor], trial: Trial
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the seconds that methods are thought to take, and why some cannot be tried."""
+    expected, failed = {}, {}
+    for name, method in methods.items():
+        try:
+            seconds = method._expected_seconds(trial)
+        except FAILURES as error:
+            failed[name] = told(error)
+            continue
+        expected[name] = 0.0 if np.isnan(seconds) else seconds  # unknown ones begin
+    return expected, failed
+
+
+def _planned(
+    expected: dict[str, float], left: float, by_rank: list[str]
+) -> tuple[list[str], list[str]]:
+    """Return the methods that fit the time, in their order, and the others; the first ones have priority."""
+    planned: set[str] = set()
+    for name in by_rank:
+        if expected[name] <= left:
+            planned.add(name)
+            left -= expected[name]
+    return [n for n in expected if n in planned], [n for n in expected if n not in planned]
+
+
+def _overrun(seconds: float, budget: float) -> str:
+    return f"it would take about {seconds:.2g} s of the budget of {budget:g} s"
 
 
 def _default_methods(

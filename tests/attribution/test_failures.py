@@ -11,6 +11,7 @@ from torch import nn
 
 from fimoda import ExactInfluence, FurtherTraining, GradDot, attribute, compare_methods
 from fimoda.attribution.ladder import Candidate, Ladder
+from fimoda.evaluation.comparison import _planned
 from fimoda.training.workers import Deadline
 
 N, N_TEST, D = 20, 3, 4
@@ -139,3 +140,27 @@ def test_bad_parameters_are_raised_at_once(rows):
     for wrong in ({"n_epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"measurement": "lost"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             attribute(tanh_network(D, 3, 1), *rows, **GIVEN | wrong)
+
+
+# ---- comparison -----------------------------------------------------------------------------
+
+
+def test_comparison_leaves_out_what_would_overrun(rows):
+    net = tanh_network(D, 3, 1)
+    slow = FurtherTraining(
+        net, criterion=nn.MSELoss(), n_epochs=10**7, n_seeds=1, leave_out=[0], random_state=0
+    )
+    methods = {"slow": slow, "dots": GradDot(net, criterion=nn.MSELoss())}
+    given = {"criterion": nn.MSELoss(), "epochs": [1], "n_seeds": 1, "leave_out": 5}
+    found = compare_methods(net, *rows, methods=methods, budget=5.0, **given)
+    assert found.agreement.methods == ["dots"]
+    assert found.skipped["slow"].startswith("it would take about ")
+    assert found.skipped["slow"].endswith(" s of the budget of 5 s")
+    assert found.to_frame().loc["slow", "not_run"] == found.skipped["slow"]
+
+
+def test_time_goes_to_the_methods_with_priority_first():
+    expected = {"fast": 1.0, "middle": 6.0, "best": 8.0}
+    assert _planned(expected, 10.0, ["best", "middle", "fast"]) == (["fast", "best"], ["middle"])
+    assert _planned(expected, 10.0, ["fast", "middle", "best"]) == (["fast", "middle"], ["best"])
+    assert _planned(expected, 15.0, list(expected)) == (list(expected), [])
