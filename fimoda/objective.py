@@ -77,6 +77,26 @@ class Objective:
         return self.model.outputs(self.rows[:1].inputs).shape[1]
 
     @cached_property
+    def fitting(self) -> int:
+        """Number of rows whose outputs fit the memory budget, in float64 and twice."""
+        return max(1, self.memory_budget // (16 * self.n_outputs))
+
+    @property
+    def together(self) -> int:
+        """Number of rows that go through the network together where nothing of a row is kept."""
+        return min(_ROWS, self.fitting)
+
+    def drawn_targets(self, generator: torch.Generator) -> Tensor:
+        """Return targets of the rows, drawn from the distributions that the model predicts."""
+        model = self.model
+        return torch.cat(
+            [
+                model.loss.sample_targets(model.outputs(rows.inputs), generator, rows.targets)
+                for rows in self.rows.split(self.fitting)
+            ]
+        )
+
+    @cached_property
     def differentiate(self) -> RowDifferentiator:
         """Gradients of rows, by factors where the network has them."""
         return RowDifferentiator(self.model, self.rows[:3].inputs)
@@ -105,7 +125,7 @@ class Objective:
         """Return the objective in float64, at the final model unless parameters (p,) are given."""
         theta = self.model.theta if theta is None else theta
         total = 0.0
-        for rows in self.rows.split(_ROWS):
+        for rows in self.rows.split(self.together):
             outputs = self.model.outputs(rows.inputs, theta).double()
             total += float((rows.shares * self.model.loss(outputs, rows.targets)).sum())
         penalty = self.model.penalty
@@ -118,7 +138,7 @@ class Objective:
         theta = self.model.theta if theta is None else theta
         penalty = self.model.penalty
         total = torch.zeros_like(theta) if penalty is None else theta * penalty
-        for rows in self.rows.split(_ROWS):
+        for rows in self.rows.split(self.together):
             total += gradient(self.model, self._share_of_loss(rows), theta)
         return total
 

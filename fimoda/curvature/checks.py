@@ -12,9 +12,6 @@ from ..objective import Objective
 from ..rows import Rows, mapped
 from ..training.chains import Affine, read_chain
 
-#: Rows that are looked at together.
-_ROWS = 1024
-
 #: A gradient counts if it is this many times what rounding the parameters makes of it.
 _ABOVE_ROUNDING = 10.0
 
@@ -57,7 +54,7 @@ def is_solved(objective: Objective) -> bool:
 def check_curvature(objective: Objective) -> None:
     """Warn if the loss has no curvature in the outputs, so that the damping alone is solved with."""
     loss = objective.model.loss
-    for rows in objective.rows.split(_ROWS):
+    for rows in objective.rows.split(objective.together):
         outputs = objective.model.outputs(rows.inputs).double()
         along = torch.cos(torch.arange(outputs.shape[1]).to(outputs)).expand(len(outputs), 1, -1)
         if loss.curved(outputs, rows.targets, along).any():
@@ -76,7 +73,7 @@ def _a_gradient_is_left(objective: Objective) -> bool:
     model, theta = objective.model, objective.model.theta
     signs = torch.randint(0, 2, theta.shape, generator=torch.Generator().manual_seed(0))
     rounded = theta * (1 + 2 * torch.finfo(theta.dtype).eps * (2 * signs - 1).to(theta))
-    for rows in objective.rows.split(_ROWS):
+    for rows in objective.rows.split(objective.together):
         slopes, others = (
             model.loss.gradient(model.outputs(rows.inputs, at).double(), rows.targets)
             for at in (theta, rounded)
@@ -99,7 +96,7 @@ def _is_minimum(objective: Objective) -> bool:
         return True
     squares = torch.zeros_like(total)
     slopes: Tensor | float = 0.0
-    for rows in objective.rows.split(_ROWS):
+    for rows in objective.rows.split(objective.together):
         columns = differentiate(Measured(rows, lambda outputs, _: outputs.sum(1)))
         squares += columns.second_moment(rows.shares)
         slope = model.loss.gradient(model.outputs(rows.inputs).double(), rows.targets)

@@ -106,9 +106,7 @@ class EKFAC:
         self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, few),
-                one.loss.sample_targets(
-                    one.outputs(rows.inputs), torch.Generator().manual_seed(seed), rows.targets
-                )
+                objective.at(one).drawn_targets(torch.Generator().manual_seed(seed))
                 if fisher == "sampled"
                 else rows.targets,
             )

@@ -203,7 +203,7 @@ def sampled_fisher(
     """
     generator = torch.Generator().manual_seed(seed)
     loss, rows = objective.model.loss, objective.rows
-    targets = loss.sample_targets(objective.outputs, generator, rows.targets)
+    targets = objective.drawn_targets(generator)
     drawn = objective.at(replace(objective.model, loss=loss.likelihood))
     return EmpiricalFisher(drawn.of_rows(replace(rows, targets=targets)), penalty)
 

@@ -9,6 +9,7 @@ from torch.func import grad
 from ..measured import Measure, Measured
 from ..measurements import Output
 from ..objective import Objective
+from ..rows import Rows
 from .projection import Projection
 
 #: Rows whose gradients are projected at a time, at most; rows whose products are taken at a time.
@@ -85,8 +86,15 @@ def output_functions(objective: Objective) -> list[Measure]:
 
 def _slopes(objective: Objective) -> Tensor:
     """Return the derivatives (n, F) of rows' losses in the output functions."""
-    loss, targets = objective.model.loss, objective.rows.targets
-    outputs = objective.outputs.double()
+    return torch.cat(
+        [_slopes_of(objective, rows) for rows in objective.rows.split(objective.fitting)]
+    )
+
+
+def _slopes_of(objective: Objective, rows: Rows) -> Tensor:
+    """Return the derivatives of some of the rows' losses in the output functions."""
+    loss, targets = objective.model.loss, rows.targets
+    outputs = objective.model.outputs(rows.inputs).double()
     slopes = loss.gradient(outputs, targets)
     if not loss.has_probabilities:
         return slopes

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
+import networks
 import numpy as np
 import pytest
+import skorch
 import torch
 from naive import Naive
 from torch import nn
@@ -147,3 +151,76 @@ def test_further_training_is_that_of_torchs_criterion(second):
         ends.append(naive.measured(trained, torch.as_tensor(X_TEST), torch.as_tensor(Y_TEST)))
     expected = np.stack([end - ends[0] for end in ends[1:]], axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_a_net_trained_with_torchs_criterion():
+    """Its classes are on the second axis, whatever the number of positions."""
+    kind = functools.partial(Words, second=True)
+    net = skorch.NeuralNet(
+        kind, criterion=nn.CrossEntropyLoss, max_epochs=1, lr=0.1, train_split=None, verbose=0
+    )
+    ids = rng.integers(C, size=(N, C))  # as many positions as classes
+    y = np.where(rng.random((N, C)) < 0.3, -100, np.roll(ids, -1, 1))
+    y[:, 0] = ids[:, 1]
+    net.fit(ids, y)
+    net.module_.double()
+    counts = torch.as_tensor((y != -100).sum(1)).double()
+    expected = gradients(net.module_.eval(), ids, y)
+    expected = expected @ expected.mT * counts / counts.sum()
+    method = GradDot(net, lr=1.0, batch_size=N, reweight_others=False)
+    np.testing.assert_allclose(
+        method.fit(ids, y).transform(ids, y), expected, rtol=1e-9, atol=1e-13
+    )
+
+
+def test_as_many_positions_as_classes_in_a_bare_module():
+    ids = rng.integers(C, size=(N, C))
+    with pytest.warns(UserWarning, match="the last axis is taken for the classes"):
+        method = GradDot(words(), criterion=CRITERION, lr=1.0, reweight_others=False).fit(ids, ids)
+    expected = gradients(words(), ids, ids)
+    np.testing.assert_allclose(method.transform(ids, ids), expected @ expected.mT / N, rtol=1e-9)
+
+
+def test_targets_that_fit_no_axis():
+    with pytest.raises(
+        ValueError, match=r"y of shape \(n_rows, 4\) .*, or \(n_rows, 5\) .*\(9, 3\)"
+    ):
+        GradDot(words(), criterion=CRITERION).fit(X, Y[:, :3])
+
+
+def test_predicted_words_stand_for_targets():
+    method = GradDot(words(), criterion=CRITERION, lr=1.0, reweight_others=False).fit(X, Y)
+    predicted = words()(torch.as_tensor(X_TEST)).argmax(-1).numpy()
+    np.testing.assert_array_equal(method.transform(X_TEST), method.transform(X_TEST, predicted))
+
+
+def test_causal_models_of_transformers_as_they_come():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    module = networks.gpt2(causal=True).double().eval()
+    rows = networks._padded(np.random.default_rng(0), 5)
+    y = networks._next_tokens(rng, 5, rows)
+    assert len({*(y != -100).sum(1)}) > 1
+    method = GradDot(module, criterion=CRITERION, lr=1.0, reweight_others=False).fit(rows, y)
+    found, counts = [], torch.as_tensor((y != -100).sum(1)).double()
+    for i in range(5):
+        one = {name: torch.as_tensor(part[i : i + 1]) for name, part in rows.items()}
+        labels = torch.as_tensor(np.where(rows["attention_mask"], rows["input_ids"], -100))[
+            i : i + 1
+        ]
+        loss = module(**one, labels=labels, num_items_in_batch=None).loss  # shifted inside
+        found.append(flat(torch.autograd.grad(loss, list(module.parameters()))))
+    expected = torch.stack(found)
+    expected = expected @ expected.mT * counts / counts.sum()
+    # its own loss is computed in float32
+    np.testing.assert_allclose(method.transform(rows, y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_go_through_a_few_at_a_time_where_outputs_are_many():
+    settings = {"criterion": CRITERION, "lr": 1.0}
+    whole, parts = (
+        GradDot(words(), memory_budget=budget, **settings).fit(X, Y) for budget in (2**29, 2**9)
+    )
+    assert parts._objective.together == 1
+    np.testing.assert_allclose(whole.transform(X, Y), parts.transform(X, Y), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(parts._objective.value(), whole._objective.value(), rtol=1e-12)
