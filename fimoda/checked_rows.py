@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.sparse import issparse
 from torch import Tensor
@@ -62,11 +61,12 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
     if isinstance(X, tuple):
         X = list(X)
     check_unmasked(X, "X")
+    known = () if reset else tuple(getattr(attributor._objective.rows.inputs, "shape", ()))
     if raw:
-        validate_data(attributor, X, reset=reset, skip_check_array=True)
+        if len(known) <= 2 and (reset or getattr(X, "ndim", 2) <= 2):  # images have no features
+            validate_data(attributor, X, reset=reset, skip_check_array=True)
         return X
     require_no_dates(X)
-    known = () if reset else tuple(np.shape(attributor._objective.rows.inputs))
     if len(known) > 2:  # features are not counted along an axis of channels
         return _of_rank(check_rows(X), known)
     require_one_shape(X, "X")
