@@ -9,14 +9,15 @@ takes over, one vector or row after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
-from .fallbacks import Function, Model, Named, check_twice, leaves_of, point, taken
+from .fallbacks import GRADIENT, Function, Model, Named, check_twice, leaves_of, point, taken
 from .formulas import by_formulas
 from .padding import by_length
 from .rows import Inputs, mapped
@@ -37,18 +38,17 @@ _TOGETHER, _NUMBERS = 1024, 2**22
 def gradient(model: Model, function: Function, theta: Tensor | None = None) -> Tensor:
     """Return the gradient (p,) of a number, at the final model unless parameters (p,) are given."""
 
-    def formula() -> Tensor:
-        with by_formulas(model.is_recurrent):
-            return plain()
-
-    def plain() -> Tensor:
+    def fused() -> Tensor:
         leaves = leaves_of(model, theta)
-        with torch.enable_grad():
+        with _with_gradient(model):
             value = function(leaves)
         return _gradient(model, value, leaves)
 
-    # fused kernels are fast, and some have a gradient in training mode alone
-    return taken(model, "gradients", function, theta, plain, formula)
+    def formula() -> Tensor:
+        with by_formulas():
+            return fused()
+
+    return taken(model, GRADIENT, function, theta, fused, formula)
 
 
 def row_gradients(
@@ -72,7 +72,7 @@ def _row_gradients(
         leaves = leaves_of(model)
         found = model.theta.new_empty(len(y), len(model.theta))
         for k, target in enumerate(y):
-            with torch.enable_grad():
+            with _with_gradient(model):
                 value = one(leaves, x[k], target)
             for part, own in zip(
                 _slopes(value, leaves), model.views(found[k]).values(), strict=True
@@ -100,7 +100,7 @@ def _row_jacobians(model: Model, x: Inputs) -> Tensor:
         leaves = leaves_of(model)
         found = []
         for k in range(len(x)):
-            with torch.enable_grad():
+            with _with_gradient(model):
                 outputs = one(leaves, x[k])
             found.append(torch.stack([_gradient(model, f, leaves, keep=True) for f in outputs]))
         return torch.stack(found)
@@ -220,6 +220,17 @@ def hessian_products(
 
 
 # ---- parameters and vectors -----------------------------------------------------------------
+
+
+@contextmanager
+def _with_gradient(model: Model) -> Iterator[None]:
+    """Keep the graph of first derivatives, by fused kernels where these have any.
+
+    Recurrent ones have some in training mode alone, but for those of the CPU.
+    """
+    fused = model.theta.device.type == "cpu" or not model.is_recurrent
+    with torch.enable_grad(), nullcontext() if fused else by_formulas():
+        yield
 
 
 def _vectors(model: Model, named: Named) -> Tensor:

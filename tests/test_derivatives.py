@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fimoda import as_final_model
+from fimoda import UnrolledDifferentiation, as_final_model
 from fimoda.derivatives import (
     Linearization,
     gradient,
@@ -267,6 +267,16 @@ def test_data_dependent_control_flow_is_explained():
     assert explanations(model.double) == found
     other, _ = of_module(nn.Linear(4, networks.CLASSES), torch.randn(5, 4))
     assert not explanations(other)
+
+
+def test_scores_are_explained():
+    torch.manual_seed(0)
+    module, X, y = Looking(), torch.randn(5, 4).numpy(), np.arange(5) % networks.CLASSES
+    method = UnrolledDifferentiation(
+        module, n_epochs=1, optimizer="SGD", lr=0.1, batch_size=2, criterion=nn.CrossEntropyLoss()
+    )
+    method.fit(X, y).transform(X, y)
+    assert any(line.startswith("gradients of rows are taken one") for line in method._caveats())
 
 
 class Once(torch.autograd.Function):

@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ..derivatives import Linearization, hessian_products
+from ..formulas import by_formulas
 from ..model import FinalModel
 from ..objective import Objective
 from ..row_gradients import RowGradients
@@ -209,7 +210,7 @@ def sampled_fisher(
 
 
 def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
-    """Return the bytes of what one row leaves in a forward pass, with its inputs and outputs."""
+    """Return the bytes of what one row leaves in a pass forward by formulas, with inputs and outputs."""
     sizes: list[int] = []
 
     def note(saved: Tensor) -> Tensor:
@@ -220,7 +221,8 @@ def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
         sizes.clear()
         theta = model.theta.clone().requires_grad_()
         x = mapped(lambda part: part[:1].expand(n, *part.shape[1:]), inputs)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.enable_grad():
+        kept = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
+        with by_formulas(model.is_recurrent), kept, torch.enable_grad():
             outputs = model.forward(theta, x)
         return sum(sizes) + sum(t.numel() * t.element_size() for t in (*parts(x), outputs))
 
