@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,11 +37,7 @@ class Recipe:
     @property
     def unseen(self) -> str | None:
         """In words, the part of its steps of which the optimiser's class and settings do not tell."""
-        told = {
-            "max_grad_norm": "gradients were clipped by their norm",
-            "param_groups": "it was trained with parameter groups of their own",
-        }
-        return self.obstacle or next((told[name] for name in self.beside), None)
+        return self.obstacle or in_words(self.beside)
 
     @property
     def continued(self) -> Recipe:
@@ -58,6 +55,19 @@ class Recipe:
                 for pattern, settings in beside["param_groups"]
             ]
         return replace(self, lr=self.last_lr, beside=beside)
+
+
+#: What may be done to steps beside the settings of an optimiser.
+_BESIDE = {
+    "max_grad_norm": "its gradients were clipped by their norm",
+    "max_grad_value": "its gradients were clipped",
+    "param_groups": "it has parameter groups with settings of their own",
+}
+
+
+def in_words(settings: Mapping[str, Any]) -> str | None:
+    """Return what was done to steps beside the settings of an optimiser, the first of it, in words."""
+    return next((words for name, words in _BESIDE.items() if name in settings), None)
 
 
 @dataclass(frozen=True)

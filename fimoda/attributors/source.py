@@ -20,6 +20,7 @@ from ..curvature.stationary_ekfac import EKFACStationary
 from ..curvature.stationary_projected import ProjectedStationary
 from ..measured import Measured
 from ..measurements import Measurement
+from ..recipe import in_words
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory
 from ..trials import Trial
@@ -231,7 +232,7 @@ class SOURCE(BaseAlongTheRun):
 
     def _fit(self) -> None:
         super()._fit()
-        unseen = self.model_.recipe.unseen
+        unseen = self.model_.recipe.unseen or in_words(self.trajectory_.optimizer_params)
         if unseen is not None:
             warnings.warn(
                 f"SOURCE does not see all of this training: {unseen}. Scores are "

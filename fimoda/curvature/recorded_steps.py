@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..model import Recipe
 from ..objective import Objective
+from ..training.clipping import Clipping
 from ..training.linear_steps import LinearSteps, linear_steps, second_moment_name
 from ..training.optimizers import OptimizerSpec, optimizer_class, resolve_optimizer
 from ..trajectory import Trajectory, buffers_at, mean_model, model_at
@@ -18,8 +21,9 @@ _ROWS = 1024
 
 
 def optimizer_of(run: Trajectory) -> OptimizerSpec:
-    """Return the optimiser of a run, with a learning rate of one."""
-    return resolve_optimizer(run.optimizer, 1.0, run.optimizer_params, Recipe())
+    """Return the optimiser of a run by its settings alone, with a learning rate of one."""
+    spec = resolve_optimizer(run.optimizer, 1.0, run.optimizer_params, Recipe())
+    return replace(spec, clipping=Clipping(), groups=())
 
 
 def gain(run: Trajectory) -> float:

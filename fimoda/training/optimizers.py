@@ -96,16 +96,16 @@ class OptimizerSpec:
         """Return all settings but the learning rate, the optimiser's own defaults included."""
         return {**self.build([torch.zeros(1, requires_grad=True)]).defaults}
 
+    @property
+    def beside(self) -> dict[str, Any]:
+        """Clipping and groups, as they stand among the settings of an optimiser."""
+        groups = [[pattern, dict(sorted(own.items()))] for pattern, own in self.groups]
+        return self.clipping.settings | ({GROUPS: groups} if groups else {})
+
     def describe(self, n_epochs: int) -> dict[str, Any]:
         """Return what identifies the optimiser of a run of `n_epochs`."""
         lr = [self.lr_at(e) for e in range(n_epochs)] if callable(self.lr) else self.lr_at(0)
         own = optimizer_class(self.name) is not self.cls
-        beside: dict[str, Any] = self.clipping.settings
-        if self.groups:
-            beside = {
-                **beside,
-                "param_groups": [[k, dict(sorted(v.items()))] for k, v in self.groups],
-            }
         return {
             "optimizer": f"{self.name} {identity_of(self.cls)}" if own else self.name,
             "lr": lr,
@@ -113,7 +113,7 @@ class OptimizerSpec:
                 k: v if isinstance(v, bool | int | float | str | NoneType) else identity_of(v)
                 for k, v in sorted(self.params.items())
             }
-            | beside,
+            | self.beside,
         }
 
 

@@ -56,9 +56,10 @@ def record(
     It is kept in a directory of its own, if one is given; with a run `before` it is a stage that
     comes after.
     """
+    spec = run.optimizer
     folder = None if directory is None else directory / f"seed-{seed}"
     if before is None:
-        recorded = Trajectory(run.optimizer.name, run.optimizer.params, folder)
+        recorded = Trajectory(spec.name, {**spec.params, **spec.beside}, folder)
     else:
         recorded = before.extended(folder)
     recorded.begin_stage(n_rows=len(run.rows))

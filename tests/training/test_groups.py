@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from fimoda import (
+    SOURCE,
     FurtherTraining,
     LinearizedFurtherTraining,
     OnceLinearizedFurtherTraining,
+    TracIn,
     UnrolledDifferentiation,
     as_final_model,
     attribute,
@@ -308,3 +310,11 @@ def test_ensembles_record_learning_rates_of_their_own():
         others = dict.fromkeys(["0.bias", "2.weight", "2.bias"], 1.0) if expected else {}
         assert run.lr_factors == pytest.approx({**others, **expected})
         assert run.learning_rates.tolist() == [0.1] * 6
+        trained = found.models[0]
+        assert TracIn(trained, trajectory=run).fit(X, y).transform(X, y).shape == (N, N)
+    params = {"weight_decay": 0.1, "param_groups": GROUPS[:1]}
+    found = train_ensemble(net(), X, y, lr=0.1, optimizer_params=params, **shared)
+    with pytest.warns(
+        UserWarning, match="SOURCE does not see all of this training: it has parameter"
+    ):
+        SOURCE(found.models[0], trajectory=found.trajectories[0], segments=1).fit(X, y)
