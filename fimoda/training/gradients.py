@@ -17,6 +17,7 @@ from ..formulas import by_formulas
 from ..model import FinalModel
 from ..rows import Inputs, mapped, parts
 from .chains import Link, chain_backward, chain_forward, read_chain
+from .images import channels_last, images_last, models_last, takes_images
 from .noise import noise_state, set_noise
 
 #: Parameters of a stack by name, each (L, *shape).
@@ -105,11 +106,16 @@ def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
         statistics = {name: theta[name].detach() for name in model.statistics}
         complete = not statistics or bool((w > 0).all())
         same = all(part.stride(0) == 0 for part in (*parts(x), y))
-        along = None if same else 0
-        of_stack = vmap(loss, (0, 0, along, along, 0, None), randomness="same")
-        with torch.enable_grad(), by_formulas(model.is_recurrent):
-            rows = (mapped(lambda part: part[0], x), y[0]) if same else (x, y)
-            losses, found = of_stack(leaves, statistics, *rows, w, complete)
+        of_x = of_y = None if same else 0
+        if same:
+            x, y = mapped(lambda part: part[0], x), y[0]
+        images = takes_images(model, x if same else x[0])
+        if images:
+            x, of_x = (channels_last(x), None) if same else (models_last(x), 1)
+        of_stack = vmap(loss, (0, 0, of_x, of_y, 0, None), randomness="same")
+        within = images_last() if images else by_formulas(model.is_recurrent)
+        with torch.enable_grad(), within:
+            losses, found = of_stack(leaves, statistics, x, y, w, complete)
             gradients = torch.autograd.grad(
                 losses.sum(), list(leaves.values()), materialize_grads=True
             )
