@@ -35,9 +35,27 @@ def models_last(x: Tensor) -> Tensor:
     return last.unflatten(1, (L, C))
 
 
+#: Whether a network takes channels last, by its key.
+_LAST: dict[object, bool] = {}
+
+
+def as_last(model: FinalModel, x: Inputs) -> bool:
+    """Return whether rows are images, and the network takes their channels last: it may want a ``view``."""
+    if not takes_images(model, x):
+        return False
+    if model.key not in _LAST:
+        with torch.no_grad():
+            try:
+                model.call(model.views(model.theta), channels_last(x))
+                _LAST[model.key] = True
+            except RuntimeError:
+                _LAST[model.key] = False
+    return _LAST[model.key]
+
+
 @contextmanager
 def images_last() -> Iterator[None]:
-    """Keep channels last inside: in max pooling by ``vmap``, and where a forward takes a ``view``."""
+    """Keep channels last inside ``vmap``: in max pooling, and where a forward takes a ``view``."""
     with _Last():
         yield
 
@@ -68,7 +86,7 @@ def _max_pool2d(
     """Return the maxima, with the channels of all models last where they alone are asked for."""
     settings = kernel_size, stride, padding, dilation, ceil_mode
     if return_indices or input.dim() != 4:
-        return F.max_pool2d(input, *settings, return_indices)
+        return F.max_pool2d(input, *settings, return_indices)  # type: ignore[call-overload]
     return _MaxPool.apply(input, *settings)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Protocol
+from contextlib import nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..model import FinalModel
 from ..rows import Rows
 from .batches import Batch
 from .gradients import Stack, dense
+from .images import as_last, channels_last
 
 
 class Learner(Protocol):
@@ -82,6 +83,7 @@ class Alone:
             for name, view in views.items():
                 self._state[name].copy_(view)
         self.parameters = {name: named[name] for name in model.shapes}
+        self._images = as_last(model, rows.inputs[:2])
         self._l2 = {} if model.l2 is None else model.views(model.l2)
 
     def differentiate(self, batch: Batch) -> None:
@@ -90,12 +92,13 @@ class Alone:
         weights = weights.to(self._model.device, self._model.dtype)
         for part in self.parameters.values():
             part.grad = None
-        new: Stack = {}
-        with torch.enable_grad(), ExitStack() as inside:
-            if self._model.statistics and not (weights > 0).all():
-                new = inside.enter_context(statistics_of(weights > 0))
+        x = channels_last(x) if self._images else x
+        # torch's own layer keeps its statistics itself, where all rows are there
+        own = bool(self._model.statistics) and not (weights > 0).all()
+        within: Any = statistics_of(weights > 0) if own else nullcontext({})
+        with torch.enable_grad(), within as new:
             losses = self._model.loss(self._model.of_module(self._module, x), y)
-            (losses * weights).sum().backward()
+            losses.dot(weights).backward()
         for name, part in new.items():
             self._state[name].copy_(part)
         for name, part in self.parameters.items():
