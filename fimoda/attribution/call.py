@@ -51,7 +51,7 @@ def attribute(
     - Networks: `FurtherTraining` with 5 seeds (the definition), `UnrolledDifferentiation`,
       `LinearizedFurtherTraining` (unless a seed of further training takes less),
       `OnceLinearizedFurtherTraining`, `SOURCE` with the final model alone (influence by EK-FAC that knows
-      for how long training goes on), `CGInfluence` preconditioned by EK-FAC, `EKFACInfluence`, `GradDot`.
+      for how long training goes on), `CGInfluence`, `EKFACInfluence`, `GradDot`.
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
     - Models without gradients, or with rows that only they take (missing values, categories, sparse
       matrices, texts): `LeaveOneOut`, `Downsampling`.

@@ -192,7 +192,7 @@ def _network(
         Candidate(segments.attributor, linearized),
         of(OnceLinearizedFurtherTraining, solver="kernel"),
         *(of(SOURCE, **known) for known in _one_segment(gold, probe)),
-        of(CGInfluence, preconditioner="ekfac"),
+        of(CGInfluence),
         of(EKFACInfluence),
         Candidate(probe, lambda: probe._expected_seconds(trial)),
     ]

@@ -16,7 +16,7 @@ from .._validation import (
     check_is_fitted,
     check_random_state,
 )
-from ..curvature.cg import conjugate_gradients
+from ..curvature.cg import USUAL_ITERATIONS, conjugate_gradients
 from ..curvature.iterative import IterativeSolver
 from ..curvature.preconditioner import EKFACPreconditioner
 from ..measurements import Measurement
@@ -24,8 +24,8 @@ from ..model import DEFAULT_BUDGET
 from ..trials import Trial
 from ._influence import BaseInfluence
 
-#: Iterations with the usual damping, and of trials.
-USUAL_ITERATIONS, _TRIED = 15, (2, 6)
+#: Iterations of trials.
+_TRIED = (2, 6)
 
 
 class CGInfluence(BaseInfluence):

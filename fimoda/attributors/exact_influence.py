@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,11 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..curvature.cg import USUAL_ITERATIONS
 from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
 from ..measured import Measured
 from ..measurements import Measurement
 from ..trials import Trial
 from ._influence import BaseInfluence
+
+#: Multiplications of an eigendecomposition, in cubed sides: by their seconds (see `Trial.eigen_rate`).
+DECOMPOSITION = 8
+
+#: Multiplications of a decomposition of some ten seconds, and test rows from which on it is no waste.
+MANY_OPERATIONS, FEW_ROWS = 2 * 10**11, 100
 
 #: Rows and vectors of the trial of products.
 _TRIED = 64
@@ -92,6 +100,12 @@ class ExactInfluence(BaseInfluence):
     ValueError
         If the damped curvature is not positive definite.
 
+    Warns
+    -----
+    UserWarning
+        If the decomposition takes some ten seconds or more, with the number of test rows up to which
+        `CGInfluence` takes less.
+
     References
     ----------
     Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017; Wei et
@@ -164,6 +178,7 @@ class ExactInfluence(BaseInfluence):
                 "newton_step=True removes a row from the Gauss-Newton matrix: it needs "
                 f"curvature='gauss-newton', got {self.curvature!r}."
             )
+        self._warn_of_size()
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
         self._newton: NewtonSteps | None = None
@@ -173,6 +188,20 @@ class ExactInfluence(BaseInfluence):
         self._primal = PrimalSolver(self._curvature())
         if self.newton_step:
             self._newton = NewtonSteps(self._primal, self._objective, self._removal)
+
+    def _warn_of_size(self) -> None:
+        """Say for how many test rows conjugate gradients take less, if the decomposition is large."""
+        n, p, outputs = len(self._objective), self.model_.n_parameters, self.n_outputs_
+        side = min(n * outputs, p) if self.curvature == "gauss-newton" else p
+        row = USUAL_ITERATIONS * 4 * n * p  # multiplications of products with the curvature
+        even = DECOMPOSITION * side**3 / row
+        if DECOMPOSITION * side**3 > MANY_OPERATIONS and even > FEW_ROWS:
+            warnings.warn(
+                f"ExactInfluence decomposes a matrix of {side:,} rows. CGInfluence gives the same scores "
+                f"to its tolerance, and takes less for up to about {float(f'{even:.1g}'):,.0f} test rows.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _damping_at_minimum(self, trace: float) -> float:
         if self._primal is not None and self._primal.is_definite:

@@ -16,6 +16,9 @@ _WORTHWHILE = 0.5
 #: Restarts aim this much below the tolerance, so as not to end just above it again.
 _BEYOND = 0.25
 
+#: Iterations that a network takes with ``damping="auto"`` (7 to 15 on six of seven, 68 on the other).
+USUAL_ITERATIONS = 15
+
 
 @dataclass(frozen=True)
 class CGSolution:

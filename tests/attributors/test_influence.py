@@ -25,6 +25,7 @@ from fimoda import (
     LiSSAInfluence,
     as_final_model,
 )
+from fimoda.attributors import exact_influence
 from fimoda.curvature.exact import DualGaussNewton, PrimalSolver
 from fimoda.curvature.operators import GaussNewton
 from fimoda.curvature.trace import gauss_newton_trace
@@ -392,6 +393,41 @@ def test_preconditioned_cg_is_the_same_influence_function():
     close(case.scores(found), case.reference(0.1), 1e-7)
     found.damping_ = 1.0
     close(case.scores(found), case.reference(1.0), 1e-7)
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-4])
+def test_preconditioning_saves_iterations_where_columns_differ_in_size(damping):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    scales = np.array([1.0, 3, 10, 30, 100])
+    X, y = rng.normal(size=(120, 5)) * scales, rng.normal(size=(120, 1))
+    net = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        net[0].weight /= torch.from_numpy(scales)
+    given = {"criterion": nn.MSELoss(), "damping": damping}
+    exact = ExactInfluence(net, **given).fit(X, y).transform(X[:5], y[:5])
+    n_iter = {}
+    for preconditioner in (None, "ekfac"):
+        own = {"preconditioner": preconditioner, "tol": 1e-9, "random_state": 0}
+        found = CGInfluence(net, **given, **own).fit(X, y)
+        close(found.transform(X[:5], y[:5]), exact, 1e-6)
+        n_iter[preconditioner] = found.n_iter_
+    assert n_iter["ekfac"] < 0.7 * n_iter[None]
+
+
+def test_exact_says_for_how_many_test_rows_cg_takes_less(monkeypatch):
+    case = Case()
+    n, p = len(case.problem.X), case.problem.model.n_parameters
+    monkeypatch.setattr(exact_influence, "MANY_OPERATIONS", 8 * p**3 - 1)
+    monkeypatch.setattr(exact_influence, "FEW_ROWS", 0)
+    even = 8 * p**3 / (15 * 4 * n * p)
+    # decomposed as a matrix of all parameters
+    with pytest.warns(UserWarning, match=rf"a matrix of {p:,} rows.* up to about {even:,.1g} test"):
+        case.fit(ExactInfluence, damping=1.0, curvature="empirical-fisher")
+    monkeypatch.setattr(exact_influence, "MANY_OPERATIONS", 8 * p**3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case.fit(ExactInfluence, damping=1.0, curvature="empirical-fisher")
 
 
 def test_cg_that_does_not_converge_warns():
