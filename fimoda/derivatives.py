@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,7 +55,10 @@ def row_gradients(
     model: Model, values: Callable[[Named, Inputs, Tensor], Tensor], x: Inputs, y: Tensor
 ) -> Tensor:
     """Return the gradients (n, p) of rows' values, a function of parameters, inputs and targets."""
-    return by_length(partial(_row_gradients, model, values), x, y)
+    groups = by_length(x)
+    return groups.joined(
+        [_row_gradients(model, values, part, y[rows]) for rows, part in groups.parts]
+    )
 
 
 def _row_gradients(
@@ -85,7 +88,8 @@ def _row_gradients(
 
 def row_jacobians(model: Model, x: Inputs) -> Tensor:
     """Return the derivatives (n, C, p) of the rows' outputs."""
-    return by_length(partial(_row_jacobians, model), x)
+    groups = by_length(x)
+    return groups.joined([_row_jacobians(model, part) for _, part in groups.parts])
 
 
 def _row_jacobians(model: Model, x: Inputs) -> Tensor:

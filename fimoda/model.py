@@ -21,7 +21,7 @@ from .batch_statistics import BatchStatistics, in_training, statistics_in
 from .derivatives import row_jacobians
 from .formulas import by_formulas, is_recurrent
 from .losses import RowLoss
-from .padding import by_length, cut
+from .padding import Groups, by_length, cut
 from .recipe import Recipe, Weighting
 from .returned import flattened, outputs_in
 from .rows import Inputs, Padding, SeveralInputs, arguments
@@ -277,18 +277,18 @@ class FinalModel:
             module, parameters = self.training_module, {**self._training_buffers, **parameters}
         else:
             module = self.module
-
-        def outputs(x: Inputs) -> Tensor:
-            given = functional_call(module, parameters, *arguments(x))
-            return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
-
-        return by_length(outputs, x) if grouped else outputs(self.cut(x, training))
+        groups = by_length(x) if grouped else Groups([(slice(None), self.cut(x, training))])
+        given = [(functional_call(module, parameters, *arguments(p)), p) for _, p in groups.parts]
+        return groups.joined([self._outputs_in(one, len(part)) for one, part in given])
 
     def of_module(self, module: nn.Module, x: Inputs) -> Tensor:
         """Return the outputs (B, C) of a module of this architecture in training, as it is."""
         args, kwargs = arguments(self.cut(x, training=True))
-        given = module(*args, **kwargs)
-        return flattened(outputs_in(given, len(x), self.joined), self.classes_second)
+        return self._outputs_in(module(*args, **kwargs), len(x))
+
+    def _outputs_in(self, returned: Any, n: int) -> Tensor:
+        """Return the outputs (n, C) in what the module has returned for n rows."""
+        return flattened(outputs_in(returned, n, self.joined), self.classes_second)
 
     def cut(self, x: Inputs, training: bool = False) -> Inputs:
         """Return inputs without padding that no row needs; dropout in training draws for all of it."""

@@ -16,6 +16,7 @@ from .derivatives import gradient
 from .fallbacks import Function
 from .measured import Measured
 from .model import DEFAULT_BUDGET, FinalModel
+from .padding import order_by_length
 from .row_gradients import RowDifferentiator, RowGradients
 from .rows import Rows
 
@@ -180,7 +181,9 @@ class Objective:
         self, features: Callable[[RowGradients], Tensor], measured: Measured | None = None
     ) -> Tensor:
         """Return features (n, k) of rows' gradients."""
-        return torch.cat([features(gradients) for _, gradients in self.row_gradients(measured)])
+        measured, back = _by_length(self.losses if measured is None else measured)
+        chunks = self.row_gradients(measured)
+        return torch.cat([features(gradients) for _, gradients in chunks])[back]
 
     def along(self, vectors: Tensor, measured: Measured | None = None) -> Tensor:
         """Return the inner products (n, k) of rows' gradients with vectors (k, p), in float64."""
@@ -198,12 +201,13 @@ class Objective:
         self, test: Measured, train: Measured | None = None, product: Product = RowGradients.inner
     ) -> NDArray[np.float64]:
         """Return the products (m, n) of the gradients of all pairs of test and training rows."""
-        train = self.losses if train is None else train
+        test, back = _by_length(test)
+        train, train_back = _by_length(self.losses if train is None else train)
         result = np.empty((len(test), len(train)))
         for at, left in self.row_gradients(test):
             for rows, right in self.row_gradients(train):
                 result[at, rows] = product(left, right).cpu().numpy()
-        return result
+        return result[back][:, train_back]
 
     def rowwise(
         self,
@@ -212,8 +216,10 @@ class Objective:
         product: Product = RowGradients.inner_rowwise,
     ) -> NDArray[np.float64]:
         """Return the products (n,) of the gradients of each training row, measured in two ways."""
+        own, back = _by_length(own)
+        train, _ = _by_length(self.losses if train is None else train)
         pairs = zip(self.row_gradients(own), self.row_gradients(train), strict=True)
-        return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])
+        return np.concatenate([product(a, b).cpu().numpy() for (_, a), (_, b) in pairs])[back]
 
     @cached_property
     def mean_squared_gradient(self) -> float:
@@ -223,3 +229,11 @@ class Objective:
         for at, rows in self.row_gradients():
             total += float(rows.inner_rowwise(rows).cpu() @ shares[at])
         return total / self.model.n_parameters
+
+
+def _by_length(measured: Measured) -> tuple[Measured, Any]:
+    """Return rows from the shortest to the longest, if they differ, and the index that puts them back."""
+    order = order_by_length(measured.inputs)
+    if order is None:
+        return measured, slice(None)
+    return measured[order], order.argsort().cpu().numpy()

@@ -5,8 +5,7 @@ Rows keep their padding. It is cut where a network is called, so that nobody els
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,23 +29,35 @@ def cut(inputs: Inputs) -> Inputs:
     return inputs if ends is None else _until(inputs, int(ends.max()))
 
 
-def by_length(function: Callable[..., Tensor], inputs: Inputs, *others: Tensor) -> Tensor:
-    """Return what a function gives for each row (n, ...), called with groups of rows of similar length.
+@dataclass(frozen=True)
+class Groups:
+    """Rows in groups of similar length: index and inputs of each, and the index that puts all back."""
 
-    It takes inputs and all `others` (n, ...).
-    """
+    parts: list[tuple[Any, Inputs]]
+    back: Tensor | None = None
+
+    def joined(self, found: list[Tensor]) -> Tensor:
+        """Return what was found for each group as one tensor (n, ...), rows in their own order."""
+        return found[0] if self.back is None else torch.cat(found)[self.back]
+
+
+def by_length(inputs: Inputs) -> Groups:
+    """Return rows in groups of similar length, each cut to its longest one."""
     ends = _ends(inputs)
     if ends is None:
-        return function(inputs, *others)
+        return Groups([(slice(None), inputs)])
     if ends.dim() != 1 or len(ends) < 2 * _FEWEST:
-        return function(_until(inputs, int(ends.max())), *others)
+        return Groups([(slice(None), _until(inputs, int(ends.max())))])
     order = ends.argsort(stable=True)
     groups = order.split(max(_FEWEST, -(-len(order) // _GROUPS)))
-    found = [
-        function(_until(inputs[rows], int(ends[rows[-1]])), *(other[rows] for other in others))
-        for rows in groups
-    ]
-    return torch.cat(found)[order.argsort()]
+    parts = [(rows, _until(inputs[rows], int(ends[rows[-1]]))) for rows in groups]
+    return Groups(parts, order.argsort())
+
+
+def order_by_length(inputs: Inputs) -> Tensor | None:
+    """Return the order of rows from the shortest to the longest; None if their padding is not cut."""
+    ends = _ends(inputs)
+    return None if ends is None else ends.argsort(stable=True)
 
 
 def uncut(inputs: Inputs) -> Inputs:
