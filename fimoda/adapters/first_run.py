@@ -144,7 +144,7 @@ def _embeddings(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_same(part: Tensor, ids: Tensor) -> bool:
-    return part.shape == ids.shape and part.data_ptr() == ids.data_ptr()
+    return part.shape == ids.shape and part.data_ptr() == ids.data_ptr() != 0
 
 
 def _names(x: Inputs) -> list[str]:
