@@ -90,6 +90,9 @@ class Kind:
     def check_predictions(self, view: FinalModel, X: Any) -> None:
         """Raise TypeError unless it predicts some rows as its frozen view does."""
 
+    def let_be_pickled(self) -> None:
+        """Let the model be sent to workers and stored, where that needs something to be done."""
+
     def fresh(self, seed: int) -> nn.Module:
         """Return its module before training; the global generators have the seed, too."""
         raise self.unsupported()

@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from ..returned import outputs_in
 from ..rows import Inputs, arguments, mapped
+from .pickles import let_be_pickled
 from .randomness import global_generators
 
 #: Rows on which the copy is tried.
@@ -58,6 +59,7 @@ def private_copy(module: nn.Module) -> nn.Module:
             part.register_forward_hook(_Forget(name))
         _without_iterations(part)
         _without_extras(part)
+    let_be_pickled(made)
     return made.eval()
 
 

@@ -152,7 +152,9 @@ def refit(
     fresh = uncached(clone(estimator))
     fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
     with global_generators(seed):
-        return fit_with(fresh, X, y, sample_weight)
+        fitted = fit_with(fresh, X, y, sample_weight)
+    kind_of(fitted).let_be_pickled()
+    return fitted
 
 
 # ---- outputs --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .fresh_parameters import drawn_again, kept_beside
 from .kinds import Kind
 from .modules import Module, freeze
 from .own_predictions import check_net
+from .pickles import let_be_pickled
 from .weight_decay import penalty_of_optimizer
 
 #: Methods that make the training objective another than the mean of the criterion.
@@ -234,6 +235,9 @@ class Net(Module):
 
     def check_predictions(self, view: FinalModel, X: Any) -> None:
         check_net(view, self.model, X)
+
+    def let_be_pickled(self) -> None:
+        let_be_pickled(self.model.module_)
 
     def fresh(self, seed: int) -> nn.Module:
         """Return the module of a clone, initialised."""

@@ -33,9 +33,13 @@ class DataInfSolver:
         self.layers = parameter_layers(objective.model)
         self._differentiate = objective.differentiate
         self.chunk_size = objective.chunk(1 / 8, 2048)
+        # a weight that a hook computes of others in its layer has factors apart from the layer's bias
+        first = self._differentiate(objective.losses[:1]).places
+        own = [place.slices for place in first] == list(self.layers.values())
+        self._by_factors = self._differentiate.factors and own
         self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
         held = len(objective) * self._differentiate.row_bytes()
-        if self._differentiate.factors and held <= objective.memory_budget:
+        if self._by_factors and held <= objective.memory_budget:
             self._kept = list(self._chunks(objective.losses))
         self._squares = torch.cat(  # (L, n)
             [torch.stack([g.inner_rowwise(g) for g in layers]) for _, layers in self._train()],
@@ -55,7 +59,7 @@ class DataInfSolver:
     def _split(self, measured: Measured) -> list[LayerGradients]:
         """Return the gradients in each layer."""
         gradients = self._differentiate(measured)
-        if gradients.factors is not None:
+        if self._by_factors and gradients.factors is not None:
             return list(gradients.factors)
         dense = gradients.dense()
         return [
@@ -74,7 +78,7 @@ class DataInfSolver:
         """Return scores (m, n) of the training rows, without their shares; damping is (n_layers,)."""
         n, L = len(self.objective), len(self.layers)
         result = torch.empty(len(test), n, dtype=torch.float64, device=damping.device)
-        by_pairs = self._differentiate.factors and self._pairs_are_cheaper(len(test))
+        by_pairs = self._by_factors and self._pairs_are_cheaper(len(test))
         product = self._by_pairs if by_pairs else self._by_vectors
         width = 8 * 3 * n * L if by_pairs else 12 * self.objective.model.n_parameters
         step = int(max(1, self.objective.memory_budget // (2 * width)))

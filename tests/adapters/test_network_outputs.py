@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fimoda import GradDot
+from fimoda import DataInf, GradDot
 from fimoda.adapters import as_final_model
 
 rng = np.random.default_rng(0)
@@ -198,3 +198,11 @@ def test_weights_that_hooks_compute():
     expected = gradients @ gradients.mT / len(X)
     np.testing.assert_allclose(method.fit(X, Y).transform(X, Y), expected, rtol=1e-9)
     method.model_.at(method.model_.theta)  # copied after calls with gradients
+    own = [p.numel() for p in module[0].parameters()]
+    expected = 0.0
+    for G in gradients.split([sum(own), gradients.shape[1] - sum(own)], 1):
+        by_row = [torch.outer(g, g) + 0.1 * torch.eye(len(g), dtype=g.dtype) for g in G]
+        mean = torch.stack([torch.linalg.inv(matrix) for matrix in by_row]).mean(0)
+        expected = expected + G @ mean @ G.mT / len(X)
+    found = DataInf(module, criterion=nn.CrossEntropyLoss(), damping=0.1, reweight_others=False)
+    np.testing.assert_allclose(found.fit(X, Y).transform(X, Y), expected, rtol=1e-9)
