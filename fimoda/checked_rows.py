@@ -61,7 +61,8 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
     if isinstance(X, tuple):
         X = list(X)
     check_unmasked(X, "X")
-    known = () if reset else tuple(getattr(attributor._objective.rows.inputs, "shape", ()))
+    objective = None if reset else getattr(attributor, "_objective", None)
+    known = () if objective is None else tuple(getattr(objective.rows.inputs, "shape", ()))
     if raw:
         if len(known) <= 2 and (reset or getattr(X, "ndim", 2) <= 2):  # images have no features
             validate_data(attributor, X, reset=reset, skip_check_array=True)
