@@ -100,7 +100,7 @@ class Objective:
     @cached_property
     def differentiate(self) -> RowDifferentiator:
         """Gradients of rows, by factors where the network has them."""
-        return RowDifferentiator(self.model, self.rows[:3].inputs)
+        return RowDifferentiator(self.model, self.rows[:2].inputs)
 
     @property
     def double(self) -> Objective:
@@ -205,8 +205,9 @@ class Objective:
         train, train_back = _by_length(self.losses if train is None else train)
         result = np.empty((len(test), len(train)))
         for at, left in self.row_gradients(test):
+            kept = left.written_out(self.memory_budget // 2)
             for rows, right in self.row_gradients(train):
-                result[at, rows] = product(left, right).cpu().numpy()
+                result[at, rows] = product(kept, right).cpu().numpy()
         return result[back][:, train_back]
 
     def rowwise(

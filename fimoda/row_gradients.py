@@ -57,6 +57,16 @@ class RowGradients:
         pairs = zip(self.parts, other.parts, strict=True)
         return sum((a.inner(b) for a, b in pairs), torch.zeros(()))
 
+    def written_out(self, n_bytes: int) -> RowGradients:
+        """Return the same gradients for products with many others: written out as far as the bytes go."""
+        parts: list[LayerGradients] = []
+        for part in self.parts:
+            needed = len(self) * part.matrix_bytes
+            fits = needed <= n_bytes
+            n_bytes -= needed if fits else 0
+            parts.append(part.written_out() if fits else part)
+        return RowGradients(parts, self.places)
+
     def inner_rowwise(self, other: RowGradients) -> Tensor:
         """Return the inner products (n,) of row k with row k of `other`, in float64."""
         pairs = zip(self.parts, other.parts, strict=True)

@@ -88,13 +88,9 @@ class Factors:
         if isinstance(other, Matrices):
             return self.apply(other.rows)[:, :, 0].double()
         a, b, d, e = self.inputs, other.inputs, self.signals[:, :, 0], other.signals[:, :, 0]
-        if self.at_one_position:
+        if self.at_one_position and other.at_one_position:
             return (a[:, 0] @ b[:, 0].mT).mul_(d[:, 0] @ e[:, 0].mT).double()
-        gram = a.new_zeros(len(a), len(b))
-        size = max(1, _BLOCK // (len(a) * a.shape[2]))
-        for some, same in zip(d.split(size, dim=2), e.split(size, dim=2), strict=True):
-            gram.addmm_((some.mT @ a).flatten(1), (same.mT @ b).flatten(1).mT)
-        return gram.double()
+        return self._blockwise(len(other), lambda at: e[:, :, at].mT @ b).double()
 
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
         """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
@@ -108,6 +104,8 @@ class Factors:
 
     def apply(self, matrices: Tensor) -> Tensor:
         """Return the inner products (n, k, C) with matrices (k, out, in)."""
+        if self.signals.shape[2] == 1 and min(len(matrices), self.inputs.shape[1]) > 1:
+            return self._blockwise(len(matrices), lambda at: matrices[:, at]).unsqueeze(2)
         a, d = self.inputs.flatten(0, 1), self.signals.flatten(0, 1)
         if d.shape[1] == 1:
             found = _bilinear(matrices, a, d[:, 0]).unsqueeze(2)
@@ -153,6 +151,16 @@ class Factors:
         """Return some rows and columns of the gradients as matrices."""
         return Factors(self.inputs[:, :, inputs], self.signals[..., outputs])
 
+    def _blockwise(self, m: int, rows: Callable[[slice], Tensor]) -> Tensor:
+        """Return the inner products (n, m) with matrices, both written out some of their rows at a time."""
+        a, d = self.inputs, self.signals[:, :, 0]
+        gram = a.new_zeros(len(a), m)
+        size = max(1, _BLOCK // (len(a) * a.shape[2]))
+        for start in range(0, d.shape[2], size):
+            at = slice(start, start + size)
+            gram.addmm_((d[:, :, at].mT @ a).flatten(1), rows(at).flatten(1).mT)
+        return gram
+
     # ---- what only factors have -------------------------------------------------------------
 
     @classmethod
@@ -197,6 +205,15 @@ class Factors:
         factors = self.inputs[0].numel() + self.signals[0].numel()
         matrix = self.inputs.shape[2] * self.signals.shape[3]
         return self if factors <= matrix else Matrices(self.dense())
+
+    def written_out(self) -> LayerGradients:
+        """Return matrices, where gradients are sums of several products."""
+        return self if self.at_one_position else Matrices(self.dense())
+
+    @property
+    def matrix_bytes(self) -> int:
+        """The bytes of a row's gradient that is written out."""
+        return self.matrix_numbers * self.signals.element_size()
 
     def row_numbers(self, n_cotangents: int = 1) -> int:
         """Return how many numbers are held of a row, of which so many numbers are differentiated."""
@@ -271,6 +288,13 @@ class Matrices:
 
     def compressed(self) -> Matrices:
         return self
+
+    def written_out(self) -> Matrices:
+        return self
+
+    @property
+    def matrix_bytes(self) -> int:
+        return self.rows[:1].numel() * self.rows.element_size()
 
     def scaled(self, factors: Tensor) -> Matrices:
         return Matrices((self.rows * factors[:, None, None]).to(self.rows.dtype))

@@ -88,6 +88,9 @@ class Lookups(Factors):
     def compressed(self) -> LayerGradients:
         return self
 
+    def written_out(self) -> LayerGradients:
+        return self
+
     @property
     def matrix_numbers(self) -> int:
         # written out they never are but for the entries that occur

@@ -485,7 +485,7 @@ def test_scores_that_are_not_finite():
         dot.fit(X, y).transform(X_test, y_test)
 
 
-def test_tied_weights_under_a_softmax_are_left_to_autograd():
+def test_tied_weights_under_a_softmax():
     """The outputs sum to one, so only differently weighted ones show the second use."""
 
     class Tied(nn.Module):
@@ -500,4 +500,7 @@ def test_tied_weights_under_a_softmax_are_left_to_autograd():
     net = Tied().double()
     X = torch.randn(6, 4, dtype=torch.float64)
     model = as_final_model(net, X.numpy(), criterion=nn.MSELoss())
-    assert LayerDifferentiator(model, X[:2]).others == ["layer (Linear)"]
+    y = torch.rand(6, 4, dtype=torch.float64)
+    assert LayerDifferentiator(model, X[:2]).complete
+    found = RowDifferentiator(model, X[:2])(Measured(Rows(X, y), model.loss))
+    close(found.dense(), gradients(net, X.numpy(), y.numpy(), lambda f, t: ((f - t) ** 2).mean()))

@@ -271,6 +271,8 @@ def test_row_by_row(name):
         close(part.inner_rowwise(part, metric), (part.dense() ** 2 * metric).sum((1, 2)))
         close(part.inner(Matrices(part.dense())), part.inner(part))
         close(Matrices(part.dense()).inner(part), part.inner(part))
+    for n_bytes in (0, 500, 10**6):
+        close(gradients.written_out(n_bytes).inner(gradients), G @ G.T)
 
 
 @pytest.mark.parametrize("name", CASES)
