@@ -11,7 +11,7 @@ from torch import nn
 
 from fimoda import GradDot
 from fimoda.adapters import as_final_model
-from fimoda.derivatives import explanations
+from fimoda.fallbacks import explanations
 
 transformers = pytest.importorskip("transformers")
 
