@@ -28,8 +28,13 @@ NETWORKS = {
     "classes": (lambda: chain(3), nn.CrossEntropyLoss(), X, LABELS),
     "numbers": (lambda: chain(2), nn.MSELoss(), X, NUMBERS),
     "images": (
+        # a bias before batch statistics has no gradient but rounding, of which Adam makes full steps
         lambda: nn.Sequential(
-            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)
+            nn.Conv2d(1, 2, 3, bias=False),
+            nn.BatchNorm2d(2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(18, 3),
         ),
         nn.CrossEntropyLoss(),
         IMAGES,
