@@ -49,7 +49,7 @@ def _factors(part: Factors) -> tuple[Tensor, Tensor]:
 
 
 def _turned(inputs: Tensor, signals: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and signals of the transposed gradients; each of the C numbers has positions of its own."""
+    """Return inputs and signals of the transposed gradients; each of the C numbers has its own positions."""
     own = torch.eye(signals.shape[2]).to(inputs)
     turned = inputs[:, :, None, None] * own[:, :, None]  # (n, T, C, C, in)
     return signals.flatten(1, 2), turned.flatten(1, 2)
