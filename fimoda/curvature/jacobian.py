@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -12,17 +13,21 @@ from ..objective import Objective
 from ..padding import uncut
 from ..row_gradients import RowGradients
 
+#: Times the inputs of a layer, above which passes through the network take less than its factors.
+MOST_OUTPUTS = 8
+
 
 def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients | None:
     r"""Return the derivatives :math:`\partial f_{ic}/\partial\theta` of the outputs of all rows.
 
     A product with a vector is one matrix product a layer, half of what forward and backward mode
-    take, and no pass through the network. None if not every layer factors, or it takes more bytes.
+    take, and no pass through the network. None if not every layer factors, it takes more bytes, or the
+    outputs are far more than a layer has inputs, as of a language model at all positions.
     """
     rows, n_outputs = objective.rows, objective.n_outputs
     differentiate = LayerDifferentiator(objective.model, rows[:2].inputs)
     too_large = len(rows) * differentiate.row_bytes(n_outputs) > memory_budget
-    if not differentiate.complete or too_large:
+    if not differentiate.complete or too_large or n_outputs > MOST_OUTPUTS * _width(differentiate):
         return None
 
     def each_output(outputs: Tensor) -> list[Tensor]:
@@ -41,6 +46,15 @@ def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients 
         for whole, some in zip(kept, found, strict=True):
             whole.inputs[at], whole.signals[at] = some.inputs, some.signals
     return RowGradients(kept, differentiate.places)
+
+
+def _width(differentiate: LayerDifferentiator) -> float:
+    """Return the mean number of a layer's inputs, by the positions and outputs that it has."""
+    parts = [part for part in differentiate.samples if isinstance(part, Factors)]
+    works = [part.signals.shape[1] * part.signals.shape[-1] for part in parts]
+    widths = [part.inputs.shape[2] for part in parts]
+    total = sum(work * width for work, width in zip(works, widths, strict=True))
+    return total / sum(works) if parts else inf
 
 
 def product_bytes(jacobian: RowGradients, n_vectors: int) -> int:
