@@ -3,9 +3,9 @@
     python benchmarks/networks.py [--docs docs/networks_table.inc] [--networks "bert;gpt2"]
 
 The networks are those of tests/networks.py (16 rows to train on, 3 to look at, skorch with SGD and a recorded
-run), the attributors all of the package, with small settings. A cell has the seconds of `fit` and `transform`
-on one thread; an asterisk says that there was a warning, a letter in brackets that the attributor refuses, a
-bold one that something breaks. The exit status is 1 if anything breaks.
+run), the attributors all of the package, with small settings. A cell has the CPU seconds of `fit` and
+`transform` on one thread; an asterisk says that there was a warning, a letter in brackets that the attributor
+refuses, a bold one that something breaks. The exit status is 1 if anything breaks.
 """
 
 from __future__ import annotations
