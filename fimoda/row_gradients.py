@@ -67,6 +67,30 @@ class RowGradients:
             parts.append(part.written_out() if fits else part)
         return RowGradients(parts, self.places)
 
+    def of_layers(self, layers: Sequence[Sequence[slice]]) -> list[LayerGradients]:
+        """Return the gradients in layers by the places of their parameters.
+
+        As they are held, or written out where a layer has several parts; the order of entries is any.
+        """
+        found: list[LayerGradients] = []
+        for slices in layers:
+            inside = [
+                (part, place)
+                for part, place in zip(self.parts, self.places, strict=True)
+                if min(s.start for s in place.slices) >= slices[0].start
+                and max(s.stop for s in place.slices) <= slices[-1].stop
+            ]
+            sizes = [sum(s.stop - s.start for s in place.slices) for _, place in inside]
+            if sum(sizes) != sum(s.stop - s.start for s in slices):  # in parts with other layers
+                columns = torch.cat([self.dense()[:, s] for s in slices], dim=1)
+                found.append(Matrices(columns.unsqueeze(1)))
+            elif len(inside) == 1:
+                found.append(inside[0][0])
+            else:
+                columns = torch.cat([part.dense().flatten(1) for part, _ in inside], dim=1)
+                found.append(Matrices(columns.unsqueeze(1)))
+        return found
+
     def inner_rowwise(self, other: RowGradients) -> Tensor:
         """Return the inner products (n,) of row k with row k of `other`, in float64."""
         pairs = zip(self.parts, other.parts, strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layers import LayerGradients, Matrices
+from ..layers import LayerGradients
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -61,11 +61,7 @@ class DataInfSolver:
         gradients = self._differentiate(measured)
         if self._by_factors and gradients.factors is not None:
             return list(gradients.factors)
-        dense = gradients.dense()
-        return [
-            Matrices(torch.cat([dense[:, s] for s in place], dim=1).unsqueeze(1))
-            for place in self.layers.values()
-        ]
+        return gradients.of_layers(list(self.layers.values()))
 
     def _train(self) -> Iterator[tuple[slice, list[LayerGradients]]]:
         return self._chunks(self.objective.losses) if self._kept is None else iter(self._kept)

@@ -10,6 +10,7 @@ from naive import close
 from torch import Tensor, nn
 
 from fimoda import GradDot, as_final_model
+from fimoda.curvature.datainf import parameter_layers
 from fimoda.layers import LayerDifferentiator, Lookups, Matrices
 from fimoda.measured import Measured
 from fimoda.row_gradients import RowDifferentiator
@@ -305,6 +306,18 @@ def test_networks(name):
     differentiate = objective.differentiate
     check(differentiate(objective.losses), row_by_row(objective.model, objective.rows))
     assert LayerDifferentiator(objective.model, objective.rows[:2].inputs).complete
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder, tied", "conv"])
+def test_gradients_by_module(name):
+    case = networks.case(name, torch.float64)
+    objective = GradDot(case.model).fit(case.X, case.y)._objective
+    layers = list(parameter_layers(objective.model).values())
+    G = row_by_row(objective.model, objective.rows)
+    found = objective.differentiate(objective.losses).of_layers(layers)
+    for part, slices in zip(found, layers, strict=True):
+        own = torch.cat([G[:, s] for s in slices], dim=1)
+        close(part.inner(part), own @ own.T)
 
 
 def test_tokens_are_matched():
