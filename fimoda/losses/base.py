@@ -157,6 +157,8 @@ def by_rows(
 ) -> Tensor:
     """Return a function of N rows, of outputs and targets with any leading axes."""
     lead = outputs.shape[:-1]
+    if len(lead) == 1:
+        return of_rows(outputs, targets)
     found = of_rows(
         outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, *targets.shape[len(lead) :])
     )

@@ -90,8 +90,17 @@ def _max_pool2d(
     return _MaxPool.apply(input, *settings)
 
 
+def _group_norm(input: Tensor, *settings: Any, **named: Any) -> Tensor:
+    """Return the normalised images, with their channels first: `vmap` has no other way."""
+    return F.group_norm(input.contiguous(), *settings, **named)
+
+
 #: Functions of this file by those of torch that have the same arguments.
-_OWN = {Tensor.view: _view, F.max_pool2d: _max_pool2d}
+_OWN: dict[Any, Any] = {
+    Tensor.view: _view,
+    F.max_pool2d: _max_pool2d,
+    F.group_norm: _group_norm,
+}
 
 
 class _MaxPool(torch.autograd.Function):

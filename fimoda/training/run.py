@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, sqrt
@@ -38,6 +39,9 @@ from .products import fast_float32_products
 #: not share enough of what a step costs beside its products.
 STACK_BYTES = 8 * 2**20
 MIN_STACK, MAX_STACK = 4, 32
+
+#: Parameters of a single model from which on its products gain from torch's other library.
+LARGE_PRODUCTS = 500_000
 
 #: Operations of a run from which compiling pays for itself (about a minute of training).
 COMPILE_FROM = 3e12
@@ -259,7 +263,9 @@ class Run:
                 return learner.gradient(next(plan.batches(1)))
 
         key = (model.key, self.batch_size, self.engine.alone)
-        with fast_float32_products(trial, key), seeded(model, plan.seed):
+        large = not self.engine.alone or model.n_parameters >= LARGE_PRODUCTS
+        products = fast_float32_products(trial, key) if large else nullcontext()
+        with products, seeded(model, plan.seed):
             for done, batch in enumerate(plan.batches(marks[-1]), start=1):
                 if (done - 1) % per_epoch == 0:
                     groups.set_rates(optimizer, (done - 1) // per_epoch)
