@@ -376,19 +376,23 @@ def test_leave_out(leave_out, message):
     fit_and_curve({"leave_out": leave_out}, ValueError, message)
 
 
-@pytest.mark.parametrize("n_epochs", [-1, 0, 1.5, "many", True])
+@pytest.mark.parametrize("n_epochs", [-1, 0, float("nan"), "many", True])
 def test_epochs(n_epochs):
-    with pytest.raises(ValueError, match="'n_epochs' parameter of FurtherTraining must be an int"):
+    with pytest.raises(
+        ValueError, match="'n_epochs' parameter of FurtherTraining must be a float"
+    ):
         further_training(RIDGE, n_epochs=n_epochs).fit(X, Y)
-    with pytest.raises(ValueError, match="'n_epochs' parameter of GradDot must be an int"):
+    with pytest.raises(
+        ValueError, match="'n_epochs' parameter of GradDot must be a float"
+    ):
         GradDot(RIDGE, n_epochs=n_epochs).fit(X, Y)
-    with pytest.raises(ValueError, match="epochs must be positive whole numbers of epochs, got"):
+    with pytest.raises(ValueError, match="epochs must be positive numbers of epochs, got"):
         curve(epochs=[n_epochs])
 
 
 def test_horizons():
     for epochs in ([], [-5], [0, 1]):
-        with pytest.raises(ValueError, match="epochs must be positive whole numbers of epochs"):
+        with pytest.raises(ValueError, match="epochs must be positive numbers of epochs"):
             curve(epochs=epochs)
     for epochs in ([5, 1], [2, 2]):
         with pytest.raises(ValueError, match="epochs must increase without repeats"):
@@ -662,16 +666,18 @@ def test_booleans_are_no_numbers_in_functions():
     for params in ({"n_epochs": True}, {"batch_size": True}, {"n_seeds": [True]}):
         with pytest.raises(ValueError, match=next(iter(params))):
             fimoda.train_on_subsets(net(), X, Y, masks, X, Y, **params)
-    with pytest.raises(ValueError, match="epochs must be positive whole numbers"):
+    with pytest.raises(ValueError, match="epochs must be positive numbers"):
         curve(epochs=[True])
     with pytest.raises(ValueError, match="directory must be the path of a directory, got ''"):
         fimoda.train_ensemble(net(), X, Y, n_epochs=1, n_seeds=1, directory="")
 
 
-@pytest.mark.parametrize("n_epochs", [-1, 0, True, 1.5])
+@pytest.mark.parametrize("n_epochs", [-1, 0, True, float("nan")])
 @pytest.mark.parametrize("cls", [fimoda.Hydra, fimoda.TracIn, fimoda.SOURCE])
 def test_epochs_along_the_run(cls, n_epochs):
-    with pytest.raises(ValueError, match=f"'n_epochs' parameter of {cls.__name__} must be an int"):
+    with pytest.raises(
+        ValueError, match=f"'n_epochs' parameter of {cls.__name__} must be a float"
+    ):
         cls(net(), trajectory="final", n_epochs=n_epochs).fit(X, Y)
 
 

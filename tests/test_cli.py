@@ -186,7 +186,9 @@ def test_compare(folder, capsys):
     options = {"n-epochs": 2, "budget": 2, "out": out}
     assert main(given(folder, "compare", **options)) == 0
     assert "recommended: " in capsys.readouterr().out
-    assert list(pd.read_csv(out).columns) == ["method", "1 epochs", "2 epochs", "seconds"]
+    assert list(pd.read_csv(out).columns) == [
+        *("method", "1 epochs", "2 epochs", "seconds", "not_run")
+    ]
 
 
 @pytest.mark.parametrize(

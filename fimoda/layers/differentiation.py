@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..measured import Measured
 from ..model import FinalModel
-from ..rows import Inputs
+from ..rows import Inputs, mapped
 from .base import Factors
 from .by_autograd import pulled_back
 from .calls import Axes, Call, Placed, summed, written_out
@@ -37,7 +37,7 @@ class LayerDifferentiator:
     def __init__(self, model: FinalModel, inputs: Inputs):
         self.model = model
         if len(inputs) == 1:  # in which rows and positions cannot be told apart
-            inputs = inputs[[0, 0]]
+            inputs = mapped(lambda part: torch.cat([part, part]), inputs)
         self._shared: tuple[Any, ...] = ()
         self._known = self._compared(inputs)
         for key in self._known.others[:_TRIALS]:

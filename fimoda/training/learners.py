@@ -83,6 +83,12 @@ class Alone:
             for name, view in views.items():
                 self._state[name].copy_(view)
         self.parameters = {name: named[name] for name in model.shapes}
+        self._fixed = [
+            (part._buffers, key, value.clone())
+            for prefix, part in self._module.named_modules()
+            for key, value in part._buffers.items()
+            if value is not None and f"{prefix}.{key}".lstrip(".") not in views
+        ]
         self._images = as_last(model, rows.inputs[:2])
         self._l2 = {} if model.l2 is None else model.views(model.l2)
 
@@ -92,6 +98,8 @@ class Alone:
         weights = weights.to(self._model.device, self._model.dtype)
         for part in self.parameters.values():
             part.grad = None
+        for buffers, key, value in self._fixed:  # as they were, whatever a step does to them
+            buffers[key] = value.clone()
         x = channels_last(x) if self._images else x
         # torch's own layer keeps its statistics itself, where all rows are there
         own = bool(self._model.statistics) and not (weights > 0).all()

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fimoda import as_final_model, losses
-from fimoda.layers import differentiation
+from fimoda.layers.truth import Truth
 from fimoda.losses import SquaredError, row_loss
 from fimoda.measured import Measured
 from fimoda.model import FinalModel
@@ -526,7 +526,7 @@ def test_training_stays_on_the_device(loss_name, name, device, monkeypatch):
 @pytest.mark.parametrize("name", ["chain", "no chain"])
 def test_outputs_and_row_gradients_stay_on_the_device(name, device, monkeypatch):
     # how to differentiate is decided by numbers, which fake tensors do not have
-    monkeypatch.setattr(differentiation, "_agree", lambda *_: True)
+    monkeypatch.setattr(Truth, "agrees", lambda *_: True)
     model = on_device(name, losses.CrossEntropy(), 3, device)
     X = torch.rand(6, D, device=device)
     y = torch.zeros(6, dtype=torch.long, device=device)
