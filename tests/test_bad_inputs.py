@@ -378,13 +378,9 @@ def test_leave_out(leave_out, message):
 
 @pytest.mark.parametrize("n_epochs", [-1, 0, float("nan"), "many", True])
 def test_epochs(n_epochs):
-    with pytest.raises(
-        ValueError, match="'n_epochs' parameter of FurtherTraining must be a float"
-    ):
+    with pytest.raises(ValueError, match="'n_epochs' parameter of FurtherTraining must be a float"):
         further_training(RIDGE, n_epochs=n_epochs).fit(X, Y)
-    with pytest.raises(
-        ValueError, match="'n_epochs' parameter of GradDot must be a float"
-    ):
+    with pytest.raises(ValueError, match="'n_epochs' parameter of GradDot must be a float"):
         GradDot(RIDGE, n_epochs=n_epochs).fit(X, Y)
     with pytest.raises(ValueError, match="epochs must be positive numbers of epochs, got"):
         curve(epochs=[n_epochs])
@@ -675,9 +671,7 @@ def test_booleans_are_no_numbers_in_functions():
 @pytest.mark.parametrize("n_epochs", [-1, 0, True, float("nan")])
 @pytest.mark.parametrize("cls", [fimoda.Hydra, fimoda.TracIn, fimoda.SOURCE])
 def test_epochs_along_the_run(cls, n_epochs):
-    with pytest.raises(
-        ValueError, match=f"'n_epochs' parameter of {cls.__name__} must be a float"
-    ):
+    with pytest.raises(ValueError, match=f"'n_epochs' parameter of {cls.__name__} must be a float"):
         cls(net(), trajectory="final", n_epochs=n_epochs).fit(X, Y)
 
 
