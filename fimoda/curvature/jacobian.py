@@ -50,7 +50,9 @@ def factored_jacobian(objective: Objective, memory_budget: int) -> RowGradients 
 
 def _width(differentiate: LayerDifferentiator) -> float:
     """Return the mean number of a layer's inputs, by the positions and outputs that it has."""
-    parts = [part for part in differentiate.samples if isinstance(part, Factors)]
+    # lookups have ids in place of inputs
+    samples = [part for part in differentiate.samples if isinstance(part, Factors)]
+    parts = [part for part in samples if part.inputs.dim() == 3]
     works = [part.signals.shape[1] * part.signals.shape[-1] for part in parts]
     widths = [part.inputs.shape[2] for part in parts]
     total = sum(work * width for work, width in zip(works, widths, strict=True))
