@@ -95,12 +95,23 @@ class Factors:
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
         """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
         if not (self.at_one_position and isinstance(other, Factors) and other.at_one_position):
+            if metric is None and self._takes_pairs(other):
+                pairs = (self.inputs @ other.inputs.mT).double()
+                pairs *= self.signals[:, :, 0] @ other.signals[:, :, 0].mT
+                return pairs.sum((1, 2))
             return Matrices(self.dense()).inner_rowwise(Matrices(other.dense()), metric)
         a, b = self.inputs[:, 0], other.inputs[:, 0]
         d, e = self.signals[:, 0, 0], other.signals[:, 0, 0]
         if metric is None:
             return _rowwise(a, b) * _rowwise(d, e)
         return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
+
+    def _takes_pairs(self, other: Any) -> bool:
+        """Return whether all pairs of positions take less than the gradients written out."""
+        if type(self) is not Factors or type(other) is not Factors:
+            return False
+        (_, T, width), S, out = self.inputs.shape, other.inputs.shape[1], self.signals.shape[3]
+        return S * T * (width + out) < (S + T) * width * out
 
     def apply(self, matrices: Tensor) -> Tensor:
         """Return the inner products (n, k, C) with matrices (k, out, in)."""
