@@ -134,7 +134,7 @@ def load_cifar10(
 
     Returns
     -------
-    data : :class:`~sklearn.utils.Bunch`
+    data : ``sklearn.utils.Bunch``
         ``data``, float32 (n, 3, 32, 32) in [0, 1], channels first as convolutions of torch take them;
         ``target``, int64 (n,); ``target_names``, a list of ten; ``DESCR``.
     (data, target) : tuple

@@ -138,7 +138,7 @@ def load_heloc(
 
     Returns
     -------
-    data : :class:`~sklearn.utils.Bunch`
+    data : ``sklearn.utils.Bunch``
         ``data``, float32 (n, 23); ``target``, int64 (n,), 1 for Good; ``target_names``; ``feature_names``, a
         list of 23; ``DESCR``.
     (data, target) : tuple

@@ -48,7 +48,7 @@ def load_sst2(
 
     Returns
     -------
-    data : :class:`~sklearn.utils.Bunch`
+    data : ``sklearn.utils.Bunch``
         ``data``, a list of n strings; ``target``, int64 (n,), 1 for positive; ``target_names``; ``DESCR``.
     (data, target) : tuple
         With ``return_X_y=True``.
