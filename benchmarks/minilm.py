@@ -75,8 +75,8 @@ def encoder_folder(output: Path) -> str:
     return str(next(folder.rglob("config.json")).parent)
 
 
-def prepared(args: argparse.Namespace) -> tuple[Any, ...]:
-    """Return token ids and labels of the rows, and of test rows."""
+def prepared(args: argparse.Namespace, length: int = LENGTH) -> tuple[Any, ...]:
+    """Return token ids, at most `length`, and labels of the rows, and of test rows."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder(args.output))
@@ -85,7 +85,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, ...]:
         some = load_sst2(args.data, subset=subset)
         chosen = np.random.default_rng(0).permutation(len(some.target))[:n]
         found = tokenizer(
-            [some.data[i] for i in chosen], padding=True, truncation=True, max_length=LENGTH
+            [some.data[i] for i in chosen], padding=True, truncation=True, max_length=length
         )
         names = ("input_ids", "attention_mask")
         return {name: np.array(found[name]) for name in names}, np.asarray(some.target)[chosen]
@@ -137,7 +137,7 @@ def run(name: str, args: argparse.Namespace, pipe: Any) -> None:
                 "optimizer": "AdamW",
                 "lr": 1e-6,
                 "batch_size": 32,
-                "directory": args.output / "runs",
+                "checkpoint_dir": args.output / "runs",
             }
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -198,16 +198,29 @@ class Objective:
         return total
 
     def pairs(
-        self, test: Measured, train: Measured | None = None, product: Product = RowGradients.inner
+        self,
+        test: Measured,
+        train: Measured | None = None,
+        product: Product = RowGradients.inner,
+        prepared: Callable[[RowGradients], RowGradients] = lambda gradients: gradients,
+        together: int = MOST_ROWS,
     ) -> NDArray[np.float64]:
-        """Return the products (m, n) of the gradients of all pairs of test and training rows."""
+        """Return the products (m, n) of the gradients of all pairs of test and training rows.
+
+        Those of test rows are `prepared` first, so many `together` at most, and as many are held as fit half
+        the memory budget.
+        """
         test, back = _by_length(test)
         train, train_back = _by_length(self.losses if train is None else train)
         result = np.empty((len(test), len(train)))
-        for at, left in self.row_gradients(test):
-            kept = left.written_out(self.memory_budget // 2)
-            for rows, right in self.row_gradients(train):
-                result[at, rows] = product(kept, right).cpu().numpy()
+        size = self.chunk(0.25)
+        chunks = (
+            (at, prepared(left)) for at, left in self.row_gradients(test, min(size, together))
+        )
+        for held in _held(chunks, self.memory_budget // 2):
+            for rows, right in self.row_gradients(train, size):
+                for at, left in held:
+                    result[at, rows] = product(left, right).cpu().numpy()
         return result[back][:, train_back]
 
     def rowwise(
@@ -225,11 +238,28 @@ class Objective:
     @cached_property
     def mean_squared_gradient(self) -> float:
         """Mean squared entry of the rows' gradients, by share: the unit of a damping."""
-        shares = self.rows.shares.cpu()
-        total = 0.0
-        for at, rows in self.row_gradients():
+        losses, _ = _by_length(self.losses)
+        shares, total = losses.rows.shares.cpu(), 0.0
+        for at, rows in self.row_gradients(losses):
             total += float(rows.inner_rowwise(rows).cpu() @ shares[at])
         return total / self.model.n_parameters
+
+
+def _held(
+    chunks: Iterable[tuple[slice, RowGradients]], n_bytes: int
+) -> Iterator[list[tuple[slice, RowGradients]]]:
+    """Yield lists of chunks of gradients, written out as far as so many bytes go, that fit them."""
+    held: list[tuple[slice, RowGradients]] = []
+    left = n_bytes
+    for at, gradients in chunks:
+        if held and gradients.n_bytes > left:
+            yield held
+            held, left = [], n_bytes
+        kept = gradients.written_out(left)
+        held.append((at, kept))
+        left -= kept.n_bytes
+    if held:
+        yield held
 
 
 def _by_length(measured: Measured) -> tuple[Measured, Any]:

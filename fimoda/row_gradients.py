@@ -47,6 +47,11 @@ class RowGradients:
         return RowGradients([part[rows] for part in self.parts], self.places)
 
     @property
+    def n_bytes(self) -> int:
+        """The bytes that the gradients take."""
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
     def factors(self) -> list[Factors] | None:
         """The parts, if all are single products of vectors."""
         found = [p for p in self.parts if isinstance(p, Factors) and p.at_one_position]
@@ -61,10 +66,10 @@ class RowGradients:
         """Return the same gradients for products with many others: written out as far as the bytes go."""
         parts: list[LayerGradients] = []
         for part in self.parts:
-            needed = len(self) * part.matrix_bytes
-            fits = needed <= n_bytes
-            n_bytes -= needed if fits else 0
-            parts.append(part.written_out() if fits else part)
+            fits = len(self) * part.matrix_bytes <= n_bytes
+            kept = part.written_out() if fits else part
+            n_bytes -= kept.n_bytes if kept is not part else 0
+            parts.append(kept)
         return RowGradients(parts, self.places)
 
     def of_layers(self, layers: Sequence[Sequence[slice]]) -> list[LayerGradients]:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from fimoda import FurtherTraining, GradDot, TrajectoryRecorder
 from fimoda.adapters import as_final_model
+from fimoda.curvature.ekfac import EKFAC
 from fimoda.model import FinalModel
+from fimoda.objective import Objective
 from fimoda.padding import by_length, cut, ends_of, uncut
-from fimoda.rows import Padding, SeveralInputs
+from fimoda.rows import Padding, Rows, SeveralInputs
 
 N, N_TEST, WORDS, LONGEST, PADDED = 64, 4, 12, 8, 15
 
@@ -115,14 +117,46 @@ def final(module: nn.Module, X: dict[str, Any] | None = None) -> FinalModel:
 
 @pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cls.__name__)
 def test_scores_are_those_of_whole_rows(nets, cls):
-    # factors of EK-FAC are means over positions, those up to the longest training row
-    length = LONGEST if cls.__name__ in ("EKFACInfluence", "SOURCE") else PADDED
-    net = nets["holds"] if length == PADDED else trained(Unknown, "holds", length)
-    expected = scores_of(make(cls, net), "holds", length)
+    if cls.__name__ in ("EKFACInfluence", "SOURCE"):  # their factors have positions in use alone
+        net = trained(Reader, "attention_mask", LONGEST)
+        expected = scores_of(make(cls, net), "attention_mask", LONGEST)
+    else:
+        expected = scores_of(make(cls, nets["holds"]), "holds")
     found = scores_of(make(cls, nets["attention_mask"]), "attention_mask")
     for one, other in zip(found, expected, strict=True):
         assert np.abs(other).max() > 0
         assert_allclose(one, other, **SAME)
+
+
+def test_factors_of_ekfac_are_of_the_tokens_alone():
+    """The eigenvalues of a layer are those by each row's own tokens, one row after the other."""
+    model, module = final(Reader()), Reader()
+    objective = Objective(model, Rows(model.encode_X(rows(TRAIN)), torch.as_tensor(Y[TRAIN])))
+    module.load_state_dict(model.module.state_dict())
+    taken: list[tuple[Tensor, Tensor]] = []
+    module.hidden.register_forward_hook(lambda _, given, output: taken.append((given[0], output)))
+    ones, A, S, gradients = torch.ones(1, 1).double(), 0.0, 0.0, []
+    for i in range(N):
+        row = {
+            name: torch.as_tensor(part[i : i + 1, ..., : ENDS[i]])
+            for name, part in rows(TRAIN).items()
+        }
+        row["numbers"] = torch.as_tensor(NUMBERS[i : i + 1])
+        outputs = module(**row)
+        p = outputs.softmax(-1)[0].detach()
+        (a, hidden) = taken.pop()
+        a = torch.cat([a[0].detach(), ones.expand(a.shape[1], 1)], 1)
+        A = A + a.mT @ a / N
+        for c in range(2):
+            v = p[c].sqrt() * (p - torch.eye(2).double()[c])
+            (d,) = torch.autograd.grad((outputs[0] * v).sum(), hidden, retain_graph=True)
+            S = S + d[0].mT @ d[0] / N
+            gradients.append(d[0].mT @ a)
+    q_a, q_s = (torch.linalg.eigh(matrix)[1] for matrix in (A, S))
+    expected = sum((q_s.mT @ G @ q_a) ** 2 for G in gradients) / N
+    start = model.slices["hidden.weight"].start
+    (block,) = [b for b in EKFAC(objective).blocks if b.place.slices[0].start == start]
+    assert_allclose(block.eigenvalues, expected, **SAME)
 
 
 def test_the_same_bits_each_time(nets):

@@ -73,6 +73,10 @@ class BaseInfluence(BaseAttributor):
     def _solve(self, V: Tensor) -> Tensor:
         """Return solutions of ``(C + damping_ I) u = v`` for the rows of V (k, p), as rows."""
 
+    def _trace(self) -> float:
+        """Return the trace of the curvature, by which ``damping="auto"`` is bounded."""
+        return curvature_trace(self._objective, self.curvature)
+
     def _check_damping(self) -> None:
         """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
 
@@ -92,7 +96,7 @@ class BaseInfluence(BaseAttributor):
             self.damping_, self.damping_agreement_ = self._tuned()
         elif self.damping == "auto":
             self.damping_ = automatic_damping(
-                self._objective, self.curvature, self._damping_at_minimum
+                self._objective, self.curvature, self._damping_at_minimum, self._trace
             )
         else:
             self.damping_ = float(self.damping)
@@ -109,7 +113,7 @@ class BaseInfluence(BaseAttributor):
                 stacklevel=2,
             )
         unit = damping_unit(self._objective, "tuned")
-        trace = curvature_trace(self._objective, self.curvature)
+        trace = self._trace()
         unit = min(unit, trace / self.model_.n_parameters) if trace > 0 else unit
         gold = {**GOLD, "random_state": self.random_state, **(self.tuning or {})}
         training = FurtherTraining(self.estimator_, criterion=self.criterion, **gold)

@@ -15,6 +15,7 @@ from ..curvature.ekfac import EKFAC
 from ..layers import LayerGradients
 from ..measured import Measured
 from ..measurements import Measurement
+from ..row_gradients import RowGradients
 from ._influence import BaseInfluence
 
 
@@ -151,21 +152,29 @@ class EKFACInfluence(BaseInfluence):
         """Return gradients of the training rows in the eigenbases, a chunk at a time."""
         return self._ekfac.chunks(self._objective.losses) if self._kept is None else self._kept
 
+    def _trace(self) -> float:
+        # the bases keep lengths, so that the eigenvalues have the trace of the Fisher matrix itself
+        return self._ekfac.trace() if self.fisher == "expected" else super()._trace()
+
     def _check_damping(self) -> None:
         self._ekfac.check_definite(self.damping_)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         self._ekfac.check_definite(self.damping_)
-        result = np.zeros((len(test), len(self._objective)))
-        size = self.model_.theta.element_size()
-        step = int(max(1, self.memory_budget // (16 * size * self.model_.n_parameters)))
-        for start in range(0, len(test), step):
-            at = slice(start, min(start + step, len(test)))
-            solved = self._ekfac.divide(self._ekfac.rotated(test[at]), self.damping_)
-            for rows, layers in self._train_factors():
-                for one, layer in zip(solved, layers, strict=True):
-                    result[at, rows] += layer.inner(one).mT.cpu().numpy()
+        solved_together = max(1, self.memory_budget // (4 * self._ekfac.solved_bytes()))
+        if self._kept is None:
+            result = self._objective.pairs(test, prepared=self._solved, together=solved_together)
+        else:
+            result = np.zeros((len(test), len(self._objective)))
+            for at, rotated in self._ekfac.chunks(test, solved_together):
+                solved = self._ekfac.divide(rotated, self.damping_)
+                for rows, layers in self._kept:
+                    for one, layer in zip(solved, layers, strict=True):
+                        result[at, rows] += layer.inner(one).mT.cpu().numpy()
         return self._removal(result * self._share, self._pulled(test))
+
+    def _solved(self, gradients: RowGradients) -> RowGradients:
+        return self._ekfac.solved(gradients, self.damping_)
 
     def _solve(self, V: Tensor) -> Tensor:
         return self._ekfac.solve(V, self.damping_)

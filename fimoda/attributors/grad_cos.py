@@ -13,6 +13,7 @@ from ..curvature.checks import check_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
+from ..row_gradients import RowGradients
 from ..trials import Trial
 
 
@@ -95,7 +96,9 @@ class GradCos(BaseAttributor):
         check_gradients(self._objective)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
-        return self._objective.pairs(test, product=lambda a, b: a.unit().inner(b.unit()))
+        return self._objective.pairs(
+            test, product=lambda a, b: a.inner(b.unit()), prepared=RowGradients.unit
+        )
 
     def _self_influence(self) -> NDArray[np.float64]:
         return self._objective.rowwise(

@@ -185,15 +185,15 @@ class TracIn(BaseAlongTheRun):
                 if self._project is not None:
                     found = features.inner(self._features[number][place]).cpu().numpy()
                 else:
-                    found = at.pairs(test, stage.objective.losses, self._inner)
+                    found = at.pairs(test, stage.objective.losses, self._inner, self._scaled)
                 scores[:, stage.rows] += stage.removal(rate * stage.shares * found)
         return self._columns(scores)
 
     def _mapped(self, project: Projection, at: Objective, measured: Measured) -> Tensor:
         return at.mapped(lambda gradients: project(self._scaled(gradients)), measured)
 
-    def _inner(self, a: RowGradients, b: RowGradients) -> Tensor:
-        return self._scaled(a).inner(self._scaled(b))
+    def _inner(self, scaled: RowGradients, b: RowGradients) -> Tensor:
+        return scaled.inner(self._scaled(b))
 
     def _own_products(self) -> NDArray[np.float64]:
         def inner(a: RowGradients, b: RowGradients) -> Tensor:

@@ -13,13 +13,16 @@ DAMPING_FACTOR, MOST_OF_TRACE = 1000.0, 0.05
 
 
 def automatic_damping(
-    objective: Objective, curvature: str, at_minimum: Callable[[float], float]
+    objective: Objective,
+    curvature: str,
+    at_minimum: Callable[[float], float],
+    trace_of: Callable[[], float],
 ) -> float:
-    """Return the damping of a curvature, at a minimum from its trace by `at_minimum`."""
+    """Return the damping of a curvature with a trace, at a minimum from it by `at_minimum`."""
     solved = is_solved(objective)
     if curvature == "hessian" and not solved:  # may not be definite
         return DAMPING_FACTOR * damping_unit(objective, "auto")
-    trace = curvature_trace(objective, curvature)
+    trace = trace_of()
     if solved and trace > 0:
         return at_minimum(trace)
     by_gradients = DAMPING_FACTOR * damping_unit(objective, "auto")

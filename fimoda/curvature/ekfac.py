@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..layers import Factors, LayerDifferentiator, LayerGradients, Place
+from ..layers import Factors, LayerDifferentiator, LayerGradients, Place, turned
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import MOST_ROWS, Objective
-from ..padding import cut, uncut
+from ..padding import order_by_length
+from ..row_gradients import RowGradients
 from .fisher_cosine import cosine_with_fisher
 
 
@@ -40,6 +41,12 @@ class Block:
         squares = [None if q is None else q.double() ** 2 for q in self._bases]
         return turned(self.place.matrices(values[None])[0].double(), *squares)
 
+    def solved(self, gradients: LayerGradients, damping: float) -> LayerGradients:
+        """Return the layer's solutions of ``(C + damping) u = v`` for gradients v of rows."""
+        q_a, q_s = self._bases
+        inside = gradients.rotated(q_a, q_s).divided(self.eigenvalues + damping)
+        return inside.rotated(*(None if q is None else q.mT for q in (q_a, q_s)))
+
     def solve(self, vectors: Tensor, damping: float) -> Tensor:
         """Return the layer's solutions (k, out, in) of ``(C + damping) u = v`` for vectors (k, p)."""
         q_a, q_s = (None if q is None else q.to(vectors) for q in self._bases)
@@ -61,12 +68,6 @@ class Block:
         return self.input_basis, self.signal_basis
 
 
-def turned(matrices: Tensor, inputs: Tensor | None, signals: Tensor | None) -> Tensor:
-    """Return ``signals' M inputs`` for matrices M (..., out, in); None is the identity."""
-    left = matrices if signals is None else signals.mT @ matrices
-    return left if inputs is None else left @ inputs
-
-
 class EKFAC:
     r"""EK-FAC approximation of the Fisher (Gauss-Newton) matrix of an objective.
 
@@ -77,8 +78,8 @@ class EKFAC:
         E\big[(Q_S^\top G_i Q_A)^2\big]\Big) (Q_S \otimes Q_A)^\top,
 
     :math:`s_i` the shares, :math:`Q_A, Q_S` the eigenvectors of :math:`A = \sum_i s_i \sum_t a
-    a^\top` and :math:`S = \sum_i s_i E[\sum_t d d^\top]`. The scales of A and S do not matter. The L2
-    penalty enters by its diagonal in the eigenbasis.
+    a^\top` and :math:`S = \sum_i s_i E[\sum_t d d^\top]`. The scales of A and S do not matter. Of rows that
+    are padded A has the positions in use alone. The L2 penalty enters by its diagonal in the eigenbasis.
 
     The expectation over targets is exact ("expected"), or of one draw a row ("sampled"). With `others`,
     the same network with other parameters, A, S and the eigenvalues are means over all of them. `scale`
@@ -101,8 +102,7 @@ class EKFAC:
         rows, model = objective.rows, objective.model
         few = rows[:2].inputs
         self.differentiate = LayerDifferentiator(model, few)
-        # factors are means over positions, as many for all rows: those up to the longest one
-        self._inputs = uncut(cut(rows.inputs))
+        self._order = order_by_length(rows.inputs)
         self.parts = [
             (
                 self.differentiate if one is model else LayerDifferentiator(one, few),
@@ -145,12 +145,12 @@ class EKFAC:
 
     def _pulled(self, share: Tensor) -> Iterator[tuple[Tensor, list[Factors]]]:
         """Yield shares and factors of chunks of rows at each model's own targets, for all cotangents."""
+        inputs, order = self.objective.rows.inputs, self._order
+        chunks = torch.arange(len(share)) if order is None else order
         for differentiate, targets in self.parts:
-            for start in range(0, len(share), self.chunk_size):
-                at = slice(start, start + self.chunk_size)
-                inputs = self._inputs[at]
+            for at in chunks.split(self.chunk_size):
                 cotangents = partial(self.cotangents, targets[at])
-                yield share[at], differentiate.pull_back(inputs, cotangents)
+                yield share[at], differentiate.pull_back(inputs[at], cotangents)
 
     def cotangents(self, targets: Tensor, outputs: Tensor) -> list[Tensor]:
         r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of outputs."""
@@ -163,6 +163,8 @@ class EKFAC:
         """Return A and S of each layer, float64; None where the basis is that of the coordinates."""
         total: list[list[Tensor | None]] = []
         for w, factors in self._pulled(share):
+            if self._order is not None:  # rows are padded
+                factors = [f.in_use() for f in factors]
             found = [list(f.covariances(w)) for f in factors]
             for layer, own in zip(total, found, strict=False):
                 layer[:] = [
@@ -198,16 +200,39 @@ class EKFAC:
         numbers = sum(min(part.row_numbers(), part.matrix_numbers) for part in samples)
         return self.objective.model.theta.element_size() * numbers
 
+    def trace(self) -> float:
+        """Return the trace, with the L2 penalty but without what an optimiser's weight decay adds to it."""
+        model = self.objective.model
+        total = sum(float(block.eigenvalues.sum()) for block in self.blocks)
+        if model.penalty is not None:
+            total -= float(model.penalty.double().sum())
+        if total > 0 and model.l2 is not None:
+            total += float(model.l2.double().sum())
+        return total
+
+    def solved_bytes(self) -> int:
+        """Return the bytes that the solution for one row takes."""
+        numbers = sum(part.matrix_numbers for part in self.differentiate.samples)
+        return self.objective.model.theta.element_size() * numbers
+
     def rotated(self, measured: Measured) -> list[LayerGradients]:
         """Return the gradients of what is measured in the eigenbases, compressed."""
         factors = self.differentiate(measured)
         return [b.rotate(f).compressed() for b, f in zip(self.blocks, factors, strict=True)]
 
-    def chunks(self, measured: Measured) -> Iterator[tuple[slice, list[LayerGradients]]]:
+    def chunks(
+        self, measured: Measured, most: int = MOST_ROWS
+    ) -> Iterator[tuple[slice, list[LayerGradients]]]:
         """Yield the rotated gradients of a chunk of rows at a time."""
-        for start in range(0, len(measured), self.chunk_size):
-            at = slice(start, min(start + self.chunk_size, len(measured)))
+        size = min(self.chunk_size, most)
+        for start in range(0, len(measured), size):
+            at = slice(start, min(start + size, len(measured)))
             yield at, self.rotated(measured[at])
+
+    def solved(self, gradients: RowGradients, damping: float) -> RowGradients:
+        """Return the solutions of ``(C + damping) u = v`` for gradients v of rows."""
+        blocks = zip(self.blocks, gradients.parts, strict=True)
+        return replace(gradients, parts=[b.solved(part, damping) for b, part in blocks])
 
     def divide(self, rotated: list[LayerGradients], damping: float) -> list[LayerGradients]:
         """Return the solutions in the eigenbases, layer by layer."""

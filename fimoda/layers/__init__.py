@@ -6,7 +6,7 @@ take and from the slopes in their outputs), and one entry of ``kinds.KINDS``. Ro
 EK-FAC, projections and kernels then use it; other parameters are differentiated by autograd.
 """
 
-from .base import Factors, LayerGradients, Matrices, Place, Vectors
+from .base import Factors, LayerGradients, Matrices, Place, Vectors, turned
 from .differentiation import Cotangents, LayerDifferentiator
 from .lookups import Lookups
 
@@ -19,4 +19,5 @@ __all__ = [
     "Matrices",
     "Place",
     "Vectors",
+    "turned",
 ]

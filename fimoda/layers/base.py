@@ -12,6 +12,9 @@ from torch import Tensor
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
 
+#: Products that take as long as an entry that is written out, and rows that many are.
+_WRITTEN, _MANY = 32, 1024
+
 #: Numbers that stay in a processor's cache.
 _CACHED = 2**19
 
@@ -90,12 +93,14 @@ class Factors:
         a, b, d, e = self.inputs, other.inputs, self.signals[:, :, 0], other.signals[:, :, 0]
         if self.at_one_position and other.at_one_position:
             return (a[:, 0] @ b[:, 0].mT).mul_(d[:, 0] @ e[:, 0].mT).double()
+        if self._takes_pairs(other, len(self), len(other)):
+            return self._by_pairs(other).double()
         return self._blockwise(len(other), lambda at: e[:, :, at].mT @ b).double()
 
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
         """Return the inner products (n,) of row k with row k, float64; entries times `metric` (out, in)."""
         if not (self.at_one_position and isinstance(other, Factors) and other.at_one_position):
-            if metric is None and self._takes_pairs(other):
+            if metric is None and self._takes_pairs(other, 1, 1):
                 pairs = (self.inputs @ other.inputs.mT).double()
                 pairs *= self.signals[:, :, 0] @ other.signals[:, :, 0].mT
                 return pairs.sum((1, 2))
@@ -106,12 +111,24 @@ class Factors:
             return _rowwise(a, b) * _rowwise(d, e)
         return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
 
-    def _takes_pairs(self, other: Any) -> bool:
-        """Return whether all pairs of positions take less than the gradients written out."""
+    def _takes_pairs(self, other: Any, n: int, m: int) -> bool:
+        """Return whether all pairs of positions of n and m rows take less than their gradients written out."""
         if type(self) is not Factors or type(other) is not Factors:
             return False
         (_, T, width), S, out = self.inputs.shape, other.inputs.shape[1], self.signals.shape[3]
-        return S * T * (width + out) < (S + T) * width * out
+        written_out = n * T + m * S + n * m + _WRITTEN * n
+        return n * T * m * S * (width + out) < written_out * width * out
+
+    def _by_pairs(self, other: Factors) -> Tensor:
+        """Return the inner products (n, m) of rows, summed over all pairs of positions."""
+        (m, S, _), T = other.inputs.shape, self.inputs.shape[1]
+        b, e = other.inputs.flatten(0, 1), other.signals[:, :, 0].flatten(0, 1)
+        found = []
+        size = max(1, _CACHED // (T * len(b)))
+        for a, d in zip(self.inputs.split(size), self.signals.split(size), strict=True):
+            pairs = (a.flatten(0, 1) @ b.mT).mul_(d[:, :, 0].flatten(0, 1) @ e.mT)
+            found.append(pairs.view(len(a), T, m, S).sum((1, 3)))
+        return torch.cat(found)
 
     def apply(self, matrices: Tensor) -> Tensor:
         """Return the inner products (n, k, C) with matrices (k, out, in)."""
@@ -166,7 +183,7 @@ class Factors:
         """Return the inner products (n, m) with matrices, both written out some of their rows at a time."""
         a, d = self.inputs, self.signals[:, :, 0]
         gram = a.new_zeros(len(a), m)
-        size = max(1, _BLOCK // (len(a) * a.shape[2]))
+        size = max(1, 4 * _CACHED // (len(a) * a.shape[2]))
         for start in range(0, d.shape[2], size):
             at = slice(start, start + size)
             gram.addmm_((d[:, :, at].mT @ a).flatten(1), rows(at).flatten(1).mT)
@@ -203,6 +220,11 @@ class Factors:
         """
         return second_moment(self.inputs, weights), second_moment(self.signals, weights)
 
+    def in_use(self) -> Self:
+        """Return the gradients with inputs of zero at positions that have no signal."""
+        used = (self.signals != 0).flatten(2).any(2, keepdim=True)
+        return replace(self, inputs=self.inputs * used)
+
     def rotated(self, input_basis: Tensor | None, signal_basis: Tensor | None) -> Self:
         """Return the gradients in bases of inputs (in, in) and outputs (out, out); None is their own."""
         return replace(
@@ -218,8 +240,15 @@ class Factors:
         return self if factors <= matrix else Matrices(self.dense())
 
     def written_out(self) -> LayerGradients:
-        """Return matrices, where gradients are sums of several products."""
-        return self if self.at_one_position else Matrices(self.dense())
+        """Return matrices, where this takes less for products with many others of as many positions."""
+        if self.at_one_position or self._takes_pairs(self, _MANY, len(self)):
+            return self
+        return Matrices(self.dense())
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes that the gradients take."""
+        return self.inputs.nbytes + self.signals.nbytes
 
     @property
     def matrix_bytes(self) -> int:
@@ -249,6 +278,9 @@ class Vectors(Factors):
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the sums of gradients of the same rows."""
         return replace(parts[0], signals=torch.stack([f.signals for f in parts]).sum(0))
+
+    def in_use(self) -> Vectors:
+        return self
 
     def covariances(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
         wide = self.signals.shape[3] > _EXACT
@@ -304,6 +336,10 @@ class Matrices:
         return self
 
     @property
+    def n_bytes(self) -> int:
+        return self.rows.nbytes
+
+    @property
     def matrix_bytes(self) -> int:
         return self.rows[:1].numel() * self.rows.element_size()
 
@@ -313,12 +349,21 @@ class Matrices:
     def divided(self, metric: Tensor) -> Matrices:
         return Matrices(self.rows / metric.to(self.rows))
 
+    def rotated(self, input_basis: Tensor | None, signal_basis: Tensor | None) -> Matrices:
+        return Matrices(turned(self.rows, input_basis, signal_basis))
+
     def section(self, outputs: slice, inputs: slice) -> Matrices:
         return Matrices(self.rows[:, outputs, inputs])
 
 
 #: Gradients of n rows in the parameters of one layer, as matrices (out, in).
 LayerGradients = Factors | Matrices
+
+
+def turned(matrices: Tensor, inputs: Tensor | None, signals: Tensor | None) -> Tensor:
+    """Return ``signals' M inputs`` for matrices M (..., out, in); None is the identity."""
+    left = matrices if signals is None else signals.mT @ matrices
+    return left if inputs is None else left @ inputs
 
 
 def _bilinear(matrices: Tensor, a: Tensor, d: Tensor) -> Tensor:

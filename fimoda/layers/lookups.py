@@ -82,6 +82,9 @@ class Lookups(Factors):
         entries = torch.where(inside, self.inputs - start, -1)
         return Lookups(entries, self.signals[..., outputs], stop - start)
 
+    def in_use(self) -> Lookups:
+        return self
+
     def covariances(self, weights: Tensor) -> tuple[None, Tensor | None]:
         return None, second_moment(self._used, weights)
 

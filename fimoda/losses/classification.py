@@ -87,6 +87,8 @@ class ClassProbabilities(Classification):
 
     outputs_are = "probabilities"
     has_probabilities = True
+    #: True if the mean of the gradients over the classes, by their probabilities, is zero.
+    is_centred = False
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs
@@ -105,11 +107,16 @@ class ClassProbabilities(Classification):
         return torch.multinomial(p, 1, generator=generator)[:, 0].to(outputs.device)
 
     def fisher_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
-        by_class = self.probabilities(outputs).unsqueeze(-1).unbind(-2)
-        return [
-            p.sqrt() * self.gradient(outputs, torch.full_like(targets, c))
-            for c, p in enumerate(by_class)
+        roots = self.probabilities(outputs).sqrt().unsqueeze(-1).unbind(-2)
+        found = [
+            root * self.gradient(outputs, torch.full_like(targets, c))
+            for c, root in enumerate(roots)
         ]
+        if not self.is_centred:
+            return found
+        # their sum by these roots is zero: a reflection that takes the roots to the last class leaves none there
+        last = found[-1] / (1 + roots[-1])
+        return [v - root * last for v, root in zip(found[:-1], roots, strict=False)]
 
 
 class ProbabilityNLL(ClassProbabilities):
@@ -166,6 +173,7 @@ class CrossEntropy(ClassProbabilities):
     """Softmax cross-entropy on logits."""
 
     outputs_are = "logits"
+    is_centred = True
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return by_rows(lambda o, y: F.cross_entropy(o, y, reduction="none"), outputs, targets)
@@ -208,6 +216,8 @@ class SmoothedCrossEntropy(CrossEntropy):
     :math:`w_y`. Here it is divided by the row's own. Rows of weight zero keep the first term only.
     `smoothing` is :math:`\epsilon`; `weight` (C,) are the weights, the same for all if None.
     """
+
+    is_centred = False
 
     def __init__(self, smoothing: float, weight: Tensor | None = None):
         self.smoothing = smoothing
@@ -282,6 +292,7 @@ class BinaryCrossEntropy(BinaryProbabilityNLL):
 
     def __init__(self, pos_weight: Tensor | None = None):
         self.pos_weight = pos_weight
+        self.is_centred = pos_weight is None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._weighted(-self.log_prob(outputs, targets), targets)

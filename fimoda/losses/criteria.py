@@ -109,6 +109,8 @@ class RegressionCriterion(TorchCriterion, Regression):
 class LogitsCriterion(TorchCriterion, CrossEntropy):
     """A criterion of logits."""
 
+    is_centred = False
+
 
 class LogProbabilitiesCriterion(TorchCriterion, LogProbabilityNLL):
     """A criterion of log-probabilities."""
