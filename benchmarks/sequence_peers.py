@@ -4,9 +4,10 @@
     python benchmarks/sequence_peers.py --data path/to/data --networks bert --rows 200 --test 10
 
 Sentences of SST-2 of at most 32 tokens, padded to the longest. Two networks: MiniLM with a linear head
-(22.7 M parameters; see `minilm.py`), and a BERT of two layers of width 64. Kronfluence has their linear layers,
-fimoda all parameters. Each side runs in a process of its own, on one thread, from the arrays to the scores,
-the two in turn; the ratio is of the medians of the seconds, memory is the peak above what was there before.
+(22.7 M parameters; see `minilm.py`), and a BERT of two layers of width 64. Kronfluence has their linear
+layers, fimoda all parameters. Each side runs in a process of its own, on one thread, from the arrays to the
+scores, the two in turn; the ratio is of the medians of the seconds, memory is the peak above what was there
+before.
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def main() -> None:
             a, b = (own[0][2] for own in runs.values())
             alike = np.corrcoef(a.ravel(), b.ravel())[0, 1]
             print(
-                f"| {name} | {method} | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.1f}x | {peaks} | {alike:.4f} |",
+                f"| {name} | {method} | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.1f}x | {peaks} "
+                f"| {alike:.4f} |",
                 flush=True,
             )
 

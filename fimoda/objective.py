@@ -163,7 +163,7 @@ class Objective:
         return self.chunk_size or int(min(max(fitting, 1), len(self.rows), most))
 
     def row_gradients(
-        self, measured: Measured | None = None, size: int | None = None
+        self, measured: Measured | None = None, most: int | None = None
     ) -> Iterator[tuple[slice, RowGradients]]:
         """Yield the gradients of rows in chunks, with the slice that each chunk is of them.
 
@@ -171,11 +171,13 @@ class Objective:
         ----------
         measured : Measured, default=None
             Rows and what is differentiated; the training rows' losses by default.
-        size : int, default=None
-            Rows of a chunk; `chunk` by default.
+        most : int, default=None
+            Rows of a chunk, at most; what fits the memory budget by default.
         """
         measured = self.losses if measured is None else measured
-        return self.differentiate.chunks(measured, self.chunk() if size is None else size)
+        return self.differentiate.chunks(
+            measured, self.chunk(), most or self.chunk_size or MOST_ROWS
+        )
 
     def mapped(
         self, features: Callable[[RowGradients], Tensor], measured: Measured | None = None
@@ -213,12 +215,9 @@ class Objective:
         test, back = _by_length(test)
         train, train_back = _by_length(self.losses if train is None else train)
         result = np.empty((len(test), len(train)))
-        size = self.chunk(0.25)
-        chunks = (
-            (at, prepared(left)) for at, left in self.row_gradients(test, min(size, together))
-        )
+        chunks = ((at, prepared(left)) for at, left in self.row_gradients(test, together))
         for held in _held(chunks, self.memory_budget // 2):
-            for rows, right in self.row_gradients(train, size):
+            for rows, right in self.row_gradients(train):
                 for at, left in held:
                     result[at, rows] = product(left, right).cpu().numpy()
         return result[back][:, train_back]

@@ -5,6 +5,7 @@ Rows keep their padding. It is cut where a network is called, so that nobody els
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,25 @@ def order_by_length(inputs: Inputs) -> Tensor | None:
     """Return the order of rows from the shortest to the longest; None if their padding is not cut."""
     ends = _ends(inputs)
     return None if ends is None else ends.argsort(stable=True)
+
+
+def chunks(inputs: Inputs, n_whole: int, most: int) -> Iterator[slice]:
+    """Yield slices of rows that take what `n_whole` whole ones do, of `most` rows at most."""
+    ends = _ends(inputs)
+    if ends is None or ends.dim() != 1:
+        size = min(n_whole, most)
+        for start in range(0, len(inputs), size):
+            yield slice(start, min(start + size, len(inputs)))
+        return
+    n_positions = n_whole * inputs.given[inputs.padding.tells].shape[-1]
+    start, longest = 0, 0
+    for row, end in enumerate(ends.tolist()):
+        longest = max(longest, end)
+        size = row - start
+        if size and (size == most or (size + 1) * longest > n_positions):
+            yield slice(start, row)
+            start, longest = row, end
+    yield slice(start, len(inputs))
 
 
 def uncut(inputs: Inputs) -> Inputs:

@@ -25,6 +25,7 @@ from .layers import (
 )
 from .measured import Measured
 from .model import FinalModel
+from .padding import chunks
 from .rows import Inputs
 
 
@@ -220,8 +221,9 @@ class RowDifferentiator:
             parts = [part.compressed() for part in parts]
         return RowGradients(parts, self._layers.places)
 
-    def chunks(self, measured: Measured, chunk_size: int) -> Iterator[tuple[slice, RowGradients]]:
-        """Yield the gradients of `chunk_size` rows at a time, with the rows they belong to."""
-        for start in range(0, len(measured), chunk_size):
-            rows = slice(start, min(start + chunk_size, len(measured)))
+    def chunks(
+        self, measured: Measured, n_whole: int, most: int
+    ) -> Iterator[tuple[slice, RowGradients]]:
+        """Yield the gradients of rows that take what `n_whole` whole ones do, with the rows themselves."""
+        for rows in chunks(measured.inputs, n_whole, most):
             yield rows, self(measured[rows])

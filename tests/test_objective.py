@@ -75,7 +75,7 @@ def test_gradients_of_rows(size):
         [torch.autograd.grad(one, theta, retain_graph=True)[0] for one in losses]
     )
     found = torch.zeros_like(expected)
-    for at, gradients in objective.row_gradients(size=size):
+    for at, gradients in objective.row_gradients(most=size):
         found[at] = gradients.dense()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     mean = (objective.rows.shares @ expected.square()).mean()

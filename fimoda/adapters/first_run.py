@@ -205,7 +205,7 @@ def check_ids(model: FinalModel, X: Any) -> None:
 
 
 def _differs_by_row(ids: Tensor, n_rows: int) -> bool:
-    """Return whether computed ids depend on the row, as those of positions do not, one for all rows or each."""
+    """Return whether computed ids depend on the row, as those of positions do not."""
     if ids.dim() == 2 and len(ids) == 1:
         return False
     return ids.dim() == 0 or len(ids) != n_rows or bool((ids != ids[:1]).any())

@@ -13,7 +13,7 @@ from ..layers import Factors, LayerDifferentiator, LayerGradients, Place, turned
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import MOST_ROWS, Objective
-from ..padding import order_by_length
+from ..padding import chunks, order_by_length
 from ..row_gradients import RowGradients
 from .fisher_cosine import cosine_with_fisher
 
@@ -133,22 +133,33 @@ class EKFAC:
     def chunk_size(self) -> int:
         """Rows whose factors are held at a time."""
         n_cotangents = 1 if self.fisher == "sampled" else max(2, self.objective.n_outputs)
-        row_bytes = 4 * self.differentiate.row_bytes(n_cotangents)
-        samples = [part for part in self.differentiate.samples if not part.at_one_position]
-        if samples:  # gradients are written out
-            widest = max(part.matrix_numbers for part in samples)
-            row_bytes += 3 * widest * self.objective.model.theta.element_size()
+        row_bytes = 4 * self.differentiate.row_bytes(n_cotangents) + self._written_out
         fitting = self.objective.memory_budget // row_bytes
         return self.objective.chunk_size or int(min(max(fitting, 1), MOST_ROWS))
+
+    @property
+    def _most(self) -> int:
+        """Rows, at most, whose factors are held at a time, however few positions they have."""
+        most = self.objective.memory_budget // max(1, self._written_out)
+        return self.objective.chunk_size or int(min(max(most, 1), MOST_ROWS))
+
+    @property
+    def _written_out(self) -> int:
+        """The bytes of a row's gradients in the widest layer in which they are written out."""
+        samples = [part for part in self.differentiate.samples if not part.at_one_position]
+        widest = max((part.matrix_numbers for part in samples), default=0)
+        return 3 * widest * self.objective.model.theta.element_size()
 
     # ---- estimation -------------------------------------------------------------------------
 
     def _pulled(self, share: Tensor) -> Iterator[tuple[Tensor, list[Factors]]]:
         """Yield shares and factors of chunks of rows at each model's own targets, for all cotangents."""
         inputs, order = self.objective.rows.inputs, self._order
-        chunks = torch.arange(len(share)) if order is None else order
+        if order is not None:
+            inputs, share = inputs[order], share[order]
         for differentiate, targets in self.parts:
-            for at in chunks.split(self.chunk_size):
+            targets = targets if order is None else targets[order]
+            for at in chunks(inputs, self.chunk_size, self._most):
                 cotangents = partial(self.cotangents, targets[at])
                 yield share[at], differentiate.pull_back(inputs[at], cotangents)
 

@@ -18,7 +18,7 @@ def batch_second_moment(objective: Objective, batch_size: int, chunk_size: int) 
     theta = objective.model.theta
     share = objective.rows.shares.to(theta)
     mean, square = torch.zeros_like(theta), torch.zeros_like(theta)
-    for rows, gradients in objective.row_gradients(size=chunk_size):
+    for rows, gradients in objective.row_gradients(most=chunk_size):
         mean += gradients.combine(share[rows, None])[0]
         square += gradients.second_moment(share[rows])
     return mean**2 + (square - mean**2).clamp_min(0) / batch_size

@@ -112,7 +112,7 @@ class Factors:
         return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
 
     def _takes_pairs(self, other: Any, n: int, m: int) -> bool:
-        """Return whether all pairs of positions of n and m rows take less than their gradients written out."""
+        """Return whether pairs of positions of n and m rows take less than gradients written out."""
         if type(self) is not Factors or type(other) is not Factors:
             return False
         (_, T, width), S, out = self.inputs.shape, other.inputs.shape[1], self.signals.shape[3]

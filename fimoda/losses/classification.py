@@ -114,7 +114,7 @@ class ClassProbabilities(Classification):
         ]
         if not self.is_centred:
             return found
-        # their sum by these roots is zero: a reflection that takes the roots to the last class leaves none there
+        # their sum by these roots is zero, so that a reflection can leave nothing in the last one
         last = found[-1] / (1 + roots[-1])
         return [v - root * last for v, root in zip(found[:-1], roots, strict=False)]
 
