@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import MAX_SEED, StrOptions, check_random_state
-from ..curvature.ekfac import EKFAC
+from ..curvature.ekfac import EKFAC, fisher_of
 from ..layers import LayerGradients
 from ..measured import Measured
 from ..measurements import Measurement
@@ -48,9 +48,10 @@ class EKFACInfluence(BaseInfluence):
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP.
-    fisher : {"expected", "sampled"}, default="expected"
+    fisher : {"auto", "expected", "sampled"}, default="auto"
         How the mean over the model's own targets is taken: exactly, by one backward pass an
-        output, or from one draw a row. With "sampled" scores depend on the order of the rows.
+        output, or from one draw a row, by which scores depend on the order of the rows. "auto" is
+        "expected" for up to 128 outputs, those of all positions of a sequence counted.
     damping : float, "auto" or "tuned", default="auto"
         :math:`\lambda`; "auto" is 1,000 times the mean squared entry of the rows' gradients, at most
         0.05 of the trace of the curvature, and 1e-12 of it for a linear model at its
@@ -112,14 +113,14 @@ class EKFACInfluence(BaseInfluence):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseInfluence._parameter_constraints,
-        "fisher": [StrOptions({"expected", "sampled"})],
+        "fisher": [StrOptions({"auto", "expected", "sampled"})],
     }
 
     def __init__(
         self,
         estimator: Any = None,
         *,
-        fisher: str = "expected",
+        fisher: str = "auto",
         damping: float | str = "auto",
         tuning: dict[str, Any] | None = None,
         reweight_others: bool = True,
@@ -140,10 +141,11 @@ class EKFACInfluence(BaseInfluence):
         self.fisher = fisher
 
     def _prepare_solver(self) -> None:
-        sampled = self.fisher == "sampled"
+        fisher = fisher_of(self._objective, self.fisher)
+        sampled = fisher == "sampled"
         seed = check_random_state(self.random_state).randint(MAX_SEED) if sampled else 0
         objective = replace(self._objective, memory_budget=self.memory_budget // 4)
-        self._ekfac = EKFAC(objective, fisher=self.fisher, seed=int(seed))
+        self._ekfac = EKFAC(objective, fisher=fisher, seed=int(seed))
         self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
         if len(objective) * self._ekfac.row_bytes() <= self.memory_budget // 2:
             self._kept = list(self._ekfac.chunks(self._objective.losses))
@@ -154,7 +156,7 @@ class EKFACInfluence(BaseInfluence):
 
     def _trace(self) -> float:
         # the bases keep lengths, so that the eigenvalues have the trace of the Fisher matrix itself
-        return self._ekfac.trace() if self.fisher == "expected" else super()._trace()
+        return self._ekfac.trace() if self._ekfac.fisher == "expected" else super()._trace()
 
     def _check_damping(self) -> None:
         self._ekfac.check_definite(self.damping_)

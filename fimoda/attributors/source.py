@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._validation import MAX_SEED, POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
+from ..curvature.ekfac import fisher_of
 from ..curvature.projection import KINDS, Projection
 from ..curvature.recorded_steps import segment_of
 from ..curvature.segmentation import Cut, auto_cut, cut_run
@@ -73,7 +74,7 @@ class SOURCE(BaseAlongTheRun):
     averaging : {"curvature", "parameters"}, default="curvature"
         What is averaged over the checkpoints of a segment: gradients and curvature, or, at the price
         of one checkpoint, the parameters (Fast-SOURCE).
-    fisher : {"expected", "sampled"}, default="expected"
+    fisher : {"auto", "expected", "sampled"}, default="auto"
         How EK-FAC takes the mean over the model's own targets, see `EKFACInfluence`.
     curvature_scale : float or "matched", default="matched"
         Factor of EK-FAC's curvature, see Notes; 1.0 is the paper's method.
@@ -168,7 +169,7 @@ class SOURCE(BaseAlongTheRun):
         "segments": [POSITIVE_INTEGER, StrOptions({"auto"}), list, tuple, np.ndarray],
         "curvature": [StrOptions({"ekfac", "exact", "projected"})],
         "averaging": [StrOptions({"curvature", "parameters"})],
-        "fisher": [StrOptions({"expected", "sampled"})],
+        "fisher": [StrOptions({"auto", "expected", "sampled"})],
         "curvature_scale": [POSITIVE_REAL, StrOptions({"matched"})],
         "n_components": [POSITIVE_INTEGER],
         "projection": [StrOptions(set(KINDS))],
@@ -183,7 +184,7 @@ class SOURCE(BaseAlongTheRun):
         stage: int | str | None = None,
         curvature: str = "ekfac",
         averaging: str = "curvature",
-        fisher: str = "expected",
+        fisher: str = "auto",
         curvature_scale: float | str = "matched",
         n_components: int = 2048,
         projection: str = "sparse",
@@ -271,8 +272,9 @@ class SOURCE(BaseAlongTheRun):
             p = self.model_.n_parameters
             project = Projection(p, self.n_components, self.projection, seed=seed)
             return ProjectedStationary(self._objective, segments, project)
+        fisher = fisher_of(self._objective, self.fisher)
         return EKFACStationary(
-            self._objective, segments, fisher=self.fisher, scale=self.curvature_scale, seed=seed
+            self._objective, segments, fisher=fisher, scale=self.curvature_scale, seed=seed
         )
 
     # ---- transform --------------------------------------------------------------------------

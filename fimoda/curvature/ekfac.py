@@ -17,6 +17,16 @@ from ..padding import chunks, order_by_length
 from ..row_gradients import RowGradients
 from .fisher_cosine import cosine_with_fisher
 
+#: Outputs, at most, over whose targets the expectation is exact, by a backward pass each.
+MOST_EXPECTED = 128
+
+
+def fisher_of(objective: Objective, fisher: str) -> str:
+    """Return "expected" or "sampled"; "auto" is the first where there are up to 128 outputs."""
+    if fisher != "auto":
+        return fisher
+    return "expected" if objective.n_outputs <= MOST_EXPECTED else "sampled"
+
 
 @dataclass(frozen=True)
 class Block:

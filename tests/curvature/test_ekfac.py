@@ -16,6 +16,7 @@ from torch import nn
 from fimoda import EKFACInfluence, ExactInfluence, as_final_model
 from fimoda.curvature.ekfac import EKFAC
 from fimoda.curvature.operators import GaussNewton, sampled_fisher
+from fimoda.curvature.trace import gauss_newton_trace
 from fimoda.layers import LayerDifferentiator, Matrices, Vectors
 from fimoda.measured import Measured
 from fimoda.objective import Objective
@@ -534,6 +535,27 @@ def test_losses_that_cannot_be_sampled():
     clipped = torch.nn.functional.huber_loss(net(X)[:, 0], y, reduction="none").detach().numpy()
     assert np.linalg.matrix_rank(scores) == 4  # weights and bias
     assert_array_equal(scores.diagonal() > 0, clipped > 0)
+
+
+@pytest.mark.parametrize(("n_outputs", "chosen"), [(128, "expected"), (129, "sampled")])
+def test_auto_draws_targets_of_many_outputs(n_outputs, chosen):
+    torch.manual_seed(0)
+    net, X = nn.Linear(2, n_outputs).double(), torch.randn(6, 2, dtype=torch.float64)
+    given = {"criterion": nn.CrossEntropyLoss(), "damping": 0.1, "random_state": 0}
+    y = np.arange(6)
+    auto, other = (
+        EKFACInfluence(net, fisher=fisher, **given).fit(X, y).transform(X, y)
+        for fisher in ("auto", chosen)
+    )
+    assert_array_equal(auto, other)
+
+
+def test_the_trace_is_that_of_the_fisher_matrix():
+    torch.manual_seed(0)
+    net, X = Sequence().double(), torch.randn(N, 6, dtype=torch.float64)
+    model = as_final_model(net, X, criterion=nn.CrossEntropyLoss())
+    objective = Objective(model, Rows(X, torch.arange(N) % 3))
+    assert_allclose(EKFAC(objective).trace(), gauss_newton_trace(objective), rtol=1e-12)
 
 
 # ---- leave-one-out --------------------------------------------------------------------------
