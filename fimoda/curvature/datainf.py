@@ -10,7 +10,9 @@ from torch import Tensor
 from ..layers import LayerGradients
 from ..measured import Measured
 from ..model import FinalModel
-from ..objective import Objective
+from ..objective import MOST_ROWS, Objective
+from ..padding import order_by_length
+from ..row_gradients import RowGradients
 
 
 class DataInfSolver:
@@ -29,36 +31,38 @@ class DataInfSolver:
     """
 
     def __init__(self, objective: Objective):
-        self.objective = objective
+        order = order_by_length(objective.rows.inputs)
+        self._order = slice(None) if order is None else order
+        self._back = slice(None) if order is None else order.argsort()
+        self.objective = objective.of_rows(objective.rows[self._order])
         self.layers = parameter_layers(objective.model)
         self._differentiate = objective.differentiate
         self.chunk_size = objective.chunk(1 / 8, 2048)
         # a weight that a hook computes of others in its layer has factors apart from the layer's bias
-        first = self._differentiate(objective.losses[:1]).places
+        first = self._differentiate(self.objective.losses[:1]).places
         own = [place.slices for place in first] == list(self.layers.values())
         self._by_factors = self._differentiate.factors and own
         self._kept: list[tuple[slice, list[LayerGradients]]] | None = None
         held = len(objective) * self._differentiate.row_bytes()
         if self._by_factors and held <= objective.memory_budget:
-            self._kept = list(self._chunks(objective.losses))
+            self._kept = list(self._chunks(self.objective.losses))
         self._squares = torch.cat(  # (L, n)
             [torch.stack([g.inner_rowwise(g) for g in layers]) for _, layers in self._train()],
             dim=1,
         )
         self.largest_squares = self._squares.amax(1)
         sizes = [sum(s.stop - s.start for s in place) for place in self.layers.values()]
-        shares = objective.rows.shares
+        shares = self.objective.rows.shares
         self.mean_squares = self._squares @ shares / torch.tensor(sizes).to(shares)
 
     def _chunks(self, measured: Measured) -> Iterator[tuple[slice, list[LayerGradients]]]:
         """Yield gradients a chunk of rows at a time, layer by layer."""
-        for start in range(0, len(measured), self.chunk_size):
-            rows = slice(start, min(start + self.chunk_size, len(measured)))
-            yield rows, self._split(measured[rows])
+        most = self.objective.chunk_size or MOST_ROWS
+        for rows, gradients in self._differentiate.chunks(measured, self.chunk_size, most):
+            yield rows, self._split(gradients)
 
-    def _split(self, measured: Measured) -> list[LayerGradients]:
+    def _split(self, gradients: RowGradients) -> list[LayerGradients]:
         """Return the gradients in each layer."""
-        gradients = self._differentiate(measured)
         if self._by_factors and gradients.factors is not None:
             return list(gradients.factors)
         return gradients.of_layers(list(self.layers.values()))
@@ -72,16 +76,18 @@ class DataInfSolver:
 
     def scores(self, test: Measured, damping: Tensor) -> Tensor:
         """Return scores (m, n) of the training rows, without their shares; damping is (n_layers,)."""
-        n, L = len(self.objective), len(self.layers)
+        n, L, model = len(self.objective), len(self.layers), self.objective.model
         result = torch.empty(len(test), n, dtype=torch.float64, device=damping.device)
         by_pairs = self._by_factors and self._pairs_are_cheaper(len(test))
         product = self._by_pairs if by_pairs else self._by_vectors
-        width = 8 * 3 * n * L if by_pairs else 12 * self.objective.model.n_parameters
-        step = int(max(1, self.objective.memory_budget // (2 * width)))
+        largest = max(sum(s.stop - s.start for s in place) for place in self.layers.values())
+        vectors = model.theta.element_size() * (model.n_parameters + 2 * largest)
+        width = 8 * 3 * n * L if by_pairs else vectors
+        step = int(max(1, self.objective.memory_budget // 2 // width))
         for start in range(0, len(test), step):
             some = slice(start, min(start + step, len(test)))
             result[some] = product(test[some], damping)
-        return result
+        return result[:, self._back]
 
     def _pairs_are_cheaper(self, n_test: int) -> bool:
         """Return whether pairs of training rows take less than vectors of the model's size."""
@@ -92,6 +98,7 @@ class DataInfSolver:
 
     def diagonal(self, own: Measured, damping: Tensor) -> Tensor:
         """Return the score of each training row on itself (n,), by one pass over pairs of rows."""
+        own = own[self._order]
         result = torch.zeros(len(own), dtype=torch.float64, device=damping.device)
         shrink = self._shrink(damping)
         for (left, of_test), (_, first) in zip(self._chunks(own), self._train(), strict=True):
@@ -101,7 +108,7 @@ class DataInfSolver:
                 for k, (v, g, h) in enumerate(zip(of_test, first, second, strict=True)):
                     products = v.inner(h) * g.inner(h)
                     result[left] -= products @ shrink[k, right] / damping[k]
-        return result
+        return result[self._back]
 
     def _by_pairs(self, some: Measured, damping: Tensor) -> Tensor:
         """Return scores by inner products of test and training, and of pairs of training gradients."""
@@ -121,15 +128,17 @@ class DataInfSolver:
 
     def _by_vectors(self, some: Measured, damping: Tensor) -> Tensor:
         """Return scores by vectors of the size of the model, one a test row: linear in n."""
-        of_test = self._split(some)
+        of_test = self._split(self._differentiate(some))
         taken: list[Tensor] = []
         shrink = self._shrink(damping)
         for rows, layers in self._train():
-            parts = []
             for k, (v, g) in enumerate(zip(of_test, layers, strict=True)):
                 coefficients = (v.inner(g) * shrink[k, rows]).mT
-                parts.append(g.combine(coefficients.to(self.objective.model.theta).unsqueeze(2)))
-            taken = [a.add_(b) for a, b in zip(taken, parts, strict=True)] if taken else parts
+                part = g.combine(coefficients.to(self.objective.model.theta).unsqueeze(2))
+                if k < len(taken):
+                    taken[k] += part
+                else:
+                    taken.append(part)
         result = torch.zeros(
             len(some), len(self.objective), dtype=torch.float64, device=damping.device
         )

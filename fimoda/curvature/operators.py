@@ -22,6 +22,7 @@ from ..row_gradients import RowGradients
 from ..rows import Inputs, mapped, parts
 from .chain_gauss_newton import MANY_OUTPUTS, ChainGaussNewton
 from .jacobian import factored_jacobian, product_bytes
+from .rowwise_gauss_newton import RowwiseGaussNewton
 
 #: Bytes of a product with factors that stay in a processor's cache.
 _CACHED = 32 * 2**20
@@ -63,12 +64,17 @@ class Curvature(ABC):
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the products ``C v`` of the rows of V (k, p), as rows."""
+        product = self._of_all_rows(V)
+        if self.penalty and self.model.penalty is not None:
+            product += V * self.model.penalty
+        return product
+
+    def _of_all_rows(self, V: Tensor) -> Tensor:
+        """Return ``C v`` without the penalty."""
         product = torch.zeros_like(V)
         chunk = self._chunk_size(len(V))
         for start in range(0, len(self), chunk):
             product += self._product(V, slice(start, start + chunk))
-        if self.penalty and self.model.penalty is not None:
-            product += V * self.model.penalty
         return product
 
     @abstractmethod
@@ -116,6 +122,12 @@ class GaussNewton(Curvature):
     f^2` (C, C). Positive semi-definite for losses that are convex in the outputs.
     """
 
+    def _of_all_rows(self, V: Tensor) -> Tensor:
+        kept = self._chain is not None or self._jacobian is not None
+        if kept or self._by_rows is None or not self._by_rows.takes_less(len(V)):
+            return super()._of_all_rows(V)
+        return self._by_rows.matmat(V)
+
     def _product(self, V: Tensor, at: slice) -> Tensor:
         w = self._shares[at, None, None]
         if self._chain is not None:
@@ -153,6 +165,10 @@ class GaussNewton(Curvature):
     def _jacobian(self) -> RowGradients | None:
         bent = len(self) * self.objective.n_outputs**2 * self.model.theta.element_size()
         return factored_jacobian(self.objective, self.objective.memory_budget // 2 - bent)
+
+    @cached_property
+    def _by_rows(self) -> RowwiseGaussNewton | None:
+        return RowwiseGaussNewton.of(self.objective)
 
     @cached_property
     def _output_hessian(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,8 +12,11 @@ from torch import Tensor
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
 
-#: Products that take as long as an entry that is written out, and rows that many are.
-_WRITTEN, _MANY = 32, 1024
+#: Products that take as long as an entry that is written out.
+WRITTEN = 32
+
+#: Rows that are many.
+_MANY = 1024
 
 #: Numbers that stay in a processor's cache.
 _CACHED = 2**19
@@ -50,9 +53,19 @@ class Place:
 
     def fill(self, vectors: Tensor, matrices: Tensor) -> None:
         """Write matrices (k, out, in) to where they lie in vectors (k, p)."""
+        for own, block in self._blocks(vectors, matrices):
+            own.copy_(block)
+
+    def add(self, vectors: Tensor, matrices: Tensor) -> None:
+        """Add matrices (k, out, in) to what lies there in vectors (k, p)."""
+        for own, block in self._blocks(vectors, matrices):
+            own.add_(block)
+
+    def _blocks(self, vectors: Tensor, matrices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the parts of vectors in each slice as matrices, with those of matrices that belong there."""
         widths = [(s.stop - s.start) // self.n_outputs for s in self.slices]
         for s, block in zip(self.slices, matrices.split(widths, dim=2), strict=True):
-            self._matrix(vectors[:, s]).copy_(block)
+            yield self._matrix(vectors[:, s]), block
 
     def _matrix(self, columns: Tensor) -> Tensor:
         """Return columns (k, width) as matrices (k, out, width / out)."""
@@ -116,7 +129,7 @@ class Factors:
         if type(self) is not Factors or type(other) is not Factors:
             return False
         (_, T, width), S, out = self.inputs.shape, other.inputs.shape[1], self.signals.shape[3]
-        written_out = n * T + m * S + n * m + _WRITTEN * n
+        written_out = n * T + m * S + n * m + WRITTEN * n
         return n * T * m * S * (width + out) < written_out * width * out
 
     def _by_pairs(self, other: Factors) -> Tensor:
@@ -143,6 +156,9 @@ class Factors:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Return the linear combinations (k, out, in) with coefficients (n, k, C)."""
+        (_, T, C, _), k = self.signals.shape, coefficients.shape[1]
+        if C == 1 and k * T > T + k + WRITTEN:
+            return self._combined_blockwise(coefficients[:, :, 0].mT)
         d, a = self.signals, self.inputs.flatten(0, 1)
         found = []
         for few in coefficients.unsqueeze(1).split(max(1, _BLOCK // d.numel()), dim=2):
@@ -181,13 +197,26 @@ class Factors:
 
     def _blockwise(self, m: int, rows: Callable[[slice], Tensor]) -> Tensor:
         """Return the inner products (n, m) with matrices, both written out some of their rows at a time."""
+        gram = self.inputs.new_zeros(len(self), m)
+        for at, some in self._blocks():
+            gram.addmm_(some.flatten(1), rows(at).flatten(1).mT)
+        return gram
+
+    def _combined_blockwise(self, coefficients: Tensor) -> Tensor:
+        """Return the linear combinations (k, out, in), the gradients written out some rows at a time."""
+        width, out = self.inputs.shape[2], self.signals.shape[3]
+        total = self.inputs.new_empty(len(coefficients), out, width)
+        for at, some in self._blocks():
+            total[:, at] = (coefficients @ some.flatten(1)).unflatten(1, (-1, width))
+        return total
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield some rows (n, ..., in) at a time of the gradients as matrices, with which they are."""
         a, d = self.inputs, self.signals[:, :, 0]
-        gram = a.new_zeros(len(a), m)
         size = max(1, 4 * _CACHED // (len(a) * a.shape[2]))
         for start in range(0, d.shape[2], size):
             at = slice(start, start + size)
-            gram.addmm_((d[:, :, at].mT @ a).flatten(1), rows(at).flatten(1).mT)
-        return gram
+            yield at, d[:, :, at].mT @ a
 
     # ---- what only factors have -------------------------------------------------------------
 

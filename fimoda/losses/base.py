@@ -75,6 +75,17 @@ class RowLoss(ABC):
         """Return h if each row's second derivative is h times the identity, always; else None."""
         return None
 
+    def curvature_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor] | None:
+        r"""Return vectors :math:`v_c`, :math:`\sum_c v_c v_c^\top` each row's second derivative, or None.
+
+        None where no formula has them.
+        """
+        h = self.constant_curvature(outputs.shape[-1])
+        if h is None:
+            return None
+        each = h**0.5 * torch.eye(outputs.shape[-1]).to(outputs)
+        return list(each.unsqueeze(1).expand(-1, len(outputs), -1))
+
     def fisher_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
         r"""Return vectors :math:`v_c` with :math:`\sum_c v_c v_c^\top` the Fisher matrix of the outputs."""
         values, vectors = torch.linalg.eigh(self.output_hessian(outputs.double(), targets))

@@ -118,6 +118,10 @@ class ClassProbabilities(Classification):
         last = found[-1] / (1 + roots[-1])
         return [v - root * last for v, root in zip(found[:-1], roots, strict=False)]
 
+    def curvature_cotangents(self, outputs: Tensor, targets: Tensor) -> list[Tensor] | None:
+        # log-likelihoods in the logits, of which the Fisher matrix is the second derivative
+        return self.fisher_cotangents(outputs, targets) if self.is_centred else None
+
 
 class ProbabilityNLL(ClassProbabilities):
     """Negative log-likelihood of probabilities, ``-log(p_y + eps)`` (skorch's classifier).

@@ -30,7 +30,9 @@ from fimoda.curvature.operators import (
     sampled_fisher,
 )
 from fimoda.curvature.preconditioner import EKFACPreconditioner
+from fimoda.curvature.rowwise_gauss_newton import RowwiseGaussNewton
 from fimoda.losses import SquaredError
+from fimoda.losses.classification import SmoothedCrossEntropy
 from fimoda.measured import Measured
 from fimoda.measurements import Output
 from fimoda.objective import Objective
@@ -142,6 +144,25 @@ def test_gauss_newton_kept_as_factors_or_not(network, loss):
     close(fresh.matmat(V), V.numpy() @ case.reference("gauss-newton"))
     rows = np.array([4, 0])
     close(kept.restricted(rows).matmat(V), fresh.restricted(rows).matmat(V))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gauss_newton_by_gradients_of_rows(network, loss):
+    case = problem(network, loss)
+    by_rows = RowwiseGaussNewton.of(case.curvature("gauss-newton", memory_budget=1).objective)
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(5, case.model.n_parameters)))
+    close(by_rows.matmat(V), V.numpy() @ case.reference("gauss-newton"))
+
+
+def test_gauss_newton_takes_gradients_of_rows_for_many_vectors():
+    case = problem("conv", "classes")
+    curvature = case.curvature("gauss-newton", memory_budget=1)
+    assert curvature._jacobian is None
+    assert not curvature._by_rows.takes_less(1)
+    assert curvature._by_rows.takes_less(1000)
+    smoothed = replace(case.model, loss=SmoothedCrossEntropy(0.1))
+    assert RowwiseGaussNewton.of(curvature.objective.at(smoothed)) is None
 
 
 def test_what_is_kept_is_not_pickled():

@@ -78,6 +78,29 @@ def test_one_number_a_row(name):
         assert isinstance(smaller, Factors) == (numbers <= metric.numel())
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "T", "S", "by_pairs"),
+    [(5, 4, 2, 3, True), (5, 40, 12, 9, False), (1, 1, 30, 30, False), (7, 50, 40, 1, False)],
+)
+def test_products_of_sums_of_products(n, m, T, S, by_pairs):
+    """By pairs of positions, or written out some rows at a time: whichever takes less."""
+    torch.manual_seed(0)
+    width, out = 4, 6
+    one, other = (
+        Factors(*(torch.randn(k, L, *shape).double() for shape in ((width,), (1, out))))
+        for k, L in ((n, T), (m, S))
+    )
+    coefficients = torch.randn(n, m, 1).double()
+    close(one.inner(other), torch.einsum("now,mow->nm", one.dense(), other.dense()))
+    close(one.inner(other.written_out()), one.inner(other))
+    close(
+        one.combine(coefficients), torch.einsum("nm,now->mow", coefficients[:, :, 0], one.dense())
+    )
+    assert one._takes_pairs(other, n, m) == by_pairs
+    turns = torch.randn(width, width).double(), torch.randn(out, out).double()
+    close(Matrices(one.dense()).rotated(*turns).dense(), one.rotated(*turns).dense())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_several_numbers_a_row(name):
     """The outputs' Jacobian: products with vectors, and each output as a row of its own."""

@@ -207,6 +207,18 @@ def test_fisher_matrix_is_the_expected_square_of_the_gradient(name):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_vectors_of_the_second_derivative(name):
+    loss, kind, n_outputs = loss_of(name)
+    outputs, targets = draw(kind, n_outputs)
+    vectors = loss.curvature_cotangents(outputs, targets)
+    formulas = (CrossEntropy, BinaryCrossEntropy, SquaredError)
+    assert (vectors is not None) == (type(loss) in formulas and not name.endswith("pos_weight"))
+    if vectors is not None:
+        found = torch.einsum("cna,cnb->nab", torch.stack(vectors), torch.stack(vectors))
+        torch.testing.assert_close(found, loss.output_hessian(outputs, targets))
+
+
 @pytest.mark.parametrize("name", [n for n in ALL if loss_of(n)[0].has_probabilities])
 def test_sampled_classes_have_their_probabilities(name):
     loss, kind, n_outputs = loss_of(name)
