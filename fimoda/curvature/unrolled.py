@@ -27,6 +27,7 @@ from ..training.recorded import Moment, RecordedRun
 from ..training.run import Run
 from ..training.workers import one_thread
 from .batch_hessian import BatchHessian, batch_hessian
+from .orders import ExpectedOrder, OwnOrder, leaving_out
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,14 @@ def _ready(
 
 
 def adjoint_scores(
-    run: RecordedRun, hessian: BatchHessian, test: Measured, horizons: Sequence[int]
+    run: RecordedRun,
+    hessian: BatchHessian,
+    test: Measured,
+    horizons: Sequence[int],
+    order: OwnOrder | ExpectedOrder | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons."""
-    model = run.model
+    model, order = run.model, order or OwnOrder(run)
     first = gradients_by_autograd(model.at(run.last.theta), test)
     m, n = len(first), len(run.rows)
     scores = torch.zeros(len(horizons), m, n, dtype=torch.float64, device=first.device)
@@ -115,19 +120,18 @@ def adjoint_scores(
     thetas = [run.last.theta]
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
-        index, batch, w = _batch(run, moment)
+        _, batch, _ = _batch(run, moment)
         parts, pulled = run.derivative(moment).pull(parts)
         with seeded(model, moment.noise):
             products, slopes = hessian(moment.theta, batch, pulled)
-        own, others = leaving_out(w)
-        change = (slopes @ w)[:, None] * others - slopes * own
-        live[:, :, index] += change.double().unflatten(0, (-1, m))
+        order.push(live, moment, slopes, pulled)
         parts[0] = parts[0] + products
         if model.l2 is not None:
             parts[0] += pulled * model.l2
         if moment.step % run.steps_per_epoch == 0:
             growth = max(growth, _growth(parts[0], size))
         if moment.step in horizons:
+            order.flush(live)
             # later horizons were there before: this one goes first
             fresh = gradients_by_autograd(model.at(moment.theta), test)
             parts = [
@@ -177,16 +181,6 @@ def forward_tangents(
     return Unrolled(
         torch.stack([*reached, parts[0][:-1]]), torch.stack([*thetas, run.last.theta]), growth
     )
-
-
-def leaving_out(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors of a left-out row's gradient and of the mean, by which the mean gets smaller.
-
-    A row that is alone in its batch leaves a gradient of zero behind.
-    """
-    alone = w >= 1
-    factor = w / torch.where(alone, 1, 1 - w)
-    return factor, torch.where(alone, 0, factor)
 
 
 def _batch(run: RecordedRun, moment: Moment) -> tuple[Tensor, Rows, Tensor]:

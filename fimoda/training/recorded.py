@@ -10,6 +10,7 @@ from math import ceil, sqrt
 import torch
 from torch import Tensor
 
+from ..rows import Rows
 from .batches import Batch
 from .differentiable import Buffers, StepDerivative, check_differentiable, state_names
 from .groups import Groups
@@ -47,6 +48,7 @@ class RecordedRun:
         check_differentiable(run.optimizer)
         run.optimizer.check_epochs(ceil(n_steps / run.steps_per_epoch))
         self._run = run
+        self.objective = run.objective
         self.model = run.model
         self.rows = run.rows
         self.optimizer = run.engine.optimizer
@@ -86,6 +88,11 @@ class RecordedRun:
         """Return rows of the step that comes after the moment, and their weights in its mean."""
         batch = self._batches[moment.step]
         return batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
+
+    def rows_of(self, step: int) -> tuple[Tensor, Rows]:
+        """Return the rows of the batch of a step, as indices and as they are."""
+        index = self._batches[step].rows.to(self.model.device)
+        return index, self.rows[index]
 
     def derivative(self, moment: Moment) -> StepDerivative:
         """Return the derivative of the step that comes after the moment."""
