@@ -7,8 +7,8 @@ that trains models one after the other (``engine="loop"``) and as a stack (``eng
 stack has). Seconds are those of the process, without what others take of the machine; every round times all
 three in turn, and ratios of the fastest rounds are printed, with the way that ``engine="auto"`` takes in a
 long run. A round of a single model is as many epochs as make 40 steps, 4 of MiniLM. CIFAR-10 and SST-2 come
-from `--data` or FIMODA_DATA; without them such cases are left out. In the plain loop, too, sentences are cut to
-the longest of a batch.
+from `--data` or FIMODA_DATA; without them such cases are left out. In the plain loop, too, sentences are cut
+to the longest of a batch.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def main() -> None:
         if name in figures:
             continue
         receiver, sender = spawned.Pipe(duplex=False)
-        worker = spawned.Process(target=run, args=(name, args, sender))
+        worker = spawned.Process(target=run, args=(name, args, sender), daemon=True)
         worker.start()
         sender.close()
         try:

@@ -52,7 +52,7 @@ class ExpectedOrder:
         """Add the adjoints of a step to those of its block, and what the block says at its first step."""
         self._sum = pulled.clone() if self._sum is None else self._sum + pulled
         self._moments.append(moment)
-        if moment.step % self._length == 0:
+        if moment.step % self._run.steps_per_epoch % self._length == 0:
             self.flush(live)
 
     def flush(self, live: Tensor) -> None:

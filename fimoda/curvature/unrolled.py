@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -58,14 +59,23 @@ class Unrolled:
 
 
 def walk_back(
-    run: Run, seed: int, horizons: Sequence[int], test: Measured, kinks: float | None
+    run: Run,
+    seed: int,
+    horizons: Sequence[int],
+    test: Measured,
+    kinks: float | None,
+    n_blocks: int | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n) of all training rows for test rows, by one worker.
 
-    The curvature of kinks has the sharpness `kinks`, or is left out.
+    The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
+    by so many blocks an epoch, or in the run's own.
     """
     with _ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
-        return adjoint_scores(recorded, hessian, test, horizons)
+        order = None
+        if n_blocks is not None:
+            order = ExpectedOrder(recorded, ceil(run.steps_per_epoch / n_blocks))
+        return adjoint_scores(recorded, hessian, test, horizons, order)
 
 
 def walk_forward(

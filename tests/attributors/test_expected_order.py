@@ -1,0 +1,173 @@
+"""Unrolled differentiation in the expected order: plain loops, and the mean over all orders, in float64."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from naive import relative
+from numpy.testing import assert_array_equal
+from torch import Tensor, nn
+
+from fimoda import UnrolledDifferentiation
+from fimoda.training.batches import Batch
+from fimoda.training.run import Run
+
+N, D, BATCH, LR = 12, 3, 4, 0.1
+
+
+def data(n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, D))
+    return X, X[:, 0] - X[:, 1] ** 2 + 0.3 * rng.normal(size=n)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+def unrolled(net: nn.Module | None = None, **changes) -> UnrolledDifferentiation:
+    settings = {
+        "n_epochs": 2,
+        "n_seeds": [0],
+        "optimizer": "SGD",
+        "lr": LR,
+        "batch_size": BATCH,
+        "order": "expected",
+        "criterion": nn.MSELoss(),
+        "kink_smoothing": None,
+    }
+    return UnrolledDifferentiation(network() if net is None else net, **settings | changes)
+
+
+def by_a_loop(found: UnrolledDifferentiation, X, y, weights, block: int) -> np.ndarray:
+    """Return the scores (n, n) of all rows for themselves, by dense Hessians, in blocks of steps."""
+    run = found._full_run
+    module, sizes = run.model.module, [p.numel() for p in run.model.module.parameters()]
+    names = [name for name, _ in module.named_parameters()]
+    X, y = torch.as_tensor(X), torch.as_tensor(y)
+
+    def losses(theta: Tensor) -> Tensor:
+        parts = [
+            t.view(p.shape) for t, p in zip(theta.split(sizes), module.parameters(), strict=True)
+        ]
+        outputs = torch.func.functional_call(module, dict(zip(names, parts, strict=True)), (X,))
+        return (outputs[:, 0] - y) ** 2
+
+    theta, thetas, hessians = run.model.theta, [], []
+    for batch in run.plan(0).batches(2 * run.steps_per_epoch):
+        w = torch.zeros(len(X)).double()
+        w[batch.rows] = batch.weights[0].double()
+        thetas.append(theta)
+        hessians.append(torch.func.hessian(lambda t, w=w: w @ losses(t))(theta))
+        theta = theta - LR * torch.func.grad(lambda t, w=w: w @ losses(t))(theta)
+    s = torch.as_tensor(weights / weights.sum())
+    adjoints, scores = torch.func.jacrev(losses)(theta), torch.zeros(len(X), len(X)).double()
+    gradients = torch.func.jacrev(losses)
+    for step in reversed(range(len(thetas))):
+        middle = step - step % block + block // 2
+        G = gradients(thetas[middle])
+        scores += LR * adjoints @ ((G - s @ G) * (s / (1 - s))[:, None]).mT
+        adjoints = adjoints - LR * adjoints @ hessians[step]
+    return scores.numpy()
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_equals_the_loop(blocks):
+    X, y = data()
+    weights = np.random.default_rng(1).uniform(0.5, 2, N)
+    found = unrolled(blocks_per_epoch=blocks).fit(X, y, weights)
+    expected = by_a_loop(found, X, y, weights, block=3 // blocks)
+    # a block is in the middle of its steps as they are walked, last to first
+    assert relative(found.transform(X, y), expected) < 1e-10
+
+
+class Orders:
+    """Batches of two rows that are given, in place of those of a seed."""
+
+    def __init__(self, batches: tuple[tuple[int, ...], ...]):
+        self._batches = batches
+
+    def batches(self, n_steps: int):
+        half = torch.full((1, 2), 0.5, dtype=torch.float64)
+        return [Batch(torch.tensor(rows), half) for rows in self._batches[:n_steps]]
+
+
+def test_is_the_mean_over_all_orders_of_random_batches(monkeypatch):
+    """A linear model under squared error, whose batches of two of six rows are drawn independently."""
+    X, y = data(6)
+    torch.manual_seed(0)
+    net = nn.Linear(D, 1).double()
+    every = list(product(combinations(range(6), 2), repeat=2))
+    assert len(every) == 225
+    sums = []
+    for order in ("own", "expected"):
+        found = unrolled(
+            net, order=order, n_epochs=2 / 3, batch_size=2, blocks_per_epoch=3,
+            measurement="output", mode="adjoint",
+        ).fit(X, y)  # fmt: skip
+        total = np.zeros((6, 6))
+        for batches in every:
+            with monkeypatch.context() as patch:
+                patch.setattr(Run, "plan", lambda self, *_, b=batches: Orders(b))
+                total += found.transform(X, y)
+        sums.append(total)
+    assert np.abs(sums[0]).max() > 0
+    assert relative(*sums) < 1e-12
+
+
+def test_one_run_is_nearer_to_the_mean_of_seeds_than_one_seed():
+    X, y = data(60)
+    common = {"n_epochs": 3, "lr": 0.05}
+    mean = unrolled(order="own", n_seeds=list(range(1, 41)), **common).fit(X, y).transform(X, y)
+
+    def agreement(order: str) -> float:
+        scores = unrolled(order=order, **common).fit(X, y).transform(X, y)
+        return float(np.corrcoef(scores.ravel(), mean.ravel())[0, 1])
+
+    assert agreement("expected") > 0.98 > 0.95 > agreement("own")
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.3), nn.BatchNorm1d(5)], ids=lambda layer: type(layer).__name__
+)
+def test_dropout_and_batch_statistics(layer):
+    X, y = data(60)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 5), layer, nn.Tanh(), nn.Linear(5, 1)).double().eval()
+    common = {"lr": 0.05, "net": net, "mode": "adjoint"}
+    own = unrolled(order="own", n_seeds=list(range(1, 13)), **common).fit(X, y)
+    mean = own.transform(X[:8], y[:8])
+    one = unrolled(n_seeds=[0, 13], **common).fit(X, y).transform(X[:8], y[:8])
+    assert np.corrcoef(one.ravel(), mean.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "params"), [("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {})]
+)
+def test_horizons_and_workers_do_not_matter(optimizer, params):
+    X, y = data()
+    settings = {"optimizer": optimizer, "optimizer_params": params, "lr": 0.01}
+    both = unrolled(n_epochs=[1, 3], n_seeds=[0, 1], **settings).fit(X, y)
+    alone = unrolled(n_epochs=3, n_seeds=[0, 1], n_jobs=2, **settings).fit(X, y)
+    found = both.transform_horizons(X, y)
+    assert relative(found[1], alone.transform(X, y)) < 1e-12
+    assert_array_equal(found[1], both.transform(X, y))
+    assert both.scores_sem_.shape == (N, N)
+
+
+def test_a_fraction_of_an_epoch():
+    X, y = data()
+    found = unrolled(n_epochs=[1 / 3, 1]).fit(X, y).transform_horizons(X, y)
+    first = unrolled(n_epochs=1 / 3).fit(X, y).transform(X, y)
+    assert relative(found[0], first) < 1e-12
+
+
+def test_walks_backwards_only():
+    with pytest.raises(ValueError, match="mode must be 'auto' or 'adjoint' with order='expected'"):
+        unrolled(mode="forward").fit(*data())
+    few = unrolled(leave_out=[1]).fit(*data())
+    assert few.transform(*data()).shape == (N, 1)
