@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from torch.func import functional_call, vmap
 
 from ._arrays import is_several, native
 from ._identity import identity_of
-from .batch_statistics import BatchStatistics, in_training, statistics_in
+from .batch_statistics import BatchStatistics, in_training
 from .derivatives import row_jacobians
 from .formulas import by_formulas, is_recurrent
 from .losses import RowLoss
 from .padding import Groups, by_length, cut
+from .parameters import ParameterVector
 from .recipe import Recipe, Weighting
 from .returned import flattened, outputs_in
 from .rows import Inputs, Padding, SeveralInputs, arguments
@@ -42,7 +42,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class FinalModel:
+class FinalModel(ParameterVector):
     """A trained model as functions of one flat vector of parameters.
 
     The module is a private copy in evaluation mode; nothing here changes it, nor the model it was
@@ -117,60 +117,6 @@ class FinalModel:
     padding: Padding | None = None
 
     # ---- parameters -------------------------------------------------------------------------
-
-    @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shape of each trainable parameter, in the order of the flat vector."""
-        return {k: p.shape for k, p in self.module.named_parameters() if p.requires_grad}
-
-    @cached_property
-    def slices(self) -> dict[str, slice]:
-        """The place of each trainable parameter in the flat vector."""
-        ends = np.cumsum([0, *(prod(s) for s in self.shapes.values())])
-        return {
-            k: slice(int(a), int(b)) for k, a, b in zip(self.shapes, ends, ends[1:], strict=False)
-        }
-
-    @cached_property
-    def statistics(self) -> dict[str, torch.Size]:
-        """Shape of each running statistic that training changes, in the order behind the parameters."""
-        return statistics_in(self.module) if self.batch_statistics == "update" else {}
-
-    @property
-    def n_parameters(self) -> int:
-        """Number p of trainable parameters."""
-        return sum(prod(s) for s in self.shapes.values())
-
-    @cached_property
-    def theta(self) -> Tensor:
-        """The final parameters as one vector (p,)."""
-        parameters = dict(self.module.named_parameters())
-        return torch.cat([parameters[k].detach().reshape(-1) for k in self.shapes])
-
-    @cached_property
-    def state(self) -> Tensor:
-        """The final parameters and the statistics that training changes, as one vector (p + b,)."""
-        buffers = dict(self.module.named_buffers())
-        parts = [buffers[k].to(self.theta).reshape(-1) for k in self.statistics]
-        return torch.cat([self.theta, *parts]) if parts else self.theta
-
-    def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
-        """Return the vector or stack of vectors (..., p) whose `views` these are, as a copy."""
-        known = self.shapes | self.statistics
-        shapes = {k: known[k] for k in known if k in self.shapes or k in parameters}
-        lead = next(parameters[k].dim() - len(s) for k, s in shapes.items())
-        pairs = [(parameters[k], s) for k, s in shapes.items()]
-        return torch.cat([v.flatten(lead) if s else v.unsqueeze(-1) for v, s in pairs], dim=-1)
-
-    def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """Return the named parameters as views of `theta` (..., p), each of shape ``(..., *shape)``."""
-        whole = theta.shape[-1] > self.n_parameters
-        shapes = self.shapes | self.statistics if whole else self.shapes
-        parts = theta.split([prod(s) for s in shapes.values()], -1)
-        return {
-            k: part.unflatten(-1, tuple(s)) if s else part.squeeze(-1)
-            for (k, s), part in zip(shapes.items(), parts, strict=True)
-        }
 
     def at(self, theta: Tensor) -> FinalModel:
         """Return the same model with other parameters."""

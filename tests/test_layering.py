@@ -27,6 +27,7 @@ ORDER = [
     "measurements",
     "recipe",
     "batch_statistics",
+    "parameters",
     "formulas",
     "fallbacks",
     "derivatives",
