@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +35,9 @@ class Lookups(Factors):
             return self.apply(other.dense())[:, :, 0].double()
         gram = self.signals.new_zeros(len(other), len(self))
         for some, same in _matched(self._sorted(), other._sorted()):
-            (row, k, d), (other_row, m, e) = some, same
-            products = (e @ d.mT) * (m[:, None] == k)
-            found = gram.new_zeros(len(products), len(self)).index_add_(1, row, products)
-            gram.index_add_(0, other_row, found)
+            products = (same.signals @ some.signals.mT) * (same.entries[:, None] == some.entries)
+            found = gram.new_zeros(len(products), len(self)).index_add_(1, some.rows, products)
+            gram.index_add_(0, same.rows, found)
         return gram.mT.double()
 
     def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
@@ -121,30 +122,33 @@ class Lookups(Factors):
         signals.index_add_(0, number, self.signals[used])
         return pair // self.size, pair % self.size, signals
 
-    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows (m,), entries (m,) and signals (m, out) of the first number, by entries."""
+    def _sorted(self) -> Positions:
+        """Return the positions, with signals of the first number, by entries."""
         n, T = self.inputs.shape
         order = torch.argsort(self.inputs.flatten())[int((self.inputs < 0).sum()) :]
         d = self.signals[:, :, 0].reshape(n * T, -1)[order]
-        return order // T, self.inputs.flatten()[order], d
+        return Positions(order // T, self.inputs.flatten()[order], d)
 
 
-#: Rows, entries and signals of some positions.
-Positions = tuple[Tensor, Tensor, Tensor]
+class Positions(NamedTuple):
+    """Rows (m,), entries (m,) and signals (m, out) of some positions."""
+
+    rows: Tensor
+    entries: Tensor
+    signals: Tensor
+
+    def at(self, which: Tensor | slice) -> Positions:
+        """Return some of the positions."""
+        return Positions(self.rows[which], self.entries[which], self.signals[which])
 
 
-def _matched(a: Positions, b: Positions) -> list[tuple[Positions, Positions]]:
-    """Return stretches of positions, sorted by entries, that hold all pairs with the same entry."""
-    common = torch.isin(a[1], b[1]), torch.isin(b[1], a[1])
-    a, b = (tuple(part[kept] for part in side) for side, kept in zip((a, b), common, strict=True))  # type: ignore[assignment]
-    _, counts = torch.unique_consecutive(a[1], return_counts=True)
-    _, others = torch.unique_consecutive(b[1], return_counts=True)
-    found, first, start, other_start, stop, other_stop = [], True, 0, 0, 0, 0
-    for count, other in zip(counts.tolist(), others.tolist(), strict=True):
-        full = max(stop + count - start, other_stop + other - other_start) > _POSITIONS
-        if full and not first:
-            found.append((slice(start, stop), slice(other_start, other_stop)))
-            start, other_start = stop, other_stop
-        stop, other_stop, first = stop + count, other_stop + other, False
-    found.append((slice(start, stop), slice(other_start, other_stop)))
-    return [(tuple(p[s] for p in a), tuple(p[t] for p in b)) for s, t in found]  # type: ignore[misc]
+def _matched(a: Positions, b: Positions) -> Iterator[tuple[Positions, Positions]]:
+    """Yield stretches of positions, sorted by entries, that hold all pairs with the same entry."""
+    in_both = torch.isin(a.entries, b.entries), torch.isin(b.entries, a.entries)
+    a, b = a.at(in_both[0]), b.at(in_both[1])
+    counts = [torch.unique_consecutive(side.entries, return_counts=True)[1] for side in (a, b)]
+    stretch = (torch.maximum(*counts).cumsum(0) - 1) // _POSITIONS
+    last = (stretch.diff(append=stretch.new_full((1,), -1)) != 0).nonzero()[:, 0]
+    ends = [[0, *count.cumsum(0)[last].tolist()] for count in counts]
+    for (start, stop), (other_start, other_stop) in zip(*map(pairwise, ends), strict=True):
+        yield a.at(slice(start, stop)), b.at(slice(other_start, other_stop))

@@ -8,7 +8,7 @@ from naive import close
 from torch import nn
 
 from fimoda import as_final_model
-from fimoda.layers import Factors, LayerDifferentiator, Matrices
+from fimoda.layers import Factors, LayerDifferentiator, Lookups, Matrices, lookups
 from fimoda.measured import Measured
 from fimoda.row_gradients import RowDifferentiator, RowGradients
 from fimoda.rows import Rows
@@ -126,3 +126,18 @@ def test_entries_in_blocks(name):
     assert (gradients.factors is not None) == (name == "vectors")
     for size in (1, 7, 1000):
         close(torch.cat(list(gradients.entries(size))), gradients.dense().mT)
+
+
+@pytest.mark.parametrize("positions", [3, 256])
+@pytest.mark.parametrize("size", [4, 50, 1000])
+def test_inner_products_of_lookups(size, positions, monkeypatch):
+    """By stretches of positions that hold so many on a side, about."""
+    monkeypatch.setattr(lookups, "_POSITIONS", positions)
+    torch.manual_seed(0)
+    one, other = (
+        Lookups(torch.randint(-1, size, (n, T)), torch.randn(n, T, 1, 3).double(), size)
+        for n, T in ((30, 20), (40, 10))
+    )
+    close(one.inner(other), torch.einsum("nos,mos->nm", one.dense(), other.dense()))
+    elsewhere = Lookups(torch.full((2, 3), size), torch.randn(2, 3, 1, 3).double(), size + 1)
+    assert not one.inner(elsewhere).any()
