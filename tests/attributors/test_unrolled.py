@@ -64,6 +64,11 @@ def mlp(*extra: nn.Module, activation=nn.Tanh, n_outputs=C) -> nn.Sequential:
     return nn.Sequential(nn.Linear(D, 5), activation(), *extra, nn.Linear(5, n_outputs)).double()
 
 
+def deep() -> nn.Module:
+    torch.manual_seed(1)
+    return mlp(nn.Linear(5, 4, bias=False), nn.Sigmoid(), nn.Linear(4, 5))
+
+
 class FunctionalDropout(nn.Module):
     """Dropout that no layer announces."""
 
@@ -189,7 +194,7 @@ def test_row_weights(optimizer):
     "net",
     [
         lambda: mlp(activation=nn.ReLU),
-        lambda: mlp(nn.Linear(5, 4, bias=False), nn.Sigmoid(), nn.Linear(4, 5)),
+        deep,
         conv,
         lambda: mlp(nn.Dropout(0.4)),
         lambda: mlp(nn.LayerNorm(5), nn.Dropout(0.4)),
