@@ -150,7 +150,7 @@ class EKFAC:
     @property
     def _most(self) -> int:
         """Rows, at most, whose factors are held at a time, however few positions they have."""
-        most = self.objective.memory_budget // max(1, self._written_out)
+        most = self.objective.memory_budget // 4 // max(1, self._written_out)
         return self.objective.chunk_size or int(min(max(most, 1), MOST_ROWS))
 
     @property
