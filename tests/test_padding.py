@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from fimoda import FurtherTraining, GradDot, TrajectoryRecorder
 from fimoda.adapters import as_final_model
 from fimoda.curvature.ekfac import EKFAC
+from fimoda.curvature.operators import GaussNewton
+from fimoda.curvature.rowwise_gauss_newton import RowwiseGaussNewton
 from fimoda.model import FinalModel
 from fimoda.objective import Objective
-from fimoda.padding import by_length, cut, ends_of, uncut
+from fimoda.padding import by_length, chunks, cut, ends_of, order_by_length, uncut
 from fimoda.rows import Padding, Rows, SeveralInputs
 
 N, N_TEST, WORDS, LONGEST, PADDED = 64, 4, 12, 8, 15
@@ -157,6 +159,30 @@ def test_factors_of_ekfac_are_of_the_tokens_alone():
     start = model.slices["hidden.weight"].start
     (block,) = [b for b in EKFAC(objective).blocks if b.place.slices[0].start == start]
     assert_allclose(block.eigenvalues, expected, **SAME)
+
+
+def test_products_by_gradients_of_rows():
+    """Rows are taken from the shortest to the longest, a few whole ones' positions at a time."""
+    model = final(Reader())
+    given = Rows(model.encode_X(rows(TRAIN)), torch.as_tensor(Y[TRAIN]), torch.rand(N).double())
+    V = torch.randn(3, model.n_parameters).double()
+    expected = GaussNewton(Objective(model, given)).matmat(V)
+    for budget in (1, 2**16):
+        by_rows = RowwiseGaussNewton.of(Objective(model, given, memory_budget=budget))
+        assert_allclose(by_rows.matmat(V), expected, **SAME)
+
+
+def test_chunks_hold_as_many_positions_as_whole_rows():
+    inputs = final(Reader()).encode_X(rows(TRAIN))
+    ordered = inputs[order_by_length(inputs)]
+    ends = np.sort(ENDS[:N])
+    found = list(chunks(ordered, 2, 5))
+    assert [0, *(at.stop for at in found)] == [*(at.start for at in found), N]
+    for at, after in zip(found, [*found[1:], None], strict=True):
+        size = at.stop - at.start
+        assert size == 1 or size * ends[at].max() <= 2 * PADDED
+        if after is not None and size < 5:
+            assert (size + 1) * ends[at.stop] > 2 * PADDED
 
 
 def test_the_same_bits_each_time(nets):
