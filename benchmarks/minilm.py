@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky import get_reusable_executor
 from torch import Tensor, nn
 
 import fimoda
@@ -154,6 +155,7 @@ def run(name: str, args: argparse.Namespace, pipe: Any) -> None:
         np.save(args.output / f"{name}-{args.rows}.npy", scores)
     figures["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     pipe.send(figures)
+    get_reusable_executor().shutdown()  # else the process waits for its workers
 
 
 def left_out(args: argparse.Namespace) -> list[int]:

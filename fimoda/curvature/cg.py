@@ -72,15 +72,18 @@ def conjugate_gradients(
     active = (left > goal).nonzero()[:, 0]
     while len(active) and n_iter < max_iter:
         aim = goal[active] * (_BEYOND if n_iter else 1)
+        again = n_iter > 0
         step, n = _run(product, precondition, residual[active], aim, damping, max_iter - n_iter)
         n_iter += n
         u[active] += step
         residual[active] = V[active] - product(u[active])
         now = residual[active].norm(dim=1)
-        worse = now > left[active]
-        u[active[worse]] -= step[worse]
         helped = now <= _WORTHWHILE * left[active]
-        left[active] = torch.minimum(now, left[active])
+        if again:  # a restart may lead away; the first run is nearer in the norm of C than zero is
+            worse = now > left[active]
+            u[active[worse]] -= step[worse]
+            now = torch.minimum(now, left[active])
+        left[active] = now
         active = active[(now > goal[active]) & helped]
     return CGSolution(u, left / torch.where(size > 0, size, 1), n_iter)
 

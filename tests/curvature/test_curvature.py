@@ -320,6 +320,25 @@ def test_conjugate_gradients(name, tol):
     assert 0 < found.n_iter <= V.shape[1] + 5
 
 
+def test_conjugate_gradients_that_stop_early_are_nearer_than_zero():
+    """In the norm of the matrix: the residual may be larger than the right-hand side still."""
+    case = problem("chain", "binary")
+    curvature = case.curvature("gauss-newton")
+    damping = 1e-6
+    A = curvature.dense() + damping * torch.eye(case.model.n_parameters).double()
+    V = torch.from_numpy(np.random.default_rng(2).normal(size=(40, len(A))))
+    exact = torch.linalg.solve(A, V.mT).mT
+
+    def energy(u: Tensor) -> Tensor:
+        return ((exact - u) @ A * (exact - u)).sum(1)
+
+    found = conjugate_gradients(curvature, V, damping, 1e-10, 2)
+    assert (found.residuals > 1).any()
+    assert (found.u.abs().amax(1) > 0).all()
+    assert (energy(found.u) < energy(torch.zeros_like(V))).all()
+    close(found.residuals, (V - found.u @ A).norm(dim=1) / V.norm(dim=1), 1e-6)
+
+
 def test_conjugate_gradients_solve_each_column_on_its_own():
     """A column does not depend on the others, and stops when it is done."""
     case = problem()
