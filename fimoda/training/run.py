@@ -40,7 +40,8 @@ from .products import fast_float32_products
 STACK_BYTES = 8 * 2**20
 MIN_STACK, MAX_STACK = 4, 32
 
-#: Parameters of a single model from which on its products gain from torch's other library.
+#: Parameters of a single chain of layers from which on its products gain from torch's other library; those
+#: of an encoder lose.
 LARGE_PRODUCTS = 500_000
 
 #: Operations of a run from which compiling pays for itself (about a minute of training).
@@ -263,7 +264,9 @@ class Run:
                 return learner.gradient(next(plan.batches(1)))
 
         key = (model.key, self.batch_size, self.engine.alone)
-        large = not self.engine.alone or model.n_parameters >= LARGE_PRODUCTS
+        large = not self.engine.alone or (
+            model.n_parameters >= LARGE_PRODUCTS and read_chain(model) is not None
+        )
         products = fast_float32_products(trial, key) if large else nullcontext()
         with products, seeded(model, plan.seed):
             for done, batch in enumerate(plan.batches(marks[-1]), start=1):
