@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DataInf": {"memory_budget": 3 * 2**30},
     "TRAK": {"n_components": 512},
     "EKFACInfluence": {},
-    "CGInfluence": {"preconditioner": "ekfac", "max_iter": 3, "memory_budget": 11 * 2**28},
+    "CGInfluence": {"preconditioner": "ekfac", "max_iter": 3, "memory_budget": 2**31},
 }
 
 #: Test sentences of a method whose time is theirs alone: the first ones.
