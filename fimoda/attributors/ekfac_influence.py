@@ -34,9 +34,10 @@ class EKFACInfluence(BaseInfluence):
 
     Linear layers, on vectors or on sequences, and attention's projections have such a block,
     convolutions one for each group of channels. Of an embedding :math:`Q_A` is the identity, since
-    tokens are inputs of one entry. Scale and shift of a normalisation, biases alone and parameters
-    that no layer owns have a dense block, the exact one, up to 1,024 of them, and the diagonal
-    beyond, as has a side of a layer wider than 8,192. The training rows stay in the eigenbases where
+    tokens are inputs of one entry. Of rows that are padded, A has the positions in use alone. Scale
+    and shift of a normalisation, biases alone and parameters that no layer owns have a dense block,
+    the exact one, up to 1,024 of them, and the diagonal beyond, as has a side of a layer wider than
+    8,192. The training rows stay in the eigenbases where
     they fit `memory_budget`, so that ``transform`` does not differentiate them again.
 
     :math:`s_i = w_i / \sum_j w_j` is the row's share of the objective (1/n) and :math:`\bar g = \sum_j

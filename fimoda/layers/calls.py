@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .base import Factors, Place, Vectors
+from .base import Factors, Vectors
+from .place import Place
 
 #: Gradients of rows in a layer, and where its parameters lie.
 Placed = tuple[Factors, Place]

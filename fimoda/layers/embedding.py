@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Place
 from .calls import Axes, Call, Kind, Placed, Taken
 from .lookups import Lookups
+from .place import Place
 
 
 def _one(

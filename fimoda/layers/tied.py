@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Factors, Place
+from .base import Factors
 from .calls import Placed
 from .lookups import Lookups
+from .place import Place
 
 
 def shared_place(places: Sequence[Place]) -> Place:

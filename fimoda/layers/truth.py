@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Factors, Place
+from .base import Factors
 from .calls import Placed
+from .place import Place
 
 
 class Truth:
