@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import MAX_SEED, NON_NEGATIVE_REAL, StrOptions, check_random_state
+from .._validation import (
+    MAX_SEED,
+    NON_NEGATIVE_REAL,
+    POSITIVE_INTEGER,
+    StrOptions,
+    check_random_state,
+)
 from ..base import BaseAttributor
 from ..curvature.checks import check_curvature, check_gradients
 from ..curvature.damping import automatic_damping, curvature_trace, damping_unit
@@ -53,12 +59,16 @@ class BaseInfluence(BaseAttributor):
     _CURVATURE_CONSTRAINTS: ClassVar[dict[str, list[Any]]] = {
         "curvature": [StrOptions(set(CURVATURES))]
     }
+    _SUBSAMPLE_CONSTRAINTS: ClassVar[dict[str, list[Any]]] = {
+        "curvature_rows": [POSITIVE_INTEGER, None]
+    }
 
     damping: float | str
     tuning: dict[str, Any] | None
     reweight_others: bool
     memory_budget: int
     curvature: str = "gauss-newton"
+    curvature_rows: int | None = None
 
     #: The solver of a method that iterates: it compares dampings in one Krylov space.
     _iterative: IterativeSolver | None = None
@@ -135,11 +145,14 @@ class BaseInfluence(BaseAttributor):
         return self._AT_MINIMUM * trace
 
     def _curvature(self) -> Curvature:
-        """Return the curvature of the training objective, its L2 penalty included."""
-        own = {}
+        """Return the curvature of the training objective or of some rows, its L2 penalty included."""
+        random, own, objective = check_random_state(self.random_state), {}, self._objective
         if self.curvature == "sampled-fisher":
-            own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
-        return CURVATURES[self.curvature](self._objective, penalty=True, **own)
+            own["seed"] = int(random.randint(MAX_SEED))
+        if self.curvature_rows is not None and self.curvature_rows < len(objective):
+            chosen = random.permutation(len(objective))[: self.curvature_rows]
+            objective = objective.restricted(np.sort(chosen))
+        return CURVATURES[self.curvature](objective, penalty=True, **own)
 
     # ---- transform --------------------------------------------------------------------------
 

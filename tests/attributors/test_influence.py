@@ -66,10 +66,11 @@ class Case:
     def scores(self, fitted) -> np.ndarray:
         return fitted.transform(self.X_test, self.y_test)
 
-    def reference(self, damping: float, curvature: str = "gauss-newton") -> np.ndarray:
+    def reference(self, damping: float, curvature: str | np.ndarray = "gauss-newton") -> np.ndarray:
         case = self.problem
         G = np.array([case.gradient(i).numpy() for i in range(N)])
-        C = case.reference(curvature) + damping * np.eye(G.shape[1])
+        C = case.reference(curvature) if isinstance(curvature, str) else curvature
+        C = C + damping * np.eye(G.shape[1])
         X = case.X
         case.X = torch.from_numpy(self.X_test)
         M = np.array(
@@ -393,6 +394,40 @@ def test_preconditioned_cg_is_the_same_influence_function():
     close(case.scores(found), case.reference(0.1), 1e-7)
     found.damping_ = 1.0
     close(case.scores(found), case.reference(1.0), 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("cls", "params"),
+    [
+        (CGInfluence, {"tol": 1e-10}),
+        (CGInfluence, {"tol": 1e-10, "preconditioner": "ekfac"}),
+        (ArnoldiInfluence, {"n_components": 10_000}),
+    ],
+)
+def test_curvature_of_some_rows(cls, params):
+    case = Case()
+
+    def without(i: int) -> np.ndarray:
+        """Return the reference with the curvature of all rows but one, scaled to all."""
+        weights = case.problem.weights
+        others = weights * (torch.arange(N) != i)
+        share = float(others.sum() / weights.sum()) * N / (N - 1)
+        case.problem.weights = others
+        C = share * case.problem.reference("gauss-newton")
+        case.problem.weights = weights
+        return case.reference(0.1, C)
+
+    references = [without(i) for i in range(N)]
+    found = []
+    for seed in range(6):
+        own = {"damping": 0.1, "curvature_rows": N - 1, "random_state": seed, **params}
+        scores = case.scores(case.fit(cls, **own))
+        distances = [abs(scores - reference).max() for reference in references]
+        assert min(distances) < 1e-7 * abs(scores).max()
+        found.append(int(np.argmin(distances)))
+    assert len(set(found)) > 1
+    whole = case.fit(cls, damping=0.1, curvature_rows=N, **params)
+    close(case.scores(whole), case.reference(0.1), 1e-7)
 
 
 @pytest.mark.parametrize("damping", [1e-2, 1e-4])
