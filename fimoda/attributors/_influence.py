@@ -26,6 +26,7 @@ from ..curvature.iterative import IterativeSolver
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
 from ..measured import Measured
+from ..objective import Objective
 from ..training.tuning import GOLD, tuned_damping
 from ..trials import Trial
 from .further_training import FurtherTraining
@@ -85,7 +86,7 @@ class BaseInfluence(BaseAttributor):
 
     def _trace(self) -> float:
         """Return the trace of the curvature, by which ``damping="auto"`` is bounded."""
-        return curvature_trace(self._objective, self.curvature)
+        return curvature_trace(self._curved, self.curvature)
 
     def _check_damping(self) -> None:
         """Raise ValueError now if the damped curvature cannot be solved with `damping_`."""
@@ -101,6 +102,7 @@ class BaseInfluence(BaseAttributor):
             check_curvature(self._objective)
         self._share = self._objective.rows.shares.cpu().numpy()
         self._removal = Removal.of(self._objective, self.reweight_others)
+        self._curved = self._drawn()
         self._prepare_solver()
         if self.damping == "tuned":
             self.damping_, self.damping_agreement_ = self._tuned()
@@ -111,6 +113,14 @@ class BaseInfluence(BaseAttributor):
         else:
             self.damping_ = float(self.damping)
         self._check_damping()
+
+    def _drawn(self) -> Objective:
+        """Return the objective whose curvature is taken, of all rows or some."""
+        n = len(self._objective)
+        if self.curvature_rows is None or self.curvature_rows >= n:
+            return self._objective
+        rows = check_random_state(self.random_state).permutation(n)[: self.curvature_rows]
+        return self._objective.restricted(np.sort(rows))
 
     def _tuned(self) -> tuple[float, dict[float, float]]:
         """Return the damping that agrees best with further training, and the agreement by damping."""
@@ -145,14 +155,11 @@ class BaseInfluence(BaseAttributor):
         return self._AT_MINIMUM * trace
 
     def _curvature(self) -> Curvature:
-        """Return the curvature of the training objective or of some rows, its L2 penalty included."""
-        random, own, objective = check_random_state(self.random_state), {}, self._objective
+        """Return the curvature of the training objective, its L2 penalty included."""
+        own = {}
         if self.curvature == "sampled-fisher":
-            own["seed"] = int(random.randint(MAX_SEED))
-        if self.curvature_rows is not None and self.curvature_rows < len(objective):
-            chosen = random.permutation(len(objective))[: self.curvature_rows]
-            objective = objective.restricted(np.sort(chosen))
-        return CURVATURES[self.curvature](objective, penalty=True, **own)
+            own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
+        return CURVATURES[self.curvature](self._curved, penalty=True, **own)
 
     # ---- transform --------------------------------------------------------------------------
 

@@ -165,7 +165,8 @@ class ExactInfluence(BaseInfluence):
         if 3 * 8 * p**2 > self.memory_budget:
             return 0.0  # until it says so
         rows = np.linspace(0, trial.n_rows - 1, min(trial.n_rows, _TRIED)).astype(np.int64)
-        some = own._curvature().restricted(rows).double
+        own._curved = objective.restricted(rows)
+        some = own._curvature().double
         vectors = torch.zeros(min(_TRIED, p), p, dtype=torch.float64, device=own.model_.device)
         vectors.fill_diagonal_(1)
         few = min(trial.timed(lambda: some.matmat(vectors)) for _ in range(2))

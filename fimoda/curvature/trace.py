@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,16 +24,34 @@ def gauss_newton_trace(objective: Objective) -> float:
     :math:`J_i` the Jacobian of the outputs and :math:`W_i` the second derivative of the loss in
     them. Of more than 16 outputs, 16 fixed sums with random signs stand for all.
     """
-    model, total = objective.model, 0.0
-    for rows in objective.rows.split(objective.chunk()):
-        outputs = model.outputs(rows.inputs)
-        directions = _directions(outputs.shape[1]).to(outputs.device).double()
-        roots = model.loss.root(outputs.double(), rows.targets, directions).to(outputs)
-        for root in roots.unbind(1):
-            along = Measured(Rows(rows.inputs, root), lambda f, to: (f * to).sum(1))
-            gradients = objective.differentiate(along)
-            total += float(gradients.inner_rowwise(gradients).double() @ rows.shares)
+    rows, shares = objective.rows, objective.rows.shares.cpu()
+    total = 0.0
+    for root in _roots(objective):
+        along = Measured(Rows(rows.inputs, root), lambda outputs, to: (outputs * to).sum(1))
+        lengths = objective.mapped(lambda gradients: gradients.inner_rowwise(gradients), along)
+        total += float(lengths.double().cpu() @ shares)
     return total
+
+
+def _roots(objective: Objective) -> Iterable[Tensor]:
+    """Return vectors (n, C) whose outer products sum to each row's second derivative in the outputs."""
+    loss, outputs, targets = objective.model.loss, objective.outputs, objective.rows.targets
+    if outputs.shape[1] <= _DIRECTIONS:
+        found = loss.curvature_cotangents(outputs, targets)
+        if found is not None:
+            return found
+    directions = _directions(outputs.shape[1]).to(outputs.device).double()
+    return (
+        torch.cat(
+            [
+                loss.root(some.double(), to, one[None])[:, 0].to(outputs)
+                for some, to in zip(
+                    outputs.split(objective.fitting), targets.split(objective.fitting), strict=True
+                )
+            ]
+        )
+        for one in directions
+    )
 
 
 def _directions(n_outputs: int) -> Tensor:
