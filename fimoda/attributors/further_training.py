@@ -24,7 +24,7 @@ from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import further_training
+from ..training.further import further_runs, further_training
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import WAYS, Way
@@ -289,8 +289,12 @@ class FurtherTraining(BaseFurtherTraining):
         return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial)
 
     def _epoch_seconds(self, trial: Trial) -> float:
-        """Return the seconds of one model and epoch, by trials of growing size."""
+        """Return the seconds of one model and epoch, by trials of growing size in the way of the whole."""
+        given = {**self._settings(), "verbose": 0, "max_seconds": None}
+        epochs = check_horizons(given.pop("n_epochs"))
+        whole = further_runs(trial.prepared(self)._objective, epochs, "n_epochs", **given)
         changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
+        changes |= {"engine": whole.decided().way}
         changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}
         few = self._trial_rows(trial)
         once = trial.twice(self, few, n_epochs=1, leave_out=[0], **changes) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import nan
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from .._validation import (
     check_seeds,
     in_steps,
 )
+from ..curvature.kernel import OutputKernel
 from ..curvature.kernel_run import has_penalty, kernel_bytes, kernel_runs
 from ..curvature.kinks import kink_sharpness
 from ..curvature.linearized import (
@@ -32,11 +34,15 @@ from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.recorded import observe_run
 from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Right-hand sides that take as long in a matrix product as one vector alone.
 _ALONE = 8
+
+#: Rows whose Jacobians are tried, and steps of trial runs.
+_TRIED_ROWS, _TRIED_STEPS = 64, (1, 5)
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 100.0
@@ -256,10 +262,15 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
             return nan
         require_memory(kernel_bytes(objective, 1, 1), self.memory_budget, "use segments")
         width = objective.differentiate.row_bytes() / (4 * own.model_.theta.element_size())
-        seconds = modes**2 * width / trial.product_rate
+        rows = np.linspace(0, trial.n_rows - 1, min(trial.n_rows, _TRIED_ROWS)).astype(np.int64)
+        few = OutputKernel(objective.restricted(rows))
+        jacobians = min(trial.timed(few) for _ in range(2)) * trial.n_rows / len(rows)
+        n_steps = in_steps(self._check_horizons(), run.steps_per_epoch, "n_epochs")[-1]
+        one, more = (trial.timed(partial(observe_run, run, 0, [k])) for k in _TRIED_STEPS)
+        each = max(more - one, 0.0) / (_TRIED_STEPS[1] - _TRIED_STEPS[0])
+        seconds = one + n_steps * each + jacobians + modes**2 * width / trial.product_rate
         if own.model_.loss.constant_curvature(own.n_outputs_) is not None:
             return seconds + 3 * modes**3 / trial.eigen_rate
-        n_steps = in_steps(self._check_horizons(), run.steps_per_epoch, "n_epochs")[-1]
         # two products with the kernel a step, of the run's outputs and of the test rows
         return seconds + 2 * n_steps * modes**2 * (trial.n_test + _ALONE) / trial.product_rate
 

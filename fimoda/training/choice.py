@@ -25,6 +25,9 @@ LARGE = 2_000_000
 #: Rounds of a trial, and what a step in a stack may take of the time of a step alone.
 ROUNDS, GAIN = 3, 0.95
 
+#: Keeps a choice by a name, and returns the one that was kept.
+Agreed = Callable[[str, Callable[[], str]], str]
+
 #: The ways that trials of this process have found, by network and batch.
 _FOUND: dict[object, Way] = {}
 
@@ -35,7 +38,7 @@ def decided(
     engine: Way,
     n_models: int,
     n_steps: int,
-    agreed: Callable[[str, Callable[[], str]], str] | None = None,
+    agreed: Agreed | None = None,
 ) -> Run:
     """Return the run with its way of computing, for so many models: it is part of what the run is.
 

@@ -27,7 +27,7 @@ from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
 from .batches import FULL_DATA, LeaveOutMode
-from .choice import decided
+from .choice import Agreed, decided
 from .optimizers import LearningRate
 from .outcomes import Outcomes, relative_error
 from .run import Run, Way, resolve_run
@@ -96,6 +96,16 @@ class FurtherRuns:
         stacks += [tuple(part.tolist()) for part in np.array_split(rows, -(-len(rows) // size))]
         return [Unit(seed, stack) for seed in seeds for stack in stacks]
 
+    def decided(self, agreed: Agreed | None = None) -> Run:
+        """Return the run with its way of computing, for the models of all seeds or of the first round."""
+        n_models = len(self.seeds[: self._round]) * (len(self.leave_out) + 1)
+        return decided(self.run, self.compile, self.engine, n_models, self.horizons[-1], agreed)
+
+    @property
+    def _round(self) -> int:
+        """Number of seeds after which `sem_tol` is looked at."""
+        return len(self.seeds) if self.sem_tol is None else SEED_ROUND
+
     @one_warning()
     def train(
         self,
@@ -111,14 +121,11 @@ class FurtherRuns:
         """
         if self.checkpoint_dir is None:
             self._require_memory(bytes_per_model)
-        size = len(self.seeds) if self.sem_tol is None else SEED_ROUND
-        n_models = len(self.seeds[:size]) * (len(self.leave_out) + 1)
         store = None
         if self.checkpoint_dir is not None:
             known = {**self.run.identity(self.horizons, self.leave_out_mode), **(identity or {})}
             store = UnitStore(self.checkpoint_dir, known)
-        way = self.compile, self.engine, n_models, self.horizons[-1]
-        run = decided(self.run, *way, None if store is None else store.agreed)
+        run = self.decided(None if store is None else store.agreed)
         store = None if store is None else store.of_variant(run.variant)
         runs = replace(self, run=run)
         warn_of_divergence(run, self.seeds[0])
@@ -128,7 +135,7 @@ class FurtherRuns:
         deadline, longest = Deadline(self.max_seconds), 0.0
         while len(seeds) < len(self.seeds) and (not seeds or deadline.is_within(longest)):
             begun = deadline.spent
-            fresh = self.seeds[len(seeds) :][: size if self.max_seconds is None else 1]
+            fresh = self.seeds[len(seeds) :][: self._round if self.max_seconds is None else 1]
             units = runs.units(fresh)
             if store is not None:
                 missing = [unit for unit in units if not store.has(unit.key)]

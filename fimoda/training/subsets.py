@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from torch import Tensor
 from .._identity import identity_of
 from ..measured import Measured
 from ..model import FinalModel
-from .choice import decided
+from .choice import Agreed, decided
 from .run import Run, Way
 from .subset_outcomes import as_reading
 from .workers import one_thread
@@ -92,7 +92,7 @@ class StackedRetraining:
         compile: bool | str,
         engine: Way,
         n_models: int,
-        agreed: Callable[[str, Callable[[], str]], str] | None = None,
+        agreed: Agreed | None = None,
     ) -> StackedRetraining:
         """Return the same in the way that is right for so many models (see `decided` of runs)."""
         run = decided(self.run, compile, engine, n_models, self.run.n_steps(self.n_epochs), agreed)
