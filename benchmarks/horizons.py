@@ -192,6 +192,14 @@ def methods(p: Problem) -> dict[str, Callable[[], BaseAttributor]]:
         if kinks:
             found["unrolled, no kinks" + more] = partial(unrolled, kink_smoothing=None)
         found["unrolled" + more] = unrolled
+    # of seeds that the gold standard does not have
+    fresh = [max(p.curve.seeds) + 1 + k for k in range(3)]
+    for more, seeds in (("", fresh[:1]), (", 3 seeds", fresh)):
+        given = {**run, "n_seeds": seeds, "order": "expected"}
+        expected = partial(UnrolledDifferentiation, mode="adjoint", **given)
+        if kinks:
+            found["expected order, no kinks" + more] = partial(expected, kink_smoothing=None)
+        found["expected order" + more] = expected
     return found
 
 

@@ -42,7 +42,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "DataInf": {"memory_budget": 3 * 2**30},
     "TRAK": {"n_components": 512},
     "EKFACInfluence": {},
-    "CGInfluence": {"preconditioner": "ekfac", "max_iter": 3, "memory_budget": 2**31},
+    "CGInfluence": {
+        "preconditioner": "ekfac",
+        "curvature_rows": 200,
+        "max_iter": 8,
+        "memory_budget": 2**31,
+        "random_state": 0,
+    },
 }
 
 #: Test sentences of a method whose time is theirs alone: the first ones.

@@ -22,10 +22,13 @@ class OwnOrder:
     def __init__(self, run: RecordedRun):
         self._run = run
 
-    def push(self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor) -> None:
+    def push(
+        self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
+    ) -> None:
         """Add what a step says to scores (n_horizons, m, n).
 
-        `slopes` (k, B) are those of its rows' losses along `pulled` (k, p), the adjoints of the gradient.
+        `slopes` (k, B) are those of its rows' losses along `pulled` (k, p), the adjoints of the gradient;
+        `bent` (k, p) is the derivative of these in it, None where they do not depend on it.
         """
         index, w = self._run.batch(moment)
         live[:, :, index] += change(slopes, w).unflatten(0, (len(live), -1))
@@ -39,6 +42,11 @@ class ExpectedOrder:
 
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
     its middle. Conditional on the run, whose own batches stay in the Hessian.
+
+    A step that is not linear in the batch's gradient (second moments) has an adjoint that depends on it, by
+    its derivative K. Batches of B rows with row i among them then say more by
+    :math:`\frac{n - B}{B (n - 2)} (\bar q - q_i)` with :math:`q_i = K^\top (g_i - \bar g)^2`: their
+    gradient leans to that row, and leaving it out leaves more noise.
     """
 
     def __init__(self, run: RecordedRun, n_steps: int):
@@ -46,11 +54,18 @@ class ExpectedOrder:
         self._length = n_steps
         self._shares = run.rows.shares.to(run.model.theta)
         self._sum: Tensor | None = None
+        self._bent: Tensor | None = None
         self._moments: list[Moment] = []
 
-    def push(self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor) -> None:
+    def push(
+        self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
+    ) -> None:
         """Add the adjoints of a step to those of its block, and what the block says at its first step."""
         self._sum = pulled.clone() if self._sum is None else self._sum + pulled
+        if bent is not None:
+            n, B = len(self._run.rows), slopes.shape[1]
+            more = bent * ((n / B - 1) / max(n - 2, 1))
+            self._bent = more if self._bent is None else self._bent + more
         self._moments.append(moment)
         if moment.step % self._run.steps_per_epoch % self._length == 0:
             self.flush(live)
@@ -60,9 +75,22 @@ class ExpectedOrder:
         if self._sum is None:
             return
         middle = self._moments[len(self._moments) // 2]
-        found = change(self._slopes(middle, self._sum), self._shares)
+        slopes = self._slopes(middle, self._sum)
+        if self._bent is not None:
+            slopes = slopes + self._squares(middle, self._bent)
+        found = change(slopes, self._shares)
         live += found.unflatten(0, (len(live), -1))
-        self._sum, self._moments = None, []
+        self._sum, self._bent, self._moments = None, None, []
+
+    def _squares(self, middle: Moment, along: Tensor) -> Tensor:
+        """Return products (k, n) of vectors (k, p) with squares of the rows' gradients, less their mean."""
+        at = self._run.objective.at(self._run.model.at(middle.theta))
+        mean = at.combined(self._shares[:, None])[0]
+        most = max(1, at.memory_budget // (4 * mean.nbytes))
+        squares = (
+            (gradients.dense() - mean).square_() for _, gradients in at.row_gradients(most=most)
+        )
+        return torch.cat([own @ along.mT for own in squares]).mT
 
     def _slopes(self, middle: Moment, along: Tensor) -> Tensor:
         """Return the slopes (k, n) of the losses of all rows along vectors (k, p)."""

@@ -131,10 +131,12 @@ def adjoint_scores(
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
         _, batch, _ = _batch(run, moment)
-        parts, pulled = run.derivative(moment).pull(parts)
+        step = run.derivative(moment)
+        bent = step.bend(parts)
+        parts, pulled = step.pull(parts)
         with seeded(model, moment.noise):
             products, slopes = hessian(moment.theta, batch, pulled)
-        order.push(live, moment, slopes, pulled)
+        order.push(live, moment, slopes, pulled, bent)
         parts[0] = parts[0] + products
         if model.l2 is not None:
             parts[0] += pulled * model.l2

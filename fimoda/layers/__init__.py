@@ -6,9 +6,10 @@ take and from the slopes in their outputs), and one entry of ``kinds.KINDS``. Ro
 EK-FAC, projections and kernels then use it; other parameters are differentiated by autograd.
 """
 
-from .base import WRITTEN, Factors, LayerGradients, Matrices, Vectors, turned
 from .differentiation import Cotangents, LayerDifferentiator
+from .factors import WRITTEN, Factors, LayerGradients, Vectors
 from .lookups import Lookups
+from .matrices import Matrices, turned
 from .place import Place
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .base import Factors, Vectors
+from .factors import Factors, Vectors
 from .place import Place
 
 #: Gradients of rows in a layer, and where its parameters lie.

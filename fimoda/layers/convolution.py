@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Factors
 from .calls import Axes, Call, OuterProducts, Part, Placed, Taken, written_out
+from .factors import Factors
 from .place import Place
 
 #: Gradients in more groups are written out.

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..measured import Measured
 from ..model import FinalModel
 from ..rows import Inputs, mapped
-from .base import Factors
 from .by_autograd import pulled_back
 from .calls import Axes, Call, Placed, summed, written_out
+from .factors import Factors
 from .recording import Recording
 from .tied import shared_place, tied
 from .truth import Truth

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Factors, LayerGradients, Matrices, second_moment
+from .factors import Factors, LayerGradients, second_moment
+from .matrices import Matrices
 
 #: Positions on one side whose products are computed together.
 _POSITIONS = 256

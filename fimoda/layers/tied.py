@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Factors
 from .calls import Placed
+from .factors import Factors
 from .lookups import Lookups
 from .place import Place
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Factors
 from .calls import Placed
+from .factors import Factors
 from .place import Place
 
 

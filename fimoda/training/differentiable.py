@@ -25,16 +25,24 @@ class StepDerivative:
     moments). Every coordinate has its own small matrix, so a derivative is a vector (p,), or None
     where there is none: ``slopes[a]`` are those of part a of the new state by the parts of the old one
     and, last, by the gradient. Where that has been clipped, `clipping` is the product of vectors (k, p)
-    with the (symmetric) derivative of what is left of it.
+    with the (symmetric) derivative of what is left of it. ``bends[a]`` is the second derivative of part a
+    of the new state in the gradient.
     """
 
     slopes: list[list[Tensor | None]]
+    bends: list[Tensor | None]
     clipping: Callable[[Tensor], Tensor] | None = None
 
     def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return adjoints (k, p) of the old state's parts, and of the gradient, from the new state's."""
         *parts, gradient = (_weighted(column, adjoint) for column in zip(*self.slopes, strict=True))
         return parts, gradient if self.clipping is None else self.clipping(gradient)
+
+    def bend(self, adjoint: Sequence[Tensor]) -> Tensor | None:
+        """Return the derivative (k, p) of the gradient's adjoints in the gradient; None for a linear step."""
+        if all(bend is None for bend in self.bends):
+            return None
+        return _weighted(self.bends, adjoint)
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
@@ -102,15 +110,23 @@ def step_derivative(
     optimizer.step()
     after = optimizer.state[moved]
     new = [moved, *(after[k] for k in state_names(after, len(theta)))]
-    return StepDerivative([_slopes(part, [*old, g], theta.dtype) for part in new])
+    slopes = [_slopes(part, [*old, g]) for part in new]
+    bends = [None if of is None else _slopes(of, [g])[0] for *_, of in slopes]
+    finite = partial(_finite, dtype=theta.dtype)
+    return StepDerivative([list(map(finite, row)) for row in slopes], list(map(finite, bends)))
 
 
-def _slopes(part: Tensor, leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
+def _slopes(part: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
     """Return the derivative of each number of `part` in the same number of each leaf."""
     if not part.requires_grad:
         return [None] * len(leaves)
     found: Sequence[Tensor | None] = torch.autograd.grad(
-        part.sum(), leaves, allow_unused=True, retain_graph=True
+        part.sum(), leaves, allow_unused=True, create_graph=True
     )
-    finite = partial(torch.nan_to_num, nan=0.0, posinf=0.0, neginf=0.0)
-    return [None if slope is None else finite(slope).to(dtype) for slope in found]
+    return found
+
+
+def _finite(slope: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if slope is None:
+        return None
+    return torch.nan_to_num(slope.detach(), nan=0.0, posinf=0.0, neginf=0.0).to(dtype)

@@ -102,8 +102,10 @@ class Groups:
         if len(parts) == 1:
             return parts[0]
         rows = zip(*(part.slopes for part in parts), strict=True)
+        bends = zip(*(part.bends for part in parts), strict=True)
         return StepDerivative(
-            [[self._slope(own) for own in zip(*row, strict=True)] for row in rows]
+            [[self._slope(own) for own in zip(*row, strict=True)] for row in rows],
+            [self._slope(own) for own in bends],
         )
 
     def _slope(self, parts: Sequence[Tensor | None]) -> Tensor | None:

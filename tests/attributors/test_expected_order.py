@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fimoda import UnrolledDifferentiation
 from fimoda.training.batches import Batch
+from fimoda.training.differentiable import StepDerivative
 from fimoda.training.run import Run
 
 N, D, BATCH, LR = 12, 3, 4, 0.1
@@ -86,14 +87,18 @@ def test_equals_the_loop(blocks):
 
 
 class Orders:
-    """Batches of two rows that are given, in place of those of a seed."""
+    """Batches that are given, in place of those of a seed."""
 
     def __init__(self, batches: tuple[tuple[int, ...], ...]):
         self._batches = batches
 
     def batches(self, n_steps: int):
-        half = torch.full((1, 2), 0.5, dtype=torch.float64)
-        return [Batch(torch.tensor(rows), half) for rows in self._batches[:n_steps]]
+        return [
+            Batch(
+                torch.tensor(rows), torch.full((1, len(rows)), 1 / len(rows), dtype=torch.float64)
+            )
+            for rows in self._batches[:n_steps]
+        ]
 
 
 def test_is_the_mean_over_all_orders_of_random_batches(monkeypatch):
@@ -117,6 +122,41 @@ def test_is_the_mean_over_all_orders_of_random_batches(monkeypatch):
         sums.append(total)
     assert np.abs(sums[0]).max() > 0
     assert relative(*sums) < 1e-12
+
+
+class Quadratic(torch.optim.SGD):
+    """Steps along the gradient and its square, which are not linear in it."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = p.grad + 3 * p.grad**2
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_step_that_is_not_linear_in_the_gradient(monkeypatch, size):
+    """Batches lean to a row that they have: one step, over all batches of six rows."""
+    X, y = data(6)
+    torch.manual_seed(0)
+    net = nn.Linear(D, 1).double()
+
+    def total(order: str) -> np.ndarray:
+        found = unrolled(
+            net, order=order, n_epochs=1 / -(-6 // size), batch_size=size, optimizer=Quadratic,
+            measurement="output", mode="adjoint",
+        ).fit(X, y)  # fmt: skip
+        sums = np.zeros((6, 6))
+        for rows in combinations(range(6), size):
+            with monkeypatch.context() as patch:
+                patch.setattr(Run, "plan", lambda self, *_, b=(rows,): Orders(b))
+                sums += found.transform(X, y)
+        return sums
+
+    own = total("own")
+    assert relative(own, total("expected")) < 1e-12
+    monkeypatch.setattr(StepDerivative, "bend", lambda *_: None)
+    assert relative(own, total("expected")) > 0.01
 
 
 def test_one_run_is_nearer_to_the_mean_of_seeds_than_one_seed():

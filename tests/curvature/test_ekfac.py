@@ -494,8 +494,8 @@ def dense_problem(name):
 
 
 def test_wide_layers_have_a_diagonal(monkeypatch):
-    monkeypatch.setattr("fimoda.layers.base._WIDEST", 3)
-    monkeypatch.setattr("fimoda.layers.base._EXACT", 3)
+    monkeypatch.setattr("fimoda.layers.factors._WIDEST", 3)
+    monkeypatch.setattr("fimoda.layers.factors._EXACT", 3)
     objective, gradients = dense_problem("two inputs")
     ekfac = EKFAC(objective)
     assert [block.input_basis for block in ekfac.blocks] == [None] * 4

@@ -1,4 +1,4 @@
-"""Gradients of rows in one layer."""
+"""Gradients of rows in one layer, as factors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from .matrices import Matrices, rowwise
 
 #: Numbers in a temporary of products of many rows with many vectors.
 _BLOCK = 2**24
@@ -72,7 +74,7 @@ class Factors:
         a, b = self.inputs[:, 0], other.inputs[:, 0]
         d, e = self.signals[:, 0, 0], other.signals[:, 0, 0]
         if metric is None:
-            return _rowwise(a, b) * _rowwise(d, e)
+            return rowwise(a, b) * rowwise(d, e)
         return (((d * e) @ metric.to(d)) * (a * b)).sum(1).double()
 
     def _takes_pairs(self, other: Any, n: int, m: int) -> bool:
@@ -270,80 +272,8 @@ class Vectors(Factors):
         return self
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """Gradients written out, (n, out, in), that answer as `Factors` do."""
-
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> Matrices:
-        return Matrices(self.rows[rows])
-
-    @property
-    def _flat(self) -> Tensor:
-        return self.rows.flatten(1)
-
-    def inner(self, other: Any) -> Tensor:
-        if not isinstance(other, Matrices):
-            return other.inner(self).mT
-        return (self._flat @ other._flat.mT).double()
-
-    def inner_rowwise(self, other: Any, metric: Tensor | None = None) -> Tensor:
-        rows = other.dense()
-        if metric is None:
-            return _rowwise(self._flat, rows.flatten(1))
-        return (self.rows * rows * metric.to(self.rows)).flatten(1).sum(1).double()
-
-    def apply(self, matrices: Tensor) -> Tensor:
-        return (self._flat @ matrices.flatten(1).mT).unsqueeze(2)
-
-    def combine(self, coefficients: Tensor) -> Tensor:
-        return (coefficients[:, :, 0].mT @ self._flat).unflatten(1, self.rows.shape[1:])
-
-    def dense(self) -> Tensor:
-        return self.rows
-
-    def second_moment(self, weights: Tensor) -> Tensor:
-        return (weights @ self._flat.to(weights) ** 2).view(self.rows.shape[1:])
-
-    def compressed(self) -> Matrices:
-        return self
-
-    def written_out(self) -> Matrices:
-        return self
-
-    @property
-    def n_bytes(self) -> int:
-        return self.rows.nbytes
-
-    @property
-    def matrix_bytes(self) -> int:
-        return self.rows[:1].numel() * self.rows.element_size()
-
-    def scaled(self, factors: Tensor) -> Matrices:
-        return Matrices((self.rows * factors[:, None, None]).to(self.rows.dtype))
-
-    def divided(self, metric: Tensor) -> Matrices:
-        return Matrices(self.rows / metric.to(self.rows))
-
-    def rotated(self, input_basis: Tensor | None, signal_basis: Tensor | None) -> Matrices:
-        return Matrices(turned(self.rows, input_basis, signal_basis))
-
-    def section(self, outputs: slice, inputs: slice) -> Matrices:
-        return Matrices(self.rows[:, outputs, inputs])
-
-
 #: Gradients of n rows in the parameters of one layer, as matrices (out, in).
 LayerGradients = Factors | Matrices
-
-
-def turned(matrices: Tensor, inputs: Tensor | None, signals: Tensor | None) -> Tensor:
-    """Return ``signals' M inputs`` for matrices M (..., out, in); None is the identity."""
-    left = matrices if signals is None else signals.mT @ matrices
-    return left if inputs is None else left @ inputs
 
 
 def _bilinear(matrices: Tensor, a: Tensor, d: Tensor) -> Tensor:
@@ -356,10 +286,6 @@ def _bilinear(matrices: Tensor, a: Tensor, d: Tensor) -> Tensor:
         pushed = (a @ few.flatten(0, 1).mT).view(len(a), len(few), d.shape[1])
         result.append(pushed.mul_(d.unsqueeze(1)).sum(2))
     return result[0] if len(result) == 1 else torch.cat(result, dim=1)
-
-
-def _rowwise(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() * b.double()).sum(1)
 
 
 def second_moment(vectors: Tensor, weights: Tensor) -> Tensor | None:
