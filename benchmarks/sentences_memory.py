@@ -2,7 +2,7 @@
 
     FIMODA_DATA=path/to/data python benchmarks/sentences_memory.py [--methods NAME ...] [--rows 5000]
 
-MiniLM with a linear head (see `minilm.py`), fine-tuned on 2,000 sentences of SST-2; its embeddings are frozen.
+MiniLM with a linear head (see `minilm.py`), fine-tuned on 2,000 sentences of SST-2, with frozen embeddings.
 One thread, each method in a process of its own; memory is the peak above what the process has with the data
 and the model.
 """
