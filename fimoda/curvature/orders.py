@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..derivatives import Linearization
 from ..rows import Rows
+from ..training.differentiable import StepDerivative
 from ..training.noise import seeded
 from ..training.recorded import Moment, RecordedRun
+from .second_moments import batch_second_moment
 
 
 class OwnOrder:
@@ -21,6 +23,10 @@ class OwnOrder:
 
     def __init__(self, run: RecordedRun):
         self._run = run
+
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Return the derivative of the step after a moment."""
+        return self._run.derivative(moment)
 
     def push(
         self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
@@ -43,10 +49,14 @@ class ExpectedOrder:
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
     its middle. Conditional on the run, whose own batches stay in the Hessian.
 
-    A step that is not linear in the batch's gradient (second moments) has an adjoint that depends on it, by
-    its derivative K. Batches of B rows with row i among them then say more by
-    :math:`\frac{n - B}{B (n - 2)} (\bar q - q_i)` with :math:`q_i = K^\top (g_i - \bar g)^2`: their
-    gradient leans to that row, and leaving it out leaves more noise.
+    Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
+    run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
+    derivative is too large: they are raised to what batches have on average here. And the adjoint depends on
+    the gradient, by its derivative K. A batch leans to a row that it has; what taking the row out does, to
+    second order in the step, is on average over batches
+
+    .. math:: s_i \\Bigl[ a^\top (\bar g - g_i) + \alpha\\, (q_i - \bar q) + \frac{\bar q}{2 (B - 1)} \\Bigr],
+              \\qquad q_i = K^\top (g_i - \bar g)^2, \\qquad \alpha \approx -\frac{1}{2 B}.
     """
 
     def __init__(self, run: RecordedRun, n_steps: int):
@@ -55,7 +65,19 @@ class ExpectedOrder:
         self._shares = run.rows.shares.to(run.model.theta)
         self._sum: Tensor | None = None
         self._bent: Tensor | None = None
+        self._squares: Tensor | None = None
         self._moments: list[Moment] = []
+
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Return the derivative of the step after a moment, with second moments as in other orders."""
+        run = self._run
+        if run.second_moments is None:
+            return run.derivative(moment)
+        if self._squares is None:
+            n, B = len(run.rows), len(run.batch(moment)[0])
+            at = run.objective.at(run.model.at(moment.theta))
+            self._squares = batch_second_moment(at, B * (n - 1) / (n - B) if B < n else torch.inf)
+        return run.derivative(moment, self._squares)
 
     def push(
         self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
@@ -63,9 +85,7 @@ class ExpectedOrder:
         """Add the adjoints of a step to those of its block, and what the block says at its first step."""
         self._sum = pulled.clone() if self._sum is None else self._sum + pulled
         if bent is not None:
-            n, B = len(self._run.rows), slopes.shape[1]
-            more = bent * ((n / B - 1) / max(n - 2, 1))
-            self._bent = more if self._bent is None else self._bent + more
+            self._bent = bent if self._bent is None else self._bent + bent
         self._moments.append(moment)
         if moment.step % self._run.steps_per_epoch % self._length == 0:
             self.flush(live)
@@ -75,22 +95,31 @@ class ExpectedOrder:
         if self._sum is None:
             return
         middle = self._moments[len(self._moments) // 2]
-        slopes = self._slopes(middle, self._sum)
+        found = change(self._slopes(middle, self._sum), self._shares)
         if self._bent is not None:
-            slopes = slopes + self._squares(middle, self._bent)
-        found = change(slopes, self._shares)
+            found += self._second_order(middle, self._bent)
         live += found.unflatten(0, (len(live), -1))
-        self._sum, self._bent, self._moments = None, None, []
+        self._sum, self._bent, self._squares, self._moments = None, None, None, []
 
-    def _squares(self, middle: Moment, along: Tensor) -> Tensor:
-        """Return products (k, n) of vectors (k, p) with squares of the rows' gradients, less their mean."""
-        at = self._run.objective.at(self._run.model.at(middle.theta))
-        mean = at.combined(self._shares[:, None])[0]
+    def _second_order(self, middle: Moment, along: Tensor) -> Tensor:
+        """Return what steps that are not linear add (k, n), from the sum of K (k, p)."""
+        run, s = self._run, self._shares
+        n, B = len(run.rows), len(run.batch(middle)[0])
+        if B == 1 or n < 3:
+            return s.new_zeros(())
+        at = run.objective.at(run.model.at(middle.theta))
+        mean = at.combined(s[:, None])[0]
         most = max(1, at.memory_budget // (4 * mean.nbytes))
-        squares = (
-            (gradients.dense() - mean).square_() for _, gradients in at.row_gradients(most=most)
-        )
-        return torch.cat([own @ along.mT for own in squares]).mT
+        parts = [
+            (gradients.dense() - mean).square_() @ along.mT
+            for _, gradients in at.row_gradients(most=most)
+        ]
+        q = torch.cat(parts).mT
+        others = (n - B) / (n * (B - 1) * (n - 2))  # of the variance of a mean of B - 1 others
+        alpha = n / (2 * B * (n - 1)) * (1 - others) - (n - B) / (B * (n - 2))
+        average = (q @ s)[:, None]
+        own, _ = leaving_out(s)
+        return ((alpha * (q - average) + average / (2 * (B - 1))) * own).double()
 
     def _slopes(self, middle: Moment, along: Tensor) -> Tensor:
         """Return the slopes (k, n) of the losses of all rows along vectors (k, p)."""

@@ -131,7 +131,7 @@ def adjoint_scores(
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
         _, batch, _ = _batch(run, moment)
-        step = run.derivative(moment)
+        step = order.derivative(moment)
         bent = step.bend(parts)
         parts, pulled = step.pull(parts)
         with seeded(model, moment.noise):

@@ -18,6 +18,7 @@ from .linear_steps import rates
 from .noise import noise_state, seeded
 from .products import fast_float32_products
 from .run import Run, check_finite
+from .second_moments import SecondMoments
 from .workers import one_thread
 
 
@@ -52,6 +53,7 @@ class RecordedRun:
         self.model = run.model
         self.rows = run.rows
         self.optimizer = run.engine.optimizer
+        self.second_moments = SecondMoments.of(self.optimizer)
         self._groups = Groups(self.optimizer, run.model)
         self.steps_per_epoch = run.steps_per_epoch
         self.n_steps = n_steps
@@ -94,15 +96,24 @@ class RecordedRun:
         index = self._batches[step].rows.to(self.model.device)
         return index, self.rows[index]
 
-    def derivative(self, moment: Moment) -> StepDerivative:
-        """Return the derivative of the step that comes after the moment."""
+    def derivative(self, moment: Moment, squares: Tensor | None = None) -> StepDerivative:
+        """Return the derivative of the step that comes after the moment.
+
+        With `squares` (p,), those of gradients of batches, second moments are at least what these would make.
+        """
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
-        epoch = moment.step // self.steps_per_epoch
+        epoch, buffers = moment.step // self.steps_per_epoch, moment.buffers
         of_clipping = None
         if self.optimizer.clipping:
-            of_clipping = self.optimizer.clipping.derivative(gradient.clone())
+            whole = gradient.clone()
+            of_clipping = self.optimizer.clipping.derivative(whole)
             self.optimizer.clipping.clip([gradient[None]])
-        taken = self._groups.derivative(epoch, moment.theta, moment.buffers, gradient)
+            if squares is not None:
+                squares = squares * (gradient.norm() / whole.norm().clamp_min(1e-30)) ** 2
+        if squares is not None and self.second_moments is not None:
+            given = self.optimizer, buffers, gradient, squares, moment.step
+            buffers = self.second_moments.raised(*given)
+        taken = self._groups.derivative(epoch, moment.theta, buffers, gradient)
         return replace(taken, clipping=of_clipping)
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
