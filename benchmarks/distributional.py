@@ -96,7 +96,7 @@ class Task:
         return [
             UnrolledDifferentiation(
                 n_epochs=self.n_epochs, n_seeds=[seed], start=run.state(0),
-                leave_out=leave_out, kink_smoothing=None, **self.steps,
+                leave_out=leave_out, kink_smoothing=None, **self.steps, order="own",
             )
             for seed, run in zip(ensemble.seeds, ensemble.trajectories, strict=True)
         ]  # fmt: skip

@@ -111,7 +111,7 @@ def closer(options: Any) -> None:
     measured = measure(task, start, rows, horizons)
     walks = [
         UnrolledDifferentiation(
-            model, n_epochs=horizons, n_seeds=[seed], mode="adjoint", **task.steps
+            model, n_epochs=horizons, n_seeds=[seed], mode="adjoint", **task.steps, order="own"
         ).fit(task.X, task.y)
         for seed, model in zip(seeds, start, strict=True)
     ]
@@ -244,7 +244,7 @@ def settled(
     test = task.X_test, task.y_test
     (start,), *reached = trained(task, [seed], horizons)
     walk = UnrolledDifferentiation(
-        start, n_epochs=horizons, n_seeds=[seed], leave_out=rows, **task.steps
+        start, n_epochs=horizons, n_seeds=[seed], leave_out=rows, **task.steps, order="own"
     )
     unrolled = walk.fit(task.X, task.y).transform_horizons(*test)
     found = []

@@ -241,7 +241,7 @@ class Problem:
             method = fimoda.UnrolledDifferentiation(
                 model, start={k: v.clone() for k, v in model.views(start).items()},
                 kink_smoothing=None, n_seeds=[seed], memory_budget=2**33,
-                **{k: v for k, v in self.steps.items() if k != "criterion"},
+                **{k: v for k, v in self.steps.items() if k != "criterion"}, order="own",
             )  # fmt: skip
             found.append(method.fit(self.X, self.y).transform(self.X_test, self.y_test))
         return [*found, np.mean(found, axis=0)]

@@ -62,17 +62,14 @@ curve = further_training_curve(
 # The approximations
 # ------------------
 # The first two know nothing of the horizon: they have one matrix of scores. The other three are told
-# the horizons and score all of them in one go. They do so for every training row, except the last,
-# which here walks forwards from the rows that the curve leaves out.
+# the horizons and score all of them in one go, for every training row.
 
 methods = {
     "Grad-Dot": GradDot(net),
     "influence function": ExactInfluence(net),
     "linearised once": OnceLinearizedFurtherTraining(net, n_epochs=horizons, random_state=0),
     "linearised anew": LinearizedFurtherTraining(net, n_epochs=horizons, random_state=0),
-    "unrolled": UnrolledDifferentiation(
-        net, n_epochs=horizons, leave_out=curve.leave_out, random_state=0
-    ),
+    "unrolled": UnrolledDifferentiation(net, n_epochs=horizons, random_state=0),
 }
 for method in methods.values():
     method.fit(X_train, y_train)

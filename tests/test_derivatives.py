@@ -273,7 +273,13 @@ def test_scores_are_explained():
     torch.manual_seed(0)
     module, X, y = Looking(), torch.randn(5, 4).numpy(), np.arange(5) % networks.CLASSES
     method = UnrolledDifferentiation(
-        module, n_epochs=1, optimizer="SGD", lr=0.1, batch_size=2, criterion=nn.CrossEntropyLoss()
+        module,
+        n_epochs=1,
+        optimizer="SGD",
+        lr=0.1,
+        batch_size=2,
+        criterion=nn.CrossEntropyLoss(),
+        order="own",
     )
     method.fit(X, y).transform(X, y)
     assert any(line.startswith("gradients of rows are taken one") for line in method._caveats())

@@ -161,7 +161,9 @@ class DistributionalInfluence(BaseAttributor):
         self._joint = [measurements.resolve(m, self.model_) for m in self.joint or []]
         method = self.method
         if method is None:
-            method = UnrolledDifferentiation(n_epochs=5, n_seeds=10, random_state=self.random_state)
+            method = UnrolledDifferentiation(
+                n_epochs=5, n_seeds=10, order="own", random_state=self.random_state
+            )
         if isinstance(method, BaseAttributor):
             given = [last_step(self.estimator_)] if self.models is None else self.models
             models, runs = models_and_runs(given)

@@ -60,9 +60,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     A ReLU network bends at kinks, of which its derivatives know nothing; `kink_smoothing` puts that
     curvature back.
 
-    What differs from seed to seed is mostly when a row comes up, and with which others. With
-    ``order="expected"`` this is averaged: every row is pushed at every step with its share
-    :math:`s_i` in all rows,
+    This is the score of a seed, ``order="own"``. What differs from seed to seed is mostly when a row comes
+    up, and with which others, and by default it is averaged: every row is pushed at every step with its
+    share :math:`s_i` in all rows,
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R \sum_t \tfrac{s_i}{1 - s_i} \,
               a_{t+1}^\top \Big(\sum_j s_j g_j(\theta_t) - g_i(\theta_t)\Big),
@@ -71,7 +71,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     walk backwards. It is the mean over random batches, conditional on the run: its iterates and the
     batches in its Hessians stay its own, as if the row being left out and the other rows of its
     batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
-    are gone through once a block, with the parameters in its middle.
+    are gone through once a block, with the parameters in its middle. Optimisers that divide by second
+    moments have these raised to what batches have on average, and rows are taken out of a step to second
+    order: its own second moment goes with a row.
 
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
@@ -98,18 +100,16 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         Sharpness of the curvature at kinks (ReLU, LeakyReLU, max pooling, absolute losses): one
         over its width, in units of what goes into the kink. "auto" is 400 for SGD and None for
         other optimisers. None leaves it out.
-    order : {"own", "expected"}, default="own"
-        When a row is pushed: at the steps at which the run has it, or with its share at every step, the
-        mean over random orders. "expected" needs fewer seeds to agree with the gold standard's mean;
-        "own" has the noise of the run's seed, as training with it has. With Adam and other optimisers
-        that divide by past gradients, long horizons in the expected order may go wrong: the run's own
-        second moments do not know of a row that has not come up yet.
+    order : {"expected", "own"}, default="expected"
+        When a row is pushed: with its share at every step, the mean over random orders, or at the steps at
+        which the run has it. "expected" agrees with the mean over seeds, and takes few of them; "own" has
+        the noise of the run's seed, as training with it has, and is what the outcomes of given seeds need.
     blocks_per_epoch : int, default=1
         For ``order="expected"``: in how many blocks an epoch is taken. More where gradients of rows
-        move fast within an epoch.
+        move fast within an epoch. A horizon within an epoch ends a block.
     mode : {"auto", "adjoint", "forward"}, default="auto"
-        Direction; "auto" walks forwards if fewer rows are left out than there are test vectors. The
-        expected order walks backwards.
+        Direction; with ``order="own"``, "auto" walks forwards if fewer rows are left out than there are
+        test vectors. The expected order walks backwards.
     optimizer : str or type, default=None
         A ``torch.optim`` class that updates every coordinate on its own and has the option
         ``differentiable``, or its name; the model's own by default, SGD if it has none.
@@ -210,7 +210,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         leave_out: int | Iterable[int] | None = None,
         start: nn.Module | dict[str, Tensor] | None = None,
         kink_smoothing: float | str | None = "auto",
-        order: str = "own",
+        order: str = "expected",
         blocks_per_epoch: int = 1,
         mode: str = "auto",
         optimizer: str | type[torch.optim.Optimizer] | None = None,
@@ -249,7 +249,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         if self.order == "expected" and self.mode == "forward":
             raise ValueError(
                 "mode must be 'auto' or 'adjoint' with order='expected', which is found on the way "
-                "back from test rows; got 'forward'."
+                "back from test rows; got 'forward'. Set order='own' to walk forwards."
             )
         rng = check_random_state(self.random_state)
         self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)

@@ -26,12 +26,12 @@ class StepDerivative:
     where there is none: ``slopes[a]`` are those of part a of the new state by the parts of the old one
     and, last, by the gradient. Where that has been clipped, `clipping` is the product of vectors (k, p)
     with the (symmetric) derivative of what is left of it. ``bends[a]`` is the second derivative of part a
-    of the new state in the gradient.
+    of the new state in the gradient, where it has been asked for.
     """
 
     slopes: list[list[Tensor | None]]
-    bends: list[Tensor | None]
     clipping: Callable[[Tensor], Tensor] | None = None
+    bends: Sequence[Tensor | None] = ()
 
     def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return adjoints (k, p) of the old state's parts, and of the gradient, from the new state's."""
@@ -82,9 +82,14 @@ def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
 
 
 def step_derivative(
-    spec: OptimizerSpec, epoch: int, theta: Tensor, buffers: Buffers, gradient: Tensor
+    spec: OptimizerSpec,
+    epoch: int,
+    theta: Tensor,
+    buffers: Buffers,
+    gradient: Tensor,
+    second: bool = False,
 ) -> StepDerivative:
-    """Differentiate the step that the optimiser takes from here, in float64.
+    """Differentiate the step that the optimiser takes from here, in float64; with `second`, twice.
 
     Where the derivative does not exist (the square root of a second moment of zero) it is taken
     as zero: such a parameter has never had a gradient.
@@ -110,18 +115,22 @@ def step_derivative(
     optimizer.step()
     after = optimizer.state[moved]
     new = [moved, *(after[k] for k in state_names(after, len(theta)))]
-    slopes = [_slopes(part, [*old, g]) for part in new]
-    bends = [None if of is None else _slopes(of, [g])[0] for *_, of in slopes]
+    slopes = [_slopes(part, [*old, g], second) for part in new]
+    bends = [None if of is None else _slopes(of, [g])[0] for *_, of in slopes] if second else []
     finite = partial(_finite, dtype=theta.dtype)
-    return StepDerivative([list(map(finite, row)) for row in slopes], list(map(finite, bends)))
+    rows = [list(map(finite, row)) for row in slopes]
+    return StepDerivative(rows, bends=list(map(finite, bends)))
 
 
-def _slopes(part: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
-    """Return the derivative of each number of `part` in the same number of each leaf."""
+def _slopes(part: Tensor, leaves: list[Tensor], again: bool = False) -> Sequence[Tensor | None]:
+    """Return the derivative of each number of `part` in the same number of each leaf.
+
+    It can be differentiated `again`.
+    """
     if not part.requires_grad:
         return [None] * len(leaves)
     found: Sequence[Tensor | None] = torch.autograd.grad(
-        part.sum(), leaves, allow_unused=True, create_graph=True
+        part.sum(), leaves, allow_unused=True, retain_graph=True, create_graph=again
     )
     return found
 

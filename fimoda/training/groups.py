@@ -89,12 +89,12 @@ class Groups:
         return {name: joined.get(name, value) for name, value in parts[0].items()}
 
     def derivative(
-        self, epoch: int, theta: Tensor, buffers: Buffers, gradient: Tensor
+        self, epoch: int, theta: Tensor, buffers: Buffers, gradient: Tensor, second: bool = False
     ) -> StepDerivative:
-        """Return the derivative of the step that the optimiser takes from here."""
+        """Return the derivative of the step that the optimiser takes from here, and `second` ones."""
         vectors = zip(self.cut(theta), self.cut_buffers(buffers), self.cut(gradient), strict=True)
         parts = [
-            step_derivative(spec, epoch, own_theta, own_buffers, own_gradient)
+            step_derivative(spec, epoch, own_theta, own_buffers, own_gradient, second)
             for spec, (own_theta, own_buffers, own_gradient) in zip(
                 self.specs, vectors, strict=True
             )
@@ -105,7 +105,7 @@ class Groups:
         bends = zip(*(part.bends for part in parts), strict=True)
         return StepDerivative(
             [[self._slope(own) for own in zip(*row, strict=True)] for row in rows],
-            [self._slope(own) for own in bends],
+            bends=[self._slope(own) for own in bends],
         )
 
     def _slope(self, parts: Sequence[Tensor | None]) -> Tensor | None:

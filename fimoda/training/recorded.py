@@ -56,6 +56,7 @@ class RecordedRun:
         self.second_moments = SecondMoments.of(self.optimizer)
         self._groups = Groups(self.optimizer, run.model)
         self.steps_per_epoch = run.steps_per_epoch
+        self.batch_size = min(run.batch_size, len(run.rows))
         self.n_steps = n_steps
         self._batches = list(run.plan(seed).batches(n_steps))
         self._stretch = ceil(sqrt(self.n_steps))
@@ -96,25 +97,36 @@ class RecordedRun:
         index = self._batches[step].rows.to(self.model.device)
         return index, self.rows[index]
 
-    def derivative(self, moment: Moment, squares: Tensor | None = None) -> StepDerivative:
-        """Return the derivative of the step that comes after the moment.
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Return the derivative of the step that comes after the moment."""
+        return self._derivative(moment, None, second=False)
 
-        With `squares` (p,), those of gradients of batches, second moments are at least what these would make.
+    def derivative_among(self, moment: Moment, squares: Tensor | None) -> StepDerivative:
+        """Return the first and second derivative of the step, among steps with other batches.
+
+        The second moments of the optimiser are at least what gradients with `squares` (p,) would make them.
         """
+        return self._derivative(moment, squares, second=True)
+
+    def _derivative(self, moment: Moment, squares: Tensor | None, second: bool) -> StepDerivative:
         gradient = self._gradient(moment.theta, self._batches[moment.step], moment.noise)
-        epoch, buffers = moment.step // self.steps_per_epoch, moment.buffers
-        of_clipping = None
+        epoch, buffers, of_clipping, kept = (
+            moment.step // self.steps_per_epoch,
+            moment.buffers,
+            None,
+            1.0,
+        )
         if self.optimizer.clipping:
             whole = gradient.clone()
             of_clipping = self.optimizer.clipping.derivative(whole)
             self.optimizer.clipping.clip([gradient[None]])
-            if squares is not None:
-                squares = squares * (gradient.norm() / whole.norm().clamp_min(1e-30)) ** 2
+            kept = float(gradient.norm() / whole.norm().clamp_min(1e-30))
         if squares is not None and self.second_moments is not None:
-            given = self.optimizer, buffers, gradient, squares, moment.step
+            given = self.optimizer, buffers, gradient, squares * kept**2, moment.step
             buffers = self.second_moments.raised(*given)
-        taken = self._groups.derivative(epoch, moment.theta, buffers, gradient)
-        return replace(taken, clipping=of_clipping)
+        taken = self._groups.derivative(epoch, moment.theta, buffers, gradient, second)
+        bends = [None if bend is None else bend * kept**2 for bend in taken.bends]
+        return replace(taken, clipping=of_clipping, bends=bends)
 
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         """Return the gradient of the batch's objective (p,), with this state of the random generator."""

@@ -355,6 +355,7 @@ class Line:
                 start={"weight": torch.from_numpy(start)[None]},
                 **self.steps,
                 **params,
+                order="own",
             )
             for seed, start in enumerate(self.starts)
         ]
@@ -430,7 +431,7 @@ def response(line, net, start, i, n_epochs):
     """Change of the parameters when row i is left out, and the Hessian and row's gradient there."""
     method = UnrolledDifferentiation(
         net, n_seeds=[0], start=start, leave_out=[i], mode="forward", criterion=nn.MSELoss(),
-        measurement="output", **{**line.steps, "n_epochs": n_epochs},
+        measurement="output", **{**line.steps, "n_epochs": n_epochs}, order="own",
     ).fit(line.X, line.y)  # fmt: skip
     walked = method._forward[0]
     theta, model = walked.thetas[-1], method.model_
@@ -544,7 +545,7 @@ def test_unrolled_training_ends_at_the_models_of_the_ensemble(mode):
         net, X, y, n_seeds=SEEDS, checkpoints=[0], criterion=nn.MSELoss(), **STEPS
     )
     methods = [
-        UnrolledDifferentiation(n_seeds=[seed], start=run.state(0), mode=mode, **STEPS)
+        UnrolledDifferentiation(n_seeds=[seed], start=run.state(0), mode=mode, **STEPS, order="own")
         for seed, run in zip(ensemble.seeds, ensemble.trajectories, strict=True)
     ]
     influence = DistributionalInfluence(net, method=methods, criterion=nn.MSELoss()).fit(X, y)
@@ -561,7 +562,7 @@ def test_unrolled_training_ends_at_the_models_of_the_ensemble(mode):
 @pytest.mark.parametrize(
     "method",
     [
-        UnrolledDifferentiation(n_seeds=SEEDS, **STEPS),
+        UnrolledDifferentiation(n_seeds=SEEDS, **STEPS, order="own"),
         LinearizedFurtherTraining(n_seeds=SEEDS, **STEPS),
         OnceLinearizedFurtherTraining(n_seeds=SEEDS, solver="steps", **STEPS),
     ],
@@ -662,7 +663,7 @@ def test_distributional_lds():
         net, X, y, n_seeds=outcomes.seeds, checkpoints=[0], criterion=nn.MSELoss(), **STEPS
     )
     methods = [
-        UnrolledDifferentiation(n_seeds=[seed], start=run.state(0), **STEPS)
+        UnrolledDifferentiation(n_seeds=[seed], start=run.state(0), **STEPS, order="own")
         for seed, run in zip(ensemble.seeds, ensemble.trajectories, strict=True)
     ]
     influence = DistributionalInfluence(net, method=methods, criterion=nn.MSELoss()).fit(X, y)

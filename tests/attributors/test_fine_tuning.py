@@ -104,7 +104,9 @@ def test_unrolled_through_half_an_epoch(net):
     X, y, X_test, y_test = rows()
     shared = {"n_epochs": 0.5, "n_seeds": [SEED], "leave_out": LEFT_OUT}
     backwards, forwards = (
-        UnrolledDifferentiation(net, mode=mode, **shared).fit(X, y).transform(X_test, y_test)
+        UnrolledDifferentiation(net, mode=mode, **shared, order="own")
+        .fit(X, y)
+        .transform(X_test, y_test)
         for mode in ("adjoint", "forward")
     )
     close(forwards, backwards, 1e-8)

@@ -138,8 +138,8 @@ def approximation(cls, **changes):
 @pytest.mark.parametrize(
     ("cls", "settings", "tolerance"),
     [
-        (UnrolledDifferentiation, {"mode": "adjoint"}, 1e-12),
-        (UnrolledDifferentiation, {"mode": "forward"}, 1e-12),
+        (UnrolledDifferentiation, {"mode": "adjoint", "order": "own"}, 1e-12),
+        (UnrolledDifferentiation, {"mode": "forward", "order": "own"}, 1e-12),
         (OnceLinearizedFurtherTraining, {"solver": "steps"}, 1e-12),
         # residuals are linear between horizons, so that another horizon makes them better
         (OnceLinearizedFurtherTraining, {"solver": "kernel", "optimizer": "SGD"}, 0.02),
@@ -163,6 +163,7 @@ def test_unrolled_differentiation_is_the_derivative_of_the_loop():
         UnrolledDifferentiation,
         n_epochs=0.5,
         n_seeds=[3],
+        order="own",
         kink_smoothing=None,
         optimizer="SGD",
         optimizer_params={"momentum": 0.9},
@@ -243,7 +244,7 @@ def test_compared_at_fractions():
     X, y, X_test, y_test = data()
     shared = {"criterion": nn.MSELoss(), "batch_size": BATCH, "lr": 0.01}
     methods = {
-        "unrolled": UnrolledDifferentiation(net(), n_epochs=[0.5, 1], **shared),
+        "unrolled": UnrolledDifferentiation(net(), n_epochs=[0.5, 1], **shared, order="own"),
         "Grad-Dot": GradDot(net(), criterion=nn.MSELoss()),
     }
     found = compare_methods(

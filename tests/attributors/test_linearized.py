@@ -405,7 +405,7 @@ def both(net, kind, changes, weights=None, **own):
     X, y, X_test, y_test = data(kind)
     changes = {"kink_smoothing": 100.0, **changes}
     found = linear_method(net, **{**changes, **own}).fit(X, y, weights)
-    exact = UnrolledDifferentiation(net, **changes).fit(X, y, weights)
+    exact = UnrolledDifferentiation(net, **changes, order="own").fit(X, y, weights)
     return found.transform_horizons(X_test, y_test), exact.transform_horizons(X_test, y_test)
 
 
@@ -624,7 +624,11 @@ def test_agreement_grows_with_the_number_of_segments():
     y = np.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2]
     changes = settings(n_epochs=30, batch_size=24, n_seeds=[1, 2])
     net, test = mlp(nn.ReLU, 1, 20), (X[:9], y[:9])
-    exact = UnrolledDifferentiation(net, kink_smoothing=None, **changes).fit(X, y).transform(*test)
+    exact = (
+        UnrolledDifferentiation(net, kink_smoothing=None, **changes, order="own")
+        .fit(X, y)
+        .transform(*test)
+    )
     agreement, discrepancy = [], []
     for n_segments in (1, 2, 15):
         found = linear_method(net, n_segments=n_segments, kink_smoothing=None, **changes).fit(X, y)

@@ -102,6 +102,7 @@ def test_equals_unrolled_differentiation_as_the_step_size_shrinks(momentum):
             optimizer="SGD",
             optimizer_params=params,
             criterion=nn.MSELoss(),
+            order="own",
         ).fit(X, y)
         # leaving out gives the others the row's weight: the derivative is centred, times n / (n - 1)
         scores = source.transform(X_test, y_test)

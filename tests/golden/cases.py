@@ -536,7 +536,9 @@ def embedding_and_layer_norm() -> Arrays:
         "ekfac": lambda *a, **k: EKFACInfluence(*a, damping=0.1, **k),
         "datainf": DataInf,
         "trak": lambda *a, **k: TRAK(*a, n_components=6, damping=0.1, random_state=0, **k),
-        "unrolled": lambda *a, **k: UnrolledDifferentiation(*a, n_seeds=[0], **RUN, **k),
+        "unrolled": lambda *a, **k: UnrolledDifferentiation(
+            *a, n_seeds=[0], **RUN, **k, order="own"
+        ),
         "further": lambda *a, **k: FurtherTraining(*a, n_seeds=[0], leave_out=[0, 5], **RUN, **k),
     }
     return {
@@ -570,7 +572,9 @@ def by_loss(criterion: nn.Module, rows: Rows, n_outputs: int, *last: Any) -> Arr
         further=transformed(
             FurtherTraining(net, n_seeds=[0], leave_out=[1, 6], **RUN, **given), rows
         ),
-        unrolled=transformed(UnrolledDifferentiation(net, n_seeds=[0], **RUN, **given), rows),
+        unrolled=transformed(
+            UnrolledDifferentiation(net, n_seeds=[0], **RUN, **given, order="own"), rows
+        ),
     )
 
 
@@ -670,7 +674,7 @@ def further_training_dropout() -> Arrays:
     given = {"n_seeds": [0, 1], **RUN, **ENTROPY}
     return together(
         further=scored(FurtherTraining(net, leave_out=[2, 3, 11], **given), classification()),
-        unrolled=scored(UnrolledDifferentiation(net, **given), classification()),
+        unrolled=scored(UnrolledDifferentiation(net, **given, order="own"), classification()),
         linear=scored(LinearizedFurtherTraining(net, n_segments=2, **given), classification()),
         steps=scored(OnceLinearizedFurtherTraining(net, solver="steps", **given), classification()),
     )
@@ -822,7 +826,7 @@ def horizons_reweighting_relabelling() -> Arrays:
                     LinearizedFurtherTraining(net, n_segments=2, n_seeds=[0], **run, **given), rows
                 ),
                 f"{name}_unrolled": horizons_and_groups(
-                    UnrolledDifferentiation(net, n_seeds=[0, 1], **run, **given), rows
+                    UnrolledDifferentiation(net, n_seeds=[0, 1], **run, **given, order="own"), rows
                 ),
             }
         )
@@ -850,7 +854,7 @@ def linearized_optimizers() -> Arrays:
 
 @case
 def unrolled() -> Arrays:
-    return battery(UnrolledDifferentiation, n_seeds=[0, 1], **RUN)
+    return battery(UnrolledDifferentiation, order="own", n_seeds=[0, 1], **RUN)
 
 
 @case
@@ -862,12 +866,17 @@ def unrolled_modes() -> Arrays:
             parameter.mul_(0.7)
     given = {"n_seeds": [0], **RUN, **SQUARES}
     return together(
-        adjoint=scored(UnrolledDifferentiation(net, mode="adjoint", **given), regression()),
-        forward=scored(
-            UnrolledDifferentiation(net, mode="forward", leave_out=[0, 5], **given), regression()
+        adjoint=scored(
+            UnrolledDifferentiation(net, mode="adjoint", **given, order="own"), regression()
         ),
-        start=scored(UnrolledDifferentiation(net, start=start, **given), regression()),
-        weighted=scored(UnrolledDifferentiation(net, **given), regression(), weights=True),
+        forward=scored(
+            UnrolledDifferentiation(net, mode="forward", leave_out=[0, 5], **given, order="own"),
+            regression(),
+        ),
+        start=scored(UnrolledDifferentiation(net, start=start, **given, order="own"), regression()),
+        weighted=scored(
+            UnrolledDifferentiation(net, **given, order="own"), regression(), weights=True
+        ),
     )
 
 
@@ -876,7 +885,9 @@ def unrolled_optimizers() -> Arrays:
     found: Arrays = {}
     for name, (optimizer, params) in OPTIMIZERS.items():
         given = {**RUN, "optimizer": optimizer, "optimizer_params": params, "lr": 0.02}
-        attributor = UnrolledDifferentiation(perceptron(), n_seeds=[0], **given, **SQUARES)
+        attributor = UnrolledDifferentiation(
+            perceptron(), n_seeds=[0], **given, **SQUARES, order="own"
+        )
         found |= prefixed(name, transformed(attributor, regression()))
     return found
 
@@ -897,16 +908,18 @@ def kinks() -> Arrays:
         found |= together(
             **{
                 f"unrolled_{smoothing}": transformed(
-                    UnrolledDifferentiation(net, **given, **SQUARES), regression()
+                    UnrolledDifferentiation(net, **given, **SQUARES, order="own"), regression()
                 ),
                 f"segments_{smoothing}": transformed(
                     LinearizedFurtherTraining(net, n_segments=2, **given, **SQUARES), regression()
                 ),
                 f"pooled_{smoothing}": transformed(
-                    UnrolledDifferentiation(pooled, **given, **ENTROPY), images()
+                    UnrolledDifferentiation(pooled, **given, **ENTROPY, order="own"), images()
                 ),
                 f"absolute_{smoothing}": transformed(
-                    UnrolledDifferentiation(perceptron(), criterion=nn.L1Loss(), **given),
+                    UnrolledDifferentiation(
+                        perceptron(), criterion=nn.L1Loss(), **given, order="own"
+                    ),
                     regression(),
                 ),
             }
@@ -1057,7 +1070,9 @@ def own_methods(model: Any, rows: Rows, *, weights: bool = False) -> Arrays:
         ekfac=transformed(EKFACInfluence(model, damping=0.1), rows, weights=weights),
         further=scored(FurtherTraining(model, leave_out=[0, 6], **run), rows, weights=weights),
         linear=transformed(LinearizedFurtherTraining(model, **run), rows, weights=weights),
-        unrolled=transformed(UnrolledDifferentiation(model, **run), rows, weights=weights),
+        unrolled=transformed(
+            UnrolledDifferentiation(model, **run, order="own"), rows, weights=weights
+        ),
     )
 
 
@@ -1323,7 +1338,9 @@ def ensembles() -> Arrays:
         "source": SOURCE(segments=2),
         "trak": TRAK(n_components=8, damping=0.1, random_state=0),
         "ekfac": EKFACInfluence(damping=0.1),
-        "unrolled": UnrolledDifferentiation(n_epochs=1, n_seeds=[0], lr=0.05, batch_size=6),
+        "unrolled": UnrolledDifferentiation(
+            n_epochs=1, n_seeds=[0], lr=0.05, batch_size=6, order="own"
+        ),
     }.items():
         members = EnsembleAttributor(net, attributor=attributor, models=ensemble, **SQUARES)
         found |= prefixed(name, scored(members, rows))
@@ -1379,7 +1396,10 @@ def distributional_influence() -> Arrays:
             **{
                 f"unrolled_{distance}": scored(
                     DistributionalInfluence(
-                        net, method=UnrolledDifferentiation(**run), distance=distance, **SQUARES
+                        net,
+                        method=UnrolledDifferentiation(**run, order="own"),
+                        distance=distance,
+                        **SQUARES,
                     ),
                     rows,
                 ),
@@ -1395,12 +1415,14 @@ def distributional_influence() -> Arrays:
                 ),
             }
         )
-    predicts = DistributionalInfluence(net, method=UnrolledDifferentiation(**run), **SQUARES)
+    predicts = DistributionalInfluence(
+        net, method=UnrolledDifferentiation(**run, order="own"), **SQUARES
+    )
     predicted = predicts.fit(*rows.train).outcome_samples(*rows.test)
     steps = OnceLinearizedFurtherTraining(solver="steps", **run)
     linear = DistributionalInfluence(net, method=steps, **SQUARES)
     joint = DistributionalInfluence(
-        net, method=UnrolledDifferentiation(**run), joint=["loss", "output"], **SQUARES
+        net, method=UnrolledDifferentiation(**run, order="own"), joint=["loss", "output"], **SQUARES
     )
     subsets = ~np.eye(len(rows.X), dtype=bool)[:5]
     outcomes = train_on_subsets(
@@ -1624,7 +1646,7 @@ def single_runs() -> Arrays:
     rows, net = regression().astype(SINGLE), single()
     given = {"n_seeds": [0], **RUN, **SQUARES}
     return together(
-        unrolled=scored(UnrolledDifferentiation(net, **given), rows),
+        unrolled=scored(UnrolledDifferentiation(net, **given, order="own"), rows),
         kernel=scored(OnceLinearizedFurtherTraining(net, **given), rows),
         segments=scored(LinearizedFurtherTraining(net, n_segments=2, **given), rows),
     )

@@ -192,12 +192,12 @@ def test_unrolled_differentiation_is_the_derivative_of_the_loop(limit, optimizer
     X, y, X_test, y_test = data()
     limits, clip = LIMITS[limit]
     found = UnrolledDifferentiation(
-        chain(), kink_smoothing=None, mode="adjoint", **settings(optimizer, limits)
+        chain(), kink_smoothing=None, mode="adjoint", **settings(optimizer, limits), order="own"
     ).fit(X, y)
     scores = found.transform(X_test, y_test)[:, LEFT_OUT]
     forwards = UnrolledDifferentiation(
         chain(), kink_smoothing=None, mode="forward", leave_out=LEFT_OUT,
-        **settings(optimizer, limits),
+        **settings(optimizer, limits), order="own",
     ).fit(X, y)  # fmt: skip
     assert relative(forwards.transform(X_test, y_test), scores) < 1e-10
 
@@ -225,7 +225,7 @@ def test_linearised_once_along_the_steps():
     torch.manual_seed(0)
     line = nn.Linear(D, 1).double()
     shared = settings("SGD", {"max_grad_norm": NORM}, measurement="output", kink_smoothing=None)
-    exact = UnrolledDifferentiation(line, **shared).fit(X, y).transform(X_test)
+    exact = UnrolledDifferentiation(line, **shared, order="own").fit(X, y).transform(X_test)
     found = OnceLinearizedFurtherTraining(line, solver="steps", **shared).fit(X, y)
     assert relative(found.transform(X_test), exact) < 1e-10
 

@@ -203,7 +203,7 @@ def test_unrolled_differentiation_is_the_derivative_of_the_loop(name):
     X, y, X_test, y_test = data()
     shared = settings(name, kink_smoothing=None)
     scores, forwards = (
-        UnrolledDifferentiation(net(), mode=mode, leave_out=LEFT_OUT, **shared)
+        UnrolledDifferentiation(net(), mode=mode, leave_out=LEFT_OUT, **shared, order="own")
         .fit(X, y)
         .transform(X_test, y_test)
         for mode in ("adjoint", "forward")
@@ -233,7 +233,7 @@ def test_linearised_once_along_the_steps():
     torch.manual_seed(0)
     line = nn.Sequential(nn.Linear(D, 1)).double()
     shared = settings("Adam", measurement="output", kink_smoothing=None)
-    exact = UnrolledDifferentiation(line, **shared).fit(X, y).transform(X_test)
+    exact = UnrolledDifferentiation(line, **shared, order="own").fit(X, y).transform(X_test)
     found = OnceLinearizedFurtherTraining(line, solver="steps", **shared).fit(X, y)
     assert relative(found.transform(X_test), exact) < 1e-10
 
