@@ -11,7 +11,7 @@ from naive import relative
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
-from fimoda import UnrolledDifferentiation
+from fimoda import FurtherTraining, UnrolledDifferentiation
 from fimoda.training.batches import Batch
 from fimoda.training.differentiable import StepDerivative
 from fimoda.training.run import Run
@@ -219,3 +219,29 @@ def test_walks_backwards_only():
         unrolled(mode="forward").fit(*data())
     few = unrolled(leave_out=[1]).fit(*data())
     assert few.transform(*data()).shape == (N, 1)
+
+
+def test_adam_with_a_coordinate_of_two_rows():
+    """Its second moments are zero until one of them comes up, where a run's own derivative has no bounds."""
+    X, y = data(48)
+    X[:, 2] = 0
+    X[[7, 20], 2] = 2.0, -1.0
+    net, inputs, targets = network(), torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(inputs), targets).backward()
+        optimizer.step()
+    common = {"n_epochs": 2, "optimizer": "Adam", "lr": 0.003, "batch_size": 8}
+    gold = FurtherTraining(net, n_seeds=list(range(1, 31)), criterion=nn.MSELoss(), **common)
+    mean = gold.fit(X, y).transform(X[:12], y[:12])
+
+    def agreement(order: str, seed: int) -> float:
+        found = unrolled(net, order=order, n_seeds=[seed], **common).fit(X, y)
+        return float(np.corrcoef(found.transform(X[:12], y[:12]).ravel(), mean.ravel())[0, 1])
+
+    expected, own = (
+        [agreement(order, seed) for seed in (50, 51, 52)] for order in ("expected", "own")
+    )
+    assert min(expected) > 0.9
+    assert min(expected) > max(own)
