@@ -44,7 +44,7 @@ class OwnOrder:
 
 
 class ExpectedOrder:
-    """Pushes every row with its share at every step: the mean over the orders in which rows may come.
+    r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
 
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
     its middle. Conditional on the run, whose own batches stay in the Hessian.
@@ -55,8 +55,8 @@ class ExpectedOrder:
     the gradient, by its derivative K. A batch leans to a row that it has; what taking the row out does, to
     second order in the step, is on average over batches
 
-    .. math:: s_i \\Bigl[ a^\top (\bar g - g_i) + \alpha\\, (q_i - \bar q) + \frac{\bar q}{2 (B - 1)} \\Bigr],
-              \\qquad q_i = K^\top (g_i - \bar g)^2, \\qquad \alpha \approx -\frac{1}{2 B}.
+    .. math:: s_i \Bigl[ a^\top (\bar g - g_i) + \alpha\, (q_i - \bar q) + \frac{\bar q}{2 (B - 1)} \Bigr],
+              \qquad q_i = K^\top (g_i - \bar g)^2, \qquad \alpha \approx -\frac{1}{2 B}.
 
     A square that is a large part of a second moment counts for more (`_convex`).
     """
