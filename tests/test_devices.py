@@ -73,8 +73,13 @@ ATTRIBUTORS = {
     "kernel": (fimoda.OnceLinearizedFurtherTraining, RUN),
     "segments": (fimoda.LinearizedFurtherTraining, {"n_segments": 2, **RUN}),
     "steps": (fimoda.OnceLinearizedFurtherTraining, {"solver": "steps", **RUN}),
-    "adjoint": (fimoda.UnrolledDifferentiation, {"mode": "adjoint", **RUN}),
-    "forward": (fimoda.UnrolledDifferentiation, {"mode": "forward", "leave_out": 4, **RUN}),
+    "adjoint": (fimoda.UnrolledDifferentiation, {"mode": "adjoint", "order": "own", **RUN}),
+    "expected order": (fimoda.UnrolledDifferentiation, RUN),
+    "expected order, Adam": (fimoda.UnrolledDifferentiation, {**RUN, "optimizer": "Adam"}),
+    "forward": (
+        fimoda.UnrolledDifferentiation,
+        {"mode": "forward", "order": "own", "leave_out": 4, **RUN},
+    ),
     "SOURCE": (fimoda.SOURCE, RECIPE),
     "SOURCE, exact": (fimoda.SOURCE, {**RECIPE, "curvature": "exact"}),
     "SOURCE, projected": (
