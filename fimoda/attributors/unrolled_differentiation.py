@@ -24,7 +24,8 @@ from .._validation import (
     check_seeds,
 )
 from ..curvature.kinks import kink_sharpness
-from ..curvature.unrolled import Unrolled, check_run, walk_back, walk_forward
+from ..curvature.tangents import walk_forward
+from ..curvature.unrolled import Unrolled, check_run, walk_back
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement

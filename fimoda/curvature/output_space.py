@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
 from ..training.recorded import ObservedRun
-from .unrolled import leaving_out
+from .leaving_out import leaving_out
 
 #: Outputs of all rows up to which eigenvalues are computed densely.
 _DENSE = 200

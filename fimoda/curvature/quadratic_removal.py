@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..training.linear_steps import LinearSteps
 from ..training.recorded import ObservedRun
-from .unrolled import leaving_out
+from .leaving_out import leaving_out
 
 #: From this step on, blocks of steps with a force that is linear in time grow with time.
 _EXACT_STEPS = 64

@@ -19,9 +19,9 @@ from ..training.products import fast_float32_products
 from ..training.recorded import ObservedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
+from .leaving_out import leaving_out
 from .linearized import LinearizedRun, require_memory
 from .segments import LOAD, Segment, linearize, middle
-from .unrolled import leaving_out
 
 #: Dimensions of a Krylov space by default, where memory allows.
 COMPONENTS = 640

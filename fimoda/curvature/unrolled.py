@@ -1,8 +1,7 @@
-r"""Derivatives through a run of further training, backwards and forwards.
+r"""Derivatives through a run of further training, backwards from test rows.
 
-Leaving row i out of its batch changes the batch's mean gradient :math:`\bar g` by
-:math:`-\frac{w_i}{1 - w_i} (g_i - \bar g)`, with :math:`w` the weights of the rows in the mean (1/B).
-Both directions carry that change through every later step, the optimiser's buffers included.
+The change of the mean gradient that leaving a row out makes is carried through every later step, the
+optimiser's buffers included: in the run's own order of rows, or on average over all orders.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..derivatives import Linearization
@@ -22,13 +19,15 @@ from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..model import FinalModel
 from ..rows import Rows
+from ..training.differentiable import StepDerivative
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
 from ..training.run import Run
 from ..training.workers import one_thread
 from .batch_hessian import BatchHessian, batch_hessian
-from .orders import ExpectedOrder, OwnOrder, leaving_out
+from .leaving_out import change, leaving_out
+from .second_moments import batch_second_moment
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,11 @@ def walk_back(
     The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
     by so many blocks an epoch, or in the run's own.
     """
-    with _ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
+    with ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
         order = None
         if n_blocks is not None:
             order = ExpectedOrder(recorded, ceil(run.steps_per_epoch / n_blocks))
         return adjoint_scores(recorded, hessian, test, horizons, order)
-
-
-def walk_forward(
-    run: Run, seed: int, horizons: Sequence[int], left_out: Sequence[int], kinks: float | None
-) -> Unrolled:
-    """Return the tangents (n_horizons, L, p) of left-out rows, by one worker."""
-    with _ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
-        return forward_tangents(recorded, hessian, left_out, horizons)
 
 
 def check_run(run: Run, seed: int, n_steps: int) -> None:
@@ -93,7 +84,7 @@ def check_run(run: Run, seed: int, n_steps: int) -> None:
 
 
 @contextmanager
-def _ready(
+def ready(
     run: Run, seed: int, n_steps: int, kinks: float | None
 ) -> Iterator[tuple[RecordedRun, BatchHessian]]:
     """Give the recorded run and the Hessian, on one thread and with the faster products."""
@@ -110,6 +101,142 @@ def _ready(
 
         with fast_float32_products(products):
             yield recorded, hessian
+
+
+class OwnOrder:
+    """Pushes each row at the steps at which the run had it."""
+
+    def __init__(self, run: RecordedRun):
+        self._run = run
+
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Return the derivative of the step after a moment."""
+        return self._run.derivative(moment)
+
+    def push(
+        self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
+    ) -> None:
+        """Add what a step says to scores (n_horizons, m, n).
+
+        `slopes` (k, B) are those of its rows' losses along `pulled` (k, p), the adjoints of the gradient;
+        `bent` (k, p) is the derivative of these in it, None where they do not depend on it.
+        """
+        index, w = self._run.batch(moment)
+        live[:, :, index] += change(slopes, w).unflatten(0, (len(live), -1))
+
+    def flush(self, live: Tensor) -> None:
+        """Add what has been put off."""
+
+
+class ExpectedOrder:
+    r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
+
+    The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
+    its middle. Conditional on the run, whose own batches stay in the Hessian.
+
+    Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
+    run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
+    derivative is too large: they are raised to what batches have on average here. And the adjoint depends on
+    the gradient, by its derivative K. A batch leans to a row that it has; what taking the row out does, to
+    second order in the step, is on average over batches
+
+    .. math:: s_i \Bigl[ a^\top (\bar g - g_i) + \alpha\, (q_i - \bar q) + \frac{\bar q}{2 (B - 1)} \Bigr],
+              \qquad q_i = K^\top (g_i - \bar g)^2, \qquad \alpha \approx -\frac{1}{2 B}.
+
+    A square that is a large part of a second moment counts for more (`_convex`).
+    """
+
+    def __init__(self, run: RecordedRun, n_steps: int):
+        self._run = run
+        self._length = n_steps
+        self._shares = run.rows.shares.to(run.model.theta)
+        self._sum: Tensor | None = None
+        self._bent: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._moments: list[Moment] = []
+
+    def derivative(self, moment: Moment) -> StepDerivative:
+        """Return the derivative of the step after a moment, with second moments as in other orders."""
+        run = self._run
+        if run.second_moments is not None and self._squares is None:
+            n, B = len(run.rows), run.batch_size
+            at = run.objective.at(run.model.at(moment.theta))
+            self._squares = batch_second_moment(at, B * (n - 1) / (n - B) if B < n else torch.inf)
+        return run.derivative_among(moment, self._squares)
+
+    def push(
+        self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
+    ) -> None:
+        """Add the adjoints of a step to those of its block, and what the block says at its first step."""
+        self._sum = pulled.clone() if self._sum is None else self._sum + pulled
+        if bent is not None:
+            self._bent = bent if self._bent is None else self._bent + bent
+        self._moments.append(moment)
+        if moment.step % self._run.steps_per_epoch % self._length == 0:
+            self.flush(live)
+
+    def flush(self, live: Tensor) -> None:
+        """Add what the block so far says to scores (n_horizons, m, n)."""
+        if self._sum is None:
+            return
+        middle = self._moments[len(self._moments) // 2]
+        found = change(self._slopes(middle, self._sum), self._shares)
+        if self._bent is not None:
+            found += self._second_order(middle, self._bent)
+        live += found.unflatten(0, (len(live), -1))
+        self._sum, self._bent, self._squares, self._moments = None, None, None, []
+
+    def _second_order(self, middle: Moment, along: Tensor) -> Tensor:
+        """Return what steps that are not linear add (k, n), from the sum of K (k, p)."""
+        run, s = self._run, self._shares
+        n, B = len(run.rows), len(run.batch(middle)[0])
+        if B == 1 or n < 3:
+            return s.new_zeros(())
+        at = run.objective.at(run.model.at(middle.theta))
+        mean = at.combined(s[:, None])[0]
+        most = max(1, at.memory_budget // (8 * mean.nbytes))
+        parts = []
+        for rows, gradients in at.row_gradients(most=most):
+            squares = (gradients.dense() - mean).square_()
+            if self._squares is not None:
+                squares *= _convex(s[rows, None] * squares / (B * self._squares))
+            parts.append(squares @ along.mT)
+        q = torch.cat(parts).mT
+        others = (n - B) / (n * (B - 1) * (n - 2))  # of the variance of a mean of B - 1 others
+        alpha = n / (2 * B * (n - 1)) * (1 - others) - (n - B) / (B * (n - 2))
+        average = (q @ s)[:, None]
+        own, _ = leaving_out(s)
+        return ((alpha * (q - average) + average / (2 * (B - 1))) * own).double()
+
+    def _slopes(self, middle: Moment, along: Tensor) -> Tensor:
+        """Return the slopes (k, n) of the losses of all rows along vectors (k, p)."""
+        run, model = self._run, self._run.model
+        if not (model.is_stochastic or model.statistics):
+            at = run.objective.at(model.at(middle.theta))
+            return at.along(along).mT.to(model.theta)
+        # with the noise and the statistics of batches: those of an epoch
+        found = model.theta.new_empty(len(along), len(run.rows))
+        first = middle.step - middle.step % run.steps_per_epoch
+        for step in range(first, first + run.steps_per_epoch):
+            index, rows = run.rows_of(step)
+
+            def losses(parameters: dict[str, Tensor], rows: Rows = rows) -> Tensor:
+                outputs = model.call(parameters, rows.inputs, training=True)
+                return model.loss(outputs, rows.targets)
+
+            with seeded(model, middle.noise):
+                found[:, index] = Linearization(model, losses, middle.theta).push(along)
+        return found
+
+
+def _convex(part: Tensor) -> Tensor:
+    r"""Return what taking a part :math:`\rho` out of a second moment does, by what its derivative says.
+
+    Steps go with the root of the rest: :math:`((1 - \rho)^{-1/2} - 1) / (\rho / 2)`, at most that of nine
+    tenths.
+    """
+    part = torch.nan_to_num(part).clamp(1e-3, 0.9)
+    return ((1 - part).rsqrt() - 1) / (part / 2)
 
 
 def adjoint_scores(
@@ -130,7 +257,7 @@ def adjoint_scores(
     thetas = [run.last.theta]
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
-        _, batch, _ = _batch(run, moment)
+        _, batch, _ = batch_of(run, moment)
         step = order.derivative(moment)
         bent = step.bend(parts)
         parts, pulled = step.pull(parts)
@@ -155,62 +282,11 @@ def adjoint_scores(
     return Unrolled(scores, torch.stack(thetas[::-1]), growth)
 
 
-def forward_tangents(
-    run: RecordedRun, hessian: BatchHessian, left_out: Sequence[int], horizons: Sequence[int]
-) -> Unrolled:
-    """Return tangents (n_horizons, L, p), the changes when rows are left out, by one walk forwards."""
-    model = run.model
-    place = torch.full((len(run.rows),), -1, device=model.device)
-    place[torch.as_tensor(np.asarray(left_out), device=model.device)] = torch.arange(
-        len(left_out), device=model.device
-    )
-    # the last tangent is that of a small change at the start, whose growth is looked at
-    parts = [model.theta.new_zeros(len(left_out) + 1, model.n_parameters)]
-    reached: list[Tensor] = []
-    growth = 0.0
-    thetas: list[Tensor] = []
-    for moment in run.forwards():
-        if moment.step in horizons:
-            reached.append(parts[0][:-1].clone())
-            thetas.append(moment.theta)
-        index, batch, w = _batch(run, moment)
-        if moment.step == 0:
-            parts[0][-1:] = F.normalize(_combined_gradients(run, moment, batch, w[None]))
-        with seeded(model, moment.noise):
-            pushed, _ = hessian(moment.theta, batch, parts[0])
-        if model.l2 is not None:
-            pushed += parts[0] * model.l2
-        mine = (place[index] >= 0).nonzero()[:, 0]
-        if len(mine):
-            own, others = leaving_out(w)
-            basis = torch.zeros(len(mine), len(index)).to(w)
-            basis[torch.arange(len(mine)), mine] = -own[mine]
-            basis += others[mine, None] * w
-            pushed[place[index[mine]]] += _combined_gradients(run, moment, batch, basis)
-        parts = run.derivative(moment).push(parts, pushed)
-        if (moment.step + 1) % run.steps_per_epoch == 0 or moment.step + 1 == run.n_steps:
-            growth = max(growth, float(parts[0][-1].norm()))
-    return Unrolled(
-        torch.stack([*reached, parts[0][:-1]]), torch.stack([*thetas, run.last.theta]), growth
-    )
-
-
-def _batch(run: RecordedRun, moment: Moment) -> tuple[Tensor, Rows, Tensor]:
+def batch_of(run: RecordedRun, moment: Moment) -> tuple[Tensor, Rows, Tensor]:
     """Return the rows of the step after a moment, as indices and with their weights in its mean."""
     index, w = run.batch(moment)
     inputs, targets = run.rows.inputs[index], run.rows.targets[index]
     return index, Rows(inputs, targets, w, total=w.new_ones(())), w
-
-
-def _combined_gradients(run: RecordedRun, moment: Moment, batch: Rows, basis: Tensor) -> Tensor:
-    """Return combinations (k, p) of the rows' gradients with coefficients (k, B)."""
-    model = run.model
-
-    def losses(parameters: dict[str, Tensor]) -> Tensor:
-        return model.loss(model.call(parameters, batch.inputs, training=True), batch.targets)
-
-    with seeded(model, moment.noise):
-        return Linearization(model, losses, moment.theta).pull(basis)
 
 
 def _growth(vectors: Tensor, size: Tensor) -> float:
