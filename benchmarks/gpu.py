@@ -5,7 +5,8 @@
 The networks are those of tests/networks.py, without dropout, whose random numbers are others on another
 device. A cell of the table has the largest difference from the scores of the CPU, relative to the largest;
 what differs by more than 1e-2 is in bold, which small networks in float32 need not be. When the seconds are
-over the rest of the table is left out. Without CUDA there is nothing to do.
+over the rest of the table is left out. Its rows are computed by `--jobs` processes, one thread each. Without
+CUDA there is nothing to do.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -59,19 +60,31 @@ def compared(network: str, attributor: str, device: str) -> str:
     return f"{difference:.0e}" if difference <= TOLERANCE else f"**{difference:.0e}**"
 
 
-def table(device: str, until: float, chosen: list[str]) -> None:
+def row_of(network: str, device: str, until: float) -> tuple[str, list[str]]:
+    """Return a network with its cells; there are none if time is over."""
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    if time.time() > until:
+        return network, []
+    return network, [compared(network, attributor, device) for attributor in ATTRIBUTORS]
+
+
+def table(device: str, until: float, chosen: list[str], n_jobs: int) -> None:
     """Print the table, as far as time allows."""
     print("| | " + " | ".join(ATTRIBUTORS) + " |")
-    print("|" + " --- |" * (len(ATTRIBUTORS) + 1))
+    print("|" + " --- |" * (len(ATTRIBUTORS) + 1), flush=True)
     bold = cells = 0
-    for network in chosen:
-        if time.perf_counter() > until:
-            print(f"\nNo time for {network} and what follows it.")
-            break
-        row = [compared(network, attributor, device) for attributor in ATTRIBUTORS]
+    late = []
+    jobs = [delayed(row_of)(network, device, until) for network in chosen]
+    for network, row in Parallel(n_jobs=n_jobs, return_as="generator")(jobs):
+        if not row:
+            late.append(network)
+            continue
         print(f"| {network} | " + " | ".join(row) + " |", flush=True)
         bold, cells = bold + sum("**" in text for text in row), cells + len(row)
     print(f"\n{cells} cells, {bold} of them in bold.")
+    if late:
+        print(f"No time for: {', '.join(late)}.")
 
 
 # ---- speed ----------------------------------------------------------------------------------
@@ -105,26 +118,27 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def engine(device: str, scale: float) -> tuple[float, float]:
-    """Return seconds per model and epoch of a plain loop and of the engine, on digits."""
+    """Return seconds per model and epoch of a plain loop and of stacks of the engine, on digits."""
     digits = load_digits()
     X = (digits.images[:600, None] / 16).astype(np.float32)
-    y, n_models = digits.target[:600], max(2, int(60 * scale))
+    y, n_models = digits.target[:600], max(2, int(200 * scale))
     settings = {
         "lr": 0.02,
         "batch_size": 64,
         "optimizer": "SGD",
         "criterion": nn.CrossEntropyLoss(),
     }
-    given = {"epochs": 1, "n_seeds": 1, "random_state": 0, "compile": False, **settings}
+    given = {"epochs": 1, "n_seeds": 1, "random_state": 0, "engine": "vmap", "compile": False}
+    given |= settings
     network = convolutions().to(device)
 
     def loop() -> None:
         module = copy.deepcopy(network)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.02)
-        rows = TensorDataset(torch.from_numpy(X).to(device), torch.from_numpy(y).to(device))
-        for inputs, targets in DataLoader(rows, batch_size=64, shuffle=True):
+        inputs, targets = torch.from_numpy(X).to(device), torch.from_numpy(y).to(device)
+        for at in torch.randperm(len(y), device=device).split(64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(inputs), targets).backward()
+            nn.functional.cross_entropy(module(inputs[at]), targets[at]).backward()
             optimizer.step()
 
     def stack() -> None:
@@ -148,7 +162,7 @@ def speed(device: str, scale: float) -> None:
     (loop, stack), (loop_there, stack_there) = engine("cpu", scale), engine(device, scale)
     timed = {
         "plain loop, a model and epoch of digits": (loop, loop_there),
-        "engine, a model and epoch of digits": (stack, stack_there),
+        "stack, a model and epoch of digits": (stack, stack_there),
     }
     for cls in (GradDot, EKFACInfluence):
         timed[f"{cls.__name__}, 10,000 x 100"] = (
@@ -158,19 +172,20 @@ def speed(device: str, scale: float) -> None:
     for name, (here, there) in timed.items():
         print(f"| {name} | {here:.4f} s | {there:.4f} s | {here / there:.1f} |")
     print(
-        f"\nEngine against loop: {loop / stack:.1f} times on the CPU, {loop_there / stack_there:.1f} there.\n"
+        f"\nStack against loop: {loop / stack:.1f} times on the CPU, {loop_there / stack_there:.1f} there.\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--jobs", type=int, default=8, help="processes of the table")
     parser.add_argument("--networks", help="names, by semicolons; all by default")
     # for trying the script where there is no GPU
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--scale", type=float, default=1.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    start = time.perf_counter()
+    start = time.time()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         print("CUDA is not available on this machine: nothing to compare.")
         return
@@ -179,8 +194,10 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name(arguments.device)}, torch {torch.__version__}\n")
     speed(arguments.device, arguments.scale)
     chosen = arguments.networks.split(";") if arguments.networks else list(networks.NETWORKS)
-    table(arguments.device, start + arguments.seconds, chosen)
+    table(arguments.device, start + arguments.seconds, chosen, arguments.jobs)
 
 
 if __name__ == "__main__":
-    main()
+    import gpu  # so that workers find the functions by the name of this file
+
+    gpu.main()

@@ -45,7 +45,7 @@ def gradient(model: Model, function: Function, theta: Tensor | None = None) -> T
         return _gradient(model, value, leaves)
 
     def formula() -> Tensor:
-        with by_formulas():
+        with by_formulas(model.is_recurrent):
             return fused()
 
     return taken(model, GRADIENT, function, theta, fused, formula)

@@ -34,10 +34,22 @@ def by_formulas(recurrent: bool = True) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _StepByStep() if recurrent else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), _step_by_step() if recurrent else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Compute recurrence step by step; on a GPU its weights are not packed for the fused kernels either."""
+    packed = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        with _StepByStep():
+            yield
+    finally:
+        torch.backends.cudnn.enabled = packed
 
 
 class _StepByStep(TorchFunctionMode):

@@ -19,7 +19,7 @@ from .workers import one_thread
 #: Steps of single models from which on a trial takes less than a twentieth of the run.
 TRIAL_FROM = 5000
 
-#: Parameters of a network from which on a stack gains nothing: its products are large enough alone.
+#: Parameters of a network from which on a stack gains nothing on a CPU: its products are large enough alone.
 LARGE = 2_000_000
 
 #: Rounds of a trial, and what a step in a stack may take of the time of a step alone.
@@ -64,7 +64,8 @@ def decided(
         return replace(run, way=engine)
 
     def choose() -> str:
-        if n_models * n_steps < TRIAL_FROM or run.model.n_parameters > LARGE:
+        large = run.model.n_parameters > LARGE and run.model.device.type == "cpu"
+        if large or n_models * n_steps < TRIAL_FROM:
             return "loop"
         key = (run.model.key, run.batch_size, str(run.model.device))
         if key not in _FOUND:

@@ -40,6 +40,10 @@ from .products import fast_float32_products
 STACK_BYTES = 8 * 2**20
 MIN_STACK, MAX_STACK = 4, 32
 
+#: The same on an accelerator, which is the busier the more there is to do at a time.
+STACK_BYTES_OF_ACCELERATOR = 16 * 2**30
+MAX_STACK_OF_ACCELERATOR = 256
+
 #: Parameters of a single chain of layers from which on its products gain from torch's other library; those
 #: of an encoder lose.
 LARGE_PRODUCTS = 500_000
@@ -160,14 +164,19 @@ class Run:
         return self.way if self.way in ("vmap", "loop") else ""
 
     def stack_size(self) -> int:
-        """Return how many models to train as one stack, so that it stays in the processor's cache."""
+        """Return how many models to train as one stack, so that it stays in the processor's cache.
+
+        On an accelerator there are as many as its memory has room for.
+        """
         if self.way == "loop":
             return 1
         model = self.model
+        on_cpu = model.device.type == "cpu"
+        room = STACK_BYTES if on_cpu else STACK_BYTES_OF_ACCELERATOR
         widths = sum(shape[0] for shape in model.shapes.values() if len(shape) > 1)
         numbers = 3 * model.n_parameters + 2 * self.batch_size * widths
-        fitting = STACK_BYTES // (numbers * model.theta.element_size())
-        return int(min(max(fitting, MIN_STACK), MAX_STACK))
+        fitting = room // (numbers * model.theta.element_size())
+        return int(min(max(fitting, MIN_STACK), MAX_STACK if on_cpu else MAX_STACK_OF_ACCELERATOR))
 
     def compiles(self, asked: bool | str, n_models: int, n_steps: int) -> bool:
         """Return what ``compile="auto"`` means for so many models: long runs that gain from it.
