@@ -206,6 +206,17 @@ def test_derivatives_of_recurrent_networks(kind):
     assert not explanations(model)
 
 
+def test_weights_are_not_packed_within():
+    """A recurrent layer on a GPU packs its weights for the fused kernels, which derivatives cannot follow."""
+    packed = torch.backends.cudnn.enabled
+    with by_formulas(recurrent=False):
+        assert torch.backends.cudnn.enabled == packed
+    with pytest.raises(KeyError), by_formulas(recurrent=True):
+        assert not torch.backends.cudnn.enabled
+        raise KeyError
+    assert torch.backends.cudnn.enabled == packed
+
+
 # ---- attention -------------------------------------------------------------------------------
 
 

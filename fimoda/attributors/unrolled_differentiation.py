@@ -107,7 +107,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         the noise of the run's seed, as training with it has, and is what the outcomes of given seeds need.
     blocks_per_epoch : int, default=1
         For ``order="expected"``: in how many blocks an epoch is taken. More where gradients of rows
-        move fast within an epoch. A horizon within an epoch ends a block.
+        move fast within an epoch.
     mode : {"auto", "adjoint", "forward"}, default="auto"
         Direction; with ``order="own"``, "auto" walks forwards if fewer rows are left out than there are
         test vectors. The expected order walks backwards.
@@ -261,11 +261,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
         needed = self._bytes(forward=self.mode == "forward")
         if needed > self.memory_budget:
+            other = "set mode='adjoint'" if self.mode == "forward" else "use GradDot or EKFACInfluence"
             raise MemoryError(
                 f"walking through {self._steps[-1]} steps takes "
                 f"{needed / 2**20:.0f} MiB, more than memory_budget="
-                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or set "
-                "mode='adjoint'."
+                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or {other}."
             )
         self._forward: list[Unrolled] = []  # by seed, once walked
         if self.mode == "forward":

@@ -19,7 +19,7 @@ from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..model import FinalModel
 from ..rows import Rows
-from ..training.differentiable import StepDerivative
+from ..training.differentiable import StepDerivative, StepDerivatives
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
@@ -109,8 +109,8 @@ class OwnOrder:
     def __init__(self, run: RecordedRun):
         self._run = run
 
-    def derivative(self, moment: Moment) -> StepDerivative:
-        """Return the derivative of the step after a moment."""
+    def derivative(self, moment: Moment, n_vectors: int) -> StepDerivative:
+        """Return the derivative of the step after a moment, for so many vectors."""
         return self._run.derivative(moment)
 
     def push(
@@ -124,8 +124,22 @@ class OwnOrder:
         index, w = self._run.batch(moment)
         live[:, :, index] += change(slopes, w).unflatten(0, (len(live), -1))
 
-    def flush(self, live: Tensor) -> None:
-        """Add what has been put off."""
+
+@dataclass(frozen=True)
+class _Part:
+    """Vectors that walk through a block together from a horizon, or from its end.
+
+    They have the `squares` of gradients there, and the moments of the block since, latest first.
+    """
+
+    n_vectors: int
+    squares: Tensor | None
+    moments: list[Moment]
+
+    @property
+    def middle(self) -> Moment:
+        """The moment for which the others stand."""
+        return self.moments[len(self.moments) // 2]
 
 
 class ExpectedOrder:
@@ -150,56 +164,72 @@ class ExpectedOrder:
         self._run = run
         self._length = n_steps
         self._shares = run.rows.shares.to(run.model.theta)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin a block."""
+        self._parts: list[_Part] = []
         self._sum: Tensor | None = None
         self._bent: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._moments: list[Moment] = []
 
-    def derivative(self, moment: Moment) -> StepDerivative:
+    def derivative(self, moment: Moment, n_vectors: int) -> StepDerivative | StepDerivatives:
         """Return the derivative of the step after a moment, with second moments as in other orders."""
+        fresh = n_vectors - sum(part.n_vectors for part in self._parts)
+        if fresh:
+            self._parts.insert(0, _Part(fresh, self._batch_squares(moment), []))
+        if self._run.second_moments is None or len(self._parts) == 1:
+            return self._run.derivative_among(moment, self._parts[0].squares)
+        steps = [self._run.derivative_among(moment, part.squares) for part in self._parts]
+        return StepDerivatives(steps, [part.n_vectors for part in self._parts])
+
+    def _batch_squares(self, moment: Moment) -> Tensor | None:
+        """Return the squares (p,) that gradients of batches have on average, where a step is of squares."""
         run = self._run
-        if run.second_moments is not None and self._squares is None:
-            n, B = len(run.rows), run.batch_size
-            at = run.objective.at(run.model.at(moment.theta))
-            self._squares = batch_second_moment(at, B * (n - 1) / (n - B) if B < n else torch.inf)
-        return run.derivative_among(moment, self._squares)
+        if run.second_moments is None:
+            return None
+        n, B = len(run.rows), run.batch_size
+        at = run.objective.at(run.model.at(moment.theta))
+        return batch_second_moment(at, B * (n - 1) / (n - B) if B < n else torch.inf)
 
     def push(
         self, live: Tensor, moment: Moment, slopes: Tensor, pulled: Tensor, bent: Tensor | None
     ) -> None:
         """Add the adjoints of a step to those of its block, and what the block says at its first step."""
-        self._sum = pulled.clone() if self._sum is None else self._sum + pulled
+        self._sum = _added(self._sum, pulled)
         if bent is not None:
-            self._bent = bent if self._bent is None else self._bent + bent
-        self._moments.append(moment)
+            self._bent = _added(self._bent, bent)
+        for part in self._parts:
+            part.moments.append(moment)
         if moment.step % self._run.steps_per_epoch % self._length == 0:
-            self.flush(live)
+            live += self._found(self._sum).unflatten(0, (len(live), -1))
+            self._forget()
 
-    def flush(self, live: Tensor) -> None:
-        """Add what the block so far says to scores (n_horizons, m, n)."""
-        if self._sum is None:
-            return
-        middle = self._moments[len(self._moments) // 2]
-        found = change(self._slopes(middle, self._sum), self._shares)
-        if self._bent is not None:
-            found += self._second_order(middle, self._bent)
-        live += found.unflatten(0, (len(live), -1))
-        self._sum, self._bent, self._squares, self._moments = None, None, None, []
+    def _found(self, total: Tensor) -> Tensor:
+        """Return what the adjoints of the block say (k, n)."""
+        counts = [part.n_vectors for part in self._parts]
+        bends = [None] * len(counts) if self._bent is None else self._bent.split(counts)
+        parts = []
+        for part, along, bend in zip(self._parts, total.split(counts), bends, strict=True):
+            found = change(self._slopes(part.middle, along), self._shares)
+            if bend is not None:
+                found += self._second_order(part, bend)
+            parts.append(found)
+        return torch.cat(parts)
 
-    def _second_order(self, middle: Moment, along: Tensor) -> Tensor:
+    def _second_order(self, part: _Part, along: Tensor) -> Tensor:
         """Return what steps that are not linear add (k, n), from the sum of K (k, p)."""
         run, s = self._run, self._shares
-        n, B = len(run.rows), len(run.batch(middle)[0])
+        n, B = len(run.rows), len(run.batch(part.middle)[0])
         if B == 1 or n < 3:
             return s.new_zeros(())
-        at = run.objective.at(run.model.at(middle.theta))
+        at = run.objective.at(run.model.at(part.middle.theta))
         mean = at.combined(s[:, None])[0]
         most = max(1, at.memory_budget // (8 * mean.nbytes))
         parts = []
         for rows, gradients in at.row_gradients(most=most):
             squares = (gradients.dense() - mean).square_()
-            if self._squares is not None:
-                squares *= _convex(s[rows, None] * squares / (B * self._squares))
+            if part.squares is not None:
+                squares *= _convex(s[rows, None] * squares / (B * part.squares))
             parts.append(squares @ along.mT)
         q = torch.cat(parts).mT
         others = (n - B) / (n * (B - 1) * (n - 2))  # of the variance of a mean of B - 1 others
@@ -227,6 +257,16 @@ class ExpectedOrder:
             with seeded(model, middle.noise):
                 found[:, index] = Linearization(model, losses, middle.theta).push(along)
         return found
+
+
+def _added(total: Tensor | None, vectors: Tensor) -> Tensor:
+    """Return vectors (k, p) plus a total of the last ones of them."""
+    if total is None:
+        return vectors.clone()
+    fresh = len(vectors) - len(total)
+    if not fresh:
+        return total.add_(vectors)
+    return torch.cat([vectors[:fresh], vectors[fresh:] + total])
 
 
 def _convex(part: Tensor) -> Tensor:
@@ -258,7 +298,7 @@ def adjoint_scores(
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
         _, batch, _ = batch_of(run, moment)
-        step = order.derivative(moment)
+        step = order.derivative(moment, len(parts[0]))
         bent = step.bend(parts)
         parts, pulled = step.pull(parts)
         with seeded(model, moment.noise):
@@ -270,7 +310,6 @@ def adjoint_scores(
         if moment.step % run.steps_per_epoch == 0:
             growth = max(growth, _growth(parts[0], size))
         if moment.step in horizons:
-            order.flush(live)
             # later horizons were there before: this one goes first
             fresh = gradients_by_autograd(model.at(moment.theta), test)
             parts = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +48,30 @@ class StepDerivative:
         """Return tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
         given = gradient if self.clipping is None else self.clipping(gradient)
         return [_weighted(row, [*tangent, given]) for row in self.slopes]
+
+
+@dataclass(frozen=True)
+class StepDerivatives:
+    """The derivative of a step that parts of the vectors take differently."""
+
+    steps: Sequence[StepDerivative]
+    counts: list[int]
+
+    def pull(self, parts: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the adjoints before the step, and those of its gradient."""
+        found = [step.pull(own) for step, own in self._each(parts)]
+        states = zip(*(state for state, _ in found), strict=True)
+        return [torch.cat(state) for state in states], torch.cat([pulled for _, pulled in found])
+
+    def bend(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """Return the derivative of the adjoints of the gradient in it."""
+        found = [step.bend(own) for step, own in self._each(parts)]
+        known = [bent for bent in found if bent is not None]
+        return torch.cat(known) if known else None
+
+    def _each(self, parts: Sequence[Tensor]) -> Iterator[tuple[StepDerivative, list[Tensor]]]:
+        split = zip(*(part.split(self.counts) for part in parts), strict=True)
+        return ((step, list(own)) for step, own in zip(self.steps, split, strict=True))
 
 
 def _weighted(weights: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:

@@ -58,7 +58,8 @@ class RecordedRun:
         self.steps_per_epoch = run.steps_per_epoch
         self.batch_size = min(run.batch_size, len(run.rows))
         self.n_steps = n_steps
-        self._batches = list(run.plan(seed).batches(n_steps))
+        whole_epochs = ceil(n_steps / run.steps_per_epoch) * run.steps_per_epoch
+        self._batches = list(run.plan(seed).batches(whole_epochs))
         self._stretch = ceil(sqrt(self.n_steps))
         with seeded(run.model, seed):
             last = Moment(0, run.first, {}, noise_state(run.model))
@@ -93,7 +94,7 @@ class RecordedRun:
         return batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
 
     def rows_of(self, step: int) -> tuple[Tensor, Rows]:
-        """Return the rows of the batch of a step, as indices and as they are."""
+        """Return the rows of the batch of a step, of the whole last epoch too: as indices and as they are."""
         index = self._batches[step].rows.to(self.model.device)
         return index, self.rows[index]
 

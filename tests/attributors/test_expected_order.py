@@ -207,11 +207,32 @@ def test_horizons_and_workers_do_not_matter(optimizer, params):
     assert both.scores_sem_.shape == (N, N)
 
 
-def test_a_fraction_of_an_epoch():
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_fractions_of_epochs(optimizer, blocks):
+    """A horizon within a block changes nothing at another one."""
     X, y = data()
-    found = unrolled(n_epochs=[1 / 3, 1]).fit(X, y).transform_horizons(X, y)
-    first = unrolled(n_epochs=1 / 3).fit(X, y).transform(X, y)
-    assert relative(found[0], first) < 1e-12
+    settings = {"optimizer": optimizer, "lr": 0.02, "batch_size": 2, "blocks_per_epoch": blocks}
+    horizons = [1 / 3, 5 / 6, 1, 4 / 3]
+    together = unrolled(n_epochs=horizons, **settings).fit(X, y).transform_horizons(X, y)
+    for epochs, scores in zip(horizons, together, strict=True):
+        alone = unrolled(n_epochs=epochs, **settings).fit(X, y).transform(X, y)
+        assert relative(scores, alone) < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_fractions_of_epochs_with_dropout(optimizer):
+    """Slopes with a batch's noise are those of a whole epoch, which may end after the run."""
+    X, y = data()
+    net = nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 1)).double()
+    horizons = [1 / 3, 4 / 3]
+    settings = {"optimizer": optimizer, "lr": 0.02}
+    together = unrolled(net, n_epochs=horizons, **settings).fit(X, y).transform_horizons(X, y)
+    for epochs, scores in zip(horizons, together, strict=True):
+        alone = unrolled(net, n_epochs=epochs, **settings).fit(X, y).transform(X, y)
+        assert relative(scores, alone) < 1e-12
+        assert np.isfinite(alone).all()
+        assert np.abs(alone).max() > 0
 
 
 def test_walks_backwards_only():

@@ -138,6 +138,7 @@ def approximation(cls, **changes):
 @pytest.mark.parametrize(
     ("cls", "settings", "tolerance"),
     [
+        (UnrolledDifferentiation, {}, 1e-12),
         (UnrolledDifferentiation, {"mode": "adjoint", "order": "own"}, 1e-12),
         (UnrolledDifferentiation, {"mode": "forward", "order": "own"}, 1e-12),
         (OnceLinearizedFurtherTraining, {"solver": "steps"}, 1e-12),
@@ -244,7 +245,7 @@ def test_compared_at_fractions():
     X, y, X_test, y_test = data()
     shared = {"criterion": nn.MSELoss(), "batch_size": BATCH, "lr": 0.01}
     methods = {
-        "unrolled": UnrolledDifferentiation(net(), n_epochs=[0.5, 1], **shared, order="own"),
+        "unrolled": UnrolledDifferentiation(net(), n_epochs=[0.5, 1], **shared),
         "Grad-Dot": GradDot(net(), criterion=nn.MSELoss()),
     }
     found = compare_methods(
