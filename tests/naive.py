@@ -40,6 +40,8 @@ class Naive:
         Changes the gradients of a module before each step.
     groups : callable, default=None
         Parameter groups of a module; their learning rates follow that of the others.
+    row_weights : Tensor of shape (n,), default=None
+        Weights of the rows in the objective, all the same by default.
     """
 
     module: nn.Module
@@ -55,6 +57,16 @@ class Naive:
     batch_statistics: str = "update"
     clip: Callable[[nn.Module], object] | None = None
     groups: Callable[[nn.Module], list[dict]] | None = None
+    row_weights: Tensor | None = None
+
+    def _without(self, loss: Tensor, module: nn.Module, row: int) -> Tensor:
+        """Return the objective of a batch, without the share of a row in all rows."""
+        weights = torch.ones(len(self.X)).double() if self.row_weights is None else self.row_weights
+        own = weights[row] / (weights.sum() - weights[row])
+        if not own:
+            return loss
+        one = torch.tensor([row])
+        return loss * (1 + own) - own * self.objective(module(self.X[one]), self.y[one], one)
 
     def _batches(self, order: Tensor, left_out: int | None, mode: str) -> list[list[int]]:
         if mode == "drop" and left_out is not None:
@@ -103,13 +115,17 @@ class Naive:
             # a generator of its own: the loader must not draw from dropout's stream
             loader = DataLoader(data, batch_sampler=batches, generator=torch.Generator())
             for number, (x, y, rows) in enumerate(loader, start=1):
-                kept = torch.ones(len(rows), dtype=bool) if left_out is None else rows != left_out
+                beside = mode == "expected" and left_out is not None
+                whole = beside or left_out is None
+                kept = torch.ones(len(rows), dtype=bool) if whole else rows != left_out
                 if self._is_normalised() and kept.sum() > 1:  # the row is not there at all
                     x, y, rows, kept = x[kept], y[kept], rows[kept], kept[kept]
                 outputs = module(x)
                 loss = outputs.sum() * 0  # a batch of the left-out row alone is a step, too
                 if kept.any():
                     loss = self.objective(outputs[kept], y[kept], rows[kept])
+                if beside:
+                    loss = self._without(loss, module, left_out)
                 if self.l2 is not None:
                     loss = loss + self.l2(module)
                 optimizer.zero_grad(set_to_none=False)

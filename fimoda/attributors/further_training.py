@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -76,10 +76,13 @@ class FurtherTraining(BaseFurtherTraining):
     correction : {"full", "mean"} or None, default="full"
         "full" subtracts the run on all rows with the same seed. "mean" also subtracts the mean
         over the left-out rows. None subtracts the final model itself: the uncorrected quantity.
-    leave_out_mode : {"mask", "drop"}, default="mask"
+    leave_out_mode : {"mask", "drop", "expected"}, default="mask"
         "mask": the left-out row keeps its place in its batch with weight zero, the others are
         averaged. "drop": it is deleted from the order, so that later batches shift by one. Both
-        have the same expectation; "mask" is far less noisy.
+        have the same expectation; "mask" is far less noisy. "expected": the row is taken out of every
+        batch's mean with its share in all rows, :math:`\bar g_t + \frac{s_i}{1 - s_i} (\bar g_t - g_i)`:
+        to first order this is the mean over orders, without the noise of when the row comes up, so that a
+        seed is worth several. With Adam a row's own second moment stays, and long runs differ by it.
     optimizer : str or type, default=None
         A ``torch.optim`` class that updates every coordinate on its own, or its name; the model's
         own by default, SGD if it has none. It starts without state.
@@ -181,7 +184,7 @@ class FurtherTraining(BaseFurtherTraining):
         "n_seeds": [POSITIVE_INTEGER, StrOptions({"auto"}), "array-like"],
         "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
         "correction": [StrOptions({"full", "mean"}), None],
-        "leave_out_mode": [StrOptions({"mask", "drop"})],
+        "leave_out_mode": [StrOptions(set(get_args(LeaveOutMode)))],
         "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
         "compile": ["boolean", StrOptions({"auto"})],
         "engine": [StrOptions(set(WAYS))],

@@ -139,7 +139,7 @@ def further_training_curve(
         As in `FurtherTraining`.
     correction : {"full", "mean"} or None, default="full"
         As in `FurtherTraining`; can be changed afterwards with ``curve.corrected``.
-    leave_out_mode : {"mask", "drop"}, default="mask"
+    leave_out_mode : {"mask", "drop", "expected"}, default="mask"
         As in `FurtherTraining`.
     optimizer : str or type, default=None
         As in `FurtherTraining`.

@@ -261,7 +261,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
         needed = self._bytes(forward=self.mode == "forward")
         if needed > self.memory_budget:
-            other = "set mode='adjoint'" if self.mode == "forward" else "use GradDot or EKFACInfluence"
+            other = (
+                "set mode='adjoint'" if self.mode == "forward" else "use GradDot or EKFACInfluence"
+            )
             raise MemoryError(
                 f"walking through {self._steps[-1]} steps takes "
                 f"{needed / 2**20:.0f} MiB, more than memory_budget="

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LeaveOutMode = Literal["mask", "drop"]
+LeaveOutMode = Literal["mask", "drop", "expected"]
 
 #: Stands for "no row left out" in a list of left-out rows.
 FULL_DATA = -1
@@ -23,7 +23,7 @@ class Batch:
     """One step of a stack of L models: rows (B,) for all or (L, B) for each, and their weights (L, B).
 
     Weights are those in each model's batch mean: they sum to one, or to zero where a model has no
-    row in this batch.
+    row in this batch. One that is taken out of a mean has a weight below zero.
     """
 
     rows: Tensor
@@ -41,7 +41,10 @@ class Plan:
 
     In `mode` "mask" all models see the same batches, where rows that a model leaves out keep their
     place with weight zero. In "drop" each model cuts its own rows of the order into batches, as many
-    as the others; the last ones of smaller models are filled up with rows of weight zero.
+    as the others; the last ones of smaller models are filled up with rows of weight zero. In "expected",
+    for models without one row each, this row is beside every batch and is taken out of its mean with its
+    share :math:`s` in all rows: weights are :math:`1 / (1 - s)` times those of the batch, and
+    :math:`-s / (1 - s)` for the row.
     """
 
     seed: int
@@ -63,8 +66,8 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches of an epoch, which models on fewer rows have fewer of."""
-        mask = self.mode == "mask"
-        n_rows = len(self.weights) if mask else int(self.inside.sum(1).max())
+        fewer = self.mode == "drop"
+        n_rows = int(self.inside.sum(1).max()) if fewer else len(self.weights)
         return ceil(n_rows / self.batch_size)
 
     def own_steps(self, step: int, per_epoch: int) -> int:
@@ -84,7 +87,7 @@ class Plan:
         """Yield the batches of each epoch."""
         n = len(self.weights)
         generator = torch.Generator().manual_seed(self.seed)
-        cut = self._masked if self.mode == "mask" else self._dropped
+        cut = {"mask": self._masked, "drop": self._dropped, "expected": self._beside}[self.mode]
         for _ in range(n_epochs):
             yield cut(torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n))
 
@@ -100,6 +103,18 @@ class Plan:
         rows = order[kept]
         weights = batch_means(self.weights[rows] * inside.gather(1, kept), self.batch_size)
         return map(Batch, rows.split(self.batch_size, 1), weights.split(self.batch_size, 1))
+
+    def _beside(self, order: Tensor) -> Iterator[Batch]:
+        left_out = (~self.inside).int().argmax(1)
+        share = (self.weights / self.weights.sum())[left_out]
+        share = torch.where(self.inside.all(1), 0, share)[:, None]
+        own = share / (1 - share)
+        weights = batch_means(self.weights[None, order], self.batch_size)
+        for rows, w in zip(
+            order.split(self.batch_size), weights.split(self.batch_size, 1), strict=True
+        ):
+            beside = torch.cat([rows.expand(self.n_models, -1), left_out[:, None]], 1)
+            yield Batch(beside, torch.cat([w * (1 + own), -own], 1))
 
 
 def all_but(left_out: Sequence[int], n: int) -> Tensor:

@@ -91,7 +91,7 @@ class FurtherRuns:
         """Return seeds x (full data and each left-out row) in stacks of nearly equal size."""
         size = self.chunk_size or self.run.stack_size()
         rows, stacks = self.leave_out, [(FULL_DATA,)]
-        if self.leave_out_mode == "mask":  # the full-data model rides in the first stack
+        if self.leave_out_mode != "drop":  # the full-data model rides in the first stack
             rows, stacks = np.append(FULL_DATA, rows), []
         stacks += [tuple(part.tolist()) for part in np.array_split(rows, -(-len(rows) // size))]
         return [Unit(seed, stack) for seed in seeds for stack in stacks]
@@ -224,6 +224,11 @@ def further_runs(
     recipe = objective.model.recipe.continued
     chosen = optimizer, lr, optimizer_params, batch_size, batch_statistics
     run = resolve_run(objective, recipe, *chosen)
+    if settings["leave_out_mode"] == "expected" and run.model.statistics:
+        raise ValueError(
+            "leave_out_mode='expected' leaves the row in the statistics of batch normalisation, which are "
+            "updated here. Use 'mask', or batch_statistics='frozen'."
+        )
     auto = isinstance(n_seeds, str)
     seeds = check_seeds(max_seeds if auto else n_seeds, rng)
     horizons = in_steps(epochs, run.steps_per_epoch, name)

@@ -172,6 +172,7 @@ def compare(
     batch_size=16,
     l2=None,
     batch_statistics="update",
+    row_weights=None,
 ):
     """Assert that class and function equal the naive loop, at every correction and horizon."""
     X, y, X_test, y_test = arrays
@@ -189,6 +190,7 @@ def compare(
         batch_size,
         l2,
         batch_statistics,
+        row_weights=row_weights,
     )
     run = {"seeds": SEEDS, "leave_out": leave_out, "mode": mode}
     left_out, full, final = naive.run(torch.from_numpy(X_test), encode(y_test), marks=[1, 3], **run)
@@ -219,17 +221,19 @@ def compare(
     assert relative(gold.transform(X_test, y_test), expected["full"][-1].mean(-1)) < 1e-8
 
 
+MODES = ["mask", "drop", "expected"]
+
 # ---- against the naive loop -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", ["mse1", "mse2", "ce", "bce", "bce_vector", "nll"])
 def test_equals_naive_loop(loss, optimizer, mode):
     compare(*case(loss), optimizer=optimizer, mode=mode)
 
 
-@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
 def test_last_batch_may_hold_the_left_out_row_alone(optimizer, mode):
     torch.manual_seed(1)
@@ -243,7 +247,7 @@ def test_last_batch_may_hold_the_left_out_row_alone(optimizer, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("loss", ["ce", "nll"])
 def test_class_weights(loss, mode):
     weights = torch.tensor([1.0, 3.0, 0.4], dtype=torch.float64)
@@ -262,10 +266,16 @@ def test_class_weights(loss, mode):
         def objective(outputs, y, _):
             return F.nll_loss((outputs + eps).log(), y, weights)
 
-    compare(estimator, criterion, arrays, encode, rows, objective=objective, mode=mode)
+    of_rows = weights[torch.from_numpy(arrays[1])]
+    compare(
+        *(estimator, criterion, arrays, encode, rows),
+        objective=objective,
+        mode=mode,
+        row_weights=of_rows,
+    )
 
 
-@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("loss", ["mse1", "ce"])
 def test_sample_weight(loss, mode):
     estimator, criterion, arrays, encode, rows = case(loss)
@@ -282,6 +292,7 @@ def test_sample_weight(loss, mode):
         sample_weight=sample_weight,
         mode=mode,
         optimizer="adam",
+        row_weights=by_row,
     )
 
 
@@ -831,3 +842,39 @@ def test_skorch_net_is_left_alone():
     assert_unchanged(net.module_, before)
     assert str(net.optimizer_.state_dict()) == str(momenta)
     assert len(net.history) == history
+
+
+# ---- in expectation -------------------------------------------------------------------------
+
+
+def test_a_seed_in_expectation_is_worth_several():
+    """It agrees with the mean over seeds of what masking does, and is of the same size."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = X[:, 0] - X[:, 1] ** 2 + 0.3 * rng.normal(size=60)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+    def scores(mode: str, seeds: list[int]) -> np.ndarray:
+        gold = FurtherTraining(
+            net, n_epochs=3, lr=0.05, batch_size=4, optimizer="SGD", n_seeds=seeds,
+            leave_out=list(range(0, 60, 3)), leave_out_mode=mode, criterion=nn.MSELoss(),
+        )  # fmt: skip
+        return gold.fit(X, y).transform(X, y).ravel()
+
+    mean = scores("mask", list(range(1, 41)))
+    for seed in (50, 51):
+        expected, masked = (scores(mode, [seed]) for mode in ("expected", "mask"))
+        assert np.corrcoef(expected, mean)[0, 1] > 0.95 > 0.9 > np.corrcoef(masked, mean)[0, 1]
+        assert expected @ mean / (mean @ mean) == pytest.approx(1, abs=0.15)
+
+
+def test_expectation_and_batch_statistics():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    settings = {"n_epochs": 1, "n_seeds": 1, "lr": 0.01, "batch_size": 4, "criterion": nn.MSELoss()}
+    settings["leave_out_mode"] = "expected"
+    with pytest.raises(ValueError, match=r"leave_out_mode='expected'.*Use 'mask', or batch_stat"):
+        FurtherTraining(net, **settings).fit(X, X[:, 0])
+    frozen = FurtherTraining(net, batch_statistics="frozen", **settings).fit(X, X[:, 0])
+    assert np.isfinite(frozen.transform(X, X[:, 0])).all()

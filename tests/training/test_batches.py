@@ -49,6 +49,31 @@ def test_dropped_batches():
     assert alone.rows.tolist() == [order.tolist()]
 
 
+def test_rows_beside_every_batch():
+    """A row is taken out of each batch's mean with its share; in an epoch nothing of it is left."""
+    weights = torch.arange(1.0, 13.0, dtype=torch.float64)
+    weights[8] = 0
+    left_out = (FULL_DATA, 3, 8)
+    plan = Plan(7, all_but(left_out, 12), weights, 4, "expected")
+    mask = Plan(7, all_but((FULL_DATA,), 12), weights, 4)
+    assert plan.steps_per_epoch == 3
+    for batch, full in zip(plan.batches(3), mask.batches(3), strict=True):
+        assert batch.rows.shape == batch.weights.shape == (3, 5)
+        torch.testing.assert_close(batch.weights.sum(1), torch.ones(3, dtype=torch.float64))
+        for model in (0, 2):  # all rows, and one without weight
+            torch.testing.assert_close(batch.weights[model, :4], full.weights[0])
+            assert batch.weights[model, 4] == 0
+        own = weights[3] / (weights.sum() - weights[3])
+        torch.testing.assert_close(batch.weights[1, :4], full.weights[0] * (1 + own))
+        assert batch.rows[1, 4] == 3
+        assert batch.weights[1, 4] == -own
+    even = Plan(7, all_but((3,), 12), torch.ones(12, dtype=torch.float64), 4, "expected")
+    found = torch.zeros(12, dtype=torch.float64)
+    for batch in even.batches(3):
+        found.scatter_add_(0, batch.rows[0], batch.weights[0])
+    torch.testing.assert_close(found, torch.where(torch.arange(12) == 3, 0, 3 / 11).double())
+
+
 @pytest.mark.parametrize("mode", ["mask", "drop"])
 def test_plan(mode):
     """Weights sum to one, a left-out row never counts, and every other row once an epoch."""

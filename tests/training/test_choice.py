@@ -98,7 +98,7 @@ def test_ways_that_are_none_for_the_network():
 
 
 @pytest.mark.parametrize("made", [chain, other])
-@pytest.mark.parametrize("mode", ["mask", "drop"])
+@pytest.mark.parametrize("mode", ["mask", "drop", "expected"])
 def test_every_way_gives_the_same(made, mode, tmp_path):
     """Dropout too, on disk and in parallel; the way is part of the name of what is kept."""
     module, X, y = case(made)
