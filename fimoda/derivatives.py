@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
-from .fallbacks import GRADIENT, Function, Model, Named, check_twice, leaves_of, point, taken
+from .fallbacks import (
+    GRADIENT,
+    Function,
+    Model,
+    Named,
+    check_twice,
+    leaves_of,
+    point,
+    same_noise,
+    taken,
+)
 from .formulas import by_formulas
 from .padding import by_length
 from .rows import Inputs, mapped
@@ -30,6 +40,10 @@ _SECOND = "second derivatives along vectors"
 
 #: Rows that are differentiated together along vectors, and numbers in one activation of a block of vectors.
 _TOGETHER, _NUMBERS = 1024, 2**22
+
+#: Bytes that activations of all vectors of a block may take, as a forward pass keeps them: on a CPU, where few
+#: are as fast (see benchmarks/README.md), and on an accelerator. Second derivatives take some times as much.
+_ACTIVATIONS, _ACTIVATIONS_OF_ACCELERATOR = 2**29, 2**32
 
 
 # ---- first derivatives ----------------------------------------------------------------------
@@ -202,10 +216,15 @@ def hessian_products(
         def along(v: Tensor) -> tuple[Named, Tensor]:
             return jvp(grad(objective, has_aux=True), (at,), (model.views(v),))[1]
 
+        def block(some: Tensor) -> tuple[Tensor, Tensor]:
+            with same_noise(model), by_formulas(model.is_recurrent):
+                products, slopes = vmap(along, randomness="same")(some)
+            return _vectors(model, products), slopes
+
         at = point(model, theta)
-        with by_formulas(model.is_recurrent):
-            products, slopes = vmap(along, randomness="same")(V)
-        return _vectors(model, products), slopes
+        size = max(1, _room(model) // _activation_bytes(model, losses, theta)) if len(V) > 1 else 1
+        products, slopes = zip(*(block(some) for some in V.split(size)), strict=True)
+        return torch.cat(products), torch.cat(slopes)
 
     def looped() -> tuple[Tensor, Tensor]:
         # in the weights, the gradient's derivative along v is the slopes along v
@@ -221,6 +240,25 @@ def hessian_products(
 
     check_twice(model, losses, theta)
     return taken(model, _SECOND, losses, theta, batched, looped)
+
+
+def _room(model: Model) -> int:
+    """Return the bytes of activations up to which vectors go through a batch together."""
+    return _ACTIVATIONS if model.theta.device.type == "cpu" else _ACTIVATIONS_OF_ACCELERATOR
+
+
+def _activation_bytes(model: Model, function: Function, theta: Tensor | None) -> int:
+    """Return the bytes that a forward pass keeps for its derivative."""
+    kept = [1]
+
+    def pack(part: Tensor) -> Tensor:
+        kept.append(part.nbytes)
+        return part
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part)
+    with same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad(), hooks:
+        function(leaves_of(model, theta))
+    return sum(kept)
 
 
 # ---- parameters and vectors -----------------------------------------------------------------

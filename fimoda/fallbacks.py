@@ -104,7 +104,7 @@ def taken(
     """
     if not _SLOWER or (model.architecture, what) not in _SLOWER:
         try:
-            with _same_noise(model):
+            with same_noise(model):
                 return fast()
         except _OTHERS:
             raise
@@ -113,7 +113,7 @@ def taken(
     else:
         reason = _SLOWER[model.architecture, what]
     try:
-        with _same_noise(model):
+        with same_noise(model):
             found = slow()
     except _OTHERS:
         raise
@@ -125,7 +125,7 @@ def taken(
     return found
 
 
-def _same_noise(model: Model) -> AbstractContextManager[Any]:
+def same_noise(model: Model) -> AbstractContextManager[Any]:
     """Return the context in which a way draws random numbers from where the others do."""
     if not model.is_stochastic:
         return nullcontext()
@@ -165,7 +165,7 @@ def check_twice(model: Model, function: Function, theta: Tensor | None = None) -
         return
     if model.architecture in _TWICE:
         return
-    with _same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad():
+    with same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad():
         value = function(leaves_of(model, theta))
     for name in _once_differentiable(value):
         where = _culprit(model, function, theta)

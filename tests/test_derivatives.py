@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fimoda import UnrolledDifferentiation, as_final_model
+from fimoda import UnrolledDifferentiation, as_final_model, derivatives
 from fimoda.derivatives import (
     Linearization,
     gradient,
@@ -211,10 +211,45 @@ def test_weights_are_not_packed_within():
     packed = torch.backends.cudnn.enabled
     with by_formulas(recurrent=False):
         assert torch.backends.cudnn.enabled == packed
-    with pytest.raises(KeyError), by_formulas(recurrent=True):
-        assert not torch.backends.cudnn.enabled
-        raise KeyError
+
+    def fails() -> None:
+        with by_formulas(recurrent=True):
+            assert not torch.backends.cudnn.enabled
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert torch.backends.cudnn.enabled == packed
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_vectors_go_through_a_batch_in_blocks(monkeypatch, dropout):
+    """Products are the same for any number of vectors at a time, with the same dropout."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1)
+    ).double()
+    X = np.random.default_rng(0).normal(size=(6, 3))
+    model, y = as_final_model(module, X, criterion=nn.MSELoss()), torch.ones(6, 1).double()
+    inputs = torch.from_numpy(X)
+
+    def losses(parameters):
+        return model.loss(model.call(parameters, inputs, training=True), y)
+
+    def products(room: int):
+        monkeypatch.setattr(derivatives, "_ACTIVATIONS", room)
+        torch.manual_seed(1)
+        return hessian_products(model, losses, torch.ones(6).double() / 6, V)
+
+    V = torch.randn(7, model.n_parameters, dtype=torch.float64)
+    whole = products(2**40)
+    kept = derivatives._activation_bytes(model, losses, None)
+    for room in (1, 2 * kept, 3 * kept):
+        for found, expected in zip(products(room), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 # ---- attention -------------------------------------------------------------------------------
