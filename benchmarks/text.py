@@ -105,7 +105,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 #: On a CPU.
-FEW = {"CG with EK-FAC": 2, "own order, a run": 10, "expected order, a run": 10}
+FEW = {"CG with EK-FAC": 2, "own order, a run": 5, "expected order, a run": 5}
 
 CASES = {"text": Case(sentences, encoder, fine_tune, {"AdamW": ADAMW, "SGD": SGD}, PARAMS, FEW)}
 

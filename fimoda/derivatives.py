@@ -41,8 +41,8 @@ _SECOND = "second derivatives along vectors"
 #: Rows that are differentiated together along vectors, and numbers in one activation of a block of vectors.
 _TOGETHER, _NUMBERS = 1024, 2**22
 
-#: Bytes that activations of all vectors of a block may take, as a forward pass keeps them: on a CPU, where few
-#: are as fast (see benchmarks/README.md), and on an accelerator. Second derivatives take some times as much.
+#: Bytes that activations of a block of vectors may take, as a forward pass keeps them: on a CPU, where few
+#: are as fast, and on an accelerator. Second derivatives take three to four times as much.
 _ACTIVATIONS, _ACTIVATIONS_OF_ACCELERATOR = 2**29, 2**32
 
 

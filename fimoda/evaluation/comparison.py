@@ -28,6 +28,7 @@ from ..attributors.trak import TRAK
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
+from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.workers import Deadline
@@ -116,6 +117,7 @@ def compare_methods(
     epochs: Any = (1, 10),
     n_seeds: int = 5,
     leave_out: Any = 50,
+    leave_out_mode: LeaveOutMode = "mask",
     optimizer: str | type[torch.optim.Optimizer] | None = None,
     lr: LearningRate | None = None,
     batch_size: int | None = None,
@@ -152,6 +154,8 @@ def compare_methods(
         As in `FurtherTraining`.
     leave_out : int or list of int, default=50
         Rows that further training leaves out, or their number (at most all).
+    leave_out_mode : {"mask", "drop", "expected"}, default="mask"
+        As in `FurtherTraining`; "expected" needs the fewest seeds with SGD.
     optimizer, lr, batch_size, optimizer_params : default=None
         As in `FurtherTraining`.
     measurement : str or callable, default="loss"
@@ -200,6 +204,7 @@ def compare_methods(
     common["random_state"] = random_state
     left_out = min(leave_out, n_rows(X)) if is_integer(leave_out) else leave_out
     gold: dict[str, Any] = {"n_seeds": n_seeds, "leave_out": left_out, "verbose": verbose}
+    gold["leave_out_mode"] = leave_out_mode
     start = time.perf_counter()
     curve = further_training_curve(
         estimator,
