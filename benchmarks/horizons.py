@@ -35,7 +35,6 @@ from torch import nn
 
 from fimoda import (
     TRAK,
-    BaseAttributor,
     CGInfluence,
     DataInf,
     EKFACInfluence,
@@ -161,7 +160,31 @@ def part(
 # ---- methods --------------------------------------------------------------------------------
 
 
-def methods(p: Problem) -> dict[str, Callable[[], BaseAttributor]]:
+class InExpectation:
+    """Further training that leaves rows out in expectation, with scores of those rows alone."""
+
+    def __init__(self, p: Problem, seeds: list[int]):
+        self._p, self._seeds = p, seeds
+
+    def fit(self, X: Any, y: Any) -> InExpectation:
+        """Keep the rows."""
+        self._rows = X, y
+        return self
+
+    def transform(self, X_test: Any, y_test: Any) -> np.ndarray:
+        """Train, and return scores (n_horizons, n_test, n), zero for rows that are not left out."""
+        p = self._p
+        curve = further_training_curve(
+            p.net, *self._rows, X_test, y_test, epochs=[int(e) for e in p.curve.epochs],
+            n_seeds=self._seeds, leave_out=[int(i) for i in p.curve.leave_out],
+            leave_out_mode="expected", criterion=p.criterion, **p.settings,
+        )  # fmt: skip
+        scores = np.zeros((*curve.scores.shape[:2], len(self._rows[1])))
+        scores[..., curve.leave_out] = curve.scores
+        return scores
+
+
+def methods(p: Problem) -> dict[str, Callable[[], Any]]:
     """Every method by the name of its row."""
     X, _, y, _ = p.split
     model: dict[str, Any] = {"estimator": p.net, "criterion": p.criterion}
@@ -171,7 +194,7 @@ def methods(p: Problem) -> dict[str, Callable[[], BaseAttributor]]:
     unit = EKFACInfluence(random_state=0, **model).fit(X, y).damping_ / 1000
     run = {**model, **p.settings, "n_epochs": [int(e) for e in p.curve.epochs]}
     one, three = {**run, "n_seeds": p.curve.seeds[:1]}, {**run, "n_seeds": p.curve.seeds[:3]}
-    found: dict[str, Callable[[], BaseAttributor]] = {
+    found: dict[str, Callable[[], Any]] = {
         "Grad-Dot": partial(GradDot, **model),
         "Grad-Cos": partial(GradCos, **model),
         "DataInf": partial(DataInf, **model),
@@ -200,10 +223,12 @@ def methods(p: Problem) -> dict[str, Callable[[], BaseAttributor]]:
         if kinks:
             found["expected order, no kinks" + more] = partial(expected, kink_smoothing=None)
         found["expected order" + more] = expected
+    for more, seeds in (("a seed", fresh[:1]), ("2 seeds", fresh[:2])):
+        found["further training in expectation, " + more] = partial(InExpectation, p, seeds)
     return found
 
 
-def scored(attributor: BaseAttributor, split: Split) -> tuple[float, np.ndarray]:
+def scored(attributor: Any, split: Split) -> tuple[float, np.ndarray]:
     """Seconds of fit and scores, and the scores of all horizons."""
     X, X_test, y, y_test = split
     start = time.process_time()

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from joblib.externals.loky import get_reusable_executor
+from removal_protocol import cosine
 from torch import Tensor, nn
 
 import fimoda
@@ -167,12 +168,6 @@ def run(name: str, args: argparse.Namespace, pipe: Any) -> None:
 def left_out(args: argparse.Namespace) -> list[int]:
     """Return the rows that the gold standard leaves out."""
     return [int(i) for i in np.linspace(0, args.rows - 1, args.left_out)]
-
-
-def cosine(scores: np.ndarray, gold: np.ndarray) -> float:
-    """Return the mean over test rows of the cosine of centred scores."""
-    a, b = (each - each.mean(1, keepdims=True) for each in (scores, gold))
-    return float(np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
 
 
 def main() -> None:
