@@ -125,21 +125,18 @@ class OwnOrder:
         live[:, :, index] += change(slopes, w).unflatten(0, (len(live), -1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
     """Vectors that walk through a block together from a horizon, or from its end.
 
-    They have the `squares` of gradients there, and the moments of the block since, latest first.
+    They have the `squares` of gradients there. The moment halfway to the start of the block, after `half` steps
+    of the run, stands for the others, which are not kept.
     """
 
     n_vectors: int
     squares: Tensor | None
-    moments: list[Moment]
-
-    @property
-    def middle(self) -> Moment:
-        """The moment for which the others stand."""
-        return self.moments[len(self.moments) // 2]
+    half: int
+    middle: Moment
 
 
 class ExpectedOrder:
@@ -176,11 +173,16 @@ class ExpectedOrder:
         """Return the derivative of the step after a moment, with second moments as in other orders."""
         fresh = n_vectors - sum(part.n_vectors for part in self._parts)
         if fresh:
-            self._parts.insert(0, _Part(fresh, self._batch_squares(moment), []))
+            half = moment.step - (self._done(moment) + 1) // 2
+            self._parts.insert(0, _Part(fresh, self._batch_squares(moment), half, moment))
         if self._run.second_moments is None or len(self._parts) == 1:
             return self._run.derivative_among(moment, self._parts[0].squares)
         steps = [self._run.derivative_among(moment, part.squares) for part in self._parts]
         return StepDerivatives(steps, [part.n_vectors for part in self._parts])
+
+    def _done(self, moment: Moment) -> int:
+        """Return how many steps of its block are done at a moment."""
+        return moment.step % self._run.steps_per_epoch % self._length
 
     def _batch_squares(self, moment: Moment) -> Tensor | None:
         """Return the squares (p,) that gradients of batches have on average, where a step is of squares."""
@@ -199,8 +201,9 @@ class ExpectedOrder:
         if bent is not None:
             self._bent = _added(self._bent, bent)
         for part in self._parts:
-            part.moments.append(moment)
-        if moment.step % self._run.steps_per_epoch % self._length == 0:
+            if moment.step == part.half:
+                part.middle = moment
+        if self._done(moment) == 0:
             live += self._found(self._sum).unflatten(0, (len(live), -1))
             self._forget()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import combinations, product
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from fimoda import FurtherTraining, UnrolledDifferentiation
+from fimoda.curvature.unrolled import ExpectedOrder
 from fimoda.training.batches import Batch
 from fimoda.training.differentiable import StepDerivative
 from fimoda.training.run import Run
@@ -233,6 +235,24 @@ def test_fractions_of_epochs_with_dropout(optimizer):
         assert relative(scores, alone) < 1e-12
         assert np.isfinite(alone).all()
         assert np.abs(alone).max() > 0
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_moments_of_a_block_are_not_kept(monkeypatch, optimizer):
+    """Of 30 steps no more are alive than the square root, those of a stretch, and the one in the middle."""
+    seen, alive = [], []
+    push = ExpectedOrder.push
+
+    def watched(self, live, moment, *rest):
+        push(self, live, moment, *rest)
+        seen.append(weakref.ref(moment))
+        alive.append(sum(one() is not None for one in seen))
+
+    monkeypatch.setattr(ExpectedOrder, "push", watched)
+    X, y = data(60)
+    unrolled(n_epochs=1, batch_size=2, optimizer=optimizer, lr=0.01).fit(X, y).transform(X, y)
+    assert len(seen) == 30
+    assert max(alive) <= 10
 
 
 def test_walks_backwards_only():
