@@ -129,8 +129,8 @@ class OwnOrder:
 class _Part:
     """Vectors that walk through a block together from a horizon, or from its end.
 
-    They have the `squares` of gradients there. The moment halfway to the start of the block, after `half` steps
-    of the run, stands for the others, which are not kept.
+    They have the `squares` of gradients there. The moment halfway to the start of the block, after `half`
+    steps of the run, stands for the others, which are not kept.
     """
 
     n_vectors: int
