@@ -23,9 +23,9 @@ from .fallbacks import (
     Model,
     Named,
     check_twice,
+    forked,
     leaves_of,
     point,
-    same_noise,
     taken,
 )
 from .formulas import by_formulas
@@ -217,7 +217,7 @@ def hessian_products(
             return jvp(grad(objective, has_aux=True), (at,), (model.views(v),))[1]
 
         def block(some: Tensor) -> tuple[Tensor, Tensor]:
-            with same_noise(model), by_formulas(model.is_recurrent):
+            with forked(model), by_formulas(model.is_recurrent):
                 products, slopes = vmap(along, randomness="same")(some)
             return _vectors(model, products), slopes
 
@@ -256,7 +256,7 @@ def _activation_bytes(model: Model, function: Function, theta: Tensor | None) ->
         return part
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part)
-    with same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad(), hooks:
+    with forked(model), by_formulas(model.is_recurrent), torch.enable_grad(), hooks:
         function(leaves_of(model, theta))
     return sum(kept)
 

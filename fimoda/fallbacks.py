@@ -104,7 +104,7 @@ def taken(
     """
     if not _SLOWER or (model.architecture, what) not in _SLOWER:
         try:
-            with same_noise(model):
+            with _same_noise(model):
                 return fast()
         except _OTHERS:
             raise
@@ -113,7 +113,7 @@ def taken(
     else:
         reason = _SLOWER[model.architecture, what]
     try:
-        with same_noise(model):
+        with _same_noise(model):
             found = slow()
     except _OTHERS:
         raise
@@ -125,10 +125,13 @@ def taken(
     return found
 
 
-def same_noise(model: Model) -> AbstractContextManager[Any]:
+def _same_noise(model: Model) -> AbstractContextManager[Any]:
     """Return the context in which a way draws random numbers from where the others do."""
-    if not model.is_stochastic:
-        return nullcontext()
+    return forked(model) if model.is_stochastic else nullcontext()
+
+
+def forked(model: Model) -> AbstractContextManager[Any]:
+    """Return the context that gives random numbers back, also where no layer says that it draws any."""
     device = model.theta.device
     devices = [] if device.type == "cpu" else [device]
     return torch.random.fork_rng(devices, device_type=device.type)
@@ -165,7 +168,7 @@ def check_twice(model: Model, function: Function, theta: Tensor | None = None) -
         return
     if model.architecture in _TWICE:
         return
-    with same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad():
+    with _same_noise(model), by_formulas(model.is_recurrent), torch.enable_grad():
         value = function(leaves_of(model, theta))
     for name in _once_differentiable(value):
         where = _culprit(model, function, theta)
