@@ -19,6 +19,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 from .fallbacks import (
     GRADIENT,
+    ONE_GRAPH,
     Function,
     Model,
     Named,
@@ -42,8 +43,9 @@ _SECOND = "second derivatives along vectors"
 _TOGETHER, _NUMBERS = 1024, 2**22
 
 #: Bytes that activations of a block of vectors may take, as a forward pass keeps them: on a CPU, where few
-#: are as fast, and on an accelerator. Second derivatives take three to four times as much.
-_ACTIVATIONS, _ACTIVATIONS_OF_ACCELERATOR = 2**29, 2**32
+#: are as fast, and on an accelerator. Second derivatives take up to five times as much. Where fewer than
+#: so many vectors have room, they go one after the other through one graph, which has less to keep.
+_ACTIVATIONS, _ACTIVATIONS_OF_ACCELERATOR, _FEW = 2**29, 2**32, 4
 
 
 # ---- first derivatives ----------------------------------------------------------------------
@@ -169,7 +171,7 @@ class Linearization:
 
     def _push_batch(self, V: Tensor) -> Tensor:
         """Return the products by forward mode, all at once."""
-        at = point(self._model, self._theta)
+        at = _apart(self._model, self._theta)
         with by_formulas(self._model.is_recurrent):
             return vmap(lambda v: jvp(self._function, (at,), (self._model.views(v),))[1])(V)
 
@@ -221,15 +223,14 @@ def hessian_products(
                 products, slopes = vmap(along, randomness="same")(some)
             return _vectors(model, products), slopes
 
-        at = point(model, theta)
-        size = max(1, _room(model) // _activation_bytes(model, losses, theta)) if len(V) > 1 else 1
-        products, slopes = zip(*(block(some) for some in V.split(size)), strict=True)
+        at = _apart(model, theta)
+        products, slopes = zip(*(block(some) for some in V.split(max(1, room))), strict=True)
         return torch.cat(products), torch.cat(slopes)
 
     def looped() -> tuple[Tensor, Tensor]:
         # in the weights, the gradient's derivative along v is the slopes along v
         leaves, w = leaves_of(model, theta), weights.detach().clone().requires_grad_()
-        with by_formulas(model.is_recurrent), torch.enable_grad():
+        with forked(model), by_formulas(model.is_recurrent), torch.enable_grad():
             value = (w * losses(leaves)).sum()
             slopes = torch.autograd.grad(
                 value, list(leaves.values()), create_graph=True, materialize_grads=True
@@ -239,6 +240,9 @@ def hessian_products(
         return torch.stack(products), torch.stack([one[-1] for one in found])
 
     check_twice(model, losses, theta)
+    room = 1 if len(V) == 1 else _room(model) // _activation_bytes(model, losses, theta)
+    if len(V) > 1 and room < _FEW:
+        return taken(model, ONE_GRAPH, losses, theta, looped, batched)
     return taken(model, _SECOND, losses, theta, batched, looped)
 
 
@@ -273,6 +277,14 @@ def _with_gradient(model: Model) -> Iterator[None]:
     fused = model.theta.device.type == "cpu" or not model.is_recurrent
     with torch.enable_grad(), nullcontext() if fused else by_formulas():
         yield
+
+
+def _apart(model: Model, theta: Tensor | None) -> Named:
+    """Return the named parameters as tensors of their own, for forward mode.
+
+    Torch carries the tangent of a part of a vector to the whole one: p numbers for each parameter.
+    """
+    return {name: part.clone() for name, part in point(model, theta).items()}
 
 
 def _vectors(model: Model, named: Named) -> Tensor:

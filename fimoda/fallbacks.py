@@ -66,8 +66,8 @@ class Refusal(TypeError):
 #: Errors that say nothing of the network.
 _OTHERS = (MemoryError, TimeoutError, torch.OutOfMemoryError, Refusal)
 
-#: The derivative whose slow way is not one after the other.
-GRADIENT = "gradient"
+#: The derivatives whose slow way is not one after the other.
+GRADIENT, ONE_GRAPH = "gradient", "second derivatives from one graph"
 
 #: Why a network is differentiated in the slow way, by network and derivative.
 _SLOWER: dict[tuple[object, str], str] = {}
@@ -86,7 +86,7 @@ def explanations(model: Model) -> list[str]:
     return [
         f"{what} are taken one after the other, since {reason}"
         for (network, what), reason in _SLOWER.items()
-        if network == model.architecture and what != GRADIENT
+        if network == model.architecture and what not in (GRADIENT, ONE_GRAPH)
     ]
 
 

@@ -57,6 +57,23 @@ class ParameterVector:
         parts = [buffers[k].to(self.theta).reshape(-1) for k in self.statistics]
         return torch.cat([self.theta, *parts]) if parts else self.theta
 
+    def vector_of(self, given: nn.Module | dict[str, Tensor], name: str) -> Tensor:
+        """Return the parameters (p,) of another network of the architecture, or of its ``state_dict``.
+
+        ValueError, which calls them by `name`, if one is missing or has another shape.
+        """
+        found = given.state_dict() if isinstance(given, nn.Module) else given
+        for own, shape in self.shapes.items():
+            part = found.get(own)
+            if not isinstance(part, Tensor) or part.shape != shape:
+                got = tuple(part.shape) if isinstance(part, Tensor) else part
+                raise ValueError(
+                    f"{name} must have the parameters of the model: {own!r} must have shape "
+                    f"{tuple(shape)}, got {got}. Pass a network of the same architecture, or its "
+                    "state_dict()."
+                )
+        return self.flatten({own: found[own].detach() for own in self.shapes}).to(self.theta)
+
     def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
         """Return the vector or stack of vectors (..., p) whose `views` these are, as a copy."""
         known = self.shapes | self.statistics

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from fimoda import UnrolledDifferentiation, as_final_model, derivatives
@@ -247,9 +248,28 @@ def test_vectors_go_through_a_batch_in_blocks(monkeypatch, dropout):
     V = torch.randn(7, model.n_parameters, dtype=torch.float64)
     whole = products(2**40)
     kept = derivatives._activation_bytes(model, losses, None)
-    for room in (1, 2 * kept, 3 * kept):
+    for room in (1, 5 * kept, 6 * kept):  # the first is one graph for all of them
         for found, expected in zip(products(room), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_tangents_are_no_larger_than_their_parameters():
+    """A vector that begins elsewhere than the parameters do costs no vector for each of them."""
+    torch.manual_seed(0)
+    small = [nn.Linear(5, 5) for _ in range(20)]
+    module = nn.Sequential(nn.Linear(10_001, 5), *small, nn.Linear(5, 1)).double()
+    X = torch.randn(4, 10_001, dtype=torch.float64)
+    model = as_final_model(module, X.numpy(), criterion=nn.MSELoss())
+
+    def losses(parameters):
+        return model.loss(model.call(parameters, X), torch.ones(4, 1).double())
+
+    V = torch.randn(2, model.n_parameters, dtype=torch.float64)[1:]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        Linearization(model, losses).push(V)
+        hessian_products(model, losses, torch.ones(4).double(), V)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
+    assert allocated < 20 * V.nbytes
 
 
 # ---- attention -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import (
+    OPEN_SHARE,
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     ConvergenceWarning,
@@ -24,12 +25,14 @@ from .._validation import (
     check_seeds,
 )
 from ..curvature.kinks import kink_sharpness
+from ..curvature.run_derivatives import Unrolled
 from ..curvature.tangents import walk_forward
-from ..curvature.unrolled import Unrolled, check_run, walk_back
+from ..curvature.unrolled import walks_back
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.recorded import check_run
 from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
@@ -108,6 +111,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     blocks_per_epoch : int, default=1
         For ``order="expected"``: in how many blocks an epoch is taken. More where gradients of rows
         move fast within an epoch.
+    n_test_components : int, float or None, default=None
+        Walk back from so many combinations of test rows in place of each of them: those with the largest
+        products with gradients of training rows at the final model, all test rows counting the same, or as
+        many as have this part of the sum of squares. The time goes with their number, and
+        `truncation_error_` says what they miss. None is all test rows.
     mode : {"auto", "adjoint", "forward"}, default="auto"
         Direction; with ``order="own"``, "auto" walks forwards if fewer rows are left out than there are
         test vectors. The expected order walks backwards.
@@ -154,6 +162,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         The horizons of `transform_horizons`.
     scores_sem_ : ndarray of shape (n_test, n_columns)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+    truncation_error_ : float
+        What the scores last returned miss by `n_test_components`, as a part of their size (root mean square
+        over test rows): an estimate from one random combination of what was left out.
     growth_ : float
         Largest factor by which a vector has grown in the last walk. Far above one the run is
         unstable: small changes do not stay small, and the derivative overstates them.
@@ -199,6 +210,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "order": [StrOptions({"own", "expected"})],
         "blocks_per_epoch": [POSITIVE_INTEGER],
+        "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
     }
 
@@ -213,6 +225,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         kink_smoothing: float | str | None = "auto",
         order: str = "expected",
         blocks_per_epoch: int = 1,
+        n_test_components: float | None = None,
         mode: str = "auto",
         optimizer: str | type[torch.optim.Optimizer] | None = None,
         lr: LearningRate | None = None,
@@ -239,6 +252,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.kink_smoothing = kink_smoothing
         self.order = order
         self.blocks_per_epoch = blocks_per_epoch
+        self.n_test_components = n_test_components
         self.mode = mode
         self.memory_budget = memory_budget
         self.n_jobs = n_jobs
@@ -254,7 +268,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             )
         rng = check_random_state(self.random_state)
         self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)
-        start = None if self.start is None else self._starting_point(self.start)
+        start = None if self.start is None else self.model_.vector_of(self.start, "start")
         self._full_run = replace(self._run(), start=start)
         self._set_horizons(self._full_run)
         self.seeds_ = check_seeds(self.n_seeds, rng)
@@ -276,20 +290,6 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             last = self._steps[-1]
             jobs = [delayed(check_run)(self._full_run, seed, last) for seed in self.seeds_]
             self._workers.do(self._workers.shown(jobs))
-
-    def _starting_point(self, start: nn.Module | dict[str, Tensor]) -> Tensor:
-        given = start.state_dict() if isinstance(start, nn.Module) else start
-        for name, shape in self.model_.shapes.items():
-            found = given.get(name)
-            if not isinstance(found, Tensor) or found.shape != shape:
-                got = tuple(found.shape) if isinstance(found, Tensor) else found
-                raise ValueError(
-                    f"start must have the parameters of the model: {name!r} must have shape "
-                    f"{tuple(shape)}, got {got}. Pass a network of the same architecture, or its "
-                    "state_dict()."
-                )
-        parameters = {name: given[name].detach() for name in self.model_.shapes}
-        return self.model_.flatten(parameters).to(self.model_.theta)
 
     def _bytes(self, forward: bool) -> int:
         """Return the bytes of the states of a run, and of tangents that walk through it forwards."""
@@ -314,6 +314,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         own = self.order == "own"
         if self.mode == "auto" and own and fewer and fits and not self._forward:
             self._walk_forward()
+        self._seen["truncation_error_"] = 0.0
         if self._forward:
             places = [self._steps.index(step) for step in horizons]
             found = [walk.scores(self.model_, places, test) for walk in self._forward]
@@ -332,18 +333,13 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         return scores.cpu().numpy(), torch.stack([one.thetas[-1] for one in found])
 
     def _walk_back(self, test: Measured, horizons: list[int]) -> list[Unrolled]:
-        """Return the scores of each seed, by walks back from blocks of test rows."""
-        blocks = self._blocks(test, len(horizons), BLOCK)
-        blocks_of_epoch = None if self.order == "own" else self.blocks_per_epoch
-        jobs = [
-            delayed(walk_back)(self._full_run, seed, horizons, block, self._kinks, blocks_of_epoch)
-            for seed in self.seeds_
-            for block in blocks
-        ]
-        found = self._workers.do(self._workers.shown(jobs))
-        of_seeds = [found[k : k + len(blocks)] for k in range(0, len(found), len(blocks))]
-        columns = torch.from_numpy(self.train_indices_)
-        return [Unrolled.joined(parts, columns) for parts in of_seeds]
+        """Return the scores of each seed, by walks back from blocks of test rows or combinations."""
+        together = len(self._blocks(test, len(horizons), BLOCK)[0])
+        n_blocks = None if self.order == "own" else self.blocks_per_epoch
+        what = horizons, test, together, self._kinks, n_blocks, self.n_test_components
+        found, missing = walks_back(self._full_run, self.seeds_, *what, self._workers)
+        self._seen["truncation_error_"] = missing
+        return [one.columns(self.train_indices_) for one in found]
 
     def _expected_seconds(self, trial: Trial) -> float:
         rows, tests = self._trial_rows(trial), min(trial.n_test, BLOCK)
@@ -354,9 +350,15 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         return walk * n_epochs * walks / min(trial.n_jobs, walks)
 
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
-        growth = f"small changes grow {self.growth_:.2g}-fold at most"
-        return [*super()._known_error(scores), growth]
+        known = [f"small changes grow {self.growth_:.2g}-fold at most"]
+        if self.n_test_components is not None:
+            known.append(f"combinations of test rows leave out {self.truncation_error_:.1%} of it")
+        return [*super()._known_error(scores), *known]
 
+    truncation_error_ = of_last_call(
+        "truncation_error_",
+        "What the scores last returned miss by `n_test_components`, a part of them.",
+    )
     growth_ = of_last_call(
         "growth_", "Largest factor by which a vector has grown in the last walk."
     )

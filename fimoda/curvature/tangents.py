@@ -16,7 +16,8 @@ from ..training.recorded import Moment, RecordedRun
 from ..training.run import Run
 from .batch_hessian import BatchHessian
 from .leaving_out import leaving_out
-from .unrolled import Unrolled, batch_of, ready
+from .run_derivatives import Unrolled
+from .unrolled import ready
 
 
 def walk_forward(
@@ -45,7 +46,8 @@ def forward_tangents(
         if moment.step in horizons:
             reached.append(parts[0][:-1].clone())
             thetas.append(moment.theta)
-        index, batch, w = batch_of(run, moment)
+        index, batch = run.rows_in(moment)
+        w = batch.shares.to(run.model.theta)
         if moment.step == 0:
             parts[0][-1:] = F.normalize(_combined_gradients(run, moment, batch, w[None]))
         with seeded(model, moment.noise):

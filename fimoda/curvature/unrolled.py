@@ -8,64 +8,77 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
+from joblib import delayed
 from torch import Tensor
 
 from ..derivatives import Linearization
-from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
-from ..model import FinalModel
 from ..rows import Rows
 from ..training.differentiable import StepDerivative, StepDerivatives
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
 from ..training.run import Run
-from ..training.workers import one_thread
+from ..training.workers import Workers, one_thread
 from .batch_hessian import BatchHessian, batch_hessian
+from .components import Components, OfCombinations, Starts, of_rows
 from .leaving_out import change, leaving_out
+from .run_derivatives import Unrolled
 from .second_moments import batch_second_moment
 
+#: Squares of rows' gradients that are worked on at a time: what stays in a processor's cache.
+_NUMBERS = 2**18
 
-@dataclass(frozen=True)
-class Unrolled:
-    """Derivatives at several horizons, in steps, with the parameters (n_horizons, p) of the run there.
 
-    `growth` is the largest factor by which a vector has grown on its way, looked at once an epoch:
-    backwards those of the test rows, forwards a step along the first gradient.
+def walks_back(
+    run: Run,
+    seeds: Sequence[int],
+    horizons: Sequence[int],
+    test: Measured,
+    together: int,
+    kinks: float | None,
+    n_blocks: int | None,
+    n_test_components: float | None,
+    workers: Workers,
+) -> tuple[list[Unrolled], float]:
+    """Return the scores of each seed, and what combinations of test rows leave out of them.
+
+    Walks start from so many test rows `together`, or from as many of their combinations (`Components`). The
+    other parameters are those of `walk_back`.
     """
-
-    values: Tensor  # scores (n_horizons, m, n) or tangents (n_horizons, L, p)
-    thetas: Tensor
-    growth: float
-
-    def scores(self, model: FinalModel, places: Sequence[int], test: Measured) -> Unrolled:
-        """Return scores (n_places, m, L) of test rows from tangents, at some of the horizons."""
-        found = []
-        for place in places:
-            gradients = gradients_by_autograd(model.at(self.thetas[place]), test)
-            found.append((gradients @ self.values[place].mT).double())
-        return Unrolled(torch.stack(found), self.thetas[places], self.growth)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Unrolled], columns: Tensor) -> Unrolled:
-        """Return some columns of the scores of all test rows, from those of blocks of them."""
-        values = torch.cat([one.values for one in parts], 1)[:, :, columns]
-        return cls(values, parts[0].thetas, max(one.growth for one in parts))
+    components = None
+    if n_test_components is not None:
+        components = Components.leading(run.objective, test, n_test_components, together)
+    starts: Sequence[Starts] = [of_rows(rows) for rows in test.split(together)]
+    if components is not None:
+        starts = OfCombinations(test, components.weights, together).split(together)
+    jobs = [
+        delayed(walk_back)(run, seed, horizons, one, kinks, n_blocks)
+        for seed in seeds
+        for one in starts
+    ]
+    walks = workers.do(workers.shown(jobs))
+    k = len(starts)
+    found = [Unrolled.joined(walks[at : at + k]) for at in range(0, len(walks), k)]
+    if components is None:
+        return found, 0.0
+    error = components.error(torch.stack([one.values[-1] for one in found]).mean(0))
+    return [replace(one, values=components.of_all(one.values)) for one in found], error
 
 
 def walk_back(
     run: Run,
     seed: int,
     horizons: Sequence[int],
-    test: Measured,
+    starts: Starts,
     kinks: float | None,
     n_blocks: int | None = None,
 ) -> Unrolled:
-    """Return the scores (n_horizons, m, n) of all training rows for test rows, by one worker.
+    """Return the scores (n_horizons, m, n) of all training rows for m vectors, by one worker.
 
     The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
     by so many blocks an epoch, or in the run's own.
@@ -74,13 +87,7 @@ def walk_back(
         order = None
         if n_blocks is not None:
             order = ExpectedOrder(recorded, ceil(run.steps_per_epoch / n_blocks))
-        return adjoint_scores(recorded, hessian, test, horizons, order)
-
-
-def check_run(run: Run, seed: int, n_steps: int) -> None:
-    """Run once, for what it raises."""
-    with one_thread():
-        RecordedRun(run, seed, n_steps)
+        return adjoint_scores(recorded, hessian, starts, horizons, order)
 
 
 @contextmanager
@@ -230,10 +237,16 @@ class ExpectedOrder:
         most = max(1, at.memory_budget // (8 * mean.nbytes))
         parts = []
         for rows, gradients in at.row_gradients(most=most):
-            squares = (gradients.dense() - mean).square_()
-            if part.squares is not None:
-                squares *= _convex(s[rows, None] * squares / (B * part.squares))
-            parts.append(squares @ along.mT)
+            dense, share = gradients.dense(), s[rows, None]
+            q = along.new_zeros(len(dense), len(along))
+            width = max(1, _NUMBERS // len(dense))
+            for start in range(0, len(mean), width):
+                some = slice(start, start + width)
+                squares = (dense[:, some] - mean[some]).square_()
+                if part.squares is not None:
+                    squares *= _convex(share * squares / (B * part.squares[some]))
+                q += squares @ along[:, some].mT
+            parts.append(q)
         q = torch.cat(parts).mT
         others = (n - B) / (n * (B - 1) * (n - 2))  # of the variance of a mean of B - 1 others
         alpha = n / (2 * B * (n - 1)) * (1 - others) - (n - B) / (B * (n - 2))
@@ -285,13 +298,16 @@ def _convex(part: Tensor) -> Tensor:
 def adjoint_scores(
     run: RecordedRun,
     hessian: BatchHessian,
-    test: Measured,
+    starts: Starts,
     horizons: Sequence[int],
     order: OwnOrder | ExpectedOrder | None = None,
 ) -> Unrolled:
-    """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons."""
+    """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons.
+
+    For the m vectors that `starts` gives at each of these.
+    """
     model, order = run.model, order or OwnOrder(run)
-    first = gradients_by_autograd(model.at(run.last.theta), test)
+    first = starts(model.at(run.last.theta))
     m, n = len(first), len(run.rows)
     scores = torch.zeros(len(horizons), m, n, dtype=torch.float64, device=first.device)
     parts = [first, *(torch.zeros_like(first) for _ in run.names(run.last))]
@@ -300,7 +316,7 @@ def adjoint_scores(
     thetas = [run.last.theta]
     for moment in run.backwards():
         live = scores[len(horizons) - len(parts[0]) // m :]
-        _, batch, _ = batch_of(run, moment)
+        _, batch = run.rows_in(moment)
         step = order.derivative(moment, len(parts[0]))
         bent = step.bend(parts)
         parts, pulled = step.pull(parts)
@@ -314,7 +330,7 @@ def adjoint_scores(
             growth = max(growth, _growth(parts[0], size))
         if moment.step in horizons:
             # later horizons were there before: this one goes first
-            fresh = gradients_by_autograd(model.at(moment.theta), test)
+            fresh = starts(model.at(moment.theta))
             parts = [
                 torch.cat([fresh if part is parts[0] else torch.zeros_like(fresh), part])
                 for part in parts
@@ -322,13 +338,6 @@ def adjoint_scores(
             size = torch.cat([fresh.norm(dim=1), size])
             thetas.append(moment.theta)
     return Unrolled(scores, torch.stack(thetas[::-1]), growth)
-
-
-def batch_of(run: RecordedRun, moment: Moment) -> tuple[Tensor, Rows, Tensor]:
-    """Return the rows of the step after a moment, as indices and with their weights in its mean."""
-    index, w = run.batch(moment)
-    inputs, targets = run.rows.inputs[index], run.rows.targets[index]
-    return index, Rows(inputs, targets, w, total=w.new_ones(())), w
 
 
 def _growth(vectors: Tensor, size: Tensor) -> float:

@@ -16,6 +16,9 @@ from .optimizers import OptimizerSpec
 #: What an optimiser keeps for its only parameter, by its own names.
 Buffers = dict[str, Any]
 
+#: Coordinates that are differentiated together: meanwhile there are some thirty numbers for each, in float64.
+_TOGETHER = 2**20
+
 
 @dataclass(frozen=True)
 class StepDerivative:
@@ -119,6 +122,29 @@ def step_derivative(
     as zero: such a parameter has never had a gradient.
     """
     names = state_names(buffers, len(theta))
+    parts = []
+    for start in range(0, len(theta), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        own = {name: value[some] if name in names else value for name, value in buffers.items()}
+        parts.append(_derivative(spec, epoch, theta[some], own, gradient[some], second))
+    rows = zip(*(part.slopes for part in parts), strict=True)
+    bends = zip(*(part.bends for part in parts), strict=True)
+    return StepDerivative(
+        [[_joined(own) for own in zip(*row, strict=True)] for row in rows],
+        bends=[_joined(own) for own in bends],
+    )
+
+
+def _derivative(
+    spec: OptimizerSpec,
+    epoch: int,
+    theta: Tensor,
+    buffers: Buffers,
+    gradient: Tensor,
+    second: bool,
+) -> StepDerivative:
+    """Differentiate the step in some of its coordinates."""
+    names = state_names(buffers, len(theta))
     old = [t.detach().double().requires_grad_() for t in (theta, *(buffers[k] for k in names))]
     g = gradient.detach().double().requires_grad_()
     moved = old[0].clone()
@@ -144,6 +170,12 @@ def step_derivative(
     finite = partial(_finite, dtype=theta.dtype)
     rows = [list(map(finite, row)) for row in slopes]
     return StepDerivative(rows, bends=list(map(finite, bends)))
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the slopes of all coordinates; either all parts have them or none has."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def _slopes(part: Tensor, leaves: list[Tensor], again: bool = False) -> Sequence[Tensor | None]:

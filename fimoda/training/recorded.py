@@ -93,6 +93,12 @@ class RecordedRun:
         batch = self._batches[moment.step]
         return batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
 
+    def rows_in(self, moment: Moment) -> tuple[Tensor, Rows]:
+        """Return rows of the step that comes after the moment: as indices, and with their weights."""
+        index, w = self.batch(moment)
+        inputs, targets = self.rows.inputs[index], self.rows.targets[index]
+        return index, Rows(inputs, targets, w, total=w.new_ones(()))
+
     def rows_of(self, step: int) -> tuple[Tensor, Rows]:
         """Return the rows of the batch of a step, of the whole last epoch too: as indices and as they are."""
         index = self._batches[step].rows.to(self.model.device)
@@ -166,6 +172,12 @@ class RecordedRun:
                 buffers = _copied(groups.join_buffers([optimizer.state[part] for part in parts]))
                 moments.append(Moment(step + 1, theta, buffers, noise_state(model)))
         return moments
+
+
+def check_run(run: Run, seed: int, n_steps: int) -> None:
+    """Run once, for what it raises."""
+    with one_thread():
+        RecordedRun(run, seed, n_steps)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""Scores of test rows, or tangents of left-out rows, at horizons of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..layers.by_autograd import gradients_by_autograd
+from ..measured import Measured
+from ..model import FinalModel
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Derivatives at several horizons, in steps, with the parameters (n_horizons, p) of the run there.
+
+    `growth` is the largest factor by which a vector has grown on its way, looked at once an epoch:
+    backwards those of the test rows, forwards a step along the first gradient.
+    """
+
+    values: Tensor  # scores (n_horizons, m, n) or tangents (n_horizons, L, p)
+    thetas: Tensor
+    growth: float
+
+    def scores(self, model: FinalModel, places: Sequence[int], test: Measured) -> Unrolled:
+        """Return scores (n_places, m, L) of test rows from tangents, at some of the horizons."""
+        found = []
+        for place in places:
+            gradients = gradients_by_autograd(model.at(self.thetas[place]), test)
+            found.append((gradients @ self.values[place].mT).double())
+        return Unrolled(torch.stack(found), self.thetas[places], self.growth)
+
+    def columns(self, rows: NDArray[np.int64]) -> Unrolled:
+        """Return the scores of some of the training rows."""
+        return replace(self, values=self.values[..., torch.from_numpy(rows)])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Unrolled]) -> Unrolled:
+        """Return the scores of all test rows, from those of blocks of them."""
+        values = torch.cat([one.values for one in parts], 1)
+        return cls(values, parts[0].thetas, max(one.growth for one in parts))
