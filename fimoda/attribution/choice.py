@@ -23,9 +23,10 @@ from ..attributors.once_linearized_further_training import OnceLinearizedFurther
 from ..attributors.source import SOURCE
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
+from ..batch_statistics import statistics_in
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
-from ..training.run import resolve_run
+from ..training.run import Run, resolve_run
 from ..training.workers import Deadline
 from ..trials import Trial
 from .ladder import Candidate, Ladder
@@ -34,8 +35,8 @@ Make = Callable[..., BaseAttributor]
 Rows = tuple[Any, Any, Any]
 TestRows = tuple[Any, Any]
 
-#: Seeds where training is random.
-N_SEEDS = 5
+#: Seeds where training is random, and where rows are left out in expectation.
+N_SEEDS, N_SEEDS_IN_EXPECTATION = 5, 2
 
 #: Fewest subsets that Downsampling is asked for, and most.
 N_SUBSETS, MAX_SUBSETS = 50, 2000
@@ -159,6 +160,8 @@ def _network(
     """Return further training and what approximates it, by falling agreement."""
     gold = make(FurtherTraining, probe.estimator_, n_seeds=N_SEEDS)
     _check_steps(gold, probe)
+    if _in_expectation(gold, probe):
+        gold.set_params(n_seeds=N_SEEDS_IN_EXPECTATION, leave_out_mode="expected")
     n_jobs = min(effective_n_jobs(gold.n_jobs), cpu_count())
     n, n_test = len(probe._objective), n_rows(test_rows[0])
     trial = Trial(*rows, test_rows, n, n_test, lambda: clock.left, n_jobs)
@@ -179,10 +182,10 @@ def _network(
     def linearized() -> float:
         """Return its seconds, if these are fewer than those of one seed of further training."""
         seconds = segments.estimate()
-        if first.is_tried and seconds > first.seconds / N_SEEDS:
+        one_seed = first.seconds / gold.n_seeds
+        if first.is_tried and seconds > one_seed:
             raise ValueError(
-                f"it would take {seconds:.2g} s, and one seed of further training "
-                f"{first.seconds / N_SEEDS:.2g} s"
+                f"it would take {seconds:.2g} s, and one seed of further training {one_seed:.2g} s"
             )
         return seconds
 
@@ -198,21 +201,32 @@ def _network(
     ]
 
 
+def _continued(gold: FurtherTraining, probe: BaseAttributor) -> Run | None:
+    """Return the run of further training, or None where its optimiser is not known."""
+    chosen = gold.optimizer, gold.lr, gold.optimizer_params, gold.batch_size
+    try:
+        return resolve_run(probe._objective, probe.model_.recipe.continued, *chosen)
+    except ValueError:
+        return None
+
+
+def _in_expectation(gold: FurtherTraining, probe: BaseAttributor) -> bool:
+    """Return whether rows are better left out of every batch in expectation than masked in their own.
+
+    They are with SGD; second moments would keep a row's squares, and statistics of batches the row.
+    """
+    run = _continued(gold, probe)
+    plain = run is not None and run.optimizer.step_of is torch.optim.SGD
+    return plain and not statistics_in(probe.model_.module)
+
+
 def _one_segment(gold: FurtherTraining, probe: BaseAttributor) -> list[dict[str, Any]]:
     """Return parameters with which SOURCE speaks of further training, if its optimiser is the model's own."""
     own = probe.model_.recipe.optimizer
-    try:
-        run = resolve_run(
-            probe._objective,
-            probe.model_.recipe.continued,
-            gold.optimizer,
-            gold.lr,
-            gold.optimizer_params,
-            gold.batch_size,
-        )
-    except ValueError:
+    run = _continued(gold, probe)
+    if run is None or callable(run.optimizer.lr):
         return []
-    if callable(run.optimizer.lr) or run.optimizer.cls is not (own or torch.optim.SGD):
+    if run.optimizer.cls is not (own or torch.optim.SGD):
         return []
     lr, batch_size = run.optimizer.lr, run.batch_size
     return [{"trajectory": "final", "lr": lr, "batch_size": batch_size, "reweight_others": True}]

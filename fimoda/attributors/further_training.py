@@ -278,6 +278,13 @@ class FurtherTraining(BaseFurtherTraining):
         alone = ["one seed: with more, standard errors tell how random training is"]
         return super()._known_error(scores) or alone
 
+    def _process(self) -> str:
+        ways = {
+            "drop": ", batches cut anew without the row",
+            "expected": ", rows left out in expectation",
+        }
+        return super()._process() + ways.get(self.leave_out_mode, "")
+
     def _caveats(self) -> list[str]:
         n, planned = len(self.seeds_), self._trained.n_planned
         cut = f"the time was over after {n} of {planned} seeds"

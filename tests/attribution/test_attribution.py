@@ -78,18 +78,45 @@ def test_network(rows, net, budget, expected):
     assert found.reason.startswith(expected)
     assert found.scores.shape == (N_TEST, N)
     X, y, X_test, y_test = rows
-    own = {"n_seeds": 5} if expected == "FurtherTraining" else {}
+    own = {"n_seeds": 2, "leave_out_mode": "expected"} if expected == "FurtherTraining" else {}
     known = getattr(fimoda, expected)._parameter_constraints
     given = {k: v for k, v in GIVEN.items() if k in known}
     method = getattr(fimoda, expected)(net, **own, **given)
     np.testing.assert_array_equal(found.scores, method.fit(X, y).transform(X_test, y_test))
     if expected == "FurtherTraining":
         np.testing.assert_array_equal(found.errors, method.scores_sem_)
-        assert found.process.endswith("3 epochs of SGD, learning rate 0.05, batches of 40")
+        steps = "3 epochs of SGD, learning rate 0.05, batches of 40"
+        assert found.process.endswith(f"{steps}, rows left out in expectation")
         assert "standard errors are" in found.trust
     else:
         assert "not tried, since 1e-09 s were over: FurtherTraining" in found.reason
         assert found.errors is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({}, "expected"),
+        ({"optimizer": "SGD", "optimizer_params": {"momentum": 0.9}}, "expected"),
+        ({"optimizer": "Adam", "lr": 1e-3}, "mask"),
+        ({"optimizer": "RMSprop", "lr": 1e-3}, "mask"),
+    ],
+)
+def test_rows_are_left_out_in_expectation_with_sgd(rows, net, changes, mode):
+    """Second moments would keep the squares of a row that is not left out where it comes up."""
+    gold = gold_of(net, rows, **changes)
+    assert (gold.leave_out_mode, gold.n_seeds) == (mode, 2 if mode == "expected" else 5)
+
+
+def test_rows_are_masked_where_batches_have_statistics(rows):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)).double()
+    assert gold_of(net.eval(), rows).leave_out_mode == "mask"
+
+
+def gold_of(net, rows, **changes):
+    ladder = choice.ladder_for(net, (*rows[:2], None), rows[2:], 1e6, GIVEN | changes)
+    return ladder.candidates[0].attributor
 
 
 def test_every_method_is_within_reach_of_some_budget(rows, net):
