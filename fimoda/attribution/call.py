@@ -48,7 +48,8 @@ def attribute(
     With ``method="auto"`` the method is the first of these that is thought to fit the budget; what
     they take is estimated from short trials on some rows and the sizes of everything.
 
-    - Networks: `FurtherTraining` with 5 seeds (the definition), `UnrolledDifferentiation`,
+    - Networks: `FurtherTraining` (the definition; 2 seeds that leave rows out in expectation for SGD,
+      5 seeds that mask them for other optimisers and batch normalisation), `UnrolledDifferentiation`,
       `LinearizedFurtherTraining` (unless a seed of further training takes less),
       `OnceLinearizedFurtherTraining`, `SOURCE` with the final model alone (influence by EK-FAC that knows
       for how long training goes on), `CGInfluence`, `EKFACInfluence`, `GradDot`.
@@ -64,6 +65,10 @@ def attribute(
     seeds and predicts otherwise. Training of `LeaveOneOut`, `Downsampling` and `FurtherTraining` ends
     when the budget is spent: the scores are of what there is then, with its errors, and ``trust``
     says how much that was. Which trainings these are depends on the machine.
+
+    Where a network has another method than `FurtherTraining`, and there is time left, the model is trained
+    further without ten rows, of large and small scores, and ``trust`` says how well the scores agree. Below
+    .8 the next methods are compared as well, and the best is taken.
 
     Parameters
     ----------
@@ -141,7 +146,7 @@ def attribute(
                 f"{type(method).__name__}(...)."
             )
         attributor = method.__sklearn_clone__().set_params(estimator=model)
-        step = Step(attributor, f"{type(method).__name__}, as asked for.", [])
+        step = Step(attributor, f"{type(method).__name__}, as asked for.", [], [])
         scores = scores_of(attributor)
     elif method == "auto":
         ladder = ladder_for(model, rows, (X_test, y_test), budget, settings | speed)
@@ -150,12 +155,12 @@ def attribute(
         raise ValueError(
             f"method must be 'auto' or an attributor, for example GradDot(), got {method!r}."
         )
-    attributor, reason, known = step
+    attributor, reason, known, checked = step
     errors = attributor._standard_errors()
     if errors is not None and not np.isfinite(errors).any():
         errors = None
     unknown = ["the method does not know its error: compare_methods measures it"]
-    trust = known or attributor._known_error(scores) or unknown
+    trust = [*checked, *(known or attributor._known_error(scores))] or unknown
     return Attribution(
         scores,
         attributor,

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..base import BaseAttributor
 from ..evaluation.failures import FAILURES, told
 from ..training.workers import Deadline
+from .check import N_ROWS, Check
 
-Found = TypeVar("Found")
+#: Agreement with further training of a few rows from which on no other method is tried.
+GOOD = 0.8
+
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,23 @@ class Candidate:
 
 
 class Step(NamedTuple):
-    """The method that gave the scores, why it was taken, and what is known about its scores before."""
+    """The method that gave the scores, why it was taken, and what is known about its scores.
+
+    `known` is so before they are there; `checked` was found with them.
+    """
 
     attributor: BaseAttributor
     reason: str
     known: list[str]
+    checked: list[str]
 
 
 @dataclass
 class Ladder:
     """Methods for one model and its rows, the most faithful first, and the time there is.
 
-    `why` is said of the first, and `known` of its scores. `failed` tells by name why a method gave no scores.
+    `why` is said of the first, and `known` of its scores; those of others are compared by `check`. `failed`
+    tells by name why a method gave no scores, and `behind` how much less than the one taken it agreed.
     """
 
     candidates: list[Candidate]
@@ -64,29 +76,64 @@ class Ladder:
     clock: Deadline
     budget: float
     known: list[str] = field(default_factory=list)
+    check: Check | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, float] = field(default_factory=dict)
 
-    def climb(self, scores: Callable[[BaseAttributor], Found]) -> tuple[Step, Found]:
+    def climb(self, scores: Callable[[BaseAttributor], Scores]) -> tuple[Step, Scores]:
         """Return the first method that fits the time and gives scores, with them.
 
-        Where none fits, the last is tried first. The error of the last one tried is raised if all fail.
+        Where none fits, the last is tried first. The error of the last one tried is raised if all fail. If
+        the method agrees badly with further training of a few rows, those behind it are compared as well.
         """
         left = list(self.candidates)
+        taken, found = self._first(left, scores)
+        if taken is self.candidates[0]:
+            return Step(taken.attributor, self._reason(taken), self.known, []), found
+        agreement = None if self.check is None else self.check.agreement(found)
+        if self.check is None or agreement is None:
+            return Step(taken.attributor, self._reason(taken), [], []), found
+        while agreement < GOOD and (other := self._fitting(left)) is not None:
+            try:
+                others = scores(other.attributor)
+            except FAILURES as error:
+                self.failed[other.name] = told(error)
+                continue
+            measured = self.check.agreement(others)
+            if measured is None or measured <= agreement:
+                self.behind[other.name] = measured or 0.0
+                continue
+            self.behind[taken.name] = agreement
+            taken, found, agreement = other, others, measured
+        checked = f"agrees {agreement:.2f} with further training of {N_ROWS} rows (correlation)"
+        return Step(taken.attributor, self._reason(taken), [], [checked]), found
+
+    def _first(
+        self, left: list[Candidate], scores: Callable[[BaseAttributor], Scores]
+    ) -> tuple[Candidate, Scores]:
+        """Take the first method that gives scores out of those that are left."""
         while True:
             taken = self._next(left)
-            reason = self._reason(taken)
+            left.remove(taken)
             try:
-                found = scores(taken.attributor)
+                return taken, scores(taken.attributor)
             except FAILURES as error:
-                left.remove(taken)
                 if not left:
                     for name, why in self.failed.items():
                         error.add_note(f"{name} gave no scores either: {why}")
                     raise
                 self.failed[taken.name] = told(error)
-                continue
-            known = self.known if taken is self.candidates[0] else []
-            return Step(taken.attributor, reason, known), found
+
+    def _fitting(self, left: list[Candidate]) -> Candidate | None:
+        """Take the first that is thought to end in time out of those that are left, if any."""
+        while left:
+            one = left.pop(0)
+            try:
+                if self.clock.is_within(one.seconds):
+                    return one
+            except FAILURES as error:
+                self.failed[one.name] = told(error)
+        return None
 
     def _next(self, left: list[Candidate]) -> Candidate:
         """Return the first that is thought to end in time, else the last; what cannot be tried has failed."""
@@ -105,7 +152,8 @@ class Ladder:
 
     def _reason(self, taken: Candidate) -> str:
         number = self.candidates.index(taken)
-        slower = [c for c in self.candidates[:number] if c.name not in self.failed]
+        known = self.failed.keys() | self.behind.keys()
+        slower = [c for c in self.candidates[:number] if c.name not in known]
         reason = taken.name + (f", about {taken.seconds:.2g} s" if taken.is_tried else "")
         if slower:
             tried = [f"{c.name} {c.seconds:.2g} s" for c in slower if c.is_tried]
@@ -116,6 +164,11 @@ class Ladder:
                 reason += f"; not tried, since {self.budget:g} s were over: {', '.join(others)}"
             reason += "."
         else:
-            reason += "." if self.failed else f": {self.why}."
+            reason += "." if known else f": {self.why}."
         failed = [f" {name} gave no scores: {why}" for name, why in self.failed.items()]
+        behind = [f"{name} {agreement:.2f}" for name, agreement in self.behind.items()]
+        if behind:
+            failed.append(
+                f" Further training of {N_ROWS} rows agrees less with {', '.join(behind)}."
+            )
         return reason + taken.note + "".join(failed)
