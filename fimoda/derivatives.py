@@ -235,9 +235,13 @@ def hessian_products(
             slopes = torch.autograd.grad(
                 value, list(leaves.values()), create_graph=True, materialize_grads=True
             )
-        found = [_along(slopes, model.views(v), [*leaves.values(), w]) for v in V]
-        products = [_vectors(model, dict(zip(leaves, one, strict=False))) for one in found]
-        return torch.stack(products), torch.stack([one[-1] for one in found])
+        products, along = torch.empty_like(V), V.new_empty(len(V), len(w))
+        for v, product, own in zip(V, products, along, strict=True):
+            *parts, slope = _along(slopes, model.views(v), [*leaves.values(), w])
+            own.copy_(slope)
+            for part, into in zip(parts, model.views(product).values(), strict=True):
+                into.copy_(part.to_dense() if part.is_sparse else part)
+        return products, along
 
     check_twice(model, losses, theta)
     room = 1 if len(V) == 1 else _room(model) // _activation_bytes(model, losses, theta)
