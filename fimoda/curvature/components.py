@@ -82,7 +82,9 @@ class Components:
         rows = np.unique(np.linspace(0, len(objective) - 1, ROWS).astype(int))
         some = objective.of_rows(objective.rows[rows].alone)
         products = torch.from_numpy(some.pairs(test, together=together))
-        sizes = products.norm(dim=1).clamp_min(1e-300)
+        sizes = products.norm(dim=1)
+        # parts of the largest, so that weights are numbers where a row has no gradient
+        sizes = (sizes / sizes.max().clamp_min(1e-300)).clamp_min(1e-12)
         left, values, _ = torch.linalg.svd(products / sizes[:, None], full_matrices=False)
         part = values.square().cumsum(0) / values.square().sum()
         r = int(n_components) if fixed else 1 + int((part < n_components).sum())

@@ -23,9 +23,9 @@ def data(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 TRAIN, TEST = data(N, 0), data(M, 1)
 
 
-def unrolled(**changes) -> UnrolledDifferentiation:
+def unrolled(dtype: torch.dtype = torch.float64, **changes) -> UnrolledDifferentiation:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    net = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
     settings = {"optimizer": "SGD", "lr": 0.05, "batch_size": 8, "criterion": nn.MSELoss()}
     settings |= {"n_epochs": [1, 3], "n_seeds": [0, 1], "mode": "adjoint"}
     return UnrolledDifferentiation(net, **settings | changes).fit(*TRAIN)
@@ -53,6 +53,18 @@ def test_rows_that_repeat_are_no_more_work():
     some = unrolled(n_test_components=3)
     assert relative(some.transform(X, y), unrolled().transform(X, y)) < 1e-9
     assert some.truncation_error_ < 1e-6
+
+
+def test_rows_without_a_gradient():
+    """Their scores are zero, and the others' are what they are."""
+
+    def measure(outputs, targets):
+        return torch.where(targets < 100, outputs**2, 0.0 * outputs).sum(-1)
+
+    X, y = TEST[0], np.where(np.arange(M) < 2, 1000.0, TEST[1])
+    found = unrolled(torch.float32, n_test_components=4, measurement=measure).transform(X, y)
+    assert np.isfinite(found).all()
+    assert np.abs(found[:2]).max() < 1e-9 * np.abs(found).max()
 
 
 def test_part_of_the_squares():
