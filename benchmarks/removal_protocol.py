@@ -184,7 +184,9 @@ def scores_of(
     if "memory_budget" not in params:
         params["memory_budget"] = int(args.memory * 2**30)
     if at_horizons:
-        settings = {k: v for k, v in case.further[further].items() if k != "batch_statistics"}
+        settings = dict(case.further[further])
+        if kind != "UnrolledDifferentiation":  # which alone knows of trained statistics
+            settings.pop("batch_statistics", None)
         params |= {"n_epochs": list(args.epochs), "n_seeds": [OTHER_SEED], **settings}
     few = slice(case.few.get(method) if args.device == "cpu" else None)
     some = (

@@ -20,7 +20,7 @@ _FIXED = (_BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class _Pass(NamedTuple):
-    """A forward pass: the rows (B,) that are there, None if all are, and new statistics by name."""
+    """A forward pass: which rows (B,) are there, None if all are, and new statistics by name."""
 
     present: Tensor | None
     found: dict[str, Tensor]
@@ -33,7 +33,8 @@ _PASS: ContextVar[_Pass | None] = ContextVar("_PASS", default=None)
 def statistics_of(present: Tensor | None) -> Iterator[dict[str, Tensor]]:
     """Give the new running statistics of a forward pass inside, by name; the module's own stay.
 
-    They are of the rows (B,) that are `present`, or of all.
+    They are of the rows (B,) that are `present`, or of all. In this presence, 0 or 1, all can be
+    differentiated.
     """
     found: dict[str, Tensor] = {}
     token = _PASS.set(_Pass(present, found))
@@ -66,16 +67,18 @@ class TrainedBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised batch (B, C, ...)."""
+        if not self.training:
+            return self._normalised(x, self.running_mean, self.running_var)
         now = _PASS.get()
         n = x.numel() // x.shape[1]
         if n < 2:
             mean, var = self._statistic("running_mean", now), self._statistic("running_var", now)
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            return self._normalised(x, mean, var)
         if now is None:
             return super().forward(x)
         axes = [0, *range(2, x.dim())]
         if now.present is None:
-            var, mean = torch.var_mean(x.detach(), axes, correction=0)
+            var, mean = torch.var_mean(x, axes, correction=0)
             self._hand_over(now, torch.full_like(mean[0], n), mean, var)
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         shape = (1, -1, *[1] * (x.dim() - 2))
@@ -85,8 +88,13 @@ class TrainedBatchNorm(_BatchNorm):
         var = ((x - mean.view(shape)).square() * there).sum(axes) / count.clamp(min=1)
         old_mean = self._statistic("running_mean", now)
         old_var = self._statistic("running_var", now)
-        self._hand_over(now, count, mean.detach(), var.detach())
+        self._hand_over(now, count, mean, var)
         mean, var = torch.where(count < 2, old_mean, mean), torch.where(count < 2, old_var, var)
+        return self._normalised(x, mean, var)
+
+    def _normalised(self, x: Tensor, mean: Any, var: Any) -> Tensor:
+        """Return a batch normalised by statistics, by a formula that has all derivatives."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
         h = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if not self.affine:
             return h

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,28 +69,39 @@ def gradient(model: Model, function: Function, theta: Tensor | None = None) -> T
 
 
 def row_gradients(
-    model: Model, values: Callable[[Named, Inputs, Tensor], Tensor], x: Inputs, y: Tensor
+    model: Model,
+    values: Callable[[Named, Inputs, Tensor], Tensor],
+    x: Inputs,
+    y: Tensor,
+    theta: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradients (n, p) of rows' values, a function of parameters, inputs and targets."""
+    """Return the gradients (n, p) of rows' values, a function of parameters, inputs and targets.
+
+    At the final model unless parameters (p,) are given.
+    """
     groups = by_length(x)
     return groups.joined(
-        [_row_gradients(model, values, part, y[rows]) for rows, part in groups.parts]
+        [_row_gradients(model, values, part, y[rows], theta) for rows, part in groups.parts]
     )
 
 
 def _row_gradients(
-    model: Model, values: Callable[[Named, Inputs, Tensor], Tensor], x: Inputs, y: Tensor
+    model: Model,
+    values: Callable[[Named, Inputs, Tensor], Tensor],
+    x: Inputs,
+    y: Tensor,
+    theta: Tensor | None,
 ) -> Tensor:
     def one(parameters: Named, x: Inputs, y: Tensor) -> Tensor:
         return values(parameters, _alone(x), y.unsqueeze(0)).squeeze(0)
 
     def batched() -> Tensor:
         with by_formulas(model.is_recurrent):
-            return _vectors(model, vmap(grad(one), (None, 0, 0))(point(model), x, y))
+            return _vectors(model, vmap(grad(one), (None, 0, 0))(point(model, theta), x, y))
 
     def looped() -> Tensor:
-        leaves = leaves_of(model)
-        found = model.theta.new_empty(len(y), len(model.theta))
+        leaves = leaves_of(model, theta)
+        found = model.theta.new_empty(len(y), len(model.theta if theta is None else theta))
         for k, target in enumerate(y):
             with _with_gradient(model):
                 value = one(leaves, x[k], target)
@@ -99,7 +111,7 @@ def _row_gradients(
                 own.copy_(part)
         return found
 
-    return taken(model, _ROWS, lambda p: values(p, x, y), None, batched, looped)
+    return taken(model, _ROWS, lambda p: values(p, x, y), theta, batched, looped)
 
 
 def row_jacobians(model: Model, x: Inputs) -> Tensor:
@@ -182,7 +194,7 @@ class Linearization:
         pulled = torch.autograd.grad(
             self._value, list(self._leaves.values()), u, create_graph=True, materialize_grads=True
         )
-        return torch.stack([_along(pulled, self._model.views(v), [u])[0] for v in V])
+        return torch.stack([_along(pulled, list(self._model.views(v).values()), [u])[0] for v in V])
 
 
 def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tensor:
@@ -202,52 +214,96 @@ def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tens
 
 
 def hessian_products(
-    model: Model, losses: Function, weights: Tensor, V: Tensor, theta: Tensor | None = None
+    model: Model,
+    losses: Function,
+    weights: Tensor,
+    V: Tensor,
+    theta: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return second derivatives (k, p) of ``weights @ losses``, and slopes (k, B) of losses, along V.
 
     Losses (B,) are a function of the parameters, V are vectors (k, p). At the final model unless
-    parameters (p,) are given.
+    parameters (p,) are given. Second derivatives are added to `total` (k, p) if that is given.
     """
+    total = torch.zeros_like(V) if total is None else total
 
-    def batched() -> tuple[Tensor, Tensor]:
-        def objective(parameters: Named) -> tuple[Tensor, Tensor]:
-            found = losses(parameters)
-            return (weights * found).sum(), found
+    def value(parameters: Named, weights: Tensor) -> Tensor:
+        return (weights * losses(parameters)).sum()
 
-        def along(v: Tensor) -> tuple[Named, Tensor]:
-            return jvp(grad(objective, has_aux=True), (at,), (model.views(v),))[1]
+    def directions(v: Tensor) -> tuple[Named, list[Tensor | None]]:
+        return model.views(v), [None]
 
-        def block(some: Tensor) -> tuple[Tensor, Tensor]:
+    # in the weights, the gradient's derivative along v is the slopes along v
+    (slopes,) = mixed_products(model, value, (weights,), directions, 1, V, total, theta)
+    return total, slopes
+
+
+def mixed_products(
+    model: Model,
+    value: Callable[..., Tensor],
+    others: Sequence[Tensor],
+    directions: Callable[[Tensor], tuple[Named, list[Tensor | None]]],
+    n_wanted: int,
+    V: Tensor,
+    total: Tensor | None,
+    theta: Tensor | None = None,
+) -> list[Tensor]:
+    """Add the derivatives along V of the gradient of a number in the parameters to `total` (k, p), if given.
+
+    The number is a function of named parameters and of `others`. A vector (p,) has `directions` of these and
+    of each of the others, None where it stays. Returns the same derivatives (k, ...) of the gradient in the
+    first `n_wanted` of the others.
+    """
+    others, n_own = [part.detach() for part in others], int(total is not None)
+
+    def function(parameters: Named) -> Tensor:
+        return value(parameters, *others)
+
+    def batched() -> list[Tensor]:
+        at, found = _apart(model, theta), []
+        gradient = grad(value, argnums=tuple(range(1 - n_own, n_wanted + 1)))
+
+        def along(v: Tensor) -> tuple[Any, ...]:
+            named, rest = directions(v)
+            moved = [
+                torch.zeros_like(a) if b is None else b for a, b in zip(others, rest, strict=True)
+            ]
+            return jvp(gradient, (at, *others), (named, *moved))[1]
+
+        for start in range(0, len(V), max(1, room)):
+            some = slice(start, start + max(1, room))
             with forked(model), by_formulas(model.is_recurrent):
-                products, slopes = vmap(along, randomness="same")(some)
-            return _vectors(model, products), slopes
+                parts = vmap(along, randomness="same")(V[some])
+            if total is not None:
+                total[some] += _vectors(model, parts[0])
+            found.append(parts[n_own:])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-        at = _apart(model, theta)
-        products, slopes = zip(*(block(some) for some in V.split(max(1, room))), strict=True)
-        return torch.cat(products), torch.cat(slopes)
-
-    def looped() -> tuple[Tensor, Tensor]:
-        # in the weights, the gradient's derivative along v is the slopes along v
-        leaves, w = leaves_of(model, theta), weights.detach().clone().requires_grad_()
+    def looped() -> list[Tensor]:
+        leaves, own = leaves_of(model, theta), [part.clone().requires_grad_() for part in others]
         with forked(model), by_formulas(model.is_recurrent), torch.enable_grad():
-            value = (w * losses(leaves)).sum()
+            inputs = [*leaves.values(), *own]
             slopes = torch.autograd.grad(
-                value, list(leaves.values()), create_graph=True, materialize_grads=True
+                value(leaves, *own), inputs, create_graph=True, materialize_grads=True
             )
-        products, along = torch.empty_like(V), V.new_empty(len(V), len(w))
-        for v, product, own in zip(V, products, along, strict=True):
-            *parts, slope = _along(slopes, model.views(v), [*leaves.values(), w])
-            own.copy_(slope)
-            for part, into in zip(parts, model.views(product).values(), strict=True):
-                into.copy_(part.to_dense() if part.is_sparse else part)
-        return products, along
+        found = [V.new_empty(len(V), *part.shape) for part in others[:n_wanted]]
+        for k, v in enumerate(V):
+            named, rest = directions(v)
+            of = inputs[(1 - n_own) * len(leaves) : len(leaves) + n_wanted]
+            parts = _along(slopes, [*named.values(), *rest], of)
+            if total is not None:
+                for part, into in zip(parts, model.views(total[k]).values(), strict=False):
+                    into += part.to_dense() if part.is_sparse else part
+            for part, of_part in zip(parts[len(parts) - n_wanted :], found, strict=True):
+                of_part[k] = part
+        return found
 
-    check_twice(model, losses, theta)
-    room = 1 if len(V) == 1 else _room(model) // _activation_bytes(model, losses, theta)
+    check_twice(model, function, theta)
+    room = 1 if len(V) == 1 else _room(model) // _bytes_of_vector(model, function, theta)
     if len(V) > 1 and room < _FEW:
-        return taken(model, ONE_GRAPH, losses, theta, looped, batched)
-    return taken(model, _SECOND, losses, theta, batched, looped)
+        return taken(model, ONE_GRAPH, function, theta, looped, batched)
+    return taken(model, _SECOND, function, theta, batched, looped)
 
 
 def _room(model: Model) -> int:
@@ -255,9 +311,9 @@ def _room(model: Model) -> int:
     return _ACTIVATIONS if model.theta.device.type == "cpu" else _ACTIVATIONS_OF_ACCELERATOR
 
 
-def _activation_bytes(model: Model, function: Function, theta: Tensor | None) -> int:
-    """Return the bytes that a forward pass keeps for its derivative."""
-    kept = [1]
+def _bytes_of_vector(model: Model, function: Function, theta: Tensor | None) -> int:
+    """Return the bytes that a forward pass keeps for its derivative, and those of a vector in and out."""
+    kept = [4 * model.theta.nbytes]
 
     def pack(part: Tensor) -> Tensor:
         kept.append(part.nbytes)
@@ -332,9 +388,11 @@ def _gradient(
     return _vectors(model, dict(zip(leaves, slopes, strict=True)))
 
 
-def _along(slopes: tuple[Tensor, ...], v: Named, of: list[Tensor]) -> tuple[Tensor, ...]:
+def _along(
+    slopes: Sequence[Tensor], v: Sequence[Tensor | None], of: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Return the derivatives of ``slopes @ v`` in some tensors; the graph is kept."""
-    pairs = [(s, t) for s, t in zip(slopes, v.values(), strict=True) if s.requires_grad]
+    pairs = [(s, t) for s, t in zip(slopes, v, strict=True) if s.requires_grad and t is not None]
     if not pairs:
         return tuple(torch.zeros_like(part) for part in of)
     values, directions = zip(*pairs, strict=True)

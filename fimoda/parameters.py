@@ -60,10 +60,12 @@ class ParameterVector:
     def vector_of(self, given: nn.Module | dict[str, Tensor], name: str) -> Tensor:
         """Return the parameters (p,) of another network of the architecture, or of its ``state_dict``.
 
+        With the statistics that training changes, where there are any.
         ValueError, which calls them by `name`, if one is missing or has another shape.
         """
         found = given.state_dict() if isinstance(given, nn.Module) else given
-        for own, shape in self.shapes.items():
+        known = self.shapes | self.statistics
+        for own, shape in known.items():
             part = found.get(own)
             if not isinstance(part, Tensor) or part.shape != shape:
                 got = tuple(part.shape) if isinstance(part, Tensor) else part
@@ -72,7 +74,7 @@ class ParameterVector:
                     f"{tuple(shape)}, got {got}. Pass a network of the same architecture, or its "
                     "state_dict()."
                 )
-        return self.flatten({own: found[own].detach() for own in self.shapes}).to(self.theta)
+        return self.flatten({own: found[own].detach().to(self.theta) for own in known})
 
     def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
         """Return the vector or stack of vectors (..., p) whose `views` these are, as a copy."""

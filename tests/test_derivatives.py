@@ -247,7 +247,7 @@ def test_vectors_go_through_a_batch_in_blocks(monkeypatch, dropout):
 
     V = torch.randn(7, model.n_parameters, dtype=torch.float64)
     whole = products(2**40)
-    kept = derivatives._activation_bytes(model, losses, None)
+    kept = derivatives._bytes_of_vector(model, losses, None)
     for room in (1, 5 * kept, 6 * kept):  # the first is one graph for all of them
         for found, expected in zip(products(room), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

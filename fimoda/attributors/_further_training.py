@@ -22,7 +22,7 @@ from .._validation import (
     is_integer,
 )
 from ..base import BaseAttributor
-from ..batch_statistics import statistics_in
+from ..batch_statistics import BatchStatistics, statistics_in
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
 from ..measured import Measured
@@ -59,12 +59,14 @@ class BaseFurtherTraining(BaseAttributor):
     lr: LearningRate | None
     batch_size: int | None
     optimizer_params: dict[str, Any] | None
+    batch_statistics: BatchStatistics = "frozen"
     seeds_: list[int]
 
     def _run(self) -> Run:
         """Return the run that the parameters ask for; what is None is the model's own."""
         chosen = self.optimizer, self.lr, self.optimizer_params, self.batch_size
-        return resolve_run(self._objective, self.model_.recipe.continued, *chosen)
+        recipe, statistics = self.model_.recipe.continued, self.batch_statistics
+        return resolve_run(self._objective, recipe, *chosen, batch_statistics=statistics)
 
     def _process(self) -> str:
         run, recipe = self._run(), self.model_.recipe
@@ -124,7 +126,8 @@ class HorizonsMixin(_FurtherTraining):
         frozen = (
             "batch normalisation keeps its running statistics, as with batch_statistics='frozen'"
         )
-        return super()._caveats() + [frozen] * bool(statistics_in(self.model_.module))
+        stays = self.batch_statistics == "frozen" and statistics_in(self.model_.module)
+        return super()._caveats() + [frozen] * bool(stays)
 
     @abstractmethod
     def _run_scores(
@@ -141,7 +144,7 @@ class HorizonsMixin(_FurtherTraining):
 
     def _coupled(self, test: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         scores, ends = self._run_scores(test, self._steps[-1:])
-        measured = test.of_stack(self.model_, ends)
+        measured = test.of_stack(self._run().model, ends)
         return measured.cpu().numpy(), np.moveaxis(scores[0], -1, 0)
 
     def _check_horizons(self) -> list[float]:
@@ -190,11 +193,10 @@ class HorizonsMixin(_FurtherTraining):
     def _workers(self) -> Workers:
         return Workers(self.n_jobs, self.verbose, type(self).__name__)
 
-    def _blocks(self, test: Measured, n_horizons: int, most: int | None = None) -> list[Measured]:
-        """Return blocks of test rows whose vectors fit the memory budget, `most` rows at most."""
+    def _blocks(self, test: Measured, n_horizons: int) -> list[Measured]:
+        """Return blocks of test rows whose vectors fit the memory budget."""
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * n_horizons
-        fitting = max(1, self.memory_budget // vector)
-        return test.split(fitting if most is None else min(most, fitting))
+        return test.split(max(1, self.memory_budget // vector))
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         return self._horizon_scores(test, self._steps[-1:])[0]

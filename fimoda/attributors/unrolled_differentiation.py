@@ -24,15 +24,19 @@ from .._validation import (
     check_random_state,
     check_seeds,
 )
+from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..curvature.kinks import kink_sharpness
+from ..curvature.orders import ROWS_BUDGET
 from ..curvature.run_derivatives import Unrolled
 from ..curvature.tangents import walk_forward
 from ..curvature.unrolled import walks_back
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
+from ..training.differentiable import n_parts
 from ..training.optimizers import LearningRate
 from ..training.recorded import check_run
+from ..training.second_moments import SecondMoments
 from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
@@ -82,8 +86,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
 
-    Batch normalisation keeps its running statistics: further training with
-    ``batch_statistics="frozen"`` is what this is the derivative of.
+    Where batch normalisation is trained, too, the rows of a batch act on each other through its statistics:
+    a left-out row changes these, its batch's gradient and, by the running statistics, the final outputs.
+    All of that is in the derivative (``batch_statistics="update"``).
 
     Parameters
     ----------
@@ -132,6 +137,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         `max_grad_value`, at which gradients are clipped; `param_groups`, a list of patterns of names with
         their own `lr` and `weight_decay`. Those of the model's own training are kept if `optimizer` is
         None or the same.
+    batch_statistics : {"update", "frozen"}, default="update"
+        What batch normalisation does in further training: normalise by the batch and keep running statistics,
+        or leave these as they are. Walking forwards needs "frozen".
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.
@@ -212,6 +220,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "blocks_per_epoch": [POSITIVE_INTEGER],
         "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
+        "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
     }
 
     def __init__(
@@ -231,6 +240,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         lr: LearningRate | None = None,
         batch_size: int | None = None,
         optimizer_params: dict[str, Any] | None = None,
+        batch_statistics: BatchStatistics = "update",
         measurement: Measurement = "loss",
         criterion: nn.Module | None = None,
         memory_budget: int = 2 * 2**30,
@@ -247,6 +257,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.lr = lr
         self.batch_size = batch_size
         self.optimizer_params = optimizer_params
+        self.batch_statistics = batch_statistics
         self.leave_out = leave_out
         self.start = start
         self.kink_smoothing = kink_smoothing
@@ -268,8 +279,14 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             )
         rng = check_random_state(self.random_state)
         self.train_indices_ = check_leave_out(self.leave_out, len(self._objective), rng)
-        start = None if self.start is None else self.model_.vector_of(self.start, "start")
-        self._full_run = replace(self._run(), start=start)
+        run = self._run()
+        start = None if self.start is None else run.model.vector_of(self.start, "start")
+        self._full_run = replace(run, start=start)
+        if self.mode == "forward" and run.model.statistics:
+            raise ValueError(
+                "mode must be 'auto' or 'adjoint' where batch normalisation is trained, got 'forward'. Set "
+                "batch_statistics='frozen' to walk forwards."
+            )
         self._set_horizons(self._full_run)
         self.seeds_ = check_seeds(self.n_seeds, rng)
         self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
@@ -292,10 +309,24 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             self._workers.do(self._workers.shown(jobs))
 
     def _bytes(self, forward: bool) -> int:
-        """Return the bytes of the states of a run, and of tangents that walk through it forwards."""
+        """Return the bytes of a walk forwards with all left-out rows, or back from one test row."""
+        if not forward:
+            fixed, each = self._bytes_back(len(self._steps))
+            return fixed + each
         states = self._full_run.state_bytes(self._steps[-1])
-        vector = self.model_.n_parameters * self.model_.theta.element_size()
-        return states + forward * vector * len(self.train_indices_) * (len(self._steps) + 6)
+        return states + self._full_run.bytes_of(len(self.train_indices_) * (len(self._steps) + 6))
+
+    def _bytes_back(self, n_horizons: int) -> tuple[int, int]:
+        """Return the bytes of a walk back without its vectors, and for each test row."""
+        run = self._full_run
+        k = n_parts(run.optimizer)
+        squares = SecondMoments.of(run.optimizer) is not None
+        # state, adjoints of the gradient, sums over the steps of a block, and what rows are multiplied by
+        each = run.bytes_of(n_horizons * (k + 3 + squares))
+        # derivatives of the state in itself and in the gradient, squares, the middle of a block; ten of the
+        # network and its gradient
+        step = run.bytes_of((k * (k + 3) + 2) * (n_horizons if squares else 1) + 10)
+        return run.state_bytes(self._steps[-1]) + step, each
 
     def _walk_forward(self) -> None:
         """Find the tangents of all left-out rows, by one walk a seed."""
@@ -311,7 +342,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         load = len(test) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
         fewer = len(self.train_indices_) < load
         fits = self._bytes(forward=True) <= self.memory_budget
-        own = self.order == "own"
+        own = self.order == "own" and not self._full_run.model.statistics
         if self.mode == "auto" and own and fewer and fits and not self._forward:
             self._walk_forward()
         self._seen["truncation_error_"] = 0.0
@@ -334,7 +365,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
 
     def _walk_back(self, test: Measured, horizons: list[int]) -> list[Unrolled]:
         """Return the scores of each seed, by walks back from blocks of test rows or combinations."""
-        together = len(self._blocks(test, len(horizons), BLOCK)[0])
+        fixed, each = self._bytes_back(len(horizons))
+        room = self.memory_budget - int(ROWS_BUDGET * self.memory_budget / 2) - fixed
+        together = min(BLOCK, max(1, room // each))
         n_blocks = None if self.order == "own" else self.blocks_per_epoch
         what = horizons, test, together, self._kinks, n_blocks, self.n_test_components
         found, missing = walks_back(self._full_run, self.seeds_, *what, self._workers)

@@ -15,6 +15,7 @@ from ..model import FinalModel
 from ..rows import Rows
 from ..training.chains import RELU, Affine, Dropout, Link, Pointwise, chain_forward, read_chain
 from .kinks import SmoothedKinks, bump
+from .leaving_out import change
 
 #: Numbers in one activation of all vectors of a block: what stays in a processor's cache.
 _BLOCK = 2**19
@@ -37,11 +38,22 @@ class BatchHessian(ABC):
         return nullcontext() if smooth is None else SmoothedKinks(smooth)
 
     @abstractmethod
-    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, theta: Tensor, batch: Rows, V: Tensor, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return products ``H v`` (k, p) and slopes (k, B) of the rows' losses along V (k, p).
 
-        All at parameters (p,), and without the second derivative of a penalty.
+        All at parameters (p,), and without the second derivative of a penalty. The products are added to
+        `total` (k, p) if that is given.
         """
+
+    def without_rows(self, theta: Tensor, batch: Rows, V: Tensor, total: Tensor) -> Tensor:
+        """Add products to `total`, and return what leaving out each row does (k, B).
+
+        That is the change of the batch's gradient along V (k, p).
+        """
+        _, slopes = self(theta, batch, V, total)
+        return change(slopes, batch.shares.to(theta))
 
 
 def batch_hessian(model: FinalModel, kink_smoothing: float | None = None) -> BatchHessian:
@@ -61,13 +73,15 @@ def _unknown_bend(link: Link) -> bool:
 class AutogradHessian(BatchHessian):
     """For any model: by automatic differentiation."""
 
-    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, theta: Tensor, batch: Rows, V: Tensor, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         def losses(parameters: dict[str, Tensor]) -> Tensor:
             outputs = self.model.call(parameters, batch.inputs, training=True)
             return self.model.loss(outputs, batch.targets)
 
         with self._smoothed():
-            return hessian_products(self.model, losses, batch.shares.to(theta), V, theta)
+            return hessian_products(self.model, losses, batch.shares.to(theta), V, theta, total)
 
 
 @dataclass(frozen=True)
@@ -98,16 +112,20 @@ class ChainHessian(BatchHessian):
             model.shapes[link.weight][0] for link in links if isinstance(link, Affine)
         )
 
-    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, theta: Tensor, batch: Rows, V: Tensor, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         parameters = self.model.views(theta)
         point = self._point(parameters, batch)
-        products = torch.empty_like(V)
+        total = torch.zeros_like(V) if total is None else total
         slopes = V.new_empty(len(V), len(batch))
         block = max(1, _BLOCK // (self._width * len(batch)))
         for a in range(0, len(V), block):
             one = slice(a, a + block)
-            slopes[one] = self._products(parameters, point, V[one], products[one])
-        return products, slopes
+            products = torch.empty_like(V[one])
+            slopes[one] = self._products(parameters, point, V[one], products)
+            total[one] += products
+        return total, slopes
 
     def _point(self, parameters: dict[str, Tensor], batch: Rows) -> _Point:
         """Pass forward and back through the batch once."""

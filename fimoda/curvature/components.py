@@ -9,16 +9,15 @@ scores is the sum of the squares of all that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._validation import is_integer
-from ..layers.by_autograd import gradients_by_autograd
+from ..layers.by_autograd import gradients_in_state
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -26,13 +25,26 @@ from ..objective import Objective
 #: Training rows along whose gradients the combinations are chosen.
 ROWS = 512
 
-#: Vectors (k, p) that are carried back, at the parameters of a model: one for each test row, or combination.
-Starts = Callable[[FinalModel], Tensor]
+
+class Starts(Protocol):
+    """Vectors that are carried back: one for each test row, or combination of these."""
+
+    def __len__(self) -> int: ...
+    def __call__(self, model: FinalModel) -> Tensor:
+        """Return the vectors (k, p) at the parameters of a model."""
 
 
-def of_rows(test: Measured) -> Starts:
-    """Return the gradients of test rows themselves."""
-    return partial(gradients_by_autograd, measured=test)
+@dataclass(frozen=True)
+class OfRows:
+    """The gradients of test rows themselves."""
+
+    test: Measured
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def __call__(self, model: FinalModel) -> Tensor:
+        return gradients_in_state(model, self.test)
 
 
 @dataclass(frozen=True)
@@ -43,14 +55,16 @@ class OfCombinations:
     weights: Tensor
     together: int
 
+    def __len__(self) -> int:
+        return len(self.weights)
+
     def __call__(self, model: FinalModel) -> Tensor:
-        """Return the vectors (k, p) at the parameters of a model."""
-        total = model.theta.new_zeros(len(self.weights), len(model.theta))
+        total = model.theta.new_zeros(len(self.weights), len(model.state))
         parts = zip(
             self.test.split(self.together), self.weights.split(self.together, 1), strict=True
         )
         for rows, weights in parts:
-            total.addmm_(weights.to(total), gradients_by_autograd(model, rows))
+            total.addmm_(weights.to(total), gradients_in_state(model, rows))
         return total
 
     def split(self, size: int) -> list[OfCombinations]:

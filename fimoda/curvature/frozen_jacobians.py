@@ -24,7 +24,9 @@ class FrozenJacobians(BatchHessian):
     The residuals and their derivatives W are those at the parameters that are passed. Dropout is off.
     """
 
-    def __call__(self, theta: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, theta: Tensor, batch: Rows, V: Tensor, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         model, x, y = self.model, batch.inputs, batch.targets
         outputs = model.forward(theta, x)
         w = batch.shares.to(outputs)
@@ -34,8 +36,10 @@ class FrozenJacobians(BatchHessian):
         bent = (curved * w[:, None, None]).transpose(0, 1)
         linear = Linearization(model, lambda parameters: model.call(parameters, x, grouped=True))
         block = max(1, _NUMBERS // bent[:1].numel())
-        products = torch.cat([linear.pull(part) for part in bent.split(block)])
-        return products, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))
+        total = torch.zeros_like(V) if total is None else total
+        for part, into in zip(bent.split(block), total.split(block), strict=True):
+            into += linear.pull(part)
+        return total, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))
 
 
 class LinearizedModule(nn.Module):

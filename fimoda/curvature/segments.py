@@ -149,7 +149,7 @@ def linearize(
         total = torch.zeros_like(U) if penalty is None else U * penalty
         with seeded(objective.model, 0):  # the same dropout in all products
             for rows in objective.rows.split(size):
-                total += hessian(moment.theta, rows, U)[0]
+                hessian(moment.theta, rows, U, total)
         return total * scale
 
     start = _principal_jacobians(objective, block_size) * scale

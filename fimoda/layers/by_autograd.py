@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..batch_statistics import with_trained_statistics
 from ..derivatives import row_gradients
 from ..measured import Measured
 from ..model import FinalModel
@@ -22,6 +23,18 @@ def gradients_by_autograd(model: FinalModel, measured: Measured) -> Tensor:
         return measured.measure(model.call(parameters, x), y)
 
     return row_gradients(model, values, measured.inputs, measured.targets)
+
+
+def gradients_in_state(model: FinalModel, measured: Measured) -> Tensor:
+    """Return the same in the parameters and in the statistics that training changes, (n, p + b)."""
+    if not model.statistics:
+        return gradients_by_autograd(model, measured)
+    evaluated = replace(model, module=with_trained_statistics(copy.deepcopy(model.module)))
+
+    def values(state: dict[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
+        return measured.measure(evaluated.call(state, x), y)
+
+    return row_gradients(model, values, measured.inputs, measured.targets, model.state)
 
 
 def pulled_back(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,16 +36,31 @@ class StepDerivative:
     clipping: Callable[[Tensor], Tensor] | None = None
     bends: Sequence[Tensor | None] = ()
 
-    def pull(self, adjoint: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return adjoints (k, p) of the old state's parts, and of the gradient, from the new state's."""
-        *parts, gradient = (_weighted(column, adjoint) for column in zip(*self.slopes, strict=True))
-        return parts, gradient if self.clipping is None else self.clipping(gradient)
+    def pull(
+        self, adjoint: list[Tensor], pulled: Tensor, bent: Tensor | None = None
+    ) -> list[Tensor]:
+        """Turn adjoints (k, p) of the new state's parts into those of the old one, in place.
 
-    def bend(self, adjoint: Sequence[Tensor]) -> Tensor | None:
-        """Return the derivative (k, p) of the gradient's adjoints in the gradient; None for a linear step."""
-        if all(bend is None for bend in self.bends):
-            return None
-        return _weighted(self.bends, adjoint)
+        Those of the gradient are written to `pulled` (k, p), and their derivative in it is added to `bent`
+        (k, p) if that is given.
+        """
+        columns = list(zip(*self.slopes, strict=True))
+        size = max(1, _TOGETHER // pulled.shape[1])
+        for start in range(0, len(pulled), size):
+            some = slice(start, start + size)
+            new = [part[some] for part in adjoint]
+            if bent is not None:
+                bent[some] += _weighted(self.bends, new)
+            *old, gradient = [_weighted(column, new) for column in columns]
+            pulled[some] = gradient if self.clipping is None else self.clipping(gradient)
+            for part, found in zip(new, old, strict=False):
+                part.copy_(found)
+        return adjoint[: len(columns) - 1]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the step is linear in the gradient, as far as second derivatives were asked for."""
+        return all(bend is None for bend in self.bends)
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
         """Return tangents (k, p) of the new state's parts from those of the old, and of the gradient."""
@@ -60,21 +75,21 @@ class StepDerivatives:
     steps: Sequence[StepDerivative]
     counts: list[int]
 
-    def pull(self, parts: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the adjoints before the step, and those of its gradient."""
-        found = [step.pull(own) for step, own in self._each(parts)]
-        states = zip(*(state for state, _ in found), strict=True)
-        return [torch.cat(state) for state in states], torch.cat([pulled for _, pulled in found])
+    def pull(
+        self, adjoint: list[Tensor], pulled: Tensor, bent: Tensor | None = None
+    ) -> list[Tensor]:
+        """Turn adjoints into those before the step, in place, as each part of the vectors takes it."""
+        end = 0
+        for step, count in zip(self.steps, self.counts, strict=True):
+            own = slice(end, end := end + count)
+            parts, further = [part[own] for part in adjoint], None if bent is None else bent[own]
+            kept = step.pull(parts, pulled[own], further)
+        return adjoint[: len(kept)]
 
-    def bend(self, parts: Sequence[Tensor]) -> Tensor | None:
-        """Return the derivative of the adjoints of the gradient in it."""
-        found = [step.bend(own) for step, own in self._each(parts)]
-        known = [bent for bent in found if bent is not None]
-        return torch.cat(known) if known else None
-
-    def _each(self, parts: Sequence[Tensor]) -> Iterator[tuple[StepDerivative, list[Tensor]]]:
-        split = zip(*(part.split(self.counts) for part in parts), strict=True)
-        return ((step, list(own)) for step, own in zip(self.steps, split, strict=True))
+    @property
+    def is_linear(self) -> bool:
+        """Whether the step is linear in the gradient."""
+        return all(step.is_linear for step in self.steps)
 
 
 def _weighted(weights: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
@@ -106,6 +121,15 @@ def state_names(buffers: Buffers, n_parameters: int) -> list[str]:
     tensors = {name: value for name, value in buffers.items() if isinstance(value, Tensor)}
     own = (n_parameters,)
     return [name for name, t in tensors.items() if t.is_floating_point() and t.shape == own]
+
+
+def n_parts(spec: OptimizerSpec) -> int:
+    """Return how many vectors a state is: the parameters, and what the optimiser keeps of their shape."""
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = spec.build([parameter])
+    parameter.grad = torch.zeros(1)
+    optimizer.step()
+    return 1 + len(state_names(optimizer.state[parameter], 1))
 
 
 def step_derivative(

@@ -120,7 +120,7 @@ def _by_autograd(model: FinalModel, training: bool = True) -> StackedGradient:
                 losses.sum(), list(leaves.values()), materialize_grads=True
             )
         for name, part in found.items():
-            theta[name].copy_(part)
+            theta[name].copy_(part.detach())
         return dict(zip(leaves, gradients, strict=True))
 
     return gradient
@@ -152,7 +152,7 @@ def looped_gradient(model: FinalModel, training: bool = True) -> StackedGradient
                 total = objective({**own, **statistics}, x[k], y[k], w[k])
             found.append(torch.autograd.grad(total, list(own.values()), materialize_grads=True))
             for name, part in new.items():
-                theta[name][k].copy_(part)
+                theta[name][k].copy_(part.detach())
         return {
             name: torch.stack(parts)
             for name, parts in zip(model.shapes, zip(*found, strict=True), strict=True)

@@ -108,7 +108,7 @@ class Alone:
             losses = self._model.loss(self._model.of_module(self._module, x), y)
             losses.dot(weights).backward()
         for name, part in new.items():
-            self._state[name].copy_(part)
+            self._state[name].copy_(part.detach())
         for name, part in self.parameters.items():
             if part.grad is None:  # it had no part in the outputs
                 part.grad = torch.zeros_like(part)

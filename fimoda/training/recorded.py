@@ -25,7 +25,10 @@ from .workers import one_thread
 @dataclass(frozen=True)
 class Moment:
     """A state between two steps: how many are done, the parameters (p,), what the optimiser keeps, and
-    the state of the random generator that dropout draws from."""
+    the state of the random generator that dropout draws from.
+
+    Statistics of batches, where they are trained, follow the parameters.
+    """
 
     step: int
     theta: Tensor
@@ -86,7 +89,7 @@ class RecordedRun:
 
     def names(self, moment: Moment) -> list[str]:
         """Return the buffers that are part of the state, beside the parameters."""
-        return state_names(moment.buffers, len(moment.theta))
+        return state_names(moment.buffers, self.model.n_parameters)
 
     def batch(self, moment: Moment) -> tuple[Tensor, Tensor]:
         """Return rows of the step that comes after the moment, and their weights in its mean."""
@@ -95,14 +98,14 @@ class RecordedRun:
 
     def rows_in(self, moment: Moment) -> tuple[Tensor, Rows]:
         """Return rows of the step that comes after the moment: as indices, and with their weights."""
-        index, w = self.batch(moment)
-        inputs, targets = self.rows.inputs[index], self.rows.targets[index]
-        return index, Rows(inputs, targets, w, total=w.new_ones(()))
+        return self.rows_of(moment.step)
 
     def rows_of(self, step: int) -> tuple[Tensor, Rows]:
-        """Return the rows of the batch of a step, of the whole last epoch too: as indices and as they are."""
-        index = self._batches[step].rows.to(self.model.device)
-        return index, self.rows[index]
+        """Return the same of a step, of the whole last epoch too."""
+        batch = self._batches[step]
+        index, w = batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
+        inputs, targets = self.rows.inputs[index], self.rows.targets[index]
+        return index, Rows(inputs, targets, w, total=w.new_ones(()))
 
     def derivative(self, moment: Moment) -> StepDerivative:
         """Return the derivative of the step that comes after the moment."""
@@ -131,21 +134,30 @@ class RecordedRun:
         if squares is not None and self.second_moments is not None:
             given = self.optimizer, buffers, gradient, squares * kept**2, moment.step
             buffers = self.second_moments.raised(*given)
-        taken = self._groups.derivative(epoch, moment.theta, buffers, gradient, second)
+        theta = moment.theta[: len(gradient)]
+        taken = self._groups.derivative(epoch, theta, buffers, gradient, second)
         bends = [None if bend is None else bend * kept**2 for bend in taken.bends]
         return replace(taken, clipping=of_clipping, bends=bends)
 
+    def gradient_of(self, step: int, moment: Moment) -> Tensor:
+        """Return the gradient (p,) of the batch of a step at a moment, also of the whole last epoch."""
+        return self._gradient(moment.theta, self._batches[step], moment.noise)
+
     def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         """Return the gradient of the batch's objective (p,), with this state of the random generator."""
-        model = self.model
-        with seeded(model, noise):
-            found = self._run.gradient(model.views(theta.unsqueeze(0)), batch)
-        return model.flatten(found)[0]
+        with seeded(self.model, noise):
+            return self._differentiated(theta.clone(), batch)
+
+    def _differentiated(self, state: Tensor, batch: Batch) -> Tensor:
+        """Return the gradient (p,); statistics in `state` (p + b,) are brought up to date."""
+        found = self._run.gradient(self.model.views(state.unsqueeze(0)), batch)
+        return self.model.flatten({name: found[name] for name in self.model.shapes})[0]
 
     def _walk(self, first: Moment) -> list[Moment]:
         """Return the moments of a stretch, both ends included."""
         spec, model, groups = self.optimizer, self.model, self._groups
-        parts = [part.clone().requires_grad_() for part in groups.cut(first.theta)]
+        p = model.n_parameters
+        parts = [part.clone().requires_grad_() for part in groups.cut(first.theta[:p])]
         optimizer = groups.build([[part] for part in parts])
         if first.buffers:
             for part, buffers in zip(parts, groups.cut_buffers(first.buffers), strict=True):
@@ -159,18 +171,16 @@ class RecordedRun:
         with fast_float32_products(trial), seeded(model, first.noise):
             for step in range(first.step, stop):
                 groups.set_rates(optimizer, step // self.steps_per_epoch)
-                found = self._run.gradient(
-                    model.views(moments[-1].theta.unsqueeze(0)), self._batches[step]
-                )
-                gradient = model.flatten(found)[0]
+                state = moments[-1].theta.clone()
+                gradient = self._differentiated(state, self._batches[step])
                 if spec.clipping:
                     spec.clipping.clip([gradient[None]])
                 for part, own in zip(parts, groups.cut(gradient), strict=True):
                     part.grad = own
                 optimizer.step()
-                theta = groups.join([part.detach() for part in parts]).clone()
+                state[:p] = groups.join([part.detach() for part in parts])
                 buffers = _copied(groups.join_buffers([optimizer.state[part] for part in parts]))
-                moments.append(Moment(step + 1, theta, buffers, noise_state(model)))
+                moments.append(Moment(step + 1, state, buffers, noise_state(model)))
         return moments
 
 

@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from ..rows import Rows
 from .batches import FULL_DATA, Batch, LeaveOutMode, Plan, all_but
 from .chains import read_chain
+from .differentiable import n_parts
 from .examination import examine
 from .gradients import (
     Stack,
@@ -127,10 +128,13 @@ class Run:
         whole, rest = divmod(n_steps, self.steps_per_epoch)
         return n_steps / self.steps_per_epoch if rest else whole
 
+    def bytes_of(self, n_vectors: int) -> int:
+        """Return the bytes of so many vectors of parameters."""
+        return n_vectors * self.first.shape[-1] * self.model.theta.element_size()
+
     def state_bytes(self, n_steps: int) -> int:
-        """Return the bytes of a recorded run's states that are alive at a time (Adam's, to be safe)."""
-        per_state = 3 * self.model.n_parameters * self.model.theta.element_size()
-        return 2 * ceil(sqrt(n_steps)) * per_state
+        """Return the bytes of a recorded run's states that are alive at a time."""
+        return self.bytes_of(2 * ceil(sqrt(n_steps)) * n_parts(self.optimizer))
 
     def plan(
         self, seed: int, left_out: Sequence[int] = (FULL_DATA,), mode: LeaveOutMode = "mask"

@@ -82,10 +82,8 @@ def test_all_of_them():
 
 def test_blocks_within_the_budget():
     whole = unrolled(n_test_components=5)
-    vector = 8 * whole.model_.n_parameters
-    states = whole._bytes(forward=False)
-    tight = unrolled(n_test_components=5, memory_budget=max(states, 8 * 2 * 3 * vector))
-    assert len(tight._blocks(whole._test(*TEST), 2)) > 1
+    fixed, each = whole._bytes_back(2)
+    tight = unrolled(n_test_components=5, memory_budget=fixed + 3 * each)
     assert relative(tight.transform(*TEST), whole.transform(*TEST)) < 1e-9
     assert tight.truncation_error_ == pytest.approx(whole.truncation_error_, rel=1e-6)
 

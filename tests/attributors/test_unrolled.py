@@ -16,11 +16,16 @@ from naive import relative
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPRegressor
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model
+from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model, derivatives
 from fimoda._validation import ConvergenceWarning
+from fimoda.curvature import orders
 from fimoda.objective import Objective
 from fimoda.rows import Rows
+from fimoda.training import differentiable
 from fimoda.training.batches import Batch, Plan
 from fimoda.training.differentiable import step_derivative
 from fimoda.training.optimizers import OptimizerSpec
@@ -320,15 +325,10 @@ def test_float32_fits_float64(optimizer, mode):
     assert relative(found, expected) < 1e-3
 
 
-def vector_bytes(found) -> int:
-    return found.model_.n_parameters * 8
-
-
 def test_blocks_of_test_rows_do_not_matter(monkeypatch):
     X, y, X_test, y_test = data()
     whole = unrolled(n_epochs=1).fit(X, y)
-    budget = 13 * vector_bytes(whole)  # of which the run takes 12, a walk of a test row 8
-    parts = unrolled(n_epochs=1, memory_budget=budget).fit(X, y)
+    parts = unrolled(n_epochs=1, memory_budget=whole._bytes(forward=False)).fit(X, y)
     jobs = []
     monkeypatch.setattr(Workers, "shown", lambda self, tasks: jobs.append(len(tasks)) or tasks)
     found, expected = (each.transform(X_test, y_test) for each in (parts, whole))
@@ -339,14 +339,15 @@ def test_blocks_of_test_rows_do_not_matter(monkeypatch):
 def test_auto_walks_forwards_for_few_rows_if_they_fit():
     X, y, X_test, y_test = data()
     scores = unrolled(mode="adjoint").fit(X, y).transform(X_test, y_test)
-    few = unrolled(leave_out=[6, 1]).fit(X, y)
-    tight = unrolled(leave_out=[6, 1], memory_budget=25 * vector_bytes(few)).fit(X, y)
+    few = unrolled(leave_out=[6, 1, 3, 0]).fit(X, y)
+    needed = few._bytes(forward=True)
+    tight = unrolled(leave_out=[6, 1, 3, 0], memory_budget=needed - 1).fit(X, y)
     many = unrolled().fit(X, y)
     for found, forwards in ((few, True), (tight, False), (many, False)):
         expected = scores[:, found.train_indices_]
         assert relative(found.transform(X_test, y_test), expected) < 1e-10
         assert bool(found._forward) == forwards
-    assert list(few.train_indices_) == [6, 1]
+    assert list(few.train_indices_) == [6, 1, 3, 0]
 
 
 # ---- where the run starts -------------------------------------------------------------------
@@ -560,7 +561,8 @@ def test_derivatives_of_many_vectors():
     found = step_derivative(spec, 0, theta, {"momentum_buffer": buffer}, g)
     tangent, adjoint = [rest[0][None], rest[1][None]], [rest[2][None], rest[3][None]]
     pushed = found.push(tangent, rest[4][None])
-    pulled, of_gradient = found.pull(adjoint)
+    of_gradient = torch.empty(1, 6).double()
+    pulled = found.pull([part.clone() for part in adjoint], of_gradient)
     left = sum((a * b).sum() for a, b in zip(adjoint, pushed, strict=True))
     right = sum((a * b).sum() for a, b in zip(pulled, tangent, strict=True))
     assert float(left) == pytest.approx(float(right + (of_gradient * rest[4]).sum()), rel=1e-12)
@@ -607,3 +609,47 @@ def test_noise_is_that_of_the_step():
         taken = (before.theta - after.theta) / 0.1
         gradient = run._gradient(before.theta, run._batches[before.step], before.noise)
         assert relative(gradient, taken) < 1e-10
+
+
+# ---- memory ---------------------------------------------------------------------------------
+
+
+class Alive(TorchDispatchMode):
+    """Looks at the bytes of all tensors that have been made inside and are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for part in tree_leaves(found):
+            if isinstance(part, Tensor):
+                storage = part.untyped_storage()
+                self._seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._seen = {k: (ref, n) for k, (ref, n) in self._seen.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(n for _, n in self._seen.values()))
+        return found
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_bytes_of_a_vector_on_its_way_are_counted(optimizer, monkeypatch):
+    """With vectors much larger than a batch, of which few are worked on at a time."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(nn.Linear(4000, 5), nn.Hardswish(), nn.Linear(5, C)).double()
+    X, y = rng.normal(size=(24, 4000)), rng.integers(C, size=24)
+    method = unrolled(net, optimizer, n_epochs=[1, 2], batch_size=6).set_params(order="expected")
+    method.fit(X, y)
+    p = method.model_.n_parameters
+    monkeypatch.setattr(derivatives, "_ACTIVATIONS", 20 * 8 * p)
+    monkeypatch.setattr(differentiable, "_TOGETHER", p)
+    monkeypatch.setattr(orders, "_NUMBERS", p)
+    _, each = method._bytes_back(2)
+    peaks = []
+    for n_test in (10, 10, 20):  # the first looks at the network, too
+        with Alive() as seen:
+            method.transform_horizons(X[:n_test], y[:n_test])
+        peaks.append(seen.peak)
+    assert 0.7 * each < (peaks[2] - peaks[1]) / 10 < 1.05 * each
