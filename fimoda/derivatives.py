@@ -315,11 +315,10 @@ def _bytes_of_vector(model: Model, function: Function, theta: Tensor | None) -> 
     """Return the bytes that a forward pass keeps for its derivative, and those of a vector in and out."""
     kept = [4 * model.theta.nbytes]
 
-    def pack(part: Tensor) -> Tensor:
-        kept.append(part.nbytes)
-        return part
+    def pack(part: Tensor) -> None:
+        kept.append(part.nbytes)  # the part itself would hold its graph, and that the part
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing)
     with forked(model), by_formulas(model.is_recurrent), torch.enable_grad(), hooks:
         function(leaves_of(model, theta))
     return sum(kept)

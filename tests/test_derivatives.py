@@ -6,11 +6,13 @@ import networks
 import numpy as np
 import pytest
 import torch
+from alive import Alive
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from fimoda import UnrolledDifferentiation, as_final_model, derivatives
+from fimoda.curvature.operators import activation_bytes
 from fimoda.derivatives import (
     Linearization,
     gradient,
@@ -270,6 +272,25 @@ def test_tangents_are_no_larger_than_their_parameters():
         hessian_products(model, losses, torch.ones(4).double(), V)
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
     assert allocated < 20 * V.nbytes
+
+
+def test_nothing_stays_behind():
+    """What has been looked at to know its size is not held by a graph that holds itself."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 50), nn.Tanh(), nn.Softplus(), nn.Linear(50, 1)).double()
+    X = torch.randn(20, 5, dtype=torch.float64)
+    model = as_final_model(module, X.numpy(), criterion=nn.MSELoss())
+
+    def losses(parameters):
+        return model.loss(model.call(parameters, X), torch.ones(20, 1).double())
+
+    V, there = torch.randn(3, model.n_parameters, dtype=torch.float64), []
+    with Alive() as seen:
+        for _ in range(3):
+            hessian_products(model, losses, torch.ones(20).double(), V)
+            activation_bytes(model, X)
+            there.append(seen.now())
+    assert there[0] == there[1] == there[2]
 
 
 # ---- attention -------------------------------------------------------------------------------

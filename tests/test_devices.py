@@ -78,7 +78,7 @@ ATTRIBUTORS = {
     "expected order, Adam": (fimoda.UnrolledDifferentiation, {**RUN, "optimizer": "Adam"}),
     "forward": (
         fimoda.UnrolledDifferentiation,
-        {"mode": "forward", "order": "own", "leave_out": 4, **RUN},
+        {"mode": "forward", "order": "own", "leave_out": 4, "batch_statistics": "frozen", **RUN},
     ),
     "SOURCE": (fimoda.SOURCE, RECIPE),
     "SOURCE, exact": (fimoda.SOURCE, {**RECIPE, "curvature": "exact"}),

@@ -26,10 +26,9 @@ from .._validation import (
 )
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..curvature.kinks import kink_sharpness
-from ..curvature.orders import ROWS_BUDGET
 from ..curvature.run_derivatives import Unrolled
 from ..curvature.tangents import walk_forward
-from ..curvature.unrolled import walks_back
+from ..curvature.unrolled import ROWS_BUDGET, walks_back
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
@@ -138,8 +137,10 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         their own `lr` and `weight_decay`. Those of the model's own training are kept if `optimizer` is
         None or the same.
     batch_statistics : {"update", "frozen"}, default="update"
-        What batch normalisation does in further training: normalise by the batch and keep running statistics,
-        or leave these as they are. Walking forwards needs "frozen".
+        Batch normalisation in training: "update" takes the mean and variance of the rows that a model
+        has in a batch (a left-out row, or one of weight zero, is not among them) and updates running
+        statistics of each model, which is measured with them; "frozen" takes the final model's. Walking
+        forwards needs "frozen".
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
         ``m(outputs, targets)`` giving one number per row.

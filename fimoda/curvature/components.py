@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._validation import is_integer
-from ..layers.by_autograd import gradients_in_state
+from ..layers.by_autograd import StateGradients
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
@@ -32,19 +32,6 @@ class Starts(Protocol):
     def __len__(self) -> int: ...
     def __call__(self, model: FinalModel) -> Tensor:
         """Return the vectors (k, p) at the parameters of a model."""
-
-
-@dataclass(frozen=True)
-class OfRows:
-    """The gradients of test rows themselves."""
-
-    test: Measured
-
-    def __len__(self) -> int:
-        return len(self.test)
-
-    def __call__(self, model: FinalModel) -> Tensor:
-        return gradients_in_state(model, self.test)
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,7 @@ class OfCombinations:
             self.test.split(self.together), self.weights.split(self.together, 1), strict=True
         )
         for rows, weights in parts:
-            total.addmm_(weights.to(total), gradients_in_state(model, rows))
+            total.addmm_(weights.to(total), StateGradients(rows)(model))
         return total
 
     def split(self, size: int) -> list[OfCombinations]:

@@ -229,15 +229,14 @@ def activation_bytes(model: FinalModel, inputs: Inputs) -> int:
     """Return the bytes of what one row leaves in a pass forward by formulas, with inputs and outputs."""
     sizes: list[int] = []
 
-    def note(saved: Tensor) -> Tensor:
+    def note(saved: Tensor) -> None:
         sizes.append(saved.numel() * saved.element_size())
-        return saved
 
     def saved(n: int) -> int:
         sizes.clear()
         theta = model.theta.clone().requires_grad_()
         x = mapped(lambda part: part[:1].expand(n, *part.shape[1:]), inputs)
-        kept = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
+        kept = torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing)
         with by_formulas(model.is_recurrent), kept, torch.enable_grad():
             outputs = model.forward(theta, x)
         return sum(sizes) + sum(t.numel() * t.element_size() for t in (*parts(x), outputs))

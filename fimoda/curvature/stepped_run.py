@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from joblib import delayed
 from torch import Tensor
 
+from ..layers.by_autograd import StateGradients
 from ..measured import Measured
 from ..training.recorded import ObservedRun, RecordedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
-from .components import OfRows
 from .frozen_jacobians import FrozenJacobians, LinearizedModule
 from .linearized import LinearizedRun, require_memory
 from .unrolled import adjoint_scores
@@ -38,7 +38,7 @@ class SteppedRun(LinearizedRun):
         with one_thread():
             recorded = RecordedRun(self.run, self.seed, horizons[-1])
             frozen = FrozenJacobians(self.run.model, self.kinks)
-            return adjoint_scores(recorded, frozen, OfRows(test), horizons).values
+            return adjoint_scores(recorded, frozen, StateGradients(test), horizons).values
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         real, linear = (

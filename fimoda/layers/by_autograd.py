@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,25 @@ def gradients_by_autograd(model: FinalModel, measured: Measured) -> Tensor:
     return row_gradients(model, values, measured.inputs, measured.targets)
 
 
-def gradients_in_state(model: FinalModel, measured: Measured) -> Tensor:
-    """Return the same in the parameters and in the statistics that training changes, (n, p + b)."""
-    if not model.statistics:
-        return gradients_by_autograd(model, measured)
-    evaluated = replace(model, module=with_trained_statistics(copy.deepcopy(model.module)))
+@dataclass(frozen=True)
+class StateGradients:
+    """The same in the parameters and in the statistics that training changes, (n, p + b), of any model."""
 
-    def values(state: dict[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
-        return measured.measure(evaluated.call(state, x), y)
+    measured: Measured
 
-    return row_gradients(model, values, measured.inputs, measured.targets, model.state)
+    def __len__(self) -> int:
+        return len(self.measured)
+
+    def __call__(self, model: FinalModel) -> Tensor:
+        if not model.statistics:
+            return gradients_by_autograd(model, self.measured)
+        evaluated = replace(model, module=with_trained_statistics(copy.deepcopy(model.module)))
+        measured = self.measured
+
+        def values(state: dict[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
+            return measured.measure(evaluated.call(state, x), y)
+
+        return row_gradients(model, values, measured.inputs, measured.targets, model.state)
 
 
 def pulled_back(

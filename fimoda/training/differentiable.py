@@ -59,7 +59,7 @@ class StepDerivative:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the step is linear in the gradient, as far as second derivatives were asked for."""
+        """Return whether the step is linear in the gradient, as far as second derivatives were asked for."""
         return all(bend is None for bend in self.bends)
 
     def push(self, tangent: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
@@ -88,7 +88,7 @@ class StepDerivatives:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the step is linear in the gradient."""
+        """Return whether the step is linear in the gradient."""
         return all(step.is_linear for step in self.steps)
 
 

@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from alive import Alive
 from naive import relative
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPRegressor
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model, derivatives
 from fimoda._validation import ConvergenceWarning
-from fimoda.curvature import orders
+from fimoda.curvature import second_order
 from fimoda.objective import Objective
 from fimoda.rows import Rows
 from fimoda.training import differentiable
@@ -337,15 +335,15 @@ def test_blocks_of_test_rows_do_not_matter(monkeypatch):
 
 
 def test_auto_walks_forwards_for_few_rows_if_they_fit():
-    X, y, X_test, y_test = data()
-    scores = unrolled(mode="adjoint").fit(X, y).transform(X_test, y_test)
+    X, y, *_ = data()
+    scores = unrolled(mode="adjoint").fit(X, y).transform(X, y)
     few = unrolled(leave_out=[6, 1, 3, 0]).fit(X, y)
     needed = few._bytes(forward=True)
     tight = unrolled(leave_out=[6, 1, 3, 0], memory_budget=needed - 1).fit(X, y)
     many = unrolled().fit(X, y)
     for found, forwards in ((few, True), (tight, False), (many, False)):
         expected = scores[:, found.train_indices_]
-        assert relative(found.transform(X_test, y_test), expected) < 1e-10
+        assert relative(found.transform(X, y), expected) < 1e-10
         assert bool(found._forward) == forwards
     assert list(few.train_indices_) == [6, 1, 3, 0]
 
@@ -614,25 +612,6 @@ def test_noise_is_that_of_the_step():
 # ---- memory ---------------------------------------------------------------------------------
 
 
-class Alive(TorchDispatchMode):
-    """Looks at the bytes of all tensors that have been made inside and are still there."""
-
-    def __init__(self):
-        super().__init__()
-        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for part in tree_leaves(found):
-            if isinstance(part, Tensor):
-                storage = part.untyped_storage()
-                self._seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._seen = {k: (ref, n) for k, (ref, n) in self._seen.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(n for _, n in self._seen.values()))
-        return found
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
 def test_bytes_of_a_vector_on_its_way_are_counted(optimizer, monkeypatch):
     """With vectors much larger than a batch, of which few are worked on at a time."""
@@ -645,7 +624,7 @@ def test_bytes_of_a_vector_on_its_way_are_counted(optimizer, monkeypatch):
     p = method.model_.n_parameters
     monkeypatch.setattr(derivatives, "_ACTIVATIONS", 20 * 8 * p)
     monkeypatch.setattr(differentiable, "_TOGETHER", p)
-    monkeypatch.setattr(orders, "_NUMBERS", p)
+    monkeypatch.setattr(second_order, "_NUMBERS", p)
     _, each = method._bytes_back(2)
     peaks = []
     for n_test in (10, 10, 20):  # the first looks at the network, too
