@@ -25,7 +25,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -233,15 +233,15 @@ class Problem:
         method = fimoda.LinearizedFurtherTraining(n_seeds=[0], **further)
         return list(self.scores("linearized", method, ensemble))
 
-    def unrolled(self, ensemble: fimoda.Ensemble) -> list[np.ndarray]:
-        """Exact derivatives of the models' own runs, from their initial parameters."""
+    def unrolled(self, ensemble: fimoda.Ensemble, order: str) -> list[np.ndarray]:
+        """Derivatives of the models' own runs, from their initial parameters."""
         found = []
         for seed, model in zip(ensemble.seeds, ensemble.models, strict=True):
             start = fimoda.adapters.initial_parameters(self.net, model, seed)
             method = fimoda.UnrolledDifferentiation(
                 model, start={k: v.clone() for k, v in model.views(start).items()},
                 kink_smoothing=None, n_seeds=[seed], memory_budget=2**33,
-                **{k: v for k, v in self.steps.items() if k != "criterion"}, order="own",
+                **{k: v for k, v in self.steps.items() if k != "criterion"}, order=order,
             )  # fmt: skip
             found.append(method.fit(self.X, self.y).transform(self.X_test, self.y_test))
         return [*found, np.mean(found, axis=0)]
@@ -280,7 +280,10 @@ def judge(problem: Problem, arguments: argparse.Namespace) -> None:
     if arguments.slow:
         ways["Hydra"] = lambda: list(problem.scores("Hydra", fimoda.Hydra(), recorded("all")))
         ways["linearized further training"] = lambda: problem.linearized(recorded())
-        ways["unrolled from the start"] = lambda: problem.unrolled(recorded())
+        for order in ("own", "expected"):
+            ways[f"unrolled from the start, {order} order"] = partial(
+                lambda order: problem.unrolled(recorded(), order), order
+            )
     if arguments.downsampling:
         ways["Downsampling"] = lambda: downsampling(problem, arguments)
     found: dict[str, dict[str, Any]] = {}

@@ -107,7 +107,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     kink_smoothing : float, "auto" or None, default="auto"
         Sharpness of the curvature at kinks (ReLU, LeakyReLU, max pooling, absolute losses): one
         over its width, in units of what goes into the kink. "auto" is 400 for SGD and None for
-        other optimisers. None leaves it out.
+        other optimisers and where batch statistics are trained. None leaves it out.
     order : {"expected", "own"}, default="expected"
         When a row is pushed: with its share at every step, the mean over random orders, or at the steps at
         which the run has it. "expected" agrees with the mean over seeds, and takes few of them; "own" has
@@ -290,7 +290,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             )
         self._set_horizons(self._full_run)
         self.seeds_ = check_seeds(self.n_seeds, rng)
-        self._kinks = kink_sharpness(self.kink_smoothing, self._full_run.optimizer, KINK_SMOOTHING)
+        auto = None if run.model.statistics else KINK_SMOOTHING
+        self._kinks = kink_sharpness(self.kink_smoothing, run.optimizer, auto)
         needed = self._bytes(forward=self.mode == "forward")
         if needed > self.memory_budget:
             other = (

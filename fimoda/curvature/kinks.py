@@ -26,7 +26,7 @@ def bump(z: Tensor, sharpness: float) -> Tensor:
 
 
 def kink_sharpness(
-    given: float | str | None, optimizer: OptimizerSpec, auto: float
+    given: float | str | None, optimizer: OptimizerSpec, auto: float | None
 ) -> float | None:
     """Return the sharpness that ``kink_smoothing`` asks for; "auto" is for SGD with any momentum.
 

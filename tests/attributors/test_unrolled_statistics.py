@@ -217,3 +217,16 @@ def test_walks_backwards_only():
     few = unrolled(network("images"), leave_out=[2]).fit(X, y)
     every = unrolled(network("images")).fit(X, y)
     assert relative(few.transform(X_test, y_test), every.transform(X_test, y_test)[:, [2]]) < 1e-12
+
+
+def test_kinks_are_left_out_unless_they_are_asked_for():
+    X, y, X_test, y_test = data()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, C)).double()
+    net(torch.from_numpy(X))
+    found = [
+        unrolled(net.eval(), kink_smoothing=kinks).fit(X, y).transform(X_test, y_test)
+        for kinks in ("auto", None, 10.0)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert relative(found[2], found[0]) > 1e-3
