@@ -208,8 +208,10 @@ class ExpectedOrder:
         n, B = len(run.rows), run.batch_size
         if run.model.statistics:  # which only whole batches have
             first = moment.step - moment.step % run.steps_per_epoch
-            steps = range(first, first + run.steps_per_epoch)
-            return torch.stack([run.gradient_of(step, moment).square() for step in steps]).mean(0)
+            total = torch.zeros_like(run.model.theta)
+            for step in range(first, first + run.steps_per_epoch):
+                total += run.gradient_of(step, moment).square()
+            return total / run.steps_per_epoch
         size = B * (n - 1) / (n - B) if B < n else torch.inf
         return batch_second_moment(self._at(moment), size)
 

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +52,8 @@ def main() -> None:
     given = parser.parse_args()
     arrays = load(given.to) if given.only and given.to.exists() else {}
     for name in given.only or CASES:
-        start = time.perf_counter()
         arrays[name] = CASES[name].run()
-        sys.stdout.write(f"{time.perf_counter() - start:6.2f} s  {name}\n")
+        sys.stdout.write(f"{name}\n")
     arrays = {name: arrays[name] for name in CASES if name in arrays}
     save(arrays, given.to)
     n_arrays, size = sum(map(len, arrays.values())), given.to.stat().st_size / 1e3
