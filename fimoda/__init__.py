@@ -4,6 +4,7 @@ from .adapters import TrajectoryRecorder, as_final_model
 from .attribution.call import attribute
 from .attribution.result import Attribution
 from .attributors.arnoldi_influence import ArnoldiInfluence
+from .attributors.boost_in import BoostIn
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
 from .attributors.datamodel import Datamodel
@@ -17,6 +18,8 @@ from .attributors.further_training_curve import FurtherTrainingCurve, further_tr
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
 from .attributors.hydra import Hydra
+from .attributors.leaf_influence import LeafInfluence
+from .attributors.leaf_refit import LeafRefit
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
@@ -80,6 +83,7 @@ __all__ = [
     "ArnoldiInfluence",
     "Attribution",
     "BaseAttributor",
+    "BoostIn",
     "CGInfluence",
     "DataInf",
     "Datamodel",
@@ -97,6 +101,8 @@ __all__ = [
     "GradDot",
     "Hydra",
     "InfluencePruner",
+    "LeafInfluence",
+    "LeafRefit",
     "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",

@@ -68,9 +68,7 @@ class Preparation:
         if fitted:
             self.estimator_ = estimator
         else:
-            model = (
-                default_estimator(y, self.random_state) if estimator is None else clone(estimator)
-            )
+            model = self._default(y) if estimator is None else clone(estimator)
             self.estimator_ = fit_with(model, X, y, weights)
         seen, y = self._model_rows(rows, y), self._model_targets(y)
         self._check_columns(X if hasattr(X, "columns") else rows)
@@ -98,6 +96,10 @@ class Preparation:
     def _own(self) -> Measured:
         """The training rows, with what is attributed measured of them."""
         return Measured(self._objective.rows, self._measure)
+
+    def _default(self, y: NDArray[Any]) -> Any:
+        """Hook of `fit`: the unfitted model that ``estimator=None`` stands for."""
+        return default_estimator(y, self.random_state)
 
     def _leaves_rows(self, estimator: Any) -> bool:
         """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""

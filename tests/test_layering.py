@@ -34,6 +34,7 @@ ORDER = [
     "model",
     "measured",
     "trajectory",
+    "trees",
     "adapters",
     "layers",
     "row_gradients",

@@ -4,6 +4,7 @@ from .first_run import check_ids, check_shapes
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
     as_final_model,
+    as_tree_model,
     check_columns,
     check_fitted,
     fits_itself,
@@ -31,6 +32,7 @@ from .refits import (
     weights_name,
 )
 from .rows_of_training import training_rows
+from .scikit_boosting import default_trees
 from .wrappers import (
     caveats,
     has_earlier_steps,
@@ -45,6 +47,7 @@ __all__ = [
     "TrajectoryRecorder",
     "as_final_model",
     "as_refittable",
+    "as_tree_model",
     "caveats",
     "check_columns",
     "check_fitted",
@@ -52,6 +55,7 @@ __all__ = [
     "check_shapes",
     "default_estimator",
     "default_linear_model",
+    "default_trees",
     "fit_with",
     "fits_itself",
     "has_earlier_steps",

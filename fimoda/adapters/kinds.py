@@ -15,6 +15,7 @@ from torch import nn
 
 from .._arrays import n_rows
 from ..model import FinalModel
+from ..trees import TreeModel
 from .first_run import check_ids
 from .own_predictions import check_predictions
 
@@ -24,6 +25,12 @@ SUPPORTED = (
     "LogisticRegression, LinearRegression, Ridge, SGDClassifier or SGDRegressor with a smooth "
     "loss, alone or in a Pipeline, a search, a FrozenEstimator, a TransformedTargetRegressor, a "
     "classifier with another threshold, or a CalibratedClassifierCV of a FrozenEstimator"
+)
+
+#: What methods of trees take, for messages.
+TREES = (
+    "fitted trees: HistGradientBoosting*, GradientBoosting*, RandomForest*, ExtraTrees*, DecisionTree*, "
+    "Bagging* of trees, XGBoost, LightGBM or CatBoost, alone or in a Pipeline, a search or a FrozenEstimator"
 )
 
 
@@ -53,6 +60,11 @@ class Kind:
 
     def __init__(self, model: Any):
         self.model = model
+
+    @classmethod
+    def takes(cls, model: Any) -> bool:
+        """Return whether a model is of this kind."""
+        return isinstance(model, cls.types) and not isinstance(model, cls.but)
 
     def is_fitted(self) -> bool:
         """Return whether the model can be used as it stands."""
@@ -86,6 +98,10 @@ class Kind:
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
         """Return its frozen view, from training rows as it sees them, their targets and weights."""
         raise self.unsupported()
+
+    def trees(self, X: Any, y: Any, weights: Any) -> TreeModel:
+        """Return its view as trees, from training rows as it sees them, their targets and weights."""
+        raise TypeError(f"estimator must be {TREES}; got {type(self.model).__name__}.")
 
     def check_predictions(self, view: FinalModel, X: Any) -> None:
         """Raise TypeError unless it predicts some rows as its frozen view does."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .._arrays import n_rows, take_rows
 from ..model import FinalModel, unwrapped
 from ..rows import RawRows
+from ..trees import TreeModel
 from .fresh_parameters import kept_beside
 from .kinds import Frozen, Kind
 from .linear_models import SGD, LeastSquares, Logistic
@@ -23,23 +24,24 @@ from .mlp import MLP
 from .modules import Module
 from .own_predictions import some_rows
 from .randomness import global_generators
+from .scikit_boosting import GradientBoosting, HistGradientBoosting
 from .skorch_nets import Net
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 
 Epochs = TypeVar("Epochs", int, float)
 
 #: All kinds; the last one takes everything.
-KINDS: tuple[type[Kind], ...] = (Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD, Kind)
+KINDS: tuple[type[Kind], ...] = (
+    *(Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD),
+    *(HistGradientBoosting, GradientBoosting),
+    Kind,
+)
 
 
 def kind_of(estimator: Any) -> Kind:
     """Return the model inside an estimator, as one of its kind."""
     model = last_step(estimator)
-    return next(
-        kind(model)
-        for kind in KINDS
-        if isinstance(model, kind.types) and not isinstance(model, kind.but)
-    )
+    return next(kind(model) for kind in KINDS if kind.takes(model))
 
 
 # ---- the frozen view ------------------------------------------------------------------------
@@ -105,6 +107,30 @@ def frozen_view(
             "Leave criterion=None."
         )
     return kind.frozen(X, y, sample_weight, criterion)
+
+
+def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> TreeModel:
+    """Freeze a fitted tree ensemble into a `TreeModel`.
+
+    Parameters
+    ----------
+    estimator : object
+        The fitted model.
+    X, y, sample_weight : array-like
+        Its training rows, targets and weights as the model itself sees them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model is no ensemble of trees, or one of its options cannot be attributed.
+    """
+    check_fitted(estimator)
+    if reason := obstacle(estimator):
+        raise TypeError(reason)
+    kind = kind_of(estimator)
+    model = kind.trees(X, y, sample_weight)
+    kind.check_predictions(model, take_rows(X, some_rows(n_rows(X))))
+    return model
 
 
 def is_fitted(estimator: Any) -> bool:

@@ -66,3 +66,39 @@ class SquaredError(Regression):
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
         noise = noise / self.constant_curvature(outputs.shape[-1]) ** 0.5
         return (outputs.double().cpu() + noise).to(outputs)
+
+
+class PinballLoss(Regression):
+    """``q * max(y - f, 0) + (1 - q) * max(f - y, 0)``, which is least at the q-quantile; summed over outputs."""
+
+    def __init__(self, level: float = 0.5):
+        self.level = level
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        over = outputs - targets
+        return torch.maximum(-self.level * over, (1 - self.level) * over).sum(-1)
+
+
+class TweedieLoss(Regression):
+    r"""The deviance of positive targets, of the logarithm f of their mean; summed over the outputs.
+
+    .. math:: \frac{e^{(2 - \rho) f}}{2 - \rho} - y \frac{e^{(1 - \rho) f}}{1 - \rho}
+
+    with :math:`e^f - y f` at power 1 (Poisson) and :math:`f + y e^{-f}` at power 2 (gamma).
+    """
+
+    outputs_are = "logarithms of means"
+
+    def __init__(self, power: float = 1.0):
+        self.power = power
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (_power(outputs, 2 - self.power) - targets * _power(outputs, 1 - self.power)).sum(-1)
+
+    def predicted_targets(self, outputs: Tensor, threshold: float = 0.5) -> Tensor:
+        return outputs.exp()
+
+
+def _power(logs: Tensor, exponent: float) -> Tensor:
+    """Return the integral of ``exp(exponent * f)``, which is f itself for the exponent 0."""
+    return logs if exponent == 0 else (exponent * logs).exp() / exponent

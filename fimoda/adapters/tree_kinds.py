@@ -1,0 +1,103 @@
+"""What the libraries of trees have in common: classes and their weights, and predictions to compare."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import is_classifier
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+
+from .._arrays import n_rows
+from ..losses import RowLoss
+from ..model import FinalModel
+from ..recipe import Weighting
+from ..trees import TreeEnsemble, TreeModel
+from ..trees.losses import BoostingLoss
+from .kinds import Kind
+
+#: Largest difference from a model's own predictions that counts as rounding: libraries add in float32.
+_ROUNDING = 1e-6
+
+
+class TreesKind(Kind):
+    """An ensemble of trees, by its library: `ensemble` and `predictions` are the library's own."""
+
+    knows_columns: ClassVar[bool] = True
+
+    @abstractmethod
+    def ensemble(self, X: Any, y: Any, weights: NDArray[np.float64]) -> TreeEnsemble:
+        """Return the trees, from training rows as the model sees them, and their weights with those of classes."""
+
+    @abstractmethod
+    def row_loss(self, ensemble: TreeEnsemble, n: int) -> RowLoss:
+        """Return the loss of a row of raw scores; the model has n training rows."""
+
+    @abstractmethod
+    def raw_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return the library's own raw scores (n, C) of rows."""
+
+    def class_weight(self, y: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Return the weight of each class in the training, if classes have weights."""
+        given = getattr(self.model, "class_weight", None)
+        if given is None or not is_classifier(self.model):
+            return None
+        found: NDArray[np.float64] = compute_class_weight(
+            given, classes=self.classes, y=np.asarray(y)
+        )
+        return found
+
+    @property
+    def classes(self) -> NDArray[Any] | None:
+        """The labels of a classifier, in the order of its outputs."""
+        return getattr(self.model, "classes_", None) if is_classifier(self.model) else None
+
+    def trees(self, X: Any, y: Any, weights: Any) -> TreeModel:
+        """Return its view as trees."""
+        y, n = np.asarray(y), n_rows(X)
+        by_class, classes = self.class_weight(y), self.classes
+        total = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+        if by_class is not None and classes is not None:
+            total = total * by_class[np.searchsorted(classes, y)]
+        ensemble = self.ensemble(X, y, total)
+        balanced = isinstance(getattr(self.model, "class_weight", None), str)
+        return TreeModel.of(
+            ensemble,
+            loss=self.row_loss(ensemble, n),
+            classes=classes,
+            class_weight=None if by_class is None else torch.from_numpy(by_class),
+            weighting=Weighting("rows", "rows" if balanced else None),
+        )
+
+    def check_predictions(self, view: FinalModel, X: Any) -> None:
+        """Raise TypeError unless the trees of the view add up to the model's own raw scores."""
+        found: Tensor = view.outputs(view.encode_X(X))
+        own = np.asarray(self.raw_scores(X), dtype=np.float64).reshape(found.shape)
+        size = np.abs(own).max(initial=1.0)
+        if not np.allclose(found.numpy(), own, rtol=_ROUNDING, atol=_ROUNDING * size):
+            off = float(np.abs(found.numpy() - own).max())
+            raise TypeError(
+                f"estimator {type(self.model).__name__} must predict the sum of its trees, and differs from "
+                f"it by up to {off:.2g} on training rows. Methods that fit it again (LeaveOneOut, "
+                "Downsampling, Datamodel) take it as it is."
+            )
+
+
+class BoostingKind(TreesKind):
+    """Boosted trees: the loss of a row is that of the boosting."""
+
+    def row_loss(self, ensemble: Any, n: int) -> RowLoss:
+        loss: BoostingLoss = ensemble.loss
+        return loss.row_loss
+
+    def unknown_loss(self, name: str) -> TypeError:
+        """Return the error for a loss that there are no formulas of."""
+        return TypeError(
+            f"estimator {type(self.model).__name__} is trained with {name}, which is not supported for "
+            "methods of trees. Use squared error, log-loss, Poisson, gamma, Tweedie, absolute error or "
+            "quantiles, or methods that fit it again (LeaveOneOut, Downsampling, Datamodel)."
+        )

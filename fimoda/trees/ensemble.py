@@ -1,0 +1,125 @@
+"""A frozen view of trees: the leaf of every row in every tree, and the values of the leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .losses import BoostingLoss
+
+Floats = NDArray[np.float64]
+Leaves = NDArray[np.int32]
+
+#: From rows, as the model takes them, to the number of the leaf (n, n_trees) of each in each tree.
+LeavesOf = Callable[[Any], Leaves]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A tree without its splits.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_leaves, n_own)
+        What each leaf adds to the outputs.
+    outputs : slice
+        The outputs that it adds to: one of them, or all.
+    """
+
+    values: Floats
+    outputs: slice
+
+    @property
+    def n_leaves(self) -> int:
+        """Number of leaves."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class TreeEnsemble:
+    """Trees whose values are added to a first score.
+
+    Parameters
+    ----------
+    leaves_of : callable
+        From rows to the leaves (n, n_trees) that they fall into, numbered from 0 in each tree.
+    trees : list of Tree
+    start : ndarray of shape (n_outputs,)
+        The raw score before the first tree.
+    """
+
+    leaves_of: LeavesOf
+    trees: list[Tree]
+    start: Floats
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of raw scores of a row."""
+        return len(self.start)
+
+    def outputs(self, leaves: Leaves) -> Floats:
+        """Return the raw scores (C, n) of rows that fall into these leaves (n, n_trees)."""
+        found = np.repeat(self.start[:, None], len(leaves), axis=1)
+        for tree, leaf in zip(self.trees, leaves.T, strict=True):
+            found[tree.outputs] += tree.values[leaf].T
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Boosting(TreeEnsemble):
+    r"""Trees that were grown one round after another, each on what the rounds before it left over.
+
+    The value of a leaf is :math:`\eta u` with
+    :math:`u = -G / (H + \lambda)`, :math:`G = \sum_i w_i g_i` and :math:`H = \sum_i w_i h_i` over its rows.
+
+    Parameters
+    ----------
+    loss : BoostingLoss
+        Of which g and h are taken, at the scores before the round.
+    learning_rates : ndarray of shape (n_rounds,)
+        The factor :math:`\eta` of each round.
+    l2 : float
+        The penalty :math:`\lambda`.
+    l1 : float
+        G is made smaller by so much, down to zero.
+    start_is_fitted : bool
+        Whether the first score is the best constant for the training rows, and moves without one of them.
+    shares : float or ndarray of shape (n_rounds, n)
+        The part of its weight with which a row takes part in each round: 1 or 0 where it is known which
+        rows were drawn, and the part that was drawn where it is not.
+    draws_rows : bool
+        Whether rows were drawn for each round, and it is not known which: `shares` are then expected ones.
+    is_constrained : bool
+        Whether values may be kept from what the rows ask for, as monotonic constraints do.
+    """
+
+    loss: BoostingLoss
+    learning_rates: Floats
+    l2: float = 0.0
+    l1: float = 0.0
+    start_is_fitted: bool = True
+    shares: float | Floats = 1.0
+    draws_rows: bool = False
+    is_constrained: bool = False
+    trees_of_round: int = field(default=1)
+
+    @property
+    def n_rounds(self) -> int:
+        """Number of rounds."""
+        return len(self.learning_rates)
+
+    @property
+    def rows_are_known(self) -> bool:
+        """True if it is known which rows took part in each round."""
+        return not self.draws_rows
+
+    def value(self, gradients: Floats, curvatures: Floats) -> Floats:
+        """Return the value u of leaves, before the learning rate, from their G and H."""
+        if self.l1:
+            gradients = np.sign(gradients) * np.maximum(np.abs(gradients) - self.l1, 0)
+        total = curvatures + self.l2
+        return np.divide(-gradients, total, out=np.zeros_like(total), where=total > 1e-150)

@@ -1,0 +1,94 @@
+"""`TreeModel`: a frozen view of a fitted tree ensemble, with its outputs and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..model import FinalModel
+from ..rows import RawRows, Rows
+from .ensemble import Boosting, TreeEnsemble
+from .run import BoostingRun
+
+#: Rows whose leaves are found at a time.
+_ROWS = 2**15
+
+
+class _Nothing(nn.Module):
+    """No network: one empty parameter, to have a device and a dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class TreeModel(FinalModel):
+    """A fitted tree ensemble: leaves of rows in place of parameters.
+
+    Rows stay as they are, until the library that grew the trees gets them.
+
+    Parameters
+    ----------
+    ensemble : TreeEnsemble
+        Its trees.
+    """
+
+    ensemble: TreeEnsemble = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, ensemble: TreeEnsemble, **known: Any) -> TreeModel:
+        """Return the view of an ensemble; `known` are fields of `FinalModel`."""
+        return cls(_Nothing().eval(), ensemble=ensemble, **known)
+
+    def encode_X(self, X: Any) -> Any:
+        """Return the rows, as the estimator takes them."""
+        return X if isinstance(X, RawRows) else RawRows(X)
+
+    def run(self, rows: Rows) -> BoostingRun:
+        """Return the run of boosting on its training rows.
+
+        Raises
+        ------
+        TypeError
+            If the trees were not grown one after another, or the loss has no second derivative.
+        ValueError
+            If the leaves' values do not come from these rows.
+        """
+        boosting = self.ensemble
+        if not isinstance(boosting, Boosting):
+            raise TypeError(
+                "estimator must be boosted trees for this method; the trees of this one were grown each on "
+                "its own. Use LeafKernel, TREX or LeaveOneOut."
+            )
+        if not boosting.loss.is_smooth:
+            raise TypeError(
+                "estimator must be trained with a loss that has a second derivative for this method; the "
+                "leaves of this one are medians or quantiles of residuals. Use TREX, LeaveOneOut or "
+                "FurtherTraining."
+            )
+        targets = boosting.loss.encoded(rows.targets.cpu().numpy(), boosting.n_outputs)
+        weights = (
+            np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
+        )
+        run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights)
+        run.require_own_rows()
+        return run
+
+    def leaves(self, X: RawRows) -> NDArray[np.int32]:
+        """Return the leaf (n, n_trees) of each row in each tree."""
+        parts = [self.ensemble.leaves_of(rows.values) for rows in X.split(_ROWS)]
+        return np.concatenate(parts)
+
+    def outputs(self, X: Any, theta: Tensor | None = None, chunk_size: int = _ROWS) -> Tensor:
+        """Return the raw scores (n, C) in float64."""
+        parts = [
+            self.ensemble.outputs(self.ensemble.leaves_of(rows.values))
+            for rows in X.split(chunk_size)
+        ]
+        return torch.from_numpy(np.concatenate(parts, axis=1).T.copy())
