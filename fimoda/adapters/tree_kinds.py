@@ -31,7 +31,7 @@ class TreesKind(Kind):
 
     @abstractmethod
     def ensemble(self, X: Any, y: Any, weights: NDArray[np.float64]) -> TreeEnsemble:
-        """Return the trees, from training rows as the model sees them, and their weights with those of classes."""
+        """Return the trees, from training rows as the model sees them; `weights` include those of classes."""
 
     @abstractmethod
     def row_loss(self, ensemble: TreeEnsemble, n: int) -> RowLoss:

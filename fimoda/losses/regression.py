@@ -69,7 +69,7 @@ class SquaredError(Regression):
 
 
 class PinballLoss(Regression):
-    """``q * max(y - f, 0) + (1 - q) * max(f - y, 0)``, which is least at the q-quantile; summed over outputs."""
+    """``q * max(y - f, 0) + (1 - q) * max(f - y, 0)``, least at the q-quantile; summed over outputs."""
 
     def __init__(self, level: float = 0.5):
         self.level = level
