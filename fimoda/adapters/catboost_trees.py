@@ -32,11 +32,11 @@ Leaves = NDArray[np.int32]
 class CatBoost(BoostingKind):
     r"""CatBoost on the CPU, known by the name of its class, so that it need not be installed.
 
-    In each round a leaf takes `leaf_estimation_iterations` steps
-    :math:`-G / (H + \lambda \bar w)`, with the mean weight :math:`\bar w` of all rows, and H the sum of weights
-    by `leaf_estimation_method` ``"Gradient"`` and a matrix over classes by ``"Newton"``. All rows take part
-    with their whole weight: samples of rows choose splits only. That :math:`\bar w` moves without a row is
-    left out; where weights are equal, it does not.
+    In each round a leaf takes `leaf_estimation_iterations` steps :math:`-G / (H + \lambda \bar w)`, with the
+    mean weight :math:`\bar w` of all rows. H is the sum of weights for `leaf_estimation_method`
+    ``"Gradient"``, and a matrix over classes for ``"Newton"``. All rows take part with their whole weight:
+    samples of rows choose splits only. That :math:`\bar w` moves without a row is left out; it does not where
+    weights are equal. Weights of classes are held, too.
     """
 
     @classmethod
@@ -140,7 +140,8 @@ class CatBoost(BoostingKind):
             (params.get("langevin"), "langevin=True, which puts noise into its leaves"),
             (
                 params.get("model_shrink_rate"),
-                "model_shrink_rate > 0, which shrinks earlier rounds (set it to 0; monotone_constraints raise it)",
+                "model_shrink_rate > 0, which shrinks earlier rounds (set it to 0, with "
+                "monotone_constraints too)",
             ),
             (
                 params.get("eval_fraction"),

@@ -101,18 +101,14 @@ class BoostingRun:
             yield self._round(outputs, number)
 
     def _round(self, outputs: Floats, number: int) -> Round:
-        boosting = self.boosting
+        boosting, eta = self.boosting, self.boosting.learning_rates[number]
         members = {t: self.members(t) for t in self.trees(number)}
-        left = {
-            (t, k): boosting.trees[t].values[:, column] / boosting.learning_rates[number]
-            for t in members
-            for column, k in enumerate(self._outputs_of(t))
-        }
+        left = {t: boosting.trees[t].values.T / eta for t in members}
         steps = [self._step(outputs, number, members, left if boosting.n_steps == 1 else None)]
         while len(steps) < boosting.n_steps:
             outputs = outputs + steps[-1].values
             for tree in steps[-1].trees:
-                left[tree.number, tree.output] -= tree.values
+                left[tree.number][tree.output] -= tree.values
             is_last = len(steps) + 1 == boosting.n_steps
             step = self._step(outputs, number, members, left if is_last else None)
             steps.append(replace(step, bends=self._bends(step, number)))
@@ -128,7 +124,7 @@ class BoostingRun:
         outputs: Floats,
         number: int,
         members_of: dict[int, csr_array],
-        given: dict[tuple[int, int], Floats] | None,
+        given: dict[int, Floats] | None,
     ) -> Step:
         """Return a step from scores, with the values `given`, or else those that its rows ask for."""
         boosting, eta = self.boosting, self.boosting.learning_rates[number]
@@ -136,25 +132,19 @@ class BoostingRun:
         weights, grown = self.weights_in(number), []
         weighted = weights * g, weights * h
         for t, members in members_of.items():
-            leaf, outputs_of = self.by_tree[t], self._outputs_of(t)
-            G, H = self._sums(members, outputs_of, *weighted)
+            leaf, own = self.by_tree[t], self._outputs_of(t)
+            G, H = self._sums(members, own, *weighted)
             asked, rates = boosting.value(G, H), eta * boosting.inverse(H)
-            values = asked if given is None else np.stack([given[t, k] for k in outputs_of])
-            for column, k in enumerate(outputs_of):
-                own = (column, column) if boosting.loss.is_coupled else column
-                bent = (
-                    values[:, leaf] * h[k]
-                    if boosting.loss.is_coupled
-                    else values[column, leaf] * h[k]
-                )
+            values = asked if given is None else given[t]
+            if boosting.loss.is_coupled:
+                bent, H = np.einsum("kjn,jn->kn", h, values[:, leaf]), np.einsum("kkl->kl", H)
+            else:
+                bent = h[own.start : own.stop] * values[:, leaf]
+            for column, k in enumerate(own):
                 pulled = g[k] * (np.abs(G[column]) > boosting.l1)[leaf] if boosting.l1 else g[k]
-                pushes = weights * (pulled + (bent.sum(0) if bent.ndim > 1 else bent))
-                grown.append(
-                    Grown(
-                        *(t, k, leaf, members, values[column], asked[column]),
-                        *(H[own], rates[column], pushes, weights),
-                    )
-                )
+                pushes = weights * (pulled + bent[column])
+                found = values[column], asked[column], H[column], rates[column]
+                grown.append(Grown(t, k, leaf, members, *found, pushes, weights))
         return Step(outputs, grown)
 
     def _bends(self, step: Step, number: int) -> Floats:
@@ -204,21 +194,17 @@ class BoostingRun:
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
         for number in range(first, boosting.n_rounds):
-            trees = [(t, self.members(t)) for t in self.trees(number)]
-            totals, moved = [0.0] * len(trees), scores
+            members = {t: self.members(t) for t in self.trees(number)}
+            totals: dict[int, Floats] = {}
+            moved = scores.copy() if boosting.n_steps > 1 else scores
             for step in range(boosting.n_steps):
-                if step == 1:
-                    moved = scores.copy()
-                if step > 0:
-                    for (t, _), value in zip(trees, asked, strict=True):
-                        self._add(moved, t, value)
                 weighted = self._weighted(moved, number, rows)
-                asked = [
-                    boosting.value(*self._sums(members, self._outputs_of(t), *weighted))
-                    for t, members in trees
-                ]
-                totals = [total + value for total, value in zip(totals, asked, strict=True)]
-            for (t, _), total in zip(trees, totals, strict=True):
+                for t in members:
+                    asked = boosting.value(*self._sums(members[t], self._outputs_of(t), *weighted))
+                    totals[t] = totals[t] + asked if step else asked
+                    if step + 1 < boosting.n_steps:
+                        self._add(moved, t, asked)
+            for t, total in totals.items():
                 value, held = boosting.learning_rates[number] * total, boosting.trees[t].values.T
                 fixed = ~self._free(held, value[..., -1])
                 value[fixed] = held[fixed][:, None]
