@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,11 +57,8 @@ class CatBoost(BoostingKind):
         values = scale * np.asarray(model.get_leaf_values(), dtype=np.float64)
         leaves = np.split(values.reshape(-1, len(start)), np.cumsum(counts)[:-1])
 
-        def leaves_of(rows: Any) -> Leaves:
-            return np.asarray(model.calc_leaf_indexes(rows), dtype=np.int32)
-
         return Boosting(
-            leaves_of,
+            partial(_leaves_of, model),
             [Tree(of_tree, slice(0, len(start))) for of_tree in leaves],
             start,
             self._loss,
@@ -182,3 +179,8 @@ class CatBoost(BoostingKind):
             path = Path(folder) / "model.json"
             self.model.save_model(str(path), format="json")
             return bool(json.loads(path.read_bytes())["features_info"].get("ctrs"))
+
+
+def _leaves_of(model: Any, rows: Any) -> Leaves:
+    """Return the leaves (n, n_trees) of rows in the trees of a model."""
+    return np.asarray(model.calc_leaf_indexes(rows), dtype=np.int32)
