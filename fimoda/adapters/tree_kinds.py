@@ -53,7 +53,7 @@ class TreesKind(Kind):
 
     @property
     def balances(self) -> str | None:
-        """What classes are balanced by, as `Weighting` has it, if they are."""
+        """The weight or the number of rows, by which classes are balanced, as `Weighting` has it, or None."""
         return "rows" if isinstance(getattr(self.model, "class_weight", None), str) else None
 
     @property
