@@ -56,7 +56,6 @@ class CatBoost(BoostingKind):
         counts = np.asarray(model.get_tree_leaf_counts(), dtype=np.int64)
         values = scale * np.asarray(model.get_leaf_values(), dtype=np.float64)
         leaves = np.split(values.reshape(-1, len(start)), np.cumsum(counts)[:-1])
-
         return Boosting(
             partial(_leaves_of, model),
             [Tree(of_tree, slice(0, len(start))) for of_tree in leaves],
@@ -128,10 +127,8 @@ class CatBoost(BoostingKind):
     def _obstacle(self, scale: float) -> str:
         """Return why the training cannot be followed back, or nothing."""
         params, model = self._params, self.model
-        name, steps = (
-            params["loss_function"].partition(":")[0],
-            params["leaf_estimation_iterations"],
-        )
+        steps = params["leaf_estimation_iterations"]
+        may_overshoot = params["loss_function"].startswith(("Poisson", "Tweedie"))
         may_halve = params["leaf_estimation_backtracking"] != "No"
         reasons = [
             (params.get("langevin"), "langevin=True, which puts noise into its leaves"),
@@ -146,7 +143,7 @@ class CatBoost(BoostingKind):
             ),
             (scale != 1, f"its leaves multiplied by {scale:g} afterwards (set_scale_and_bias)"),
             (
-                name in ("Poisson", "Tweedie") and steps > 1 and may_halve,
+                may_overshoot and steps > 1 and may_halve,
                 f"leaf_estimation_iterations={steps}, where steps may have been halved (set it to 1, or "
                 "leaf_estimation_backtracking='No')",
             ),

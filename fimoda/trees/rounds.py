@@ -54,7 +54,7 @@ class Grown:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One Newton step of the leaves of a round.
+    r"""One Newton step of the leaves of a round.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ class Step:
         The scores that it begins with.
     trees : list of Grown
     bends : ndarray of shape (C, C, n_leaves) or None
-        How -G + u H of the leaves moves with the steps before, over the learning rate; None in the first.
+        How :math:`G + H u` of a leaf moves with what the steps before have added to its rows, over the
+        learning rate; None in the first step.
     """
 
     outputs: Floats
