@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, get_args
 
@@ -24,12 +24,13 @@ from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import further_runs, further_training
+from ..training.continued import continued_runs
+from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import WAYS, Way
 from ..trials import SHARE, Trial
-from ._further_training import BaseFurtherTraining
+from ._further_training import BaseFurtherTraining, GoesOnMixin
 
 #: Rows left out and epochs of trials.
 _TRIALS = ((1, 1), (1, 10), (15, 10))
@@ -43,7 +44,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class FurtherTraining(BaseFurtherTraining):
+class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     r"""Train the final model further with and without each row, and compare.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
@@ -251,7 +252,8 @@ class FurtherTraining(BaseFurtherTraining):
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        self._trained = further_training(self._objective, self._own, **self._settings())
+        runs = self._runs(check_horizons(self.n_epochs, "n_epochs"), "n_epochs")
+        self._trained = runs.trained(self._own)
         self.seeds_ = list(self._trained.seeds)
         self.train_indices_ = self._trained.runs.leave_out
         self.engine_ = self._trained.runs.run.way
@@ -259,6 +261,18 @@ class FurtherTraining(BaseFurtherTraining):
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that say how to train."""
         return {name: getattr(self, name) for name in SETTINGS}
+
+    def _runs(self, epochs: Sequence[float], name: str, **changes: Any) -> FurtherRuns:
+        """Return the runs that the parameters ask for, read after so many epochs, called by `name` in errors."""
+        settings = {**self._settings(), **changes}
+        del settings["n_epochs"]
+        if self._goes_on:
+            return continued_runs(self._own_run, epochs, name, **settings)
+        return further_runs(self._objective, epochs, name, **settings)
+
+    def _in_epochs(self, n_steps: int) -> float:
+        """Return the epochs of so many steps: those are rounds or epochs, where no optimiser takes them."""
+        return n_steps if self._goes_on else self._run().n_epochs(n_steps)
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -279,6 +293,9 @@ class FurtherTraining(BaseFurtherTraining):
         return super()._known_error(scores) or alone
 
     def _process(self) -> str:
+        if self._goes_on:
+            process = f"{self._own_run.continuing.process}: {self.n_epochs:g} {self._own_run.continuing.unit}"
+            return process + ", rows kept with weight zero" * self._own_run.masks
         ways = {
             "drop": ", batches cut anew without the row",
             "expected": ", rows left out in expectation",
@@ -288,21 +305,29 @@ class FurtherTraining(BaseFurtherTraining):
     def _caveats(self) -> list[str]:
         n, planned = len(self.seeds_), self._trained.n_planned
         cut = f"the time was over after {n} of {planned} seeds"
-        return super()._caveats() + [cut] * (n < planned)
+        stay = self._own_run.must_stay[self.train_indices_] if self._goes_on else np.zeros(0)
+        alone = f"{stay.sum()} rows that are the only ones of a class or category are left out by weight zero"
+        return super()._caveats() + [cut] * (n < planned) + [alone] * bool(stay.any())
 
     def _expected_seconds(self, trial: Trial) -> float:
         n = trial.n_rows
         n_models = len(check_leave_out(self.leave_out, n, 0)) + 1
         seeds = self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds
+        prepared = trial.prepared(self)
+        if prepared._goes_on:
+            changes: dict[str, Any] = {"n_seeds": 1, "leave_out": [0], "n_jobs": None, "verbose": 0}
+            two = trial.seconds(self, **changes, checkpoint_dir=None, max_seconds=None)
+            n_seeds = len(check_seeds(seeds, 0)) if prepared._own_run.is_random else 1
+            return n_models * n_seeds * two / 2 / trial.n_jobs
         n_epochs = check_horizons(self.n_epochs)[-1] / trial.n_jobs
         epochs = n_epochs + trial.n_test / (3 * n)  # and measuring
         return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial)
 
     def _epoch_seconds(self, trial: Trial) -> float:
         """Return the seconds of one model and epoch, by trials of growing size in the way of the whole."""
-        given = {**self._settings(), "verbose": 0, "max_seconds": None}
-        epochs = check_horizons(given.pop("n_epochs"))
-        whole = further_runs(trial.prepared(self)._objective, epochs, "n_epochs", **given)
+        epochs = check_horizons(self.n_epochs)
+        given: dict[str, Any] = {"verbose": 0, "max_seconds": None}
+        whole = trial.prepared(self)._runs(epochs, "n_epochs", **given)
         changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
         changes |= {"engine": whole.decided().way}
         changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}

@@ -19,7 +19,6 @@ from ..batch_statistics import BatchStatistics
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import further_outcomes
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Outcomes, standard_error
 from ..training.run import Way
@@ -242,8 +241,8 @@ def further_training_curve(
     method = FurtherTraining(estimator, measurement=measurement, criterion=criterion, **settings)
     objective, test = prepared(method, X, y, sample_weight, X_test, y_test)
     if steps is not None:
-        horizons = [method._run().n_epochs(int(step)) for step in horizons]
-    runs, seeds, outcomes = further_outcomes(objective, horizons, test, **settings)
+        horizons = [method._in_epochs(int(step)) for step in horizons]
+    runs, seeds, outcomes = method._runs(horizons, "epochs").measured(test)
     return FurtherTrainingCurve(
         np.array(horizons),
         runs.leave_out,
