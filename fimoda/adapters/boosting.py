@@ -148,7 +148,7 @@ class _OfLibrary(Boosting):
         return any(given.get(name) not in (None, value) for name, value in defaults.items())
 
     def _forest(self) -> str:
-        return f"{type(self.model).__name__} grows a forest here, {FOREST}"
+        return f"this is a forest, {FOREST}."
 
 
 class XGBoost(_OfLibrary):
@@ -258,6 +258,12 @@ class CatBoost(_OfLibrary):
             )
         return None
 
+    def known_by(self) -> Any:
+        """Return parameters and trees: other bytes of the model change when it is pickled."""
+        model = self.model
+        trees = model.get_leaf_values(), model.get_leaf_weights(), model.get_borders()
+        return model.get_params(), model.get_scale_and_bias(), trees
+
     def draws_rows(self) -> bool:
         return True
 
@@ -274,9 +280,8 @@ class CatBoost(_OfLibrary):
         if "cat_features" not in given:
             given["cat_features"] = self.model.get_cat_feature_indices() or None
         model = type(self.model)(**{**given, "verbose": False, "allow_writing_files": False})
-        return model.fit(
-            rows.X.values, rows.y, sample_weight=rows.sample_weight, init_model=self.model
-        )
+        start = self.model.copy()  # goes on otherwise the first time after its training
+        return model.fit(rows.X.values, rows.y, sample_weight=rows.sample_weight, init_model=start)
 
     def first(self, model: Any, n_rounds: int) -> Any:
         part = model.copy()

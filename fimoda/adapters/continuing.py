@@ -74,6 +74,10 @@ class Continuing(ABC):
         """Return why the model cannot go on, if it cannot."""
         return None
 
+    def known_by(self) -> Any:
+        """Return what tells the model from others."""
+        return self.model
+
     def is_random(self, n_rows: int) -> bool:
         """Return whether seeds make a difference."""
         return True

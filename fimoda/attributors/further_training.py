@@ -263,7 +263,7 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         return {name: getattr(self, name) for name in SETTINGS}
 
     def _runs(self, epochs: Sequence[float], name: str, **changes: Any) -> FurtherRuns:
-        """Return the runs that the parameters ask for, read after so many epochs, called by `name` in errors."""
+        """Return the runs that the parameters ask for, read after so many epochs (`name` in errors)."""
         settings = {**self._settings(), **changes}
         del settings["n_epochs"]
         if self._goes_on:

@@ -79,7 +79,7 @@ class ContinuedRun:
         """Return what the run is, for the directory that keeps what comes of it."""
         model = self.continuing.model
         return {
-            "estimator": f"{type(model).__name__} {identity_of(model)}",
+            "estimator": f"{type(model).__name__} {identity_of(self.continuing.known_by())}",
             "X": identity_of(self.given.X.values),
             "y": identity_of(self.given.y),
             "sample_weight": identity_of(self.given.weights),
@@ -116,8 +116,12 @@ class ContinuedRuns(FurtherRuns):
 
     run: ContinuedRun  # type: ignore[assignment]
 
+    #: What is measured, in the names of files: one directory holds the measurements of any test rows.
+    kept: str = ""
+
     def units(self, seeds: Sequence[int]) -> list[Unit]:
-        return super().units([s for s in seeds if self.run.is_random or s == self.seeds[0]])
+        some = [seed for seed in seeds if self.run.is_random or seed == self.seeds[0]]
+        return [replace(unit, measured=self.kept) for unit in super().units(some)]
 
     def decided(self, agreed: Agreed | None = None) -> ContinuedRun:  # type: ignore[override]
         return self.run
@@ -140,17 +144,22 @@ class ContinuedRuns(FurtherRuns):
             def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
                 return ContinuedModels(self, seeds, stacks).outcomes(probe)
 
-            return ContinuedModels(*self.train(_pickles, size, measure))
+            _, seeds, stacks = self.train(_pickles, size, measure)
+            return ContinuedModels(self, seeds, stacks)
         cut = self.sem_tol is not None or self.max_seconds is not None
         seeds = self.measured(probes(own))[1] if cut else self.seeds
         return ContinuedModels(self, seeds, {})
 
     def measured(self, test: Measured) -> tuple[FurtherRuns, list[int], Outcomes]:
         model = self.run.model
-        final = values(test.measure, model.outputs(test.inputs), test.targets).cpu().numpy()
-        n_outputs = model.outputs(test.inputs[:1]).shape[1]
+        outputs = model.outputs(test.inputs)
+        final = values(test.measure, outputs, test.targets).cpu().numpy()
         measure = partial(self.assembled, final=final)
-        return self._measured(test, partial(self.run.measure, test=test), measure, n_outputs)
+        stored = self.checkpoint_dir is not None
+        kept = identity_of(test.identity(outputs.shape[1]))[:16] if stored else ""
+        read, size = partial(self.run.measure, test=test), 8 * len(self.horizons) * len(test)
+        _, seeds, readings = replace(self, kept=kept).train(read, size, measure)
+        return self, seeds, measure(readings, seeds)
 
     def assembled(
         self, readings: Mapping[Unit, Result], seeds: Sequence[int], final: NDArray[np.float64]
@@ -159,8 +168,8 @@ class ContinuedRuns(FurtherRuns):
         if self.run.is_random:
             return assemble(readings, seeds, self.leave_out, final)
         one = assemble(readings, seeds[:1], self.leave_out, final)
-        many = [np.repeat(part, len(seeds), -1) for part in (one.left_out, one.full)]
-        return Outcomes(*many, final)
+        left_out, full = (np.repeat(part, len(seeds), -1) for part in (one.left_out, one.full))
+        return Outcomes(left_out, full, final)
 
 
 @dataclass(frozen=True)

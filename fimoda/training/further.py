@@ -52,12 +52,15 @@ class Unit:
 
     seed: int
     left_out: tuple[int, ...]
+    measured: str = (
+        ""  # what is kept of it, where one directory holds measurements of several test sets
+    )
 
     @property
     def key(self) -> str:
         """Name of the unit's file."""
         rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
-        return f"seed-{self.seed}-rows-{rows}"
+        return f"seed-{self.seed}-rows-{rows}" + f"-{self.measured}" * bool(self.measured)
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,10 @@ class FurtherRuns:
         """
         final = test.of_model(self.run.objective.model)
         measure = partial(assemble, leave_out=self.leave_out, final=final)
-        return self._measured(test, test.of_stack, measure, self.run.objective.n_outputs)
-
-    def _measured(
-        self, test: Measured, read: Any, measure: Measuring, n_outputs: int
-    ) -> tuple[FurtherRuns, list[int], Outcomes]:
-        """Do as `measured`, with a reader of measurements."""
+        n_outputs = self.run.objective.n_outputs
         identity = None if self.checkpoint_dir is None else test.identity(n_outputs)
         size = 8 * len(self.horizons) * len(test)
-        runs, seeds, readings = self.train(read, size, measure, identity)
+        runs, seeds, readings = self.train(test.of_stack, size, measure, identity)
         return runs, seeds, measure(readings, seeds)
 
     @property
@@ -143,12 +141,12 @@ class FurtherRuns:
     @one_warning()
     def train(
         self,
-        read: Reader,
+        read: Any,
         bytes_per_model: int,
         measure: Measuring,
         identity: dict[str, Any] | None = None,
     ) -> tuple[FurtherRuns, list[int], dict[Unit, Result]]:
-        """Train, and return the runs as they were taken, their seeds and what `read` keeps of each stack.
+        """Train, and return the runs as they were taken, their seeds and what `read` keeps of each unit.
 
         `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
         them what they are. `measure` is called for `sem_tol` only.
