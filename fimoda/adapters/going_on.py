@@ -125,6 +125,7 @@ def how_to_continue(model: Any) -> Continuing:
             )
         return PartialFit(model)
     raise TypeError(
-        f"estimator {name} cannot be trained further: it is no network, and has neither rounds of boosting "
-        "nor a partial_fit to go on with. Use LeaveOneOut, which fits it again."
+        "estimator must be a network, or an estimator that goes on by itself (gradient boosting, or "
+        f"steps of partial_fit), to be trained further; got {name}. Methods that train again "
+        "(LeaveOneOut, Downsampling, Datamodel) take other scikit-learn estimators too."
     )

@@ -60,6 +60,15 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
     stack. Dropout is active, with the same units dropped in both runs.
 
+    Estimators that are no networks go on by themselves. Gradient boosting (of scikit-learn, XGBoost,
+    LightGBM and CatBoost) adds rounds to those that there are, by ``warm_start`` or from an initial model,
+    with early stopping off; a round counts as an epoch. Other estimators with ``partial_fit``
+    (``SGDClassifier`` with ``loss="hinge"``, ``Perceptron``) take a step for each row of an epoch. What they
+    predict is measured: probabilities and their log-loss, or predictions and their squared error. Horizons
+    are whole numbers, `optimizer` and the other parameters of steps are left alone, and balanced class
+    weights are those of the rows that are left. If nothing is drawn, all seeds are one run. Trees that are
+    grown from other rows each time (``subsample``) say little about one row: look at ``scores_sem_``.
+
     Parameters
     ----------
     estimator : object, default=None
@@ -84,6 +93,10 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         batch's mean with its share in all rows, :math:`\bar g_t + \frac{s_i}{1 - s_i} (\bar g_t - g_i)`:
         to first order this is the mean over orders, without the noise of when the row comes up, so that a
         seed is worth several. With Adam a row's own second moment stays, and long runs differ by it.
+        Of estimators that go on by themselves "mask" keeps a row with weight zero where a seed draws rows
+        or their order (``subsample``, ``partial_fit``), so that the same others are drawn; some libraries
+        still count it in the size of a leaf. Where no rows are drawn it is taken away, as by "drop"; but one
+        that is the only one of its class or category always stays with weight zero.
     optimizer : str or type, default=None
         A ``torch.optim`` class that updates every coordinate on its own, or its name; the model's
         own by default, SGD if it has none. It starts without state.
@@ -117,7 +130,8 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
         Directory that keeps the trained stacks; they are read from it one by one when needed. A
-        call with the same arguments resumes from it, also after the process was killed.
+        call with the same arguments resumes from it, also after the process was killed. Of estimators that
+        go on by themselves it keeps measurements: `transform` trains, once for each set of test rows.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     sem_tol : float, default=0.2
@@ -146,7 +160,7 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     seeds_ : list of int
         Seeds of the runs; fewer than asked for if `max_seconds` were over.
     engine_ : str
-        The way in which models were trained, as `engine` takes it.
+        The way in which models were trained, as `engine` takes it; "own" if an estimator went on by itself.
     scores_sem_ : ndarray of shape (n_test, n_left_out)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
 
@@ -158,6 +172,14 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
     OSError
         If `checkpoint_dir` cannot be written or has no room.
+    TypeError
+        If the model cannot be trained further: of forests more trees do not change those that there are, and
+        naive Bayes would count its rows again.
+
+    Warns
+    -----
+    UserWarning
+        If early stopping has held rows out of the training, which goes on with all.
 
     References
     ----------

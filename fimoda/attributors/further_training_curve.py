@@ -116,7 +116,8 @@ def further_training_curve(
     r"""Return scores of further training at several horizons, without keeping the trained models.
 
     The score at horizon T of test row z and left-out row i is the mean over seeds of
-    :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`.
+    :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`. Of boosting
+    all horizons are read from one run.
 
     Parameters
     ----------
@@ -131,7 +132,8 @@ def further_training_curve(
         Increasing horizons; 1, 2, 5, 10, 20 and 50 by default. A fraction of an epoch is so many of its
         steps, rounded to whole ones.
     steps : int or list of int, default=None
-        The horizons in steps of the optimiser, in place of `epochs`.
+        The horizons in steps of the optimiser, in place of `epochs`; of estimators that go on by themselves
+        they are the same.
     n_seeds : int, list of int or "auto", default=10
         As in `FurtherTraining`; "auto" looks at the last horizon.
     leave_out : None, int or list of int, default=None
