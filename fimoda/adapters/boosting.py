@@ -232,7 +232,10 @@ class LightGBM(_OfLibrary):
 
     def boosted(self, rows: OwnRows, seed: int, n_more: int) -> Any:
         start = self.first(self.model, self.n_rounds(self.model))
-        model = type(self.model)(**{"verbose": -1, **self._parameters(seed, n_more)})
+        given = {"verbose": -1, **self._parameters(seed, n_more)}
+        if not {"force_col_wise", "force_row_wise"} & set(given):
+            given["force_col_wise"] = True  # chosen by the time that each takes, otherwise
+        model = type(self.model)(**given)
         weights = rows.sample_weight
         return model.fit(rows.X.values, rows.y, sample_weight=weights, init_model=start.booster_)
 
@@ -257,6 +260,9 @@ class CatBoost(_OfLibrary):
                 "there are. Use LeaveOneOut."
             )
         return None
+
+    def held_out(self) -> float | None:
+        return self.model.get_params().get("eval_fraction")
 
     def known_by(self) -> Any:
         """Return parameters and trees: other bytes of the model change when it is pickled."""

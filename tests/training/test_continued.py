@@ -31,6 +31,7 @@ from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from fimoda import (
     FurtherTraining,
     LeaveOneOut,
+    OutcomeSamples,
     agreement_curve,
     compare_methods,
     further_training_curve,
@@ -314,6 +315,18 @@ def test_the_only_row_of_its_kind_stays_with_weight_zero(column):
     assert "1 rows that are the only ones" in " ".join(method._caveats())
 
 
+@pytest.mark.parametrize("name", ["three classes", "xgboost, three", "lightgbm, three"])
+def test_the_only_row_of_its_class(name):
+    _, cls, params, go_on, _ = BOOSTING[name]
+    X, y, X_test, y_test = data("binary")
+    y[7] = 2
+    model = small(cls, **params).fit(X, y)
+    found = curve_of(model, (X, y, X_test, y_test), epochs=[2], leave_out=[7]).outcomes
+    zero = np.where(np.arange(N) == 7, 0.0, 1.0)
+    expected = [losses(go_on(model, X, y, zero, seed, 2), X_test, y_test) for seed in SEEDS]
+    assert np.abs(found.left_out[0, :, 0] - np.transpose(expected)).max() < 1e-10
+
+
 # ---- early stopping -------------------------------------------------------------------------
 
 
@@ -407,7 +420,7 @@ def test_a_directory_is_resumed(tmp_path):
         curve_of(model, rows, leave_out_mode="drop", **settings)
 
 
-@pytest.mark.parametrize("name", ["histograms", "xgboost", "lightgbm", "catboost"])
+@pytest.mark.parametrize("name", ["all rows", "histograms", "xgboost", "lightgbm", "catboost"])
 def test_models_of_all_libraries_have_an_identity(name, tmp_path):
     model, rows, *_ = case(name)
     first = curve_of(model, rows, checkpoint_dir=tmp_path).per_seed
@@ -448,6 +461,7 @@ def test_tools_take_curves_and_methods():
     }
     compared = compare_methods(model, *rows, methods=methods, **settings)
     assert compared.recommended == "same"
+    assert OutcomeSamples.from_further_training(curve).distance("mean").shape == (N_TEST, 6)
     drawn = GradientBoostingClassifier(n_estimators=3, subsample=0.6).fit(X, y)
     scored = FurtherTraining(drawn, n_epochs=2, n_seeds=4, leave_out=9, random_state=0).fit(X, y)
     assert significant_scores(scored, X_test, y_test) is not None
@@ -462,10 +476,7 @@ def test_tools_take_curves_and_methods():
         (RandomForestClassifier(2), "is a forest, whose further trees do not change those"),
         (BaggingRegressor(n_estimators=2), "is a forest, whose further trees"),
         (GaussianNB(), "counts rows: its partial_fit would count them a second time"),
-        (
-            KNeighborsClassifier(2),
-            "neither rounds of boosting nor a partial_fit .* Use LeaveOneOut",
-        ),
+        (KNeighborsClassifier(2), r"Methods that train again \(LeaveOneOut"),
         (AdaBoostClassifier(n_estimators=2), "Methods that train again"),
     ],
 )
