@@ -343,13 +343,13 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
             return n_models * n_seeds * two / 2 / trial.n_jobs
         n_epochs = check_horizons(self.n_epochs)[-1] / trial.n_jobs
         epochs = n_epochs + trial.n_test / (3 * n)  # and measuring
-        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial)
+        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial, prepared)
 
-    def _epoch_seconds(self, trial: Trial) -> float:
+    def _epoch_seconds(self, trial: Trial, prepared: FurtherTraining) -> float:
         """Return the seconds of one model and epoch, by trials of growing size in the way of the whole."""
         epochs = check_horizons(self.n_epochs)
         given: dict[str, Any] = {"verbose": 0, "max_seconds": None}
-        whole = trial.prepared(self)._runs(epochs, "n_epochs", **given)
+        whole = prepared._runs(epochs, "n_epochs", **given)
         changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
         changes |= {"engine": whole.decided().way}
         changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}

@@ -48,13 +48,14 @@ Measuring = Callable[[Mapping["Unit", Result], Sequence[int]], Outcomes]
 
 @dataclass(frozen=True)
 class Unit:
-    """One stack of one seed: the row that each of its models leaves out."""
+    """One stack of one seed: the row that each of its models leaves out.
+
+    `measured` says what is kept of it, where one directory holds the measurements of several test sets.
+    """
 
     seed: int
     left_out: tuple[int, ...]
-    measured: str = (
-        ""  # what is kept of it, where one directory holds measurements of several test sets
-    )
+    measured: str = ""
 
     @property
     def key(self) -> str:
