@@ -127,7 +127,7 @@ class BaseBoosting(BaseTrees):
             return
         rng = check_random_state(self.random_state)
         subsets = self._subsets(rng)
-        seeds = check_seeds(self.n_models, rng)
+        self.seeds_ = check_seeds(self.n_models, rng)
         model = last_step(self.estimator_)
         if not hasattr(model, "get_params"):
             raise TypeError(
@@ -137,7 +137,7 @@ class BaseBoosting(BaseTrees):
         X, y, weights = self._seen_rows
         self._members = Parallel(n_jobs=self.n_jobs)(
             delayed(_grown)(model, X, y, weights, np.flatnonzero(subset), seed)
-            for subset, seed in zip(subsets, seeds, strict=True)
+            for subset, seed in zip(subsets, self.seeds_, strict=True)
         )
         if any(member.model.ensemble.n_outputs != self.n_outputs_ for member in self._members):
             raise ValueError(
