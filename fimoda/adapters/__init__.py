@@ -2,7 +2,7 @@
 
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
-from .going_on import how_to_continue
+from .going_on import continued, how_to_continue
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
     as_final_model,
@@ -58,6 +58,7 @@ __all__ = [
     "check_fitted",
     "check_ids",
     "check_shapes",
+    "continued",
     "continues_itself",
     "default_estimator",
     "default_linear_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,13 +120,25 @@ class HistGradientBoosting(Boosting):
         )
         model._random_seed = seed  # these go on where they were, otherwise
         model._feature_subsample_rng = np.random.default_rng(seed)
-        return model.fit(rows.X.values, rows.y, sample_weight=rows.sample_weight)
+        model._bin_data = partial(_in_known_bins, model, model._bin_mapper)
+        model.fit(rows.X.values, rows.y, sample_weight=rows.sample_weight)
+        del model._bin_data
+        return model
 
     def first(self, model: Any, n_rounds: int) -> Any:
         part = copy.copy(model)
         part._predictors = model._predictors[:n_rounds]
         part.max_iter = n_rounds
         return part
+
+
+def _in_known_bins(model: Any, bins: Any, X: Any, *given: Any, **named: Any) -> Any:
+    """Return binned training rows by the bins of the final model, by which its trees read them.
+
+    The model's own way makes bins anew, from other rows or weights, and then reads its trees wrongly.
+    """
+    model._bin_mapper = bins
+    return np.asfortranarray(bins.transform(X))
 
 
 class _OfLibrary(Boosting):

@@ -20,6 +20,7 @@ from sklearn.ensemble import (
 )
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 
+from ..rows import RawRows
 from .boosting import (
     FOREST,
     CatBoost,
@@ -100,6 +101,14 @@ class PartialFit(Continuing):
         if rows.sample_weight is not None:
             given["sample_weight"] = rows.sample_weight
         model.partial_fit(rows.X.values, rows.y, **given)
+
+
+def continued(
+    model: Any, X: RawRows, y: NDArray[Any], sample_weight: Any, n_units: int, seed: int
+) -> Any:
+    """Return a fitted model after so many more units of its own training, rounds of boosting or epochs."""
+    way = how_to_continue(model)
+    return way.after(OwnRows(X, y, sample_weight), None, False, seed, [n_units])[0]
 
 
 def how_to_continue(model: Any) -> Continuing:

@@ -20,7 +20,7 @@ from .._validation import (
     check_random_state,
     check_seeds,
 )
-from ..adapters import as_tree_model, default_trees, last_step, refit
+from ..adapters import as_tree_model, continued, default_trees, last_step, refit
 from ..base import BaseAttributor
 from ..last_call import of_last_call
 from ..measured import Measured
@@ -32,6 +32,9 @@ from ..training.subset_outcomes import mean_and_error
 from ..trees import BoostingRun, TreeModel
 
 Floats = NDArray[np.float64]
+
+#: The beginning of what is said of a method that follows the training from its first round.
+_ANEW = "training anew"
 
 
 class BaseTrees(BaseAttributor):
@@ -78,11 +81,12 @@ class BaseTrees(BaseAttributor):
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model whose run of boosting is followed, and the training rows that it was grown on."""
+    """A model whose run of boosting is followed from round `first` on, and its training rows."""
 
     model: TreeModel
     run: BoostingRun
     rows: NDArray[np.int64]
+    first: int = 0
 
 
 class BaseBoosting(BaseTrees):
@@ -93,6 +97,7 @@ class BaseBoosting(BaseTrees):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseTrees._parameter_constraints,
+        "n_rounds": [POSITIVE_INTEGER, None],
         "n_models": [POSITIVE_INTEGER],
         "share": [Interval(Real, 0, 1, closed="right")],
         "n_jobs": [Integral, None],
@@ -102,6 +107,7 @@ class BaseBoosting(BaseTrees):
         self,
         estimator: Any = None,
         *,
+        n_rounds: int | None = None,
         n_models: int = 1,
         share: float = 0.7,
         measurement: Measurement = "loss",
@@ -113,6 +119,7 @@ class BaseBoosting(BaseTrees):
         super().__init__(
             estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
+        self.n_rounds = n_rounds
         self.n_models = n_models
         self.share = share
         self.memory_budget = memory_budget
@@ -121,22 +128,23 @@ class BaseBoosting(BaseTrees):
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        if self.n_models == 1:
-            run = self.model_.run(self._objective.rows)
-            self._members = [Member(self.model_, run, np.arange(len(run)))]
+        rng, n = check_random_state(self.random_state), len(self._objective)
+        if self.n_models == 1 and self.n_rounds is None:
+            own = self.model_.run(self._objective.rows)
+            self._members = [Member(self.model_, own, np.arange(n))]
             return
-        rng = check_random_state(self.random_state)
         subsets = self._subsets(rng)
         self.seeds_ = check_seeds(self.n_models, rng)
         model = last_step(self.estimator_)
         if not hasattr(model, "get_params"):
             raise TypeError(
-                f"n_models must be 1 for a {type(model).__name__}, which has no fit of its own to be grown "
-                f"again by; got {self.n_models}. Pass the library's scikit-learn estimator."
+                f"n_models must be 1 and n_rounds None for a {type(model).__name__}, which has no fit of its "
+                f"own to be grown by; got {self.n_models} and {self.n_rounds}. Pass the library's "
+                "scikit-learn estimator."
             )
-        X, y, weights = self._seen_rows
+        given = model, self._seen_rows, self.n_rounds
         self._members = Parallel(n_jobs=self.n_jobs)(
-            delayed(_grown)(model, X, y, weights, np.flatnonzero(subset), seed)
+            delayed(_grown)(*given, np.flatnonzero(subset), seed)
             for subset, seed in zip(subsets, self.seeds_, strict=True)
         )
         if any(member.model.ensemble.n_outputs != self.n_outputs_ for member in self._members):
@@ -148,7 +156,7 @@ class BaseBoosting(BaseTrees):
     def _subsets(self, rng: np.random.RandomState) -> NDArray[np.bool_]:
         """Return the rows (n_models, n) that each model is grown on."""
         n = len(self._objective)
-        if self.share == 1:
+        if self.share == 1 or self.n_models == 1:
             return np.ones((self.n_models, n), dtype=bool)
         subsets = drawn_subsets(n, self.n_models, self.share, rng, cover=True)
         if not subsets.any(0).all():
@@ -175,7 +183,9 @@ class BaseBoosting(BaseTrees):
         """
         found = np.full((len(self._members), len(test), len(self.train_indices_)), np.nan)
         for one, member in zip(found, self._members, strict=True):
-            one[:, member.rows] = self.share * self._of_member(member, test)
+            scores = self._of_member(member, test)
+            of_all = scores.shape[1] == found.shape[2]  # with weight zero for those left out
+            one[:, member.rows] = self.share * (scores[:, member.rows] if of_all else scores)
         return found
 
     @abstractmethod
@@ -209,10 +219,13 @@ class BaseBoosting(BaseTrees):
         return len(self._members)
 
     def _process(self) -> str:
+        what = self.process
+        if self.n_rounds is not None:
+            what = f"further boosting of the final model, {self.n_rounds} rounds{what.removeprefix(_ANEW)}"
         if self.n_models == 1:
-            return self.process
+            return what
         part = "" if self.share == 1 else f" on {self.share:.0%} of the rows each"
-        return f"{self.process}, in the mean over {self.n_models} models grown anew{part}"
+        return f"{what}, in the mean over {self.n_models} models grown anew{part}"
 
     def _caveats(self) -> list[str]:
         held = (
@@ -222,14 +235,28 @@ class BaseBoosting(BaseTrees):
 
 
 def _grown(
-    model: Any, X: RawRows, y: Any, weights: Any, rows: NDArray[np.int64], seed: int
+    model: Any,
+    seen: tuple[RawRows, Any, Any],
+    n_rounds: int | None,
+    rows: NDArray[np.int64],
+    seed: int,
 ) -> Member:
-    """Return a model grown anew on some rows, with its run."""
-    some, given = X[rows], None if weights is None else weights[rows]
-    grown = as_tree_model(
-        refit(model, some.values, y[rows], given, seed), some.values, y[rows], given
-    )
-    return Member(grown, grown.run(grown.rows(some, y[rows], given)), rows)
+    """Return a model grown anew on some rows, or in further rounds from the final one, with its run.
+
+    In further rounds the others stay with weight zero, so that classes and categories keep their codes.
+    """
+    X, y, weights = seen
+    if n_rounds is None:
+        X, y, weights = X[rows], y[rows], None if weights is None else weights[rows]
+        grown = refit(model, X.values, y, weights, seed)
+    else:
+        if len(rows) < len(y):
+            kept = np.isin(np.arange(len(y)), rows)
+            weights = kept * (np.ones(len(y)) if weights is None else weights)
+        grown = continued(model, X, y, weights, n_rounds, seed)
+    view = as_tree_model(grown, X.values, y, weights)
+    first = 0 if n_rounds is None else view.n_rounds - n_rounds
+    return Member(view, view.run(view.rows(X, y, weights), first), rows, first)
 
 
 def slopes(test: Measured, outputs: Floats) -> Floats:

@@ -10,12 +10,12 @@ from ..trees.ensemble import Leaves
 from ._trees import BaseBoosting, Floats, Member, slopes
 
 
-def boost_in_scores(run: BoostingRun, test: Measured, leaves: Leaves) -> Floats:
-    """Return the scores (n_test, n) of test rows, which fall into these leaves (n_test, n_trees)."""
+def boost_in_scores(run: BoostingRun, test: Measured, leaves: Leaves, first: int = 0) -> Floats:
+    """Return the scores (n_test, n) of test rows, which fall into these leaves, from round `first` on."""
     n, m = len(run), len(test)
     scores, each, step = np.zeros((n, m)), np.arange(m), max(1, CACHED // m)
     outputs = run.boosting.outputs(leaves)
-    for round_ in run.backwards():
+    for round_ in run.backwards(first):
         for t in run.trees(round_.number):
             tree = run.boosting.trees[t]
             outputs[tree.outputs] -= tree.values[leaves[:, t]].T
@@ -49,6 +49,9 @@ class BoostIn(BaseBoosting):
     estimator : object, default=None
         Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
         is a small HistGradientBoosting model.
+    n_rounds : int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
+        looks back on the whole training.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -108,5 +111,5 @@ class BoostIn(BaseBoosting):
         run = member.run
         blocks = self._blocks(test, self._bytes_of_row(run))
         return np.concatenate(
-            [boost_in_scores(run, b, member.model.leaves(b.inputs)) for b in blocks]
+            [boost_in_scores(run, b, member.model.leaves(b.inputs), member.first) for b in blocks]
         )

@@ -10,7 +10,9 @@ from ..trees.ensemble import Leaves
 from ._trees import BaseBoosting, Floats, Member, slopes
 
 
-def leaf_influence_scores(run: BoostingRun, cotangents: Floats, test: Leaves) -> Floats:
+def leaf_influence_scores(
+    run: BoostingRun, cotangents: Floats, test: Leaves, first: int = 0
+) -> Floats:
     r"""Return the first-order change (n_test, n) of test rows' measurement without each training row.
 
     One walk back through the rounds. :math:`\lambda` (C, n, n_test) is the derivative of the measurement in
@@ -23,11 +25,13 @@ def leaf_influence_scores(run: BoostingRun, cotangents: Floats, test: Leaves) ->
         Gradient of each test row's measurement in its raw scores.
     test : ndarray of shape (n_test, n_trees)
         Leaves of the test rows.
+    first : int, default=0
+        The round from which on rows are left out.
     """
     n, m, C = len(run), len(test), run.boosting.n_outputs
     adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
     each, step = np.arange(m), max(1, CACHED // (C * m))
-    for round_ in run.backwards():
+    for round_ in run.backwards(first):
         pulls = []
         for tree in round_.trees:
             c = tree.members @ adjoint[tree.output]
@@ -46,7 +50,7 @@ def leaf_influence_scores(run: BoostingRun, cotangents: Floats, test: Leaves) ->
                     taken.outputs[:, part], run.targets[:, part], values[:, part], pulled
                 )
     moves = run.start_slopes
-    if moves is not None:
+    if moves is not None and first == 0:
         scores += moves.T @ (cotangents + adjoint.sum(1))
     return scores.T
 
@@ -66,6 +70,9 @@ class LeafInfluence(BaseBoosting):
     estimator : object, default=None
         Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
         is a small HistGradientBoosting model.
+    n_rounds : int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
+        looks back on the whole training.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -129,5 +136,5 @@ class LeafInfluence(BaseBoosting):
         for block in self._blocks(test, self._bytes_of_row(run)):
             leaves = member.model.leaves(block.inputs)
             cotangents = slopes(block, run.boosting.outputs(leaves))
-            found.append(leaf_influence_scores(run, cotangents, leaves))
+            found.append(leaf_influence_scores(run, cotangents, leaves, member.first))
         return np.concatenate(found)

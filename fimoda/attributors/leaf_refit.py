@@ -25,6 +25,9 @@ class LeafRefit(BaseBoosting):
     estimator : object, default=None
         Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
         is a small HistGradientBoosting model.
+    n_rounds : int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
+        looks back on the whole training.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -90,7 +93,7 @@ class LeafRefit(BaseBoosting):
         rows = np.arange(n)
         found = np.empty((len(test), n))
         for block in np.split(rows, np.arange(size, n, size)):
-            without, full = run.without(block, leaves)
+            without, full = run.without(block, leaves, member.first)
             found[:, block] = self._measured(test, without) - self._measured(test, full[..., None])
         return found
 

@@ -50,14 +50,19 @@ class TreeModel(FinalModel):
         """Return the rows, as the estimator takes them."""
         return X if isinstance(X, RawRows) else RawRows(X)
 
+    @property
+    def n_rounds(self) -> int:
+        """Number of rounds of boosting."""
+        return self.ensemble.n_rounds if isinstance(self.ensemble, Boosting) else 0
+
     def rows(self, X: RawRows, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> Rows:
         """Return training rows with encoded targets, and with their weights and those of their classes."""
         targets = self.encode_y(y, self.ensemble.n_outputs)
         given = None if sample_weight is None else torch.tensor(sample_weight)
         return Rows(X, targets, self.row_weights(targets, given))
 
-    def run(self, rows: Rows) -> BoostingRun:
-        """Return the run of boosting on its training rows.
+    def run(self, rows: Rows, first: int = 0) -> BoostingRun:
+        """Return the run of boosting on its training rows, which are those of the rounds from `first` on.
 
         Raises
         ------
@@ -86,7 +91,7 @@ class TreeModel(FinalModel):
             np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
         )
         run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights)
-        run.require_own_rows()
+        run.require_own_rows(first)
         return run
 
     def leaves(self, X: RawRows) -> NDArray[np.int32]:

@@ -239,17 +239,17 @@ class BoostingRun:
 
     # ---- whether the rows are those of the training ------------------------------------------
 
-    def require_own_rows(self) -> None:
-        """Raise ValueError if the values of the leaves do not come from these rows."""
+    def require_own_rows(self, first: int = 0) -> None:
+        """Raise ValueError if the values of the leaves do not come from these rows, from a round on."""
         boosting = self.boosting
         if not (boosting.rows_are_known and boosting.loss.is_smooth):
             return
         wrong = size = 0.0  # the smallest size is that of rounding
-        for round_ in self.backwards():
+        for round_ in self.backwards(first):
             eta = boosting.learning_rates[round_.number]
-            first = round_.steps[0]
-            largest = 1 + float((first.outputs**2).max(initial=0.0))
-            size += 1e-20 * largest * sum(float(tree.curvatures.sum()) for tree in first.trees)
+            begun = round_.steps[0]
+            largest = 1 + float((begun.outputs**2).max(initial=0.0))
+            size += 1e-20 * largest * sum(float(tree.curvatures.sum()) for tree in begun.trees)
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
                 last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
                 differs = np.abs(last.values - last.asked)

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.testing import assert_allclose
 from sklearn.base import clone, is_classifier
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
@@ -20,6 +21,7 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestClassifier,
 )
+from sklearn.ensemble._hist_gradient_boosting import gradient_boosting
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDRegressor
 from sklearn.model_selection import GridSearchCV
@@ -37,6 +39,9 @@ from fimoda import (
     further_training_curve,
     significant_scores,
 )
+from fimoda.adapters.continuing import OwnRows
+from fimoda.adapters.going_on import how_to_continue
+from fimoda.rows import RawRows
 
 N, N_TEST, D = 40, 5, 4
 SEEDS = [3, 11]
@@ -63,10 +68,28 @@ def by_warm_start(model, X, y, weights, seed, n_more):
     return again.fit(X, y, sample_weight=weights)
 
 
+class KnownBins:
+    """Bins of a fitted model in place of others."""
+
+    def __init__(self, bins):
+        self.bins = bins
+
+    def __call__(self, **settings):
+        return self
+
+    def fit_transform(self, X, *args, **kwargs):
+        return self.bins.transform(X)
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["bins"], name)
+
+
 def by_histograms(model, X, y, weights, seed, n_more):
     again = copy.deepcopy(model).set_params(warm_start=True, max_iter=model.n_iter_ + n_more)
     again._feature_subsample_rng = np.random.default_rng(seed)
-    return again.set_params(early_stopping=False).fit(X, y, sample_weight=weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_boosting, "_BinMapper", KnownBins(model._bin_mapper))
+        return again.set_params(early_stopping=False).fit(X, y, sample_weight=weights)
 
 
 def by_xgboost(model, X, y, weights, seed, n_more):
@@ -542,3 +565,20 @@ def test_rows_that_are_not_those_of_the_model():
         warnings.simplefilter("error")
         logistic = LogisticRegression().fit(X, y)
         assert FurtherTraining(logistic, n_epochs=1.5, leave_out=2).fit(X, y).engine_ != "own"
+
+
+def test_further_rounds_on_histograms_go_on_from_what_the_model_predicts():
+    """Other rows or weights make other bins, in which scikit-learn's warm start misreads earlier trees."""
+    X, y, *_ = data("number")
+    model = small(HistGradientBoostingRegressor).fit(X, y)
+    weights = np.where(np.arange(N) % 3 == 0, 0.0, 1.0)
+    for rows in (OwnRows(RawRows(X), y, weights), OwnRows(RawRows(X[5:]), y[5:])):
+        (grown,) = how_to_continue(model).after(rows, None, False, 0, [1])
+        predictor = grown._predictors[-1][0].nodes
+        residuals = rows.y - model.predict(rows.X.values)
+        leaf = grown.predict(rows.X.values) - model.predict(rows.X.values)
+        assert len(np.unique(leaf.round(9))) == predictor["is_leaf"].sum() > 1
+        for value in np.unique(leaf.round(9)):
+            own = np.isclose(leaf, value, atol=1e-8)
+            mean = np.average(residuals[own], weights=rows.weights[own])
+            assert_allclose(value, 0.1 * mean, rtol=1e-5, atol=1e-7)
