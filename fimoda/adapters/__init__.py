@@ -33,6 +33,7 @@ from .refits import (
 )
 from .rows_of_training import training_rows
 from .scikit_boosting import default_trees
+from .scikit_forests import default_forest
 from .wrappers import (
     caveats,
     has_earlier_steps,
@@ -54,6 +55,7 @@ __all__ = [
     "check_ids",
     "check_shapes",
     "default_estimator",
+    "default_forest",
     "default_linear_model",
     "default_trees",
     "fit_with",

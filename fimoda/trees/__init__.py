@@ -1,6 +1,7 @@
 """Trees without their splits: leaves of rows, values of leaves, and the run of boosting that made them."""
 
 from .ensemble import Boosting, Tree, TreeEnsemble
+from .forest import Branches, Forest, ForestRows
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
 from .model import TreeModel
 from .run import CACHED, BoostingRun
@@ -10,6 +11,9 @@ __all__ = [
     "Boosting",
     "BoostingLoss",
     "BoostingRun",
+    "Branches",
+    "Forest",
+    "ForestRows",
     "Logistic",
     "Quantile",
     "Softmax",
