@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..adapters import as_tree_model, default_trees
 from ..base import BaseAttributor
 from ..measured import Measured
+from ..measurements import values
 from ..rows import RawRows
 from ..trees import BoostingRun, TreeModel
 
@@ -68,3 +69,13 @@ def slopes(test: Measured, outputs: Floats) -> Floats:
     """Return the gradient (C, n) of each row's measurement in its raw scores (C, n)."""
     found: Floats = test.slopes(torch.from_numpy(outputs.T.copy())).numpy()
     return found.T
+
+
+def differences(test: Measured, outputs: Floats, changes: Floats) -> Floats:
+    """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n)."""
+    C, m, n = changes.shape
+    changed = outputs[..., None] + changes
+    flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
+    targets = test.targets.repeat_interleave(n, dim=0)
+    before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
+    return values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]

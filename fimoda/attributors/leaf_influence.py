@@ -10,49 +10,8 @@ from torch import nn
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import CACHED, BoostingRun
-from ..trees.ensemble import Leaves
+from ..trees import adjoint_scores
 from ._trees import BaseBoosting, Floats, slopes
-
-
-def leaf_influence_scores(run: BoostingRun, cotangents: Floats, test: Leaves) -> Floats:
-    r"""Return the first-order change (n_test, n) of test rows' measurement without each training row.
-
-    One walk back through the rounds. :math:`\lambda` (C, n, n_test) is the derivative of the measurement in
-    the scores of the training rows, c that in the values of a round's leaves.
-
-    Parameters
-    ----------
-    run : BoostingRun
-    cotangents : ndarray of shape (C, n_test)
-        Gradient of each test row's measurement in its raw scores.
-    test : ndarray of shape (n_test, n_trees)
-        Leaves of the test rows.
-    """
-    n, m, C = len(run), len(test), run.boosting.n_outputs
-    adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
-    each, step = np.arange(m), max(1, CACHED // (C * m))
-    for round_ in run.backwards():
-        asked = []
-        for tree in round_.trees:
-            c = tree.members @ adjoint[tree.output]
-            c[test[:, tree.number], each] += cotangents[tree.output]
-            asked.append(tree.rates[:, None] * c)
-        values = round_.values
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            pulled = np.zeros((C, len(scores[part]), m))
-            for tree, b in zip(round_.trees, asked, strict=True):
-                at_rows = b[tree.leaf[part]]
-                scores[part] += tree.pushes[part, None] * at_rows
-                pulled[tree.output] = at_rows * tree.weights[part, None]
-            adjoint[:, part] -= run.boosting.loss.pull(
-                round_.outputs[:, part], run.targets[:, part], values[:, part], pulled
-            )
-    moves = run.start_slopes
-    if moves is not None:
-        scores += moves.T @ (cotangents + adjoint.sum(1))
-    return scores.T
 
 
 class LeafInfluence(BaseBoosting):
@@ -137,6 +96,6 @@ class LeafInfluence(BaseBoosting):
 
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
-        return leaf_influence_scores(
+        return adjoint_scores(
             self._run, slopes(test, self._run.boosting.outputs(leaves)), leaves
         )

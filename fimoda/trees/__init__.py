@@ -1,5 +1,6 @@
 """Trees without their splits: leaves of rows, values of leaves, and the run of boosting that made them."""
 
+from .adjoint import adjoint_scores
 from .ensemble import Boosting, Tree, TreeEnsemble
 from .forest import Branches, Forest, ForestRows
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
@@ -22,4 +23,5 @@ __all__ = [
     "TreeEnsemble",
     "TreeModel",
     "Tweedie",
+    "adjoint_scores",
 ]

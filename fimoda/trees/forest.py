@@ -104,18 +104,6 @@ class ForestRows:
     def __len__(self) -> int:
         return len(self.leaves)
 
-    @cached_property
-    def _firsts(self) -> NDArray[np.int64]:
-        """Number of the first leaf of each tree, and behind them that of all leaves."""
-        return np.cumsum([0, *(tree.n_leaves for tree in self.forest.trees)])
-
-    def indicators(self, leaves: Leaves) -> csr_array:
-        """Return the matrix (m, n_leaves) that is one where one of m rows is in a leaf."""
-        columns = leaves + self._firsts[:-1]
-        ends = np.arange(0, columns.size + 1, columns.shape[1])
-        shape = len(leaves), int(self._firsts[-1])
-        return csr_array((np.ones(columns.size), columns.ravel(), ends), shape=shape)
-
     def _of_leaves(self, t: int, numbers: Floats) -> Floats:
         """Return sums (n_leaves, ...) over the bag of a tree of numbers (n, ...) of the training rows."""
         leaf, n_leaves = self.leaves[:, t], self.forest.trees[t].n_leaves
@@ -152,7 +140,7 @@ class ForestRows:
     def changes(self) -> list[csr_array]:
         r"""Return the change of every leaf without each row (n_leaves, n), one matrix for each output.
 
-        Over the number of trees: the product with `indicators` is the change of the outputs. In a leaf of
+        Over the number of trees: the product with the forest's `indicators` is the change of the outputs. In a leaf of
         weight W, mean v and further rows it is :math:`w (v - y) / (W - w)`. A leaf that loses its last row
         takes the mean of the nearest node above it that has others. Leaves that are held do not change.
         """
@@ -168,7 +156,7 @@ class ForestRows:
             mean = total[leaf] / weight[leaf, None]
             alone = branches.sums(number)[node] < 2
             change = np.where(alone[:, None], 0, without / np.where(alone, 1, left)[:, None] - mean)
-            found.append((leaf + self._firsts[t], rows, change / T))
+            found.append((leaf + self.forest.firsts[t], rows, change / T))
         at, rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return [self._matrix(at, rows, one) for one in values.T]
 
@@ -176,9 +164,9 @@ class ForestRows:
         """Return the share (n_leaves, n) of each row in the mean of its leaf, over the number of trees."""
         T = len(self.forest.trees)
         weights = [self.forest.bags[t] / self._means(t)[0][self.leaves[:, t]] / T for t in range(T)]
-        at = (self.leaves + self._firsts[:-1]).T.ravel()
+        at = (self.leaves + self.forest.firsts[:-1]).T.ravel()
         return self._matrix(at, np.tile(np.arange(len(self)), T), np.concatenate(weights))
 
     def _matrix(self, leaves: NDArray[Any], rows: NDArray[Any], values: Floats) -> csr_array:
         """Return the matrix (n_leaves, n) of values."""
-        return csr_array((values, (leaves, rows)), shape=(int(self._firsts[-1]), len(self)))
+        return csr_array((values, (leaves, rows)), shape=(int(self.forest.firsts[-1]), len(self)))
