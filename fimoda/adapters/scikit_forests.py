@@ -31,7 +31,13 @@ Leaves = NDArray[np.int32]
 class Forests(TreesKind):
     """Outputs are means over trees: of class probabilities, or of predictions."""
 
-    types = (BaseDecisionTree, ForestClassifier, ForestRegressor, BaggingClassifier, BaggingRegressor)
+    types = (
+        BaseDecisionTree,
+        ForestClassifier,
+        ForestRegressor,
+        BaggingClassifier,
+        BaggingRegressor,
+    )
 
     @classmethod
     def takes(cls, model: Any) -> bool:
@@ -41,7 +47,9 @@ class Forests(TreesKind):
         if not isinstance(model, BaggingClassifier | BaggingRegressor):
             return True
         given = [] if model.estimator is None else [model.estimator]
-        return all(isinstance(one, BaseDecisionTree) for one in getattr(model, "estimators_", given))
+        return all(
+            isinstance(one, BaseDecisionTree) for one in getattr(model, "estimators_", given)
+        )
 
     @property
     def members(self) -> list[Any]:
@@ -144,7 +152,7 @@ class Forests(TreesKind):
         if len(drawn) != len(model.estimators_):
             raise ValueError(
                 f"estimator {type(model).__name__} must tell the bags of all of its trees, but after a "
-                f"warm start it tells {len(drawn)} of {len(model.estimators_)}. Fit it with all trees at once."
+                f"warm start it tells {len(drawn)} of {len(model.estimators_)}. Fit all trees at once."
             )
         found = np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64)
         if not hasattr(model, "_sample_weight"):  # newer ones draw by weight
@@ -160,7 +168,7 @@ class Forests(TreesKind):
         given = getattr(self.model.estimators_[0], "class_weight", None)
         if given is None:
             return 1.0
-        weights: Floats = compute_sample_weight(given, np.searchsorted(self.classes, y))
+        weights: Floats = compute_sample_weight(given, np.searchsorted(self.model.classes_, y))
         return weights
 
     def row_loss(self, ensemble: Any, n: int) -> RowLoss:

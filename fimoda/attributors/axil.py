@@ -28,11 +28,11 @@ class AXIL(BaseTrees):
     .. math:: f(z) = \sum_i k_{zi}\, y_i, \qquad
               S_{z,i} = m_z\Big(f(z) + k_{zi} \frac{f(x_i) - y_i}{1 - k_{ii}}\Big) - m_z(f(z))
 
-    Trees that are grown by the squared error predict means of targets; boosted ones the targets' mean plus the
-    learning rate times means of what the rounds before left over. With the structures held that is linear in
-    the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i` exactly. Removing row i is
-    taken for giving it the target that the model has for it without it, :math:`\hat y_i = f(x_i) + k_{ii}
-    (\hat y_i - y_i)`, since then it asks for nothing.
+    Trees that are grown by the squared error predict means of targets; boosted ones the mean of all targets
+    and, times the learning rate, means of what the rounds before have left over. With the structures held that
+    is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken for
+    giving it the target that the model would then predict for it, :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i -
+    y_i)`, where it asks for nothing.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class AXIL(BaseTrees):
     Notes
     -----
     `LeafInfluence` differs in one thing. Let :math:`a_{ti}` be the part of :math:`k_{zi}` that comes through
-    the target in round t, so that :math:`k_{zi} = \sum_t a_{ti}`. A removal asks of each round that the row has
-    the target that the round gives it anyway: with :math:`u_t` the value of its leaf before the learning rate,
+    the target in round t, so that :math:`k_{zi} = \sum_t a_{ti}`. A removal gives the row in each round the
+    target that it asks nothing with there: with :math:`u_t` the value of its leaf before the learning rate,
 
     .. math:: \mathrm{LeafInfluence}_{z,i} = \nabla m_z \sum_t a_{ti}\, (f_{t-1}(x_i) + u_t(x_i) - y_i)
 

@@ -96,6 +96,4 @@ class LeafInfluence(BaseBoosting):
 
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
-        return adjoint_scores(
-            self._run, slopes(test, self._run.boosting.outputs(leaves)), leaves
-        )
+        return adjoint_scores(self._run, slopes(test, self._run.boosting.outputs(leaves)), leaves)

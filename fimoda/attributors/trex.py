@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -34,9 +33,8 @@ class TREX(BaseTrees):
     .. math:: S_{z,i} = m_z\Big(f(z) - \big(k_z^\top M\big)_i \frac{c_i}{M_{ii}}\Big) - m_z(f(z)), \qquad
               M = (K + \alpha D^{-1})^{-1}, \quad c = M r
 
-    with :math:`K_{ij}` the mean over the trees of one over the number of training rows in the leaf that i and j
-    share, 0 where they share none; f are the trees' own raw scores. The regression
-    is fitted to :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and
+    with :math:`K_{ij}` the mean over the trees of one over the number of training rows in the leaf that i and
+    j share, 0 where they share none; f are the trees' own raw scores. The regression is fitted to :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and
     second derivatives of a row's loss: the least squares that a step of Newton's method solves. For the
     squared error, and for forests, r are the targets. The change is exact for this regression.
 
@@ -81,10 +79,10 @@ class TREX(BaseTrees):
 
     Notes
     -----
-    The leaves were found with all rows: they fit the targets of the training rows too well, so that predicting
-    rows left out asks for too small a ridge. Against `LeafRefit`, the correlation of scores over rows was .78
-    with ``"model"`` and .44 with ``"leave-one-out"`` for 100 rounds of boosting on 200 rows of the diabetes
-    data, .20 with the trees' raw scores in place of r, and .74 without the number of rows in a leaf.
+    The leaves were found with all rows: they fit the targets of the training rows too well, so that
+    predicting rows left out asks for too small a ridge. Against `LeafRefit`, the correlation of scores over
+    rows was .78 with ``"model"`` and .44 with ``"leave-one-out"`` for 100 rounds of boosting on 200 rows of the
+    diabetes data, .20 with the trees' raw scores in place of r, and .74 without the number of rows in a leaf.
     Losses without a second derivative have r = y and h = 1.
 
     The decomposition takes the cube of the number of rows, or of leaves if those are fewer.
@@ -134,7 +132,9 @@ class TREX(BaseTrees):
         wanted, weights = self._wanted(outputs)
         shared = ensemble.indicators(leaves)
         sizes = shared.sum(0)
-        shares = np.divide(1, sizes * len(ensemble.trees), out=np.zeros(len(sizes)), where=sizes > 0)
+        shares = np.divide(
+            1, sizes * len(ensemble.trees), out=np.zeros(len(sizes)), where=sizes > 0
+        )
         self._shares = np.sqrt(shares)
         # a row shares a leaf with itself in each tree
         self._constant = np.sqrt(_CONSTANT * shares[leaves + ensemble.firsts[:-1]].sum(1).mean())
@@ -171,8 +171,8 @@ class TREX(BaseTrees):
         if needed > self.memory_budget:
             raise MemoryError(
                 f"the kernel of {n} rows in {used - 1} leaves takes {needed / 2**20:.0f} MiB, more than "
-                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Raise memory_budget to at least {needed}, "
-                "grow fewer or smaller trees, or use LeafInfluence (boosting) or LeafKernel (forests)."
+                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Raise memory_budget to {needed}, grow "
+                "fewer or smaller trees, or use LeafInfluence (boosting) or LeafKernel (forests)."
             )
 
     def _of_leaves(self, leaves: Leaves) -> csr_array:
@@ -199,7 +199,7 @@ _Modes = tuple[Floats, Floats]
 class _Ridge:
     """A ridge regression of one output, with what each row's removal changes.
 
-    `roots` are the square roots of the rows' weights, `left` the errors at rows that are left out, times them.
+    `roots` are the square roots of the rows' weights, `left` the errors at rows left out, times them.
     """
 
     modes: _Modes
@@ -222,7 +222,7 @@ class _Ridge:
             fitted = U @ (kept * (U.T @ r))
             return fitted, (r - fitted) / np.maximum(1 - U**2 @ kept, 1e-10)
 
-        if not isinstance(alpha, numbers.Real):
+        if isinstance(alpha, str):
             # the first mode is the constant, about
             size = float(np.delete(squares, squares.argmax()).sum()) / len(r)
             grid = _GRID * max(size, 1e-300)

@@ -65,7 +65,7 @@ class TreeEnsemble:
 
     @cached_property
     def firsts(self) -> NDArray[np.int64]:
-        """Number of the first leaf of each tree, counted through all trees; behind them that of all leaves."""
+        """Number of the first leaf of each tree, through all trees; behind them that of all leaves."""
         return np.cumsum([0, *(tree.n_leaves for tree in self.trees)])
 
     def indicators(self, leaves: Leaves) -> csr_array:

@@ -108,7 +108,7 @@ class ForestRows:
         """Return sums (n_leaves, ...) over the bag of a tree of numbers (n, ...) of the training rows."""
         leaf, n_leaves = self.leaves[:, t], self.forest.trees[t].n_leaves
         columns = numbers.reshape(len(numbers), -1).T
-        found = np.stack([np.bincount(leaf, one, n_leaves) for one in columns], 1)
+        found: Floats = np.stack([np.bincount(leaf, one, n_leaves) for one in columns], 1)
         return found.reshape(n_leaves, *numbers.shape[1:])
 
     def _means(self, t: int) -> tuple[Floats, Floats, NDArray[np.bool_]]:
@@ -140,9 +140,9 @@ class ForestRows:
     def changes(self) -> list[csr_array]:
         r"""Return the change of every leaf without each row (n_leaves, n), one matrix for each output.
 
-        Over the number of trees: the product with the forest's `indicators` is the change of the outputs. In a leaf of
-        weight W, mean v and further rows it is :math:`w (v - y) / (W - w)`. A leaf that loses its last row
-        takes the mean of the nearest node above it that has others. Leaves that are held do not change.
+        Over the number of trees, so that the product with the forest's `indicators` is the change of outputs.
+        In a leaf of weight W, mean v and further rows it is :math:`w (v - y) / (W - w)`. A leaf that loses
+        its last row takes the mean of the nearest node above it that has others. Held leaves do not change.
         """
         found, T = [], len(self.forest.trees)
         for t, branches in enumerate(self.forest.branches):

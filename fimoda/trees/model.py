@@ -94,8 +94,8 @@ class TreeModel(FinalModel):
         forest = self.ensemble
         if not isinstance(forest, Forest):
             raise TypeError(
-                "estimator must be a forest, a bag of trees or a single tree for this method; the trees of this "
-                "one were grown one after another, each on what the others left over. Use LeafRefit, "
+                "estimator must be a forest, a bag of trees or a single tree for this method; the trees of "
+                "this one were grown one after another, each on what the others left over. Use LeafRefit, "
                 "LeafInfluence or TREX."
             )
         if not forest.leaves_are_means:
