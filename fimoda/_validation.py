@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval as _Interval
 from sklearn.utils._param_validation import StrOptions, validate_params
@@ -70,6 +70,11 @@ MAX_SEED = 2**31 - 1
 def is_integer(value: Any) -> TypeGuard[int]:
     """Return whether a value is a whole number, which True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def may_miss_values(estimator: Any) -> bool:
+    """Return whether NaN stands for a missing value in rows of an estimator."""
+    return bool(get_tags(estimator).input_tags.allow_nan)
 
 
 def check_count(value: Any, name: str) -> None:

@@ -51,6 +51,9 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     #: The model is trained again from its beginning, by `SubsetTrainer`.
     _retrains: ClassVar[bool] = False
 
+    #: The model is an ensemble of trees, and rows stay as its library takes them.
+    _of_trees: ClassVar[bool] = False
+
     #: The method averages over several models itself (parameter ``models``), not its scores.
     _averages_models: ClassVar[bool] = False
 

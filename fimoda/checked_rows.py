@@ -19,7 +19,7 @@ from ._arrays import (
     require_no_dates,
     require_one_shape,
 )
-from ._validation import validate_data
+from ._validation import may_miss_values, validate_data
 from .adapters import (
     has_earlier_steps,
     require_dense_rows,
@@ -64,6 +64,17 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
     objective = None if reset else getattr(attributor, "_objective", None)
     known = () if objective is None else tuple(getattr(objective.rows.inputs, "shape", ()))
     if raw:
+        kind = getattr(getattr(X, "dtype", None), "kind", "O")
+        if (
+            not reset
+            and getattr(X, "ndim", 2) == 1
+            and kind in "fiub"
+            and hasattr(attributor, "n_features_in_")
+        ):
+            raise ValueError(
+                f"X must be rows of {attributor.n_features_in_} features, got one vector of shape {X.shape}. "
+                "Reshape your data: X.reshape(1, -1) is one row."
+            )
         if len(known) <= 2 and (reset or getattr(X, "ndim", 2) <= 2):  # images have no features
             validate_data(attributor, X, reset=reset, skip_check_array=True)
         return X
@@ -78,6 +89,7 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
             reset=reset,
             dtype="numeric",
             allow_nd=True,
+            ensure_all_finite="allow-nan" if may_miss_values(attributor) else True,
             accept_sparse="csr" if takes_sparse_rows(attributor.estimator) else False,
         )
     except ValueError as error:

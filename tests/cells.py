@@ -41,8 +41,8 @@ SMALL = {
 }
 
 
-def find_attributors() -> list[type[BaseAttributor]]:
-    """Return the public concrete subclasses of `BaseAttributor` in `fimoda.attributors`."""
+def find_attributors(of_trees: bool = False) -> list[type[BaseAttributor]]:
+    """Return the public concrete subclasses of `BaseAttributor`: methods of trees, or the others."""
     found = set()
     for info in pkgutil.walk_packages(fimoda.attributors.__path__, "fimoda.attributors."):
         for _, cls in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
@@ -50,6 +50,7 @@ def find_attributors() -> list[type[BaseAttributor]]:
                 issubclass(cls, BaseAttributor)
                 and not inspect.isabstract(cls)
                 and not cls.__name__.startswith(("_", "Base"))
+                and cls._of_trees == of_trees
             ):
                 found.add(cls)
     return sorted(found, key=lambda cls: cls.__name__)

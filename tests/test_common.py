@@ -44,6 +44,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 
 ATTRIBUTORS = find_attributors()
 
+#: Those that take trees alone.
+OF_TREES = find_attributors(of_trees=True)
+
 #: What keeps a check short, for attributors that have the parameter.
 SMALL = {
     "n_epochs": 1,
@@ -76,7 +79,7 @@ each_attributor = pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cl
 
 def test_walk_finds_attributors_and_all_are_public():
     assert {"FurtherTraining", "GradCos", "GradDot"} <= {cls.__name__ for cls in ATTRIBUTORS}
-    for cls in ATTRIBUTORS:
+    for cls in ATTRIBUTORS + OF_TREES:
         assert getattr(fimoda, cls.__name__) is cls
         assert cls.__name__ in fimoda.__all__
 
@@ -99,7 +102,7 @@ def expected_failures(attributor: BaseAttributor) -> dict[str, str]:
 
 
 @parametrize_with_checks(
-    [make(cls) for cls in ATTRIBUTORS], expected_failed_checks=expected_failures
+    [make(cls) for cls in ATTRIBUTORS + OF_TREES], expected_failed_checks=expected_failures
 )
 def test_sklearn(estimator, check):
     check(estimator)
@@ -151,7 +154,7 @@ def test_sample_weight_is_repetition(cls):
     "check",
     [
         pytest.param(check, id=f"{cls.__name__}-{name}")
-        for cls in ATTRIBUTORS
+        for cls in ATTRIBUTORS + OF_TREES
         for name, check in attributor_checks(make(cls))
     ],
 )

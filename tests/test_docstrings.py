@@ -9,10 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 from numpydoc.docscrape import NumpyDocString
-from test_common import ATTRIBUTORS
+from test_common import ATTRIBUTORS as OTHERS
+from test_common import OF_TREES
 from test_layering import FILES
 
 import fimoda
+
+ATTRIBUTORS = OTHERS + OF_TREES
 
 FAMILIES = {
     "influence functions": [

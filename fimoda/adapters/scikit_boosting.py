@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -72,16 +73,8 @@ class HistGradientBoosting(BoostingKind):
                 trees.append(Tree(nodes["value"][leaves, None].copy(), slice(k, k + 1)))
                 numbered.append(_numbered(predictor, leaves))
 
-        def leaves_of(rows: Any) -> Leaves:
-            seen = model._preprocess_X(rows, reset=False)
-            sets, places = model._bin_mapper.make_known_categories_bitsets()
-            found = np.empty((len(seen), len(numbered)), dtype=np.int32)
-            for t, predictor in enumerate(numbered):
-                found[:, t] = predictor.predict(seen, sets, places, 1)
-            return found
-
         return Boosting(
-            leaves_of,
+            partial(_histogram_leaves, model, numbered),
             trees,
             np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1),
             _boosting_loss(self, model._loss, 1.0),
@@ -102,6 +95,16 @@ class HistGradientBoosting(BoostingKind):
 
     def raw_scores(self, X: Any) -> Floats:
         return np.asarray(self.model._raw_predict(X), dtype=np.float64)
+
+
+def _histogram_leaves(model: Any, numbered: list[Any], X: Any) -> Leaves:
+    """Return the leaves (n, n_trees) of rows, which trees with numbered leaves predict."""
+    seen = model._preprocess_X(X, reset=False)
+    sets, places = model._bin_mapper.make_known_categories_bitsets()
+    found = np.empty((len(seen), len(numbered)), dtype=np.int32)
+    for t, predictor in enumerate(numbered):
+        found[:, t] = predictor.predict(seen, sets, places, 1)
+    return found
 
 
 def _numbered(predictor: Any, leaves: NDArray[np.int64]) -> Any:
@@ -137,16 +140,10 @@ class GradientBoosting(BoostingKind):
                 number[leaves] = np.arange(len(leaves))
                 numbers.append(number)
 
-        def leaves_of(rows: Any) -> Leaves:
-            applied = model.apply(rows).reshape(n_rows(rows), -1).astype(np.int64)
-            return np.stack(
-                [number[leaf] for number, leaf in zip(numbers, applied.T, strict=True)], 1
-            )
-
         first = dense_rows(take_rows(X, np.array([0])), 2**20)
         start = model._raw_predict_init(np.asarray(first)).reshape(-1).astype(np.float64)
         return Boosting(
-            leaves_of,
+            partial(_exact_leaves, model, numbers),
             trees,
             start,
             loss,
@@ -175,6 +172,12 @@ class GradientBoosting(BoostingKind):
         model = self.model
         own = model.decision_function(X) if is_classifier(model) else model.predict(X)
         return np.asarray(own, dtype=np.float64)
+
+
+def _exact_leaves(model: Any, numbers: list[Leaves], X: Any) -> Leaves:
+    """Return the leaves (n, n_trees) of rows, from the number of each node's leaf in each tree."""
+    nodes = model.apply(X).reshape(n_rows(X), -1).astype(np.int64)
+    return np.stack([number[node] for number, node in zip(numbers, nodes.T, strict=True)], axis=1)
 
 
 def _kept(y: NDArray[Any], held: Any, seed: Any, stratify: bool) -> Floats:

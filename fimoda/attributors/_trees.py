@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import Tags, get_tags
 
 from ..adapters import as_tree_model, default_trees
 from ..base import BaseAttributor
@@ -44,7 +45,15 @@ class BaseTrees(BaseAttributor):
         return RawRows(self._seen_by_model(X, y))
 
     def _freeze(self, X: Any, y: Any, sample_weight: Any) -> TreeModel:
+        if len(X) < 2:
+            raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         return as_tree_model(self.estimator_, X.values, y, sample_weight)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        if self.estimator is None:
+            tags.input_tags = get_tags(self._default(np.zeros(2))).input_tags
+        return tags
 
     def _blocks(self, test: Measured, bytes_of_row: int) -> list[Measured]:
         """Return blocks of test rows that take so many bytes each and fit the memory budget."""

@@ -224,10 +224,11 @@ class BoostingRun:
         boosting = self.boosting
         if not (boosting.rows_are_known and boosting.loss.is_smooth):
             return
-        wrong = size = 0.0
+        wrong = size = 0.0  # the smallest size is that of rounding
         for round_ in self.backwards():
             eta = boosting.learning_rates[round_.number]
             g, h = boosting.loss.derivatives(round_.outputs, self.targets)
+            size += 1e-20 * float((self.weights * h * (1 + round_.outputs**2)).sum())
             for tree in round_.trees:
                 G, H = (tree.members @ (tree.weights * part[tree.output]) for part in (g, h))
                 asked = boosting.value(G, H)
