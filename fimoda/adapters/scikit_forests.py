@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,7 @@ class Forests(TreesKind):
             numbers.append(number)
             branches.append(Branches(_parents(tree), leaves))
 
-        def leaves_of(rows: Any) -> Leaves:
-            applied = self._applied(rows).T
-            return np.stack([number[at] for number, at in zip(numbers, applied, strict=True)], 1)
-
+        leaves_of = partial(_leaves_of, self.model, numbers)
         forest = Forest(
             leaves_of,
             trees,
@@ -130,16 +128,6 @@ class Forests(TreesKind):
             columns = np.asarray(one.classes_, dtype=np.int64)
         found[:, columns] = values[:, 0] / values[:, 0].sum(1, keepdims=True)
         return found
-
-    def _applied(self, rows: Any) -> NDArray[np.int64]:
-        """Return the node (n, n_trees) that is the leaf of each row in each tree."""
-        model = self.model
-        if not self.is_bagging:
-            applied: NDArray[np.int64] = model.apply(rows)
-            return applied.reshape(len(applied), -1)
-        seen = check_array(rows, accept_sparse=["csr"], dtype=np.float32, ensure_all_finite=False)
-        each = zip(model.estimators_, model.estimators_features_, strict=True)
-        return np.stack([one.apply(seen[:, features]) for one, features in each], 1)
 
     def _bags(self, y: NDArray[Any], weights: Floats) -> Floats:
         """Return how often each row is in the bag of each tree (n_trees, n), times its weight."""
@@ -180,6 +168,17 @@ class Forests(TreesKind):
         model = self.model
         own = model.predict_proba(X) if is_classifier(model) else model.predict(X)
         return np.asarray(own, dtype=np.float64)
+
+
+def _leaves_of(model: Any, numbers: list[Leaves], rows: Any) -> Leaves:
+    """Return the leaf (n, n_trees) of each row in each tree, by the numbers of the nodes that are leaves."""
+    if isinstance(model, BaggingClassifier | BaggingRegressor):
+        seen = check_array(rows, accept_sparse=["csr"], dtype=np.float32, ensure_all_finite=False)
+        each = zip(model.estimators_, model.estimators_features_, strict=True)
+        applied = [one.apply(seen[:, features]) for one, features in each]
+    else:
+        applied = model.apply(rows).reshape(n_rows(rows), -1).T
+    return np.stack([number[at] for number, at in zip(numbers, applied, strict=True)], 1)
 
 
 def _parents(tree: Any) -> NDArray[np.int64]:

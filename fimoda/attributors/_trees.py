@@ -53,6 +53,7 @@ class BaseTrees(BaseAttributor):
         tags = super().__sklearn_tags__()
         if self.estimator is None:
             tags.input_tags = get_tags(self._default(np.zeros(2))).input_tags
+            tags.input_tags.sparse = False
         return tags
 
     def _blocks(self, test: Measured, bytes_of_row: int) -> list[Measured]:

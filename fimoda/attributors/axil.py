@@ -29,10 +29,10 @@ class AXIL(BaseTrees):
               S_{z,i} = m_z\Big(f(z) + k_{zi} \frac{f(x_i) - y_i}{1 - k_{ii}}\Big) - m_z(f(z))
 
     Trees that are grown by the squared error predict means of targets; boosted ones the mean of all targets
-    and, times the learning rate, means of what the rounds before have left over. With the structures held that
-    is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken for
-    giving it the target that the model would then predict for it, :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i -
-    y_i)`, where it asks for nothing.
+    and, times the learning rate, means of what the rounds before have left over. With the structures held
+    that is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken for
+    giving it the target that the model would then predict for it,
+    :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i - y_i)`, where it asks for nothing.
 
     Parameters
     ----------

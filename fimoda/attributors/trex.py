@@ -34,9 +34,10 @@ class TREX(BaseTrees):
               M = (K + \alpha D^{-1})^{-1}, \quad c = M r
 
     with :math:`K_{ij}` the mean over the trees of one over the number of training rows in the leaf that i and
-    j share, 0 where they share none; f are the trees' own raw scores. The regression is fitted to :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and
-    second derivatives of a row's loss: the least squares that a step of Newton's method solves. For the
-    squared error, and for forests, r are the targets. The change is exact for this regression.
+    j share, 0 where they share none; f are the trees' own raw scores. The regression is fitted to
+    :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and second
+    derivatives of a row's loss: the least squares that a step of Newton's method solves. For the squared
+    error, and for forests, r are the targets. The change is exact for this regression.
 
     Parameters
     ----------
@@ -80,9 +81,10 @@ class TREX(BaseTrees):
     Notes
     -----
     The leaves were found with all rows: they fit the targets of the training rows too well, so that
-    predicting rows left out asks for too small a ridge. Against `LeafRefit`, the correlation of scores over
-    rows was .78 with ``"model"`` and .44 with ``"leave-one-out"`` for 100 rounds of boosting on 200 rows of the
-    diabetes data, .20 with the trees' raw scores in place of r, and .74 without the number of rows in a leaf.
+    predicting rows left out asks for too small a ridge. For 100 rounds of boosting on 200 rows of the
+    diabetes data, the correlation with the scores of `LeafRefit` over rows was .78 with ``"model"`` and .44 with
+    ``"leave-one-out"``; .20 with the trees' raw scores in place of r, .74 with 1 in place of one over the
+    number of rows.
     Losses without a second derivative have r = y and h = 1.
 
     The decomposition takes the cube of the number of rows, or of leaves if those are fewer.
