@@ -33,7 +33,9 @@ N = 60
 
 
 def classes(n_classes=3):
-    return make_classification(N, 5, n_informative=4, n_redundant=0, n_classes=n_classes, random_state=0)
+    return make_classification(
+        N, 5, n_informative=4, n_redundant=0, n_classes=n_classes, random_state=0
+    )
 
 
 def numbers(n_targets=1):

@@ -37,7 +37,9 @@ def boosted(**params):
 MODELS = {
     "boosting": boosted(),
     "from zero": boosted(init="zero"),
-    "histograms": HistGradientBoostingRegressor(max_iter=12, l2_regularization=1.5, min_samples_leaf=5),
+    "histograms": HistGradientBoostingRegressor(
+        max_iter=12, l2_regularization=1.5, min_samples_leaf=5
+    ),
     "held out": HistGradientBoostingRegressor(
         max_iter=8, early_stopping=True, min_samples_leaf=5, random_state=0
     ),
@@ -118,8 +120,11 @@ def test_leaf_influence_moves_the_target_of_each_round():
     for i in range(N):
         for number in range(4):
             # the target of one round alone, and of the start at first
-            wanted = y.mean() if number == 0 else before[number - 1][i] + (
-                (before[number] - before[number - 1])[i] / model.learning_rate
+            wanted = (
+                y.mean()
+                if number == 0
+                else before[number - 1][i]
+                + ((before[number] - before[number - 1])[i] / model.learning_rate)
             )
             expected[:, i] += (wanted - y[i]) * of_one_round(model, X, y, Z, i, number)
     assert_allclose(influence, expected, atol=1e-9)

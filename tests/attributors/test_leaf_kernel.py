@@ -118,7 +118,9 @@ def test_bags_with_features_by_hand():
     model = BaggingRegressor(n_estimators=1, max_features=0.5, max_samples=0.7, random_state=0)
     model.fit(X, y)
     seen = X[:, model.estimators_features_[0]]
-    found, full = without_each_row(model.estimators_, bags_of(model, N), seen, y[:, None], seen[TEST])
+    found, full = without_each_row(
+        model.estimators_, bags_of(model, N), seen, y[:, None], seen[TEST]
+    )
     scores = LeafKernel(model, measurement="output").fit(X, y).transform(X[TEST])
     assert_allclose(scores, found[..., 0] - full, atol=1e-9)
 
