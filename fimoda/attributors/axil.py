@@ -30,8 +30,8 @@ class AXIL(BaseTrees):
 
     Trees that are grown by the squared error predict means of targets; boosted ones the mean of all targets
     and, times the learning rate, means of what the rounds before have left over. With the structures held
-    that is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken for
-    giving it the target that the model would then predict for it,
+    that is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken
+    for giving it the target that the model would then predict for it,
     :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i - y_i)`, where it asks for nothing.
 
     Parameters
@@ -46,7 +46,7 @@ class AXIL(BaseTrees):
     criterion : None
         Trees have their own.
     memory_budget : int, default=512 MiB
-        Bytes that the adjoints of a block of rows may take.
+        Bytes that the adjoints of a block of test rows may take.
     random_state : int, RandomState or None, default=None
         Used to fit an unfitted `estimator`.
 

@@ -33,8 +33,7 @@ class LeafKernel(BaseTrees):
         end of a Pipeline; unfitted ones are cloned and fitted. None is a small random forest.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
-        callable ``m(outputs, targets)`` of raw scores giving one number per row. The raw scores of a forest
-        are its class probabilities or its predictions.
+        callable ``m(outputs, targets)`` of raw scores giving one number per row.
     criterion : None
         Trees have their own.
     memory_budget : int, default=512 MiB
@@ -70,7 +69,8 @@ class LeafKernel(BaseTrees):
     the row, where trees that did not have it count as 0; nothing is scaled. Forests of one
     hundred trees differ by their bags much more than by a row: `LeaveOneOut` needs many seeds.
 
-    The loss is that of `LeaveOneOut`: probabilities that are 0 for the class of some row are smoothed.
+    Raw scores are the class probabilities or the predictions. The loss is that of `LeaveOneOut`:
+    probabilities, if some training row has a class of probability 0, are smoothed.
 
     References
     ----------

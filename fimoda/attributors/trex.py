@@ -82,10 +82,9 @@ class TREX(BaseTrees):
     -----
     The leaves were found with all rows: they fit the targets of the training rows too well, so that
     predicting rows left out asks for too small a ridge. For 100 rounds of boosting on 200 rows of the
-    diabetes data, the correlation with the scores of `LeafRefit` over rows was .78 with ``"model"`` and .44 with
-    ``"leave-one-out"``; .20 with the trees' raw scores in place of r, .74 with 1 in place of one over the
-    number of rows.
-    Losses without a second derivative have r = y and h = 1.
+    diabetes data, the correlation with the scores of `LeafRefit` over rows was .78 with ``"model"`` and .44
+    with ``"leave-one-out"``; .20 with the trees' raw scores in place of r, .74 where shared leaves count 1
+    whatever their number of rows. Losses without a second derivative have r = y and h = 1.
 
     The decomposition takes the cube of the number of rows, or of leaves if those are fewer.
 
@@ -139,14 +138,14 @@ class TREX(BaseTrees):
         )
         self._shares = np.sqrt(shares)
         # a row shares a leaf with itself in each tree
-        self._constant = np.sqrt(_CONSTANT * shares[leaves + ensemble.firsts[:-1]].sum(1).mean())
+        self._constant = float(_CONSTANT * shares[leaves + ensemble.firsts[:-1]].sum(1).mean())
         self._features = features = self._of_leaves(leaves)
         used = int((sizes > 0).sum()) + 1
         self._require_memory(len(leaves), used, len(np.unique(weights, axis=0)))
         self._ridges: list[_Ridge] = []
         for k, (h, r, f) in enumerate(zip(weights, wanted, outputs, strict=True)):
             same = k > 0 and np.array_equal(h, weights[k - 1])
-            known = self._ridges[-1].modes if same else _modes(features, h)
+            known = self._ridges[-1].modes if same else _modes(features, self._constant, h)
             self._ridges.append(_Ridge.of(known, h, r, f, self.alpha))
         self.alpha_ = np.array([ridge.alpha for ridge in self._ridges])
         self.fidelity_ = _correlation(np.stack([ridge.fitted for ridge in self._ridges]), outputs)
@@ -178,9 +177,8 @@ class TREX(BaseTrees):
             )
 
     def _of_leaves(self, leaves: Leaves) -> csr_array:
-        """Return features (m, n_leaves + 1) whose products are the kernel, with a constant."""
-        shared = self.model_.ensemble.indicators(leaves) @ diags_array(self._shares)
-        return csr_array(hstack([shared, np.full((len(leaves), 1), self._constant)]))
+        """Return features (m, n_leaves) whose products are the kernel, but for its constant."""
+        return csr_array(self.model_.ensemble.indicators(leaves) @ diags_array(self._shares))
 
     def _scores(self, test: Measured) -> Floats:
         bytes_of_row = 8 * self._features.shape[0] * (3 * self.n_outputs_ + 3)
@@ -188,7 +186,7 @@ class TREX(BaseTrees):
 
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
-        kernel = (self._of_leaves(leaves) @ self._features.T).toarray()
+        kernel = (self._of_leaves(leaves) @ self._features.T).toarray() + self._constant
         changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
         return differences(test, self.model_.ensemble.outputs(leaves), changes)
 
@@ -245,14 +243,17 @@ class _Ridge:
         return -((seen / (squares + self.alpha)) @ U.T) * self.left
 
 
-def _modes(features: csr_array, weights: Floats) -> _Modes:
-    """Return the modes of weighted features, by rows or by leaves, whichever are fewer."""
-    scaled = csr_array(diags_array(np.sqrt(weights)) @ features)
+def _modes(features: csr_array, constant: float, weights: Floats) -> _Modes:
+    """Return the modes of weighted features and a constant, by rows or by leaves, whichever are fewer."""
+    roots = np.sqrt(weights)
+    scaled = csr_array(diags_array(roots) @ features)
     scaled = scaled[:, np.flatnonzero(abs(scaled).sum(0))]
     if scaled.shape[0] <= scaled.shape[1]:
-        squares, U = np.linalg.eigh((scaled @ scaled.T).toarray())
+        products = (scaled @ scaled.T).toarray() + constant * np.outer(roots, roots)
+        squares, U = np.linalg.eigh(products)
         kept = squares > 1e-12 * squares.max()
         return U[:, kept], squares[kept]
+    scaled = csr_array(hstack([scaled, np.sqrt(constant) * roots[:, None]]))
     squares, V = np.linalg.eigh((scaled.T @ scaled).toarray())
     kept = squares > 1e-12 * squares.max()
     return (scaled @ V[:, kept]) / np.sqrt(squares[kept]), squares[kept]

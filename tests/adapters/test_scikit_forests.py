@@ -218,7 +218,7 @@ def test_other_rows_are_refused():
 def test_unknown_bags_are_refused():
     X, y = numbers()
     model = few(BaggingRegressor, warm_start=True).fit(X, y).set_params(n_estimators=8).fit(X, y)
-    with pytest.raises(ValueError, match="tells 3 of 8. Fit all trees at once"):
+    with pytest.raises(ValueError, match=r"tells 3 of 8\. Fit all trees at once"):
         LeafKernel(model).fit(X, y)
 
 
