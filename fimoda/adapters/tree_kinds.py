@@ -52,6 +52,11 @@ class TreesKind(Kind):
         return found
 
     @property
+    def balances(self) -> str | None:
+        """The weight or the number of rows, by which classes are balanced, as `Weighting` has it, or None."""
+        return "rows" if isinstance(getattr(self.model, "class_weight", None), str) else None
+
+    @property
     def classes(self) -> NDArray[Any] | None:
         """The labels of a classifier, in the order of its outputs."""
         return getattr(self.model, "classes_", None) if is_classifier(self.model) else None
@@ -62,15 +67,15 @@ class TreesKind(Kind):
         by_class, classes = self.class_weight(y), self.classes
         total = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
         if by_class is not None and classes is not None:
-            total = total * by_class[np.searchsorted(classes, y)]
+            order = np.argsort(classes)
+            total = total * by_class[order[np.searchsorted(classes, y, sorter=order)]]
         ensemble = self.ensemble(X, y, total)
-        balanced = isinstance(getattr(self.model, "class_weight", None), str)
         return TreeModel.of(
             ensemble,
             loss=self.row_loss(ensemble, n),
             classes=classes,
             class_weight=None if by_class is None else torch.from_numpy(by_class),
-            weighting=Weighting("rows", "rows" if balanced else None),
+            weighting=Weighting("rows", self.balances),
         )
 
     def check_predictions(self, view: FinalModel, X: Any) -> None:

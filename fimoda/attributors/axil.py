@@ -14,7 +14,7 @@ from ..adapters import default_forest, default_trees, is_class_target
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import BoostingRun, Forest, ForestRows, Squared, adjoint_scores
+from ..trees import BoostingRun, FirstOrder, Forest, ForestRows, Squared, adjoint_scores
 from ..trees.ensemble import Leaves
 from ._trees import BaseTrees, Floats, differences
 
@@ -165,7 +165,8 @@ class AXIL(BaseTrees):
         """Return the run of boosting, if predictions are linear in the targets."""
         run = self.model_.run(rows)
         boosting = run.boosting
-        if type(boosting.loss) is not Squared:
+        loss = boosting.loss.loss if isinstance(boosting.loss, FirstOrder) else boosting.loss
+        if type(loss) is not Squared:
             raise self._no_means("it was boosted by another loss than the squared error")
         if boosting.n_outputs > 1:
             raise self._no_means(f"it has {boosting.n_outputs} outputs; fit one model for each")

@@ -13,7 +13,7 @@ from .._validation import POSITIVE_REAL, StrOptions
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import Boosting, Forest
+from ..trees import Boosting, FirstOrder, Forest
 from ..trees.ensemble import Leaves
 from ._trees import BaseTrees, Floats, differences
 
@@ -156,8 +156,13 @@ class TREX(BaseTrees):
         given = np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
         weights = np.broadcast_to(given, outputs.shape)
         if isinstance(ensemble, Boosting) and ensemble.loss.is_smooth:
-            run = self.model_.run(rows)
-            g, h = ensemble.loss.derivatives(outputs, run.targets)
+            if not ensemble.obstacle:
+                self.model_.run(rows)  # which looks whether the leaves come from these rows
+            loss = ensemble.loss.loss if isinstance(ensemble.loss, FirstOrder) else ensemble.loss
+            targets = loss.encoded(rows.targets.cpu().numpy(), len(outputs))
+            g, h = loss.derivatives(outputs, targets)
+            if loss.is_coupled:  # outputs are fitted one by one
+                h = np.moveaxis(np.diagonal(h), -1, 0)
             h = np.maximum(h, _FLAT * h.mean(1, keepdims=True))
             return outputs - g / h, weights * h
         if isinstance(ensemble, Forest) and ensemble.leaves_are_means:

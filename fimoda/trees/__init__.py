@@ -3,6 +3,7 @@
 from .adjoint import adjoint_scores
 from .ensemble import Boosting, Tree, TreeEnsemble
 from .forest import Branches, Forest, ForestRows
+from .leaf_methods import CoupledSoftmax, FirstOrder
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
 from .model import TreeModel
 from .run import CACHED, BoostingRun
@@ -13,6 +14,8 @@ __all__ = [
     "BoostingLoss",
     "BoostingRun",
     "Branches",
+    "CoupledSoftmax",
+    "FirstOrder",
     "Forest",
     "ForestRows",
     "Logistic",
