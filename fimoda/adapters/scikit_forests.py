@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.ensemble import (
     BaggingClassifier,
@@ -109,7 +110,7 @@ class Forests(TreesKind):
             leaves_of,
             trees,
             np.zeros(trees[0].values.shape[1]),
-            bags=self._bags(y, weights),
+            **self._bags(y, weights),
             branches=branches,
             leaves_are_means=members[0].criterion != "absolute_error",
             is_constrained=members[0].monotonic_cst is not None,
@@ -129,26 +130,43 @@ class Forests(TreesKind):
         found[:, columns] = values[:, 0] / values[:, 0].sum(1, keepdims=True)
         return found
 
-    def _bags(self, y: NDArray[Any], weights: Floats) -> Floats:
-        """Return how often each row is in the bag of each tree (n_trees, n), times its weight."""
+    def _bags(self, y: NDArray[Any], weights: Floats) -> dict[str, Floats | None]:
+        """Return what is known of the bags: `bags`, `units` and `chances` of a `Forest`."""
         model, n = self.model, len(y)
         if isinstance(model, BaseDecisionTree):
-            return weights[None]
+            return {"bags": weights[None], "units": weights[None]}
+        shape = len(model.estimators_), n
         if not (self.is_bagging or model.bootstrap):
-            return np.broadcast_to(weights, (len(model.estimators_), n))
+            all_rows = np.broadcast_to(weights, shape)
+            return {"bags": all_rows, "units": all_rows}
         drawn = list(model.estimators_samples_)
-        if len(drawn) != len(model.estimators_):
+        if len(drawn) != shape[0]:
             raise ValueError(
                 f"estimator {type(model).__name__} must tell the bags of all of its trees, but after a "
-                f"warm start it tells {len(drawn)} of {len(model.estimators_)}. Fit all trees at once."
+                f"warm start it tells {len(drawn)} of {shape[0]}. Fit all trees at once."
             )
-        found = np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64)
+        times = np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64)
+        by_weight = getattr(model, "_sample_weight", None)
+        units: Floats = np.broadcast_to(1.0, shape)
         if not hasattr(model, "_sample_weight"):  # newer ones draw by weight
-            found *= weights
+            units = units * weights
         if self.is_bagging:
-            found *= self._own_class_weights(y)
+            units = units * self._own_class_weights(y)
         elif getattr(model, "class_weight", None) == "balanced_subsample":
-            found *= [compute_sample_weight("balanced", y, indices=rows) for rows in drawn]
+            units = units * [compute_sample_weight("balanced", y, indices=rows) for rows in drawn]
+        size, shares = len(drawn[0]), np.full(n, 1 / n)
+        if by_weight is not None:
+            shares = by_weight / by_weight.sum()
+        return {"bags": times * units, "units": units, "chances": self._chances(size, shares)}
+
+    def _chances(self, size: int, shares: Floats) -> Floats:
+        """Return the chances (most + 1, n) of rows with these shares to be drawn 0, 1, ... times."""
+        if not self.model.bootstrap:  # each at most once
+            once = np.minimum(size * shares, 1)
+            return np.stack([1 - once, once])
+        mean = size * shares.max()
+        most = int(min(size, np.ceil(mean + 8 * np.sqrt(mean) + 8)))
+        found: Floats = binom.pmf(np.arange(most + 1)[:, None], size, shares)
         return found
 
     def _own_class_weights(self, y: NDArray[Any]) -> float | Floats:

@@ -70,6 +70,10 @@ class Forest(TreeEnsemble):
     ----------
     bags : ndarray of shape (n_trees, n)
         How often each training row is in the bag of each tree, times its weight; 0 where it is not.
+    units : ndarray of shape (n_trees, n)
+        The weight in each tree of a row that is drawn once.
+    chances : ndarray of shape (most + 1, n) or None
+        The chance of each row to be drawn 0, 1, ... times for a tree; None if rows are not drawn.
     branches : list of Branches
         The nodes of each tree.
     leaves_are_means : bool
@@ -79,6 +83,8 @@ class Forest(TreeEnsemble):
     """
 
     bags: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    units: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    chances: Floats | None = None
     branches: list[Branches] = field(default_factory=list)
     leaves_are_means: bool = True
     is_constrained: bool = False
@@ -137,28 +143,48 @@ class ForestRows:
                 "Pass all of its training rows with the targets and weights of its fit."
             )
 
-    def changes(self) -> list[csr_array]:
+    def changes(self, redrawn: bool = False) -> list[csr_array]:
         r"""Return the change of every leaf without each row (n_leaves, n), one matrix for each output.
 
         Over the number of trees, so that the product with the forest's `indicators` is the change of outputs.
-        In a leaf of weight W, mean v and further rows it is :math:`w (v - y) / (W - w)`. A leaf that loses
-        its last row takes the mean of the nearest node above it that has others. Held leaves do not change.
+        In a leaf whose further rows have the weight W and the mean v it is :math:`\frac{w}{W + w} (v - y)`,
+        for the row's weight w in the bag, or if `redrawn` with the mean of that factor over what may be drawn.
+        In a leaf without further rows, v is that of the nearest node above that has some, and the factor 1 or
+        the chance that the row is drawn. Held leaves do not change.
         """
-        found, T = [], len(self.forest.trees)
-        for t, branches in enumerate(self.forest.branches):
-            w, (weight, total, held) = self.forest.bags[t], self._means(t)
-            rows = np.flatnonzero((w > 0) & ~held[self.leaves[:, t]])
-            leaf = self.leaves[rows, t]
-            number = self._of_leaves(t, (w > 0).astype(np.float64))
-            node = branches.nearest(branches.sums(number) > 1, leaf)
-            left = branches.sums(weight)[node] - w[rows]
-            without = branches.sums(total)[node] - w[rows, None] * self.targets[rows]
-            mean = total[leaf] / weight[leaf, None]
-            alone = branches.sums(number)[node] < 2
-            change = np.where(alone[:, None], 0, without / np.where(alone, 1, left)[:, None] - mean)
-            found.append((leaf + self.forest.firsts[t], rows, change / T))
+        found, forest = [], self.forest
+        for t, branches in enumerate(forest.branches):
+            bag, (weight, total, held) = forest.bags[t], self._means(t)
+            inside = bag > 0
+            rows = np.flatnonzero(
+                (inside | (redrawn and forest.chances is not None)) & ~held[self.leaves[:, t]]
+            )
+            leaf, own, y = self.leaves[rows, t], bag[rows], self.targets[rows]
+            number = branches.sums(self._of_leaves(t, inside.astype(np.float64)))
+            nodes = np.where(inside[rows], branches.nearest(number > 1, leaf), branches.nodes[leaf])
+            left = np.maximum(branches.sums(weight)[nodes] - own, 0)
+            known = number[nodes] > inside[rows]
+            mean = (branches.sums(total)[nodes] - own[:, None] * y) / np.where(known, left, 1)[
+                :, None
+            ]
+            others = np.where(nodes == branches.nodes[leaf], left, 0)
+            part = self._parts(t, rows, others) if redrawn else own / (others + own)
+            found.append((leaf + forest.firsts[t], rows, (known * part)[:, None] * (mean - y)))
         at, rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return [self._matrix(at, rows, one) for one in values.T]
+        return [self._matrix(at, rows, one / len(forest.trees)) for one in values.T]
+
+    def _parts(self, t: int, rows: NDArray[np.int64], others: Floats) -> Floats:
+        """Return the mean part of some rows in leaves with others of a weight, over what may be drawn."""
+        forest = self.forest
+        if forest.chances is None:
+            own = forest.bags[t, rows]
+            return own / (others + own)
+        found = np.zeros(len(rows))
+        for times, chance in enumerate(forest.chances[1:], 1):
+            own = times * forest.units[t, rows]
+            total = others + own
+            found += chance[rows] * np.divide(own, total, out=np.zeros_like(own), where=total > 0)
+        return found
 
     def shares(self) -> csr_array:
         """Return the share (n_leaves, n) of each row in the mean of its leaf, over the number of trees."""
