@@ -130,7 +130,7 @@ class Forests(TreesKind):
         found[:, columns] = values[:, 0] / values[:, 0].sum(1, keepdims=True)
         return found
 
-    def _bags(self, y: NDArray[Any], weights: Floats) -> dict[str, Floats | None]:
+    def _bags(self, y: NDArray[Any], weights: Floats) -> dict[str, Any]:
         """Return what is known of the bags: `bags`, `units` and `chances` of a `Forest`."""
         model, n = self.model, len(y)
         if isinstance(model, BaseDecisionTree):

@@ -148,25 +148,23 @@ class ForestRows:
 
         Over the number of trees, so that the product with the forest's `indicators` is the change of outputs.
         In a leaf whose further rows have the weight W and the mean v it is :math:`\frac{w}{W + w} (v - y)`,
-        for the row's weight w in the bag, or if `redrawn` with the mean of that factor over what may be drawn.
-        In a leaf without further rows, v is that of the nearest node above that has some, and the factor 1 or
-        the chance that the row is drawn. Held leaves do not change.
+        for the row's weight w in the bag; if `redrawn`, with the mean of that factor over what may be drawn.
+        In a leaf without further rows, v is that of the nearest node above that has some, and the factor is
+        1, or the chance that the row is drawn. Held leaves do not change.
         """
         found, forest = [], self.forest
         for t, branches in enumerate(forest.branches):
             bag, (weight, total, held) = forest.bags[t], self._means(t)
             inside = bag > 0
-            rows = np.flatnonzero(
-                (inside | (redrawn and forest.chances is not None)) & ~held[self.leaves[:, t]]
-            )
+            everyone = redrawn and forest.chances is not None
+            rows = np.flatnonzero((inside | everyone) & ~held[self.leaves[:, t]])
             leaf, own, y = self.leaves[rows, t], bag[rows], self.targets[rows]
             number = branches.sums(self._of_leaves(t, inside.astype(np.float64)))
             nodes = np.where(inside[rows], branches.nearest(number > 1, leaf), branches.nodes[leaf])
             left = np.maximum(branches.sums(weight)[nodes] - own, 0)
             known = number[nodes] > inside[rows]
-            mean = (branches.sums(total)[nodes] - own[:, None] * y) / np.where(known, left, 1)[
-                :, None
-            ]
+            rest = branches.sums(total)[nodes] - own[:, None] * y
+            mean = rest / np.where(known, left, 1)[:, None]
             others = np.where(nodes == branches.nodes[leaf], left, 0)
             part = self._parts(t, rows, others) if redrawn else own / (others + own)
             found.append((leaf + forest.firsts[t], rows, (known * part)[:, None] * (mean - y)))
