@@ -1,12 +1,15 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
+from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
+from .going_on import how_to_continue
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
     as_final_model,
     as_tree_model,
     check_columns,
     check_fitted,
+    continues_itself,
     fits_itself,
     initial_parameters,
     is_fitted,
@@ -44,6 +47,8 @@ from .wrappers import (
 )
 
 __all__ = [
+    "Continuing",
+    "OwnRows",
     "RefittableModel",
     "TrajectoryRecorder",
     "as_final_model",
@@ -54,6 +59,7 @@ __all__ = [
     "check_fitted",
     "check_ids",
     "check_shapes",
+    "continues_itself",
     "default_estimator",
     "default_forest",
     "default_linear_model",
@@ -61,6 +67,7 @@ __all__ = [
     "fit_with",
     "fits_itself",
     "has_earlier_steps",
+    "how_to_continue",
     "initial_parameters",
     "is_class_target",
     "is_fitted",

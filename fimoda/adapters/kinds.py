@@ -84,6 +84,10 @@ class Kind:
         """Return the epochs of its training, where they are known."""
         return None
 
+    def goes_on_in_steps(self) -> bool:
+        """Return whether further training takes steps of an optimiser, and is not its own continuing."""
+        return False
+
     def own_training(self) -> str | None:
         """Return what a stack cannot repeat of its training, if there is such a thing."""
         return None
@@ -136,6 +140,9 @@ class Frozen(Kind):
     def is_fitted(self) -> bool:
         return True
 
+    def goes_on_in_steps(self) -> bool:
+        return True
+
     def frozen(self, X: Any, y: Any, weights: Any, criterion: Any) -> FinalModel:
         check_ids(self.model, X)
         return self.model
@@ -143,6 +150,9 @@ class Frozen(Kind):
 
 class ScikitLearn(Kind, ABC):
     """A model of scikit-learn's with coefficients."""
+
+    def goes_on_in_steps(self) -> bool:
+        return True
 
     @abstractmethod
     def view(self, estimator: Any, y: Any, weights: NDArray[Any]) -> FinalModel:

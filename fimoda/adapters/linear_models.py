@@ -145,6 +145,10 @@ class SGD(ScikitLearn):
 
     types = (SGDClassifier, SGDRegressor)
 
+    def goes_on_in_steps(self) -> bool:
+        """Return whether the loss is smooth; others go on by ``partial_fit``."""
+        return self.model.loss in ("log_loss", "squared_error", "huber")
+
     def view(
         self, estimator: SGDClassifier | SGDRegressor, y: Any, weights: NDArray[Any]
     ) -> FinalModel:

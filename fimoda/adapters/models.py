@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection._search import BaseSearchCV
 from torch import Tensor, nn
 
 from .._arrays import n_rows, take_rows
@@ -161,6 +163,19 @@ def is_network(estimator: Any) -> bool:
 def fits_itself(estimator: Any) -> bool:
     """Return whether the model is an estimator with a ``fit`` of its own, and no network of torch's."""
     return kind_of(estimator).fits_itself
+
+
+def continues_itself(estimator: Any) -> bool:
+    """Return whether further training is the model's own continuing, and no steps of an optimiser.
+
+    Of a search or a target transform that is not fitted yet, the answer is that of what it will fit.
+    """
+    model = last_step(estimator)
+    if isinstance(model, BaseSearchCV | TransformedTargetRegressor):
+        inner = model.get_params(deep=False)
+        inner = inner.get("estimator", inner.get("regressor"))
+        return inner is not None and continues_itself(inner)
+    return not kind_of(model).goes_on_in_steps()
 
 
 def own_training(estimator: Any) -> str | None:

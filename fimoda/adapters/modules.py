@@ -189,6 +189,9 @@ class Module(Kind):
     def is_fitted(self) -> bool:
         return True
 
+    def goes_on_in_steps(self) -> bool:
+        return True
+
     def is_network(self) -> bool:
         return True
 

@@ -21,13 +21,26 @@ from .._validation import (
     in_steps,
     is_integer,
 )
+from ..adapters import (
+    OwnRows,
+    RefittableModel,
+    as_refittable,
+    continues_itself,
+    how_to_continue,
+    last_step,
+)
 from ..base import BaseAttributor
 from ..batch_statistics import BatchStatistics, statistics_in
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
 from ..measured import Measured
+from ..model import FinalModel
+from ..rows import RawRows
+from ..training.batches import LeaveOutMode
+from ..training.continued import ContinuedRun, refuse_steps
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.refits import require_finite
 from ..training.run import Run, resolve_run
 from ..training.workers import Workers
 from ..trials import Trial
@@ -92,6 +105,64 @@ class BaseFurtherTraining(BaseAttributor):
 
     def _n_runs(self) -> int:
         return len(self.seeds_)
+
+
+if TYPE_CHECKING:
+    _Attributor = BaseAttributor
+else:
+    _Attributor = object
+
+
+class GoesOnMixin(_Attributor):
+    """Mixin of methods that also take estimators that go on training by themselves.
+
+    Their rows are left as they are, and their outputs are predictions.
+    """
+
+    leave_out_mode: LeaveOutMode
+
+    _own_run: ContinuedRun
+
+    @property
+    def _goes_on(self) -> bool:
+        """True if the model goes on by itself, and takes no steps of an optimiser."""
+        return continues_itself(self.estimator_)
+
+    def _leaves_rows(self, estimator: Any) -> bool:
+        return super()._leaves_rows(estimator) or continues_itself(estimator)
+
+    def _hands_on_rows(self, estimator: Any) -> bool:
+        return continues_itself(estimator)
+
+    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
+        if not self._goes_on:
+            return super()._model_rows(X, y)
+        return RawRows(self._seen_by_model(X, y))
+
+    def _freeze(
+        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+    ) -> FinalModel:
+        if not self._goes_on:
+            return super()._freeze(X, y, sample_weight)
+        part = last_step(self.estimator_)
+        continuing = how_to_continue(part)
+        refuse_steps(self, continuing)
+        rows = OwnRows(X, y, sample_weight)
+        continuing.check_rows(rows)
+        model = as_refittable(part, X, y)
+        model.require_predictable(X)
+        self._own_run = ContinuedRun(continuing, model, rows, self.leave_out_mode)
+        return model
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        if self._goes_on:
+            require_finite(self, self._objective, self._measure)
+
+    def _test(self, X: Any, y: Any) -> Measured:
+        if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
+            self.model_.require_predictable(self._model_rows(X))
+        return super()._test(X, y)
 
 
 if TYPE_CHECKING:

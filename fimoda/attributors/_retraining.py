@@ -35,7 +35,6 @@ from ..base import BaseAttributor
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..last_call import of_last_call
 from ..measured import Measured
-from ..measurements import values
 from ..model import FinalModel
 from ..rows import RawRows
 from ..training.optimizers import LearningRate
@@ -45,6 +44,7 @@ from ..training.refits import (
     UNIT_SIZE,
     Refits,
     refuse_settings_of_networks,
+    require_finite,
     training_anew,
 )
 from ..training.retraining import Retraining, SubsetTrainer
@@ -154,15 +154,8 @@ class BaseRetraining(BaseAttributor):
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
         super()._prepare(X, y, sample_weight)
-        numbers = not self.model_.loss.is_classifier
-        if self._in_stacks or callable(self.measurement) or numbers:
-            return
-        measured = values(self._measure, self._objective.outputs, self._objective.rows.targets)
-        if not torch.isfinite(measured).all():
-            raise ValueError(
-                f"measurement={self.measurement!r} is not finite where a class has the probability 0 or "
-                f"1, as {type(self.estimator_).__name__} gives. Use measurement='loss' or 'output'."
-            )
+        if not self._in_stacks:
+            require_finite(self, self._objective, self._measure)
 
     def _test(self, X: Any, y: Any) -> Measured:
         if isinstance(self.model_, RefittableModel):  # its complaints before those of this class

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.utils import Tags, get_tags
+from torch import nn
 
-from ..adapters import as_tree_model, default_trees
+from .._validation import (
+    POSITIVE_INTEGER,
+    Interval,
+    check_random_state,
+    check_seeds,
+)
+from ..adapters import as_tree_model, default_trees, last_step, refit
 from ..base import BaseAttributor
+from ..last_call import of_last_call
 from ..measured import Measured
-from ..measurements import values
+from ..measurements import Measurement, values
+from ..model import DEFAULT_BUDGET
 from ..rows import RawRows
+from ..training.random_subsets import drawn_subsets
+from ..training.subset_outcomes import mean_and_error
 from ..trees import BoostingRun, TreeModel
 
 Floats = NDArray[np.float64]
@@ -47,6 +62,7 @@ class BaseTrees(BaseAttributor):
     def _freeze(self, X: Any, y: Any, sample_weight: Any) -> TreeModel:
         if len(X) < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+        self._seen_rows = (X, y, sample_weight)
         return as_tree_model(self.estimator_, X.values, y, sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
@@ -61,18 +77,160 @@ class BaseTrees(BaseAttributor):
         return test.split(max(1, self.memory_budget // max(bytes_of_row, 1)))
 
 
-class BaseBoosting(BaseTrees):
-    """Base of the methods that follow the run of boosting."""
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A model whose run of boosting is followed, and the training rows that it was grown on."""
 
-    _run: BoostingRun
+    model: TreeModel
+    run: BoostingRun
+    rows: NDArray[np.int64]
+
+
+class BaseBoosting(BaseTrees):
+    """Base of the methods that follow the run of boosting, of the final model or of several grown anew.
+
+    A method implements `_of_member`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseTrees._parameter_constraints,
+        "n_models": [POSITIVE_INTEGER],
+        "share": [Interval(Real, 0, 1, closed="right")],
+        "n_jobs": [Integral, None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_models: int = 1,
+        share: float = 0.7,
+        measurement: Measurement = "loss",
+        criterion: nn.Module | None = None,
+        memory_budget: int = DEFAULT_BUDGET,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+    ):
+        super().__init__(
+            estimator, measurement=measurement, criterion=criterion, random_state=random_state
+        )
+        self.n_models = n_models
+        self.share = share
+        self.memory_budget = memory_budget
+        self.n_jobs = n_jobs
+
+    # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        self._run = self.model_.run(self._objective.rows)
+        if self.n_models == 1:
+            run = self.model_.run(self._objective.rows)
+            self._members = [Member(self.model_, run, np.arange(len(run)))]
+            return
+        rng = check_random_state(self.random_state)
+        subsets = self._subsets(rng)
+        self.seeds_ = check_seeds(self.n_models, rng)
+        model = last_step(self.estimator_)
+        if not hasattr(model, "get_params"):
+            raise TypeError(
+                f"n_models must be 1 for a {type(model).__name__}, which has no fit of its own to be grown "
+                f"again by; got {self.n_models}. Pass the library's scikit-learn estimator."
+            )
+        X, y, weights = self._seen_rows
+        self._members = Parallel(n_jobs=self.n_jobs)(
+            delayed(_grown)(model, X, y, weights, np.flatnonzero(subset), seed)
+            for subset, seed in zip(subsets, self.seeds_, strict=True)
+        )
+        if any(member.model.ensemble.n_outputs != self.n_outputs_ for member in self._members):
+            raise ValueError(
+                f"share must leave rows of every class to each model, got {self.share:g} of rows of which a "
+                "class has few. Raise it, or leave n_models=1."
+            )
 
-    @property
-    def _bytes_of_row(self) -> int:
-        """Bytes of what is known of all training rows for each test row: scores, adjoints, a copy."""
-        return 8 * len(self._run) * (self._run.boosting.n_outputs + 2)
+    def _subsets(self, rng: np.random.RandomState) -> NDArray[np.bool_]:
+        """Return the rows (n_models, n) that each model is grown on."""
+        n = len(self._objective)
+        if self.share == 1:
+            return np.ones((self.n_models, n), dtype=bool)
+        subsets = drawn_subsets(n, self.n_models, self.share, rng, cover=True)
+        if not subsets.any(0).all():
+            raise ValueError(
+                f"n_models must be larger for every row to be in one of the models, got {self.n_models} "
+                f"models of {self.share:g} of the rows. Raise n_models or share."
+            )
+        return subsets
+
+    # ---- transform --------------------------------------------------------------------------
+
+    def _scores(self, test: Measured) -> Floats:
+        if len(self._members) == 1:
+            self._seen["scores_sem_"] = np.full((len(test), len(self.train_indices_)), np.nan)
+            return self._of_member(self._members[0], test)
+        found, errors = mean_and_error(np.moveaxis(self._each(test), 0, -1))
+        self._seen["scores_sem_"] = errors
+        return found
+
+    def _each(self, test: Measured) -> Floats:
+        """Return the scores (n_models, n_test, n) of each model, NaN for rows that it was not grown on.
+
+        A row matters the less the more there are of them: they are those of all rows by `share`.
+        """
+        found = np.full((len(self._members), len(test), len(self.train_indices_)), np.nan)
+        for one, member in zip(found, self._members, strict=True):
+            one[:, member.rows] = self.share * self._of_member(member, test)
+        return found
+
+    @abstractmethod
+    def _of_member(self, member: Member, test: Measured) -> Floats:
+        """Hook of `transform`: scores (n_test, n_rows) of the rows that a model was grown on."""
+
+    def _coupled(self, test: Measured) -> tuple[Floats, Floats]:
+        if len(self._members) == 1:
+            return super()._coupled(test)
+        if self.share < 1:
+            raise ValueError(
+                f"share must be 1 where models are looked at one by one, got {self.share:g}: each of them "
+                "has scores of all rows then."
+            )
+        measured = [
+            values(test.measure, member.model.outputs(test.inputs), test.targets).numpy()
+            for member in self._members
+        ]
+        return np.stack(measured), self._each(test)
+
+    def _bytes_of_row(self, run: BoostingRun) -> int:
+        """Return the bytes of what is known of all training rows for each test row."""
+        return 8 * len(run) * (run.boosting.n_outputs + 2)
+
+    scores_sem_ = of_last_call(
+        "scores_sem_",
+        "Standard error over models of the scores last returned, (n_test, n_train); NaN for one model.",
+    )
+
+    def _n_runs(self) -> int:
+        return len(self._members)
+
+    def _process(self) -> str:
+        if self.n_models == 1:
+            return self.process
+        part = "" if self.share == 1 else f" on {self.share:.0%} of the rows each"
+        return f"{self.process}, in the mean over {self.n_models} models grown anew{part}"
+
+    def _caveats(self) -> list[str]:
+        held = (
+            "splits of the trees do not move in it: leave-one-out retraining is larger and random"
+        )
+        return [*super()._caveats(), held]
+
+
+def _grown(
+    model: Any, X: RawRows, y: Any, weights: Any, rows: NDArray[np.int64], seed: int
+) -> Member:
+    """Return a model grown anew on some rows, with its run."""
+    some, given = X[rows], None if weights is None else weights[rows]
+    grown = as_tree_model(
+        refit(model, some.values, y[rows], given, seed), some.values, y[rows], given
+    )
+    return Member(grown, grown.run(grown.rows(some, y[rows], given)), rows)
 
 
 def slopes(test: Measured, outputs: Floats) -> Floats:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from torch import nn
 
 from ..measured import Measured
-from ..measurements import Measurement
-from ..model import DEFAULT_BUDGET
 from ..trees import CACHED, BoostingRun
 from ..trees.ensemble import Leaves
-from ._trees import BaseBoosting, Floats, slopes
+from ._trees import BaseBoosting, Floats, Member, slopes
 
 
 def boost_in_scores(run: BoostingRun, test: Measured, leaves: Leaves) -> Floats:
@@ -54,6 +49,11 @@ class BoostIn(BaseBoosting):
     estimator : object, default=None
         Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
         is a small HistGradientBoosting model.
+    n_models : int, default=1
+        Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
+        of their own, so that their splits differ.
+    share : float, default=0.7
+        Part of the rows that each of several models is grown on, drawn at random.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
         callable ``m(outputs, targets)`` of raw scores giving one number per row.
@@ -62,7 +62,9 @@ class BoostIn(BaseBoosting):
     memory_budget : int, default=512 MiB
         Bytes that the scores of a block of test rows may take.
     random_state : int, RandomState or None, default=None
-        Used to fit an unfitted `estimator`.
+        Used to fit an unfitted `estimator`, and to draw rows and seeds of several models.
+    n_jobs : int, default=None
+        joblib workers that grow models.
 
     Attributes
     ----------
@@ -72,6 +74,8 @@ class BoostIn(BaseBoosting):
         Its frozen view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    scores_sem_ : ndarray of shape (n_test, n_train)
+        Standard error over models of the scores last returned by `transform`; NaN for one model.
 
     Raises
     ------
@@ -100,22 +104,9 @@ class BoostIn(BaseBoosting):
         "training anew, to first order, each round on its own, with the splits of the trees held"
     )
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        measurement: Measurement = "loss",
-        criterion: nn.Module | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
-        random_state: Any = None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.memory_budget = memory_budget
-
-    def _scores(self, test: Measured) -> Floats:
-        blocks = self._blocks(test, self._bytes_of_row)
+    def _of_member(self, member: Member, test: Measured) -> Floats:
+        run = member.run
+        blocks = self._blocks(test, self._bytes_of_row(run))
         return np.concatenate(
-            [boost_in_scores(self._run, b, self.model_.leaves(b.inputs)) for b in blocks]
+            [boost_in_scores(run, b, member.model.leaves(b.inputs)) for b in blocks]
         )

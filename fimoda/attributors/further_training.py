@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, get_args
 
@@ -24,12 +24,13 @@ from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import further_runs, further_training
+from ..training.continued import continued_runs
+from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
 from ..training.run import WAYS, Way
 from ..trials import SHARE, Trial
-from ._further_training import BaseFurtherTraining
+from ._further_training import BaseFurtherTraining, GoesOnMixin
 
 #: Rows left out and epochs of trials.
 _TRIALS = ((1, 1), (1, 10), (15, 10))
@@ -43,7 +44,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class FurtherTraining(BaseFurtherTraining):
+class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     r"""Train the final model further with and without each row, and compare.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
@@ -58,6 +59,15 @@ class FurtherTraining(BaseFurtherTraining):
 
     `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
     stack. Dropout is active, with the same units dropped in both runs.
+
+    Estimators that are no networks go on by themselves. Gradient boosting (of scikit-learn, XGBoost,
+    LightGBM and CatBoost) adds rounds to those that there are, by ``warm_start`` or from an initial model,
+    with early stopping off; a round counts as an epoch. Other estimators with ``partial_fit``
+    (``SGDClassifier`` with ``loss="hinge"``, ``Perceptron``) take a step for each row of an epoch. What they
+    predict is measured: probabilities and their log-loss, or predictions and their squared error. Horizons
+    are whole numbers, `optimizer` and the other parameters of steps are left alone, and balanced class
+    weights are those of the rows that are left. If nothing is drawn, all seeds are one run. Trees that are
+    grown from other rows each time (``subsample``) say little about one row: look at ``scores_sem_``.
 
     Parameters
     ----------
@@ -83,6 +93,10 @@ class FurtherTraining(BaseFurtherTraining):
         batch's mean with its share in all rows, :math:`\bar g_t + \frac{s_i}{1 - s_i} (\bar g_t - g_i)`:
         to first order this is the mean over orders, without the noise of when the row comes up, so that a
         seed is worth several. With Adam a row's own second moment stays, and long runs differ by it.
+        Of estimators that go on by themselves "mask" keeps a row with weight zero where a seed draws rows
+        or their order (``subsample``, ``partial_fit``), so that the same others are drawn; some libraries
+        still count it in the size of a leaf. Where no rows are drawn it is taken away, as by "drop"; but one
+        that is the only one of its class or category always stays with weight zero.
     optimizer : str or type, default=None
         A ``torch.optim`` class that updates every coordinate on its own, or its name; the model's
         own by default, SGD if it has none. It starts without state.
@@ -116,7 +130,8 @@ class FurtherTraining(BaseFurtherTraining):
         Models in a stack; by default as many as stay in the processor's cache.
     checkpoint_dir : path, default=None
         Directory that keeps the trained stacks; they are read from it one by one when needed. A
-        call with the same arguments resumes from it, also after the process was killed.
+        call with the same arguments resumes from it, also after the process was killed. Of estimators that
+        go on by themselves it keeps measurements: `transform` trains, once for each set of test rows.
     memory_budget : int, default=2 GiB
         Bytes that trained models may take in memory when there is no `checkpoint_dir`.
     sem_tol : float, default=0.2
@@ -145,7 +160,7 @@ class FurtherTraining(BaseFurtherTraining):
     seeds_ : list of int
         Seeds of the runs; fewer than asked for if `max_seconds` were over.
     engine_ : str
-        The way in which models were trained, as `engine` takes it.
+        The way in which models were trained, as `engine` takes it; "own" if an estimator went on by itself.
     scores_sem_ : ndarray of shape (n_test, n_left_out)
         Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
 
@@ -157,6 +172,14 @@ class FurtherTraining(BaseFurtherTraining):
         Before training, if the models fit neither `memory_budget` nor a `checkpoint_dir` is given.
     OSError
         If `checkpoint_dir` cannot be written or has no room.
+    TypeError
+        If the model cannot be trained further: of forests more trees do not change those that there are, and
+        naive Bayes would count its rows again.
+
+    Warns
+    -----
+    UserWarning
+        If early stopping has held rows out of the training, which goes on with all.
 
     References
     ----------
@@ -251,7 +274,8 @@ class FurtherTraining(BaseFurtherTraining):
     # ---- fit --------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        self._trained = further_training(self._objective, self._own, **self._settings())
+        runs = self._runs(check_horizons(self.n_epochs, "n_epochs"), "n_epochs")
+        self._trained = runs.trained(self._own)
         self.seeds_ = list(self._trained.seeds)
         self.train_indices_ = self._trained.runs.leave_out
         self.engine_ = self._trained.runs.run.way
@@ -259,6 +283,18 @@ class FurtherTraining(BaseFurtherTraining):
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that say how to train."""
         return {name: getattr(self, name) for name in SETTINGS}
+
+    def _runs(self, epochs: Sequence[float], name: str, **changes: Any) -> FurtherRuns:
+        """Return the runs that the parameters ask for, read after so many epochs (`name` in errors)."""
+        settings = {**self._settings(), **changes}
+        del settings["n_epochs"]
+        if self._goes_on:
+            return continued_runs(self._own_run, epochs, name, **settings)
+        return further_runs(self._objective, epochs, name, **settings)
+
+    def _in_epochs(self, n_steps: int) -> float:
+        """Return the epochs of so many steps: those are rounds or epochs, where no optimiser takes them."""
+        return n_steps if self._goes_on else self._run().n_epochs(n_steps)
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -279,6 +315,9 @@ class FurtherTraining(BaseFurtherTraining):
         return super()._known_error(scores) or alone
 
     def _process(self) -> str:
+        if self._goes_on:
+            process = f"{self._own_run.continuing.process}: {self.n_epochs:g} {self._own_run.continuing.unit}"
+            return process + ", rows kept with weight zero" * self._own_run.masks
         ways = {
             "drop": ", batches cut anew without the row",
             "expected": ", rows left out in expectation",
@@ -288,21 +327,29 @@ class FurtherTraining(BaseFurtherTraining):
     def _caveats(self) -> list[str]:
         n, planned = len(self.seeds_), self._trained.n_planned
         cut = f"the time was over after {n} of {planned} seeds"
-        return super()._caveats() + [cut] * (n < planned)
+        stay = self._own_run.must_stay[self.train_indices_] if self._goes_on else np.zeros(0)
+        alone = f"{stay.sum()} rows that are the only ones of a class or category are left out by weight zero"
+        return super()._caveats() + [cut] * (n < planned) + [alone] * bool(stay.any())
 
     def _expected_seconds(self, trial: Trial) -> float:
         n = trial.n_rows
         n_models = len(check_leave_out(self.leave_out, n, 0)) + 1
         seeds = self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds
+        prepared = trial.prepared(self)
+        if prepared._goes_on:
+            changes: dict[str, Any] = {"n_seeds": 1, "leave_out": [0], "n_jobs": None, "verbose": 0}
+            two = trial.seconds(self, **changes, checkpoint_dir=None, max_seconds=None)
+            n_seeds = len(check_seeds(seeds, 0)) if prepared._own_run.is_random else 1
+            return n_models * n_seeds * two / 2 / trial.n_jobs
         n_epochs = check_horizons(self.n_epochs)[-1] / trial.n_jobs
         epochs = n_epochs + trial.n_test / (3 * n)  # and measuring
-        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial)
+        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial, prepared)
 
-    def _epoch_seconds(self, trial: Trial) -> float:
+    def _epoch_seconds(self, trial: Trial, prepared: FurtherTraining) -> float:
         """Return the seconds of one model and epoch, by trials of growing size in the way of the whole."""
-        given = {**self._settings(), "verbose": 0, "max_seconds": None}
-        epochs = check_horizons(given.pop("n_epochs"))
-        whole = further_runs(trial.prepared(self)._objective, epochs, "n_epochs", **given)
+        epochs = check_horizons(self.n_epochs)
+        given: dict[str, Any] = {"verbose": 0, "max_seconds": None}
+        whole = prepared._runs(epochs, "n_epochs", **given)
         changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
         changes |= {"engine": whole.decided().way}
         changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}

@@ -19,7 +19,6 @@ from ..batch_statistics import BatchStatistics
 from ..gradient_mode import with_gradients
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.further import further_outcomes
 from ..training.optimizers import LearningRate
 from ..training.outcomes import Outcomes, standard_error
 from ..training.run import Way
@@ -117,7 +116,8 @@ def further_training_curve(
     r"""Return scores of further training at several horizons, without keeping the trained models.
 
     The score at horizon T of test row z and left-out row i is the mean over seeds of
-    :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`.
+    :math:`m_z(\theta_T(D \setminus i; \xi_r)) - m_z(\theta_T(D; \xi_r))`, see `FurtherTraining`. Of boosting
+    all horizons are read from one run.
 
     Parameters
     ----------
@@ -132,7 +132,8 @@ def further_training_curve(
         Increasing horizons; 1, 2, 5, 10, 20 and 50 by default. A fraction of an epoch is so many of its
         steps, rounded to whole ones.
     steps : int or list of int, default=None
-        The horizons in steps of the optimiser, in place of `epochs`.
+        The horizons in steps of the optimiser, in place of `epochs`; of estimators that go on by themselves
+        they are the same.
     n_seeds : int, list of int or "auto", default=10
         As in `FurtherTraining`; "auto" looks at the last horizon.
     leave_out : None, int or list of int, default=None
@@ -242,8 +243,8 @@ def further_training_curve(
     method = FurtherTraining(estimator, measurement=measurement, criterion=criterion, **settings)
     objective, test = prepared(method, X, y, sample_weight, X_test, y_test)
     if steps is not None:
-        horizons = [method._run().n_epochs(int(step)) for step in horizons]
-    runs, seeds, outcomes = further_outcomes(objective, horizons, test, **settings)
+        horizons = [method._in_epochs(int(step)) for step in horizons]
+    runs, seeds, outcomes = method._runs(horizons, "epochs").measured(test)
     return FurtherTrainingCurve(
         np.array(horizons),
         runs.leave_out,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import nn
 
 from ..measured import Measured
-from ..measurements import Measurement, values
-from ..model import DEFAULT_BUDGET
+from ..measurements import values
 from ..trees import CACHED
-from ._trees import BaseBoosting, Floats
+from ._trees import BaseBoosting, Floats, Member
 
 
 class LeafRefit(BaseBoosting):
@@ -29,6 +25,11 @@ class LeafRefit(BaseBoosting):
     estimator : object, default=None
         Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
         is a small HistGradientBoosting model.
+    n_models : int, default=1
+        Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
+        of their own, so that their splits differ.
+    share : float, default=0.7
+        Part of the rows that each of several models is grown on, drawn at random.
     measurement : str or callable, default="loss"
         What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
         callable ``m(outputs, targets)`` of raw scores giving one number per row.
@@ -37,7 +38,9 @@ class LeafRefit(BaseBoosting):
     memory_budget : int, default=512 MiB
         Bytes that the scores of runs without a row may take.
     random_state : int, RandomState or None, default=None
-        Used to fit an unfitted `estimator`.
+        Used to fit an unfitted `estimator`, and to draw rows and seeds of several models.
+    n_jobs : int, default=None
+        joblib workers that grow models.
 
     Attributes
     ----------
@@ -47,6 +50,8 @@ class LeafRefit(BaseBoosting):
         Its frozen view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    scores_sem_ : ndarray of shape (n_test, n_train)
+        Standard error over models of the scores last returned by `transform`; NaN for one model.
 
     Raises
     ------
@@ -77,22 +82,8 @@ class LeafRefit(BaseBoosting):
 
     process = "training anew with the splits of the trees held"
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        measurement: Measurement = "loss",
-        criterion: nn.Module | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
-        random_state: Any = None,
-    ):
-        super().__init__(
-            estimator, measurement=measurement, criterion=criterion, random_state=random_state
-        )
-        self.memory_budget = memory_budget
-
-    def _scores(self, test: Measured) -> Floats:
-        run, leaves = self._run, self.model_.leaves(test.inputs)
+    def _of_member(self, member: Member, test: Measured) -> Floats:
+        run, leaves = member.run, member.model.leaves(test.inputs)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 8 * CACHED // (C * n))))

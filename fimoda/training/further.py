@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import (
-    check_horizons,
     check_leave_out,
     check_random_state,
     check_seeds,
@@ -49,16 +48,20 @@ Measuring = Callable[[Mapping["Unit", Result], Sequence[int]], Outcomes]
 
 @dataclass(frozen=True)
 class Unit:
-    """One stack of one seed: the row that each of its models leaves out."""
+    """One stack of one seed: the row that each of its models leaves out.
+
+    `measured` says what is kept of it, where one directory holds the measurements of several test sets.
+    """
 
     seed: int
     left_out: tuple[int, ...]
+    measured: str = ""
 
     @property
     def key(self) -> str:
         """Name of the unit's file."""
         rows = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
-        return f"seed-{self.seed}-rows-{rows}"
+        return f"seed-{self.seed}-rows-{rows}" + f"-{self.measured}" * bool(self.measured)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,36 @@ class FurtherRuns:
         n_models = len(self.seeds[: self._round]) * (len(self.leave_out) + 1)
         return decided(self.run, self.compile, self.engine, n_models, self.horizons[-1], agreed)
 
+    def warn_of_divergence(self) -> None:
+        """Warn if the first epoch raises the training loss because batch normalisation stands still in it."""
+        warn_of_divergence(self.run, self.seeds[0])
+
+    def work(self, read: Any) -> Callable[[Unit], NDArray[Any]]:
+        """Return the function that trains a unit, and returns what `read` keeps of it at each horizon."""
+        return partial(train_unit, self.run, self.horizons, self.leave_out_mode, read)
+
+    def trained(self, own: Measured) -> Trained:
+        """Train, and keep the models at the last horizon; `own` are the training rows, measured."""
+        probe = probes(own)
+
+        def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
+            return Trained(self, seeds, stacks).outcomes(probe)
+
+        return Trained(*self.train(_whole, self.run.first.nbytes, measure))
+
+    def measured(self, test: Measured) -> tuple[FurtherRuns, list[int], Outcomes]:
+        """Train, and measure test rows at each horizon without keeping the models.
+
+        Returns the runs, the seeds that were run and the measurements (n_horizons, n_test, ...).
+        """
+        final = test.of_model(self.run.objective.model)
+        measure = partial(assemble, leave_out=self.leave_out, final=final)
+        n_outputs = self.run.objective.n_outputs
+        identity = None if self.checkpoint_dir is None else test.identity(n_outputs)
+        size = 8 * len(self.horizons) * len(test)
+        runs, seeds, readings = self.train(test.of_stack, size, measure, identity)
+        return runs, seeds, measure(readings, seeds)
+
     @property
     def _round(self) -> int:
         """Number of seeds after which `sem_tol` is looked at."""
@@ -109,12 +142,12 @@ class FurtherRuns:
     @one_warning()
     def train(
         self,
-        read: Reader,
+        read: Any,
         bytes_per_model: int,
         measure: Measuring,
         identity: dict[str, Any] | None = None,
     ) -> tuple[FurtherRuns, list[int], dict[Unit, Result]]:
-        """Train, and return the runs as they were taken, their seeds and what `read` keeps of each stack.
+        """Train, and return the runs as they were taken, their seeds and what `read` keeps of each unit.
 
         `read` keeps `bytes_per_model` of each model, and `identity` tells the directory that keeps
         them what they are. `measure` is called for `sem_tol` only.
@@ -128,8 +161,8 @@ class FurtherRuns:
         run = self.decided(None if store is None else store.agreed)
         store = None if store is None else store.of_variant(run.variant)
         runs = replace(self, run=run)
-        warn_of_divergence(run, self.seeds[0])
-        work = partial(train_unit, run, self.horizons, self.leave_out_mode, read)
+        runs.warn_of_divergence()
+        work = runs.work(read)
         seeds: list[int] = []
         results: dict[Unit, Result] = {}
         deadline, longest = Deadline(self.max_seconds), 0.0
@@ -215,12 +248,9 @@ def further_runs(
 ) -> FurtherRuns:
     """Return the runs that parameters of `FurtherTraining` ask for, read after so many epochs.
 
-    Errors call these by `name`. Draws rows, then seeds.
+    Errors call these by `name`.
     """
-    rng = check_random_state(random_state)
-    rows = check_leave_out(leave_out, len(objective), rng)
-    if len(objective) < 2:
-        raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+    drawn = drawn_runs(len(objective), n_seeds, leave_out, sem_tol, max_seeds, random_state)
     recipe = objective.model.recipe.continued
     chosen = optimizer, lr, optimizer_params, batch_size, batch_statistics
     run = resolve_run(objective, recipe, *chosen)
@@ -229,10 +259,20 @@ def further_runs(
             "leave_out_mode='expected' leaves the row in the statistics of batch normalisation, which are "
             "updated here. Use 'mask', or batch_statistics='frozen'."
         )
-    auto = isinstance(n_seeds, str)
-    seeds = check_seeds(max_seeds if auto else n_seeds, rng)
     horizons = in_steps(epochs, run.steps_per_epoch, name)
-    return FurtherRuns(run, horizons, rows, seeds, sem_tol if auto else None, **settings)
+    return FurtherRuns(run, horizons, *drawn, **settings)
+
+
+def drawn_runs(
+    n_rows: int, n_seeds: Any, leave_out: Any, sem_tol: float, max_seeds: int, random_state: Any
+) -> tuple[NDArray[np.int64], list[int], float | None]:
+    """Return the rows to leave out, the seeds (all, or the most), and the target of "auto"."""
+    rng = check_random_state(random_state)
+    rows = check_leave_out(leave_out, n_rows, rng)
+    if n_rows < 2:
+        raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
+    auto = isinstance(n_seeds, str)
+    return rows, check_seeds(max_seeds if auto else n_seeds, rng), sem_tol if auto else None
 
 
 @dataclass(frozen=True)
@@ -284,36 +324,9 @@ def _whole(model: FinalModel, theta: Tensor) -> Tensor:
     return theta
 
 
-def further_training(
-    objective: Objective, own: Measured, *, n_epochs: float, **settings: Any
-) -> Trained:
-    """Train the model of an objective further without each of some of its rows, and with all.
-
-    The other parameters are those of `FurtherTraining`; `own` are the training rows, measured.
-    """
-    runs = further_runs(objective, check_horizons(n_epochs, "n_epochs"), "n_epochs", **settings)
-    probe = own[np.unique(np.linspace(0, len(own) - 1, N_PROBES).astype(int))]
-
-    def measure(stacks: Mapping[Unit, Result], seeds: Sequence[int]) -> Outcomes:
-        return Trained(runs, seeds, stacks).outcomes(probe)
-
-    size = runs.run.first.nbytes
-    return Trained(*runs.train(_whole, size, measure))
-
-
-def further_outcomes(
-    objective: Objective, epochs: Sequence[float], test: Measured, **settings: Any
-) -> tuple[FurtherRuns, list[int], Outcomes]:
-    """Train likewise, and measure test rows after so many epochs each without keeping the models.
-
-    Returns the runs, the seeds that were run and the measurements (n_horizons, n_test, ...).
-    """
-    runs = further_runs(objective, epochs, "epochs", **settings)
-    measure = partial(assemble, leave_out=runs.leave_out, final=test.of_model(objective.model))
-    identity = None if runs.checkpoint_dir is None else test.identity(objective.n_outputs)
-    size = 8 * len(epochs) * len(test)
-    runs, seeds, readings = runs.train(test.of_stack, size, measure, identity)
-    return runs, seeds, measure(readings, seeds)
+def probes(own: Measured) -> Measured:
+    """Return the training rows whose scores say whether there are seeds enough."""
+    return own[np.unique(np.linspace(0, len(own) - 1, N_PROBES).astype(int))]
 
 
 def assemble(

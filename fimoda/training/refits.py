@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from joblib import wrap_non_picklable_objects
 from numpy.typing import NDArray
 
@@ -23,8 +24,9 @@ from ..adapters import (
     takes_pairs,
     trained_in_stacks,
 )
-from ..measured import Measured
+from ..measured import Measure, Measured
 from ..measurements import values
+from ..objective import Objective
 from ..rows import RawRows
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
@@ -70,7 +72,7 @@ class Refits:
     @property
     def bytes_per_model(self) -> int:
         """Bytes that `train` keeps of a model, by the size of the final one."""
-        return len(_pickled(self.estimator))
+        return len(pickled(self.estimator))
 
     def decided(self, *asked: Any) -> Refits:
         """Return the same: there is one way to fit."""
@@ -95,7 +97,7 @@ class Refits:
         """Return the fitted estimators, or the reason why there is none, pickled."""
         with one_thread(), one_thread_in_libraries():
             fitted = [(self._fitted(mask, unit.seed), mask) for mask in unit.masks]
-        return np.frombuffer(_pickled(fitted), np.uint8)
+        return np.frombuffer(pickled(fitted), np.uint8)
 
     def _fitted(self, mask: NDArray[np.bool_], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
@@ -131,19 +133,36 @@ class Refits:
         return as_reading(measured, reasons)
 
 
-def _pickled(estimators: Any) -> bytes:
+def pickled(estimators: Any) -> bytes:
     """Return the pickle of estimators, which may have functions without a name in them."""
     return pickle.dumps(wrap_non_picklable_objects(estimators, keep_wrapper=False))
 
 
-def refuse_settings_of_networks(method: Any, estimator: Any, refit: str) -> None:
-    """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
-    given = [name for name in OF_NETWORKS if getattr(method, name) is not None]
+def settings_given(method: Any, names: Sequence[str]) -> list[str]:
+    """Return which parameters are given that tell how a network is to be trained: these, and its engine."""
+    given = [name for name in names if getattr(method, name) is not None]
     if method.compile is True:
         given.append("compile")
     if method.engine != "auto":
         given.append("engine")
-    if not given:
+    return given
+
+
+def require_finite(method: Any, objective: Objective, measure: Measure) -> None:
+    """Raise ValueError if what a method measures is not finite on the training rows."""
+    model = objective.model
+    if callable(method.measurement) or not model.loss.is_classifier:
+        return
+    if not torch.isfinite(values(measure, objective.outputs, objective.rows.targets)).all():
+        raise ValueError(
+            f"measurement={method.measurement!r} is not finite where a class has the probability 0 or "
+            f"1, as {type(method.estimator_).__name__} gives. Use measurement='loss' or 'output'."
+        )
+
+
+def refuse_settings_of_networks(method: Any, estimator: Any, refit: str) -> None:
+    """Raise ValueError if a parameter is given that the estimator's own ``fit`` would not see."""
+    if not (given := settings_given(method, OF_NETWORKS)):
         return
     model = type(part_to_refit(estimator, refit)).__name__
     instead = "Set it up as an estimator instead."

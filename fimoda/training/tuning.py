@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import check_random_state
+from .._validation import check_horizons, check_random_state
 from ..measured import Measured
 from ..objective import Objective
-from .further import further_training
+from .further import further_runs
 
 #: Candidates, in multiples of the mean squared entry of the rows' gradients.
 FACTORS = tuple(10.0**k for k in np.arange(-1, 5.5, 0.5))
@@ -49,7 +49,9 @@ def tuned_damping(
     n = len(own)
     if settings["leave_out"] == GOLD["leave_out"]:
         settings = {**settings, "leave_out": min(30, max(n // 2, 1))}
-    gold = further_training(objective, own, **settings)
+    epochs = check_horizons(settings["n_epochs"], "n_epochs")
+    given = {name: value for name, value in settings.items() if name != "n_epochs"}
+    gold = further_runs(objective, epochs, "n_epochs", **given).trained(own)
     left_out = gold.runs.leave_out
     others = np.setdiff1d(np.arange(n), left_out)
     if len(others) == 0 or len(left_out) < 2:

@@ -51,6 +51,12 @@ class TreeModel(FinalModel):
         """Return the rows, as the estimator takes them."""
         return X if isinstance(X, RawRows) else RawRows(X)
 
+    def rows(self, X: RawRows, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> Rows:
+        """Return training rows with encoded targets, and with their weights and those of their classes."""
+        targets = self.encode_y(y, self.ensemble.n_outputs)
+        given = None if sample_weight is None else torch.tensor(sample_weight)
+        return Rows(X, targets, self.row_weights(targets, given))
+
     def run(self, rows: Rows) -> BoostingRun:
         """Return the run of boosting on its training rows.
 

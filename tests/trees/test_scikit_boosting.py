@@ -1,0 +1,446 @@
+"""scikit-learn's boosting beside plain loops over rounds and leaves, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fimoda import BoostIn, LeafInfluence, LeafRefit, LeaveOneOut
+from fimoda.adapters import as_tree_model
+
+rng = np.random.default_rng(0)
+N, N_TEST = 60, 6
+X = rng.normal(size=(N + N_TEST, 3))
+X[rng.random(X.shape) < 0.1] = np.nan
+SIGNAL = np.nan_to_num(X[:, 0]) + np.nan_to_num(X[:, 1]) ** 2 + 0.3 * rng.normal(size=len(X))
+TARGETS = {
+    "squared_error": SIGNAL,
+    "binary": (SIGNAL > 1).astype(int),
+    "classes": np.digitize(SIGNAL, [0.3, 1.3]),
+    "poisson": rng.poisson(np.exp(0.4 * SIGNAL)).astype(float),
+    "gamma": np.exp(0.5 * SIGNAL),
+}
+WEIGHTS = rng.uniform(0.5, 2, N)
+ROWS = np.arange(0, N, 7)
+
+CASES = [
+    *(("histogram", name, l2) for name in TARGETS for l2 in (0.0, 1.5)),
+    *(("exact", name, 0.0) for name in ("squared_error", "binary", "classes")),
+]
+
+
+def fitted(library, name, l2=0.0, weights=WEIGHTS, **params):
+    y, loss = TARGETS[name][:N], name if name in ("squared_error", "poisson", "gamma") else None
+    given = {"learning_rate": 0.3, "random_state": 0, "min_samples_leaf": 5, **params}
+    if library == "histogram":
+        cls = HistGradientBoostingRegressor if loss else HistGradientBoostingClassifier
+        given |= {"max_iter": 6, "max_leaf_nodes": 4, "l2_regularization": l2} | params
+        model = cls(**given, **({"loss": loss} if loss else {}))
+        return model.fit(X[:N], y, sample_weight=weights)
+    cls = GradientBoostingRegressor if loss else GradientBoostingClassifier
+    return cls(n_estimators=6, max_depth=2, **given).fit(known(X[:N]), y, sample_weight=weights)
+
+
+def known(rows):
+    """Rows without missing values, which exact trees do not take."""
+    return np.nan_to_num(rows)
+
+
+def rows_of(library):
+    return X if library == "histogram" else known(X)
+
+
+def fall(nodes, row):
+    """The node that a row ends in, by the thresholds of a tree on histograms."""
+    k = 0
+    while not nodes[k]["is_leaf"]:
+        value = row[nodes[k]["feature_idx"]]
+        left = (
+            nodes[k]["missing_go_to_left"]
+            if np.isnan(value)
+            else value <= nodes[k]["num_threshold"]
+        )
+        k = nodes[k]["left"] if left else nodes[k]["right"]
+    return k
+
+
+def leaves_by_hand(library, model):
+    """Nodes (rows, rounds, outputs) of all rows."""
+    if library == "exact":
+        return model.apply(known(X)).reshape(len(X), len(model.estimators_), -1).astype(int)
+    return np.array(
+        [[[fall(tree.nodes, row) for tree in each] for each in model._predictors] for row in X]
+    )
+
+
+def derivatives(name, F, y, library):
+    """g and h of rows (n, C)."""
+    if name == "squared_error":
+        return F - y[:, None], np.ones_like(F)
+    if name == "binary":
+        p = 1 / (1 + np.exp(-F))
+        return p - y[:, None], p * (1 - p)
+    if name == "classes":
+        p = np.exp(F) / np.exp(F).sum(1, keepdims=True)
+        factor = 1.5 if library == "exact" else 1  # K / (K - 1)
+        return p - np.eye(3)[y], factor * p * (1 - p)
+    if name == "poisson":
+        return np.exp(F) - y[:, None], np.exp(F)
+    return 1 - y[:, None] * np.exp(-F), y[:, None] * np.exp(-F)
+
+
+def start(name, y, w):
+    if name == "classes":
+        logs = np.log([w[y == k].sum() / w.sum() for k in range(3)])
+        return logs - logs.mean()
+    mean = np.average(y, weights=w)
+    links = {"squared_error": mean, "poisson": np.log(mean), "gamma": np.log(mean)}
+    return np.array([links[name] if name in links else np.log(mean / (1 - mean))])
+
+
+def replay(library, name, model, l2, w):
+    """Scores (rows, C) before each round and after the last, of all rows; trained on the first N."""
+    leaves, y = leaves_by_hand(library, model), TARGETS[name]
+    F = [np.tile(start(name, y[:N], w), (len(X), 1))]
+    for nodes in leaves.swapaxes(0, 1):
+        F.append(F[-1] + round_of(library, name, nodes, F[-1], l2, w))
+    return F
+
+
+def round_of(library, name, nodes, F, l2, w):
+    g, h = derivatives(name, F[:N], TARGETS[name][:N], library)
+    added = np.zeros_like(F)
+    for k in range(F.shape[1]):
+        for leaf in np.unique(nodes[:, k]):
+            own = nodes[:N, k] == leaf
+            value = -(w * g[:, k])[own].sum() / ((w * h[:, k])[own].sum() + l2)
+            added[nodes[:, k] == leaf, k] = 0.3 * value
+    return added
+
+
+def losses(name, F):
+    y, F = TARGETS[name][N:], F[N:]
+    if name == "squared_error":
+        return (F[:, 0] - y) ** 2
+    if name == "binary":
+        return np.log1p(np.exp(F[:, 0])) - y * F[:, 0]
+    if name == "classes":
+        return np.log(np.exp(F).sum(1)) - F[np.arange(len(y)), y]
+    return np.exp(F[:, 0]) - y * F[:, 0] if name == "poisson" else F[:, 0] + y * np.exp(-F[:, 0])
+
+
+def scores(method, library, model, name, **params):
+    rows, y = rows_of(library), TARGETS[name]
+    return (
+        method(model, **params)
+        .fit(rows[:N], y[:N], sample_weight=WEIGHTS)
+        .transform(rows[N:], y[N:])
+    )
+
+
+def without(i, part=1.0):
+    w = WEIGHTS.copy()
+    w[i] *= 1 - part
+    return w
+
+
+@pytest.mark.parametrize(("library", "name", "l2"), CASES)
+def test_a_run_beside_plain_loops(library, name, l2):
+    model = fitted(library, name, l2)
+    F = replay(library, name, model, l2, WEIGHTS)
+    rows = rows_of(library)
+    view = as_tree_model(model, rows[:N], TARGETS[name][:N], WEIGHTS)
+    # histograms have their gradients in float32
+    assert_allclose(view.outputs(view.encode_X(rows)).numpy(), F[-1], rtol=1e-5, atol=1e-5)
+
+    removed = [replay(library, name, model, l2, without(i))[-1] for i in ROWS]
+    expected = np.stack([losses(name, one) - losses(name, F[-1]) for one in removed], 1)
+    found = scores(LeafRefit, library, model, name)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+    step = 1e-4
+    ends = [
+        [losses(name, replay(library, name, model, l2, without(i, by))[-1]) for i in ROWS]
+        for by in (step, -step)
+    ]
+    expected = np.subtract(*ends).T / (2 * step)
+    found = scores(LeafInfluence, library, model, name)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+    expected = np.zeros((N_TEST, len(ROWS)))
+    for t, nodes in enumerate(leaves_by_hand(library, model).swapaxes(0, 1)):
+        for column, i in enumerate(ROWS):
+            less, more = (
+                round_of(library, name, nodes, F[t], l2, without(i, by)) for by in (step, -step)
+            )
+            moved = (less - more) / (2 * step)
+            both = [losses(name, F[t] + by * moved) for by in (step, -step)]
+            expected[:, column] += np.subtract(*both) / (2 * step)
+    found = scores(BoostIn, library, model, name)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["squared_error", "classes"])
+@pytest.mark.parametrize("method", [BoostIn, LeafInfluence, LeafRefit])
+def test_budgets_and_the_order_of_rows_do_not_matter(method, name):
+    model, y = fitted("histogram", name), TARGETS[name]
+    expected = scores(method, "histogram", model, name)
+    size = np.abs(expected).max()
+    small = scores(method, "histogram", model, name, memory_budget=1)
+    assert_allclose(small, expected, rtol=1e-9, atol=1e-12 * size)
+    order = rng.permutation(N)
+    made = method(model).fit(X[:N][order], y[:N][order], sample_weight=WEIGHTS[order])
+    assert_allclose(made.transform(X[N:], y[N:]), expected[:, order], rtol=1e-9, atol=1e-10 * size)
+
+
+def test_a_row_of_weight_zero_does_not_matter():
+    weights = np.where(np.arange(N) == 3, 0.0, WEIGHTS)
+    y = TARGETS["binary"]
+    model = fitted("histogram", "binary", weights=weights)
+    for method in (BoostIn, LeafInfluence, LeafRefit):
+        found = method(model).fit(X[:N], y[:N], sample_weight=weights).transform(X[N:], y[N:])
+        assert_array_equal(found[:, 3], 0)
+        assert np.abs(found[:, :3]).max(0).min() > 0
+
+
+@pytest.mark.parametrize("library", ["histogram", "exact"])
+def test_rows_that_early_stopping_holds_out_do_not_matter(library):
+    y = TARGETS["binary"]
+    stops = (
+        {"early_stopping": True, "validation_fraction": 0.2}
+        if library == "histogram"
+        else {"n_iter_no_change": 3, "validation_fraction": 0.2}
+    )
+    model = fitted(library, "binary", **stops, weights=None)
+    rows = rows_of(library)
+    made = LeafRefit(model).fit(rows[:N], y[:N])
+    zero = (made.transform(rows[N:], y[N:]) == 0).all(0)
+    assert zero.sum() == 12
+    if library == "exact":
+        _, held = train_test_split(np.arange(N), test_size=0.2, stratify=y[:N], random_state=0)
+        assert_array_equal(np.flatnonzero(zero), np.sort(held))
+
+
+def test_class_weights_count():
+    y = TARGETS["binary"]
+    model = HistGradientBoostingClassifier(
+        max_iter=4, class_weight={0: 3, 1: 1}, early_stopping=False
+    ).fit(X[:N], y[:N])
+    expected = clone(model).set_params(class_weight=None)
+    weights = np.where(y[:N] == 0, 3.0, 1.0)
+    expected.fit(X[:N], y[:N], sample_weight=weights)
+    found = LeafRefit(model).fit(X[:N], y[:N]).transform(X[N:], y[N:])
+    by_hand = LeafRefit(expected).fit(X[:N], y[:N], sample_weight=weights)
+    assert_allclose(found, by_hand.transform(X[N:], y[N:]), rtol=1e-9, atol=1e-12)
+
+
+def test_what_rows_drawn_for_each_round_are_expected_to_do():
+    """The leaves are those of the rows drawn; a row's part is taken everywhere, and cancels in the mean."""
+    y = TARGETS["squared_error"]
+    model = fitted("exact", "squared_error", subsample=0.6)
+    found = scores(LeafInfluence, "exact", model, "squared_error")
+    assert np.isfinite(found).all()
+    # removing a row from a leaf of one round moves its mean by w (r - mean) / W, whatever the part drawn
+    one = GradientBoostingRegressor(
+        n_estimators=1, learning_rate=1.0, subsample=0.6, max_depth=1, random_state=0
+    ).fit(known(X[:N]), y[:N])
+    leaf = one.apply(known(X)).ravel()
+    value = one.predict(known(X[:N]))
+    made = LeafInfluence(one, measurement="output").fit(known(X[:N]), y[:N])
+    S = made.transform(known(X[N:]), y[N:])
+    same = leaf[N:, None] == leaf[None, :N]
+    mean = y[:N].mean()
+    count = np.array([(leaf[:N] == one).sum() for one in leaf[:N]])
+    ratio = np.where(same, -(y[:N] - value) / count, 0)
+    start_moves = -(y[:N] - mean) / N
+    shift = np.array(
+        [start_moves * (1 - np.ones(N)) for _ in S]
+    )  # residuals take the start away again
+    assert_allclose(S, ratio + shift, rtol=1e-8, atol=1e-10)
+
+
+# ---- several models -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [BoostIn, LeafInfluence, LeafRefit])
+def test_several_models_are_averaged_over_those_that_had_the_row(method):
+    y = TARGETS["binary"]
+    model = HistGradientBoostingClassifier(
+        max_iter=3, max_features=0.5, early_stopping=False, min_samples_leaf=5
+    ).fit(X[:N], y[:N])
+    made = method(model, n_models=5, share=0.6, random_state=1).fit(X[:N], y[:N])
+    found = made.transform(X[N:], y[N:])
+    each = np.full((5, N_TEST, N), np.nan)
+    for one, member, seed in zip(each, made._members, made.seeds_, strict=True):
+        rows = member.rows
+        assert len(rows) == 36
+        grown = clone(model).set_params(random_state=seed)
+        grown.fit(X[rows], y[rows])
+        one[:, rows] = 0.6 * method(grown).fit(X[rows], y[rows]).transform(X[N:], y[N:])
+    assert_allclose(found, np.nanmean(each, 0), rtol=1e-8, atol=1e-12)
+    count = np.isfinite(each).sum(0)
+    error = np.nanstd(each, 0, ddof=1) / np.sqrt(count)
+    assert_allclose(made.scores_sem_, np.where(count > 1, error, np.nan), rtol=1e-6, atol=1e-12)
+
+
+def test_models_of_all_rows_differ_by_their_seeds_only():
+    y = TARGETS["squared_error"]
+    model = HistGradientBoostingRegressor(max_iter=3, max_features=0.5).fit(X[:N], y[:N])
+    made = LeafInfluence(model, n_models=3, share=1, random_state=0).fit(X[:N], y[:N])
+    found = made.transform(X[N:], y[N:])
+    own = [
+        LeafInfluence(clone(model).set_params(random_state=seed).fit(X[:N], y[:N]))
+        .fit(X[:N], y[:N])
+        .transform(X[N:], y[N:])
+        for seed in made.seeds_
+    ]
+    assert_allclose(found, np.mean(own, 0), rtol=1e-10)
+    again = LeafInfluence(model, n_models=3, share=1, random_state=0, n_jobs=2).fit(X[:N], y[:N])
+    assert_array_equal(again.transform(X[N:], y[N:]), found)
+
+
+def test_too_few_models_and_small_classes_are_refused():
+    y = TARGETS["binary"]
+    model = HistGradientBoostingClassifier(max_iter=2).fit(X[:N], y[:N])
+    with pytest.raises(ValueError, match="n_models must be larger for every row"):
+        LeafInfluence(model, n_models=2, share=0.3).fit(X[:N], y[:N])
+    rare = np.where(np.arange(N) == 0, 7, y[:N])
+    model = HistGradientBoostingClassifier(max_iter=2).fit(X[:N], rare)
+    with pytest.raises(ValueError, match="share must leave rows of every class"):
+        LeafInfluence(model, n_models=8).fit(X[:N], rare)
+    with pytest.raises(ValueError, match="share"):
+        LeafInfluence(model, n_models=8, share=1.5).fit(X[:N], rare)
+
+
+# ---- users' models and rows -----------------------------------------------------------------
+
+
+def mixed_frame():
+    frame = pd.DataFrame(X, columns=["a", "b", "c"])
+    frame["kind"] = pd.Categorical(np.where(SIGNAL > 0.5, "high", "low"))
+    frame.loc[3, "kind"] = np.nan
+    frame.index = [f"r{k}" for k in range(len(frame))]
+    return frame
+
+
+def test_a_frame_with_categories_and_missing_values():
+    frame, y = mixed_frame(), TARGETS["binary"]
+    model = HistGradientBoostingClassifier(
+        max_iter=5, categorical_features="from_dtype", early_stopping=False
+    ).fit(frame[:N], y[:N])
+    made = LeafInfluence(model).set_output(transform="pandas").fit(frame[:N], y[:N])
+    found = made.transform(frame[N:], y[N:])
+    assert list(found.columns) == list(frame.index[:N])
+    assert list(found.index) == list(frame.index[N:])
+    refit = LeafRefit(model).fit(frame[:N], y[:N]).transform(frame[N:], y[N:])
+    assert np.corrcoef(found.to_numpy().ravel(), refit.ravel())[0, 1] > 0.98
+    with pytest.raises(ValueError, match="feature names"):
+        made.transform(frame[N:].rename(columns={"a": "z"}), y[N:])
+
+
+def test_a_pipeline_in_a_search():
+    frame, y = mixed_frame(), TARGETS["binary"]
+    steps = make_pipeline(
+        make_column_transformer((StandardScaler(), ["a", "b", "c"])),
+        HistGradientBoostingClassifier(max_iter=4, early_stopping=False),
+    )
+    search = GridSearchCV(steps, {"histgradientboostingclassifier__max_leaf_nodes": [3, 5]}, cv=2)
+    search.fit(frame[:N], y[:N])
+    inner = search.best_estimator_
+    seen = inner[0].transform(frame)
+    found = LeafInfluence(search).fit(frame[:N], y[:N]).transform(frame[N:], y[N:])
+    alone = LeafInfluence(inner[-1]).fit(seen[:N], y[:N]).transform(seen[N:], y[N:])
+    assert_array_equal(found, alone)
+
+
+def test_labels_may_be_texts():
+    y = np.array(["no", "yes"])[TARGETS["binary"]]
+    model = HistGradientBoostingClassifier(max_iter=4).fit(X[:N], y[:N])
+    numbers = HistGradientBoostingClassifier(max_iter=4).fit(X[:N], TARGETS["binary"][:N])
+    found = LeafRefit(model).fit(X[:N], y[:N]).transform(X[N:], y[N:])
+    expected = LeafRefit(numbers).fit(X[:N], TARGETS["binary"][:N])
+    assert_array_equal(found, expected.transform(X[N:], TARGETS["binary"][N:]))
+
+
+def test_the_sign_is_that_of_leave_one_out():
+    """A wrong label among rows of its own leaf harms its neighbours: removing it lowers their loss."""
+    rows, y = np.repeat([[0.0], [1.0]], 20, axis=0), np.repeat([0, 1], 20)
+    y[3] = 1
+    model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=5).fit(rows, y)
+    test = np.array([[0.0]])
+    for method in (BoostIn, LeafInfluence, LeafRefit, LeaveOneOut):
+        found = method(model).fit(rows, y).transform(test, [0])[0]
+        assert found[3] < 0
+        assert (found[[0, 1, 2]] > 0).all()
+
+
+@pytest.mark.parametrize("change", ["rows", "targets", "weights"])
+def test_other_rows_than_those_of_the_training_are_refused(change):
+    y = TARGETS["squared_error"][:N].copy()
+    model, rows, weights = fitted("histogram", "squared_error"), X[:N].copy(), WEIGHTS
+    if change == "rows":
+        rows = rows[::-1]
+    elif change == "targets":
+        y[0] += 10
+    else:
+        weights = None
+    with pytest.raises(ValueError, match="must be the rows that the model was trained on"):
+        LeafInfluence(model).fit(rows, y, sample_weight=weights)
+
+
+def test_what_has_no_run_of_boosting_is_refused():
+    y = TARGETS["binary"][:N]
+    with pytest.raises(TypeError, match="estimator must be fitted trees"):
+        LeafInfluence(Ridge().fit(known(X[:N]), y)).fit(known(X[:N]), y)
+    forest = RandomForestClassifier(5).fit(known(X[:N]), y)
+    with pytest.raises(TypeError, match="estimator must be"):
+        LeafInfluence(forest).fit(known(X[:N]), y)
+    model = HistGradientBoostingRegressor(loss="absolute_error", max_iter=3).fit(X[:N], SIGNAL[:N])
+    with pytest.raises(TypeError, match="second derivative"):
+        LeafRefit(model).fit(X[:N], SIGNAL[:N])
+    model = GradientBoostingRegressor(init=Ridge(), n_estimators=3).fit(known(X[:N]), SIGNAL[:N])
+    with pytest.raises(TypeError, match="init"):
+        LeafRefit(model).fit(known(X[:N]), SIGNAL[:N])
+    model = GradientBoostingClassifier(loss="exponential", n_estimators=3).fit(known(X[:N]), y)
+    with pytest.raises(TypeError, match="'exponential'"):
+        LeafRefit(model).fit(known(X[:N]), y)
+    model = GradientBoostingClassifier(n_estimators=3, n_iter_no_change=2).fit(known(X[:N]), y)
+    with pytest.raises(ValueError, match="random_state"):
+        LeafRefit(model).fit(known(X[:N]), y)
+
+
+def test_trees_of_one_leaf():
+    y = TARGETS["squared_error"]
+    model = HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=N).fit(X[:N], y[:N])
+    found = LeafRefit(model).fit(X[:N], y[:N]).transform(X[N:], y[N:])
+    means = (y[:N].sum() - y[:N]) / (N - 1)
+    expected = (means - y[N:, None]) ** 2 - (y[:N].mean() - y[N:, None]) ** 2
+    assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_monotonic_constraints_hold_values():
+    y = TARGETS["squared_error"]
+    model = HistGradientBoostingRegressor(
+        max_iter=8, max_leaf_nodes=6, min_samples_leaf=3, monotonic_cst=[0, 1, 0]
+    ).fit(X[:N], y[:N])
+    made = LeafInfluence(model).fit(X[:N], y[:N])
+    run = made._members[0].run
+    held = sum((tree.rates == 0).sum() for one in run.backwards() for tree in one.trees)
+    assert held > 0
+    found, refit = made.transform(X[N:], y[N:]), LeafRefit(model).fit(X[:N], y[:N])
+    assert np.corrcoef(found.ravel(), refit.transform(X[N:], y[N:]).ravel())[0, 1] > 0.97
