@@ -4,6 +4,7 @@ from .adapters import TrajectoryRecorder, as_final_model
 from .attribution.call import attribute
 from .attribution.result import Attribution
 from .attributors.arnoldi_influence import ArnoldiInfluence
+from .attributors.axil import AXIL
 from .attributors.boost_in import BoostIn
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_inf import DataInf
@@ -19,6 +20,7 @@ from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
 from .attributors.hydra import Hydra
 from .attributors.leaf_influence import LeafInfluence
+from .attributors.leaf_kernel import LeafKernel
 from .attributors.leaf_refit import LeafRefit
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
@@ -30,6 +32,7 @@ from .attributors.trac_in import TracIn
 from .attributors.train_ensemble import train_ensemble
 from .attributors.train_on_subsets import train_on_subsets
 from .attributors.trak import TRAK
+from .attributors.trex import TREX
 from .attributors.unrolled_differentiation import UnrolledDifferentiation
 from .base import BaseAttributor
 from .evaluation.agreement import AgreementCurve, agreement_curve
@@ -74,8 +77,10 @@ from .trajectory import Stage, Trajectory
 __version__ = "0.1.0"
 
 __all__ = [
+    "AXIL",
     "SOURCE",
     "TRAK",
+    "TREX",
     "AgreementCurve",
     "AgreementCurveDisplay",
     "AgreementScorer",
@@ -102,6 +107,7 @@ __all__ = [
     "Hydra",
     "InfluencePruner",
     "LeafInfluence",
+    "LeafKernel",
     "LeafRefit",
     "LeaveOneOut",
     "LiSSAInfluence",

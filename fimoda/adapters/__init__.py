@@ -36,6 +36,7 @@ from .refits import (
 )
 from .rows_of_training import training_rows
 from .scikit_boosting import default_trees
+from .scikit_forests import default_forest
 from .wrappers import (
     caveats,
     has_earlier_steps,
@@ -61,6 +62,7 @@ __all__ = [
     "continued",
     "continues_itself",
     "default_estimator",
+    "default_forest",
     "default_linear_model",
     "default_trees",
     "fit_with",

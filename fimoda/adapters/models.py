@@ -28,6 +28,7 @@ from .modules import Module
 from .own_predictions import some_rows
 from .randomness import global_generators
 from .scikit_boosting import GradientBoosting, HistGradientBoosting
+from .scikit_forests import Forests
 from .skorch_nets import Net
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 
@@ -37,7 +38,7 @@ Epochs = TypeVar("Epochs", int, float)
 KINDS: tuple[type[Kind], ...] = (
     *(Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD),
     *(HistGradientBoosting, GradientBoosting),
-    CatBoost,
+    *(CatBoost, Forests),
     Kind,
 )
 

@@ -72,6 +72,7 @@ class BaseTrees(BaseAttributor):
         tags = super().__sklearn_tags__()
         if self.estimator is None:
             tags.input_tags = get_tags(self._default(np.zeros(2))).input_tags
+            tags.input_tags.sparse = False
         return tags
 
     def _blocks(self, test: Measured, bytes_of_row: int) -> list[Measured]:
@@ -263,3 +264,13 @@ def slopes(test: Measured, outputs: Floats) -> Floats:
     """Return the gradient (C, n) of each row's measurement in its raw scores (C, n)."""
     found: Floats = test.slopes(torch.from_numpy(outputs.T.copy())).numpy()
     return found.T
+
+
+def differences(test: Measured, outputs: Floats, changes: Floats) -> Floats:
+    """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n)."""
+    C, m, n = changes.shape
+    changed = outputs[..., None] + changes
+    flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
+    targets = test.targets.repeat_interleave(n, dim=0)
+    before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
+    return values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]

@@ -5,54 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..measured import Measured
-from ..trees import CACHED, BoostingRun
-from ..trees.ensemble import Leaves
+from ..trees import row_derivatives
 from ._trees import BaseBoosting, Floats, Member, slopes
-
-
-def leaf_influence_scores(
-    run: BoostingRun, cotangents: Floats, test: Leaves, first: int = 0
-) -> Floats:
-    r"""Return the first-order change (n_test, n) of test rows' measurement without each training row.
-
-    One walk back through the rounds. :math:`\lambda` (C, n, n_test) is the derivative of the measurement in
-    the scores of the training rows, c that in the values of a round's leaves.
-
-    Parameters
-    ----------
-    run : BoostingRun
-    cotangents : ndarray of shape (C, n_test)
-        Gradient of each test row's measurement in its raw scores.
-    test : ndarray of shape (n_test, n_trees)
-        Leaves of the test rows.
-    first : int, default=0
-        The round from which on rows are left out.
-    """
-    n, m, C = len(run), len(test), run.boosting.n_outputs
-    adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
-    each, step = np.arange(m), max(1, CACHED // (C * m))
-    for round_ in run.backwards(first):
-        pulls = []
-        for tree in round_.trees:
-            c = tree.members @ adjoint[tree.output]
-            c[test[:, tree.number], each] += cotangents[tree.output]
-            pulls.append(c)
-        for taken, asked in round_.asked(pulls):
-            values = taken.values
-            for start in range(0, n, step):
-                part = slice(start, start + step)
-                pulled = np.zeros((C, len(scores[part]), m))
-                for tree, b in zip(taken.trees, asked, strict=True):
-                    at_rows = b[tree.leaf[part]]
-                    scores[part] += tree.pushes[part, None] * at_rows
-                    pulled[tree.output] = at_rows * tree.weights[part, None]
-                adjoint[:, part] -= run.boosting.loss.pull(
-                    taken.outputs[:, part], run.targets[:, part], values[:, part], pulled
-                )
-    moves = run.start_slopes
-    if moves is not None and first == 0:
-        scores += moves.T @ (cotangents + adjoint.sum(1))
-    return scores.T
 
 
 class LeafInfluence(BaseBoosting):
@@ -136,5 +90,5 @@ class LeafInfluence(BaseBoosting):
         for block in self._blocks(test, self._bytes_of_row(run)):
             leaves = member.model.leaves(block.inputs)
             cotangents = slopes(block, run.boosting.outputs(leaves))
-            found.append(leaf_influence_scores(run, cotangents, leaves, member.first))
+            found.append(row_derivatives(run, cotangents, leaves, member.first))
         return np.concatenate(found)

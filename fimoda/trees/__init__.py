@@ -1,6 +1,8 @@
 """Trees without their splits: leaves of rows, values of leaves, and the run of boosting that made them."""
 
+from .adjoint import row_derivatives
 from .ensemble import Boosting, Tree, TreeEnsemble
+from .forest import Branches, Forest, ForestRows
 from .leaf_methods import CoupledSoftmax, FirstOrder
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
 from .model import TreeModel
@@ -11,8 +13,11 @@ __all__ = [
     "Boosting",
     "BoostingLoss",
     "BoostingRun",
+    "Branches",
     "CoupledSoftmax",
     "FirstOrder",
+    "Forest",
+    "ForestRows",
     "Logistic",
     "Quantile",
     "Softmax",
@@ -21,4 +26,5 @@ __all__ = [
     "TreeEnsemble",
     "TreeModel",
     "Tweedie",
+    "row_derivatives",
 ]

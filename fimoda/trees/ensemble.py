@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from .losses import BoostingLoss
 
@@ -63,6 +65,18 @@ class TreeEnsemble:
     def n_outputs(self) -> int:
         """Number of raw scores of a row."""
         return len(self.start)
+
+    @cached_property
+    def firsts(self) -> NDArray[np.int64]:
+        """Number of the first leaf of each tree, through all trees; behind them that of all leaves."""
+        return np.cumsum([0, *(tree.n_leaves for tree in self.trees)])
+
+    def indicators(self, leaves: Leaves) -> csr_array:
+        """Return the matrix (n, number of all leaves) that is one where a row is in a leaf."""
+        columns = leaves + self.firsts[:-1]
+        ends = np.arange(0, columns.size + 1, columns.shape[1])
+        shape = len(leaves), int(self.firsts[-1])
+        return csr_array((np.ones(columns.size), columns.ravel(), ends), shape=shape)
 
     def outputs(self, leaves: Leaves) -> Floats:
         """Return the raw scores (C, n) of rows that fall into these leaves (n, n_trees)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..model import FinalModel
 from ..rows import RawRows, Rows
 from .ensemble import Boosting, TreeEnsemble
+from .forest import Forest, ForestRows
 from .run import BoostingRun
 
 #: Rows whose leaves are found at a time.
@@ -93,6 +94,36 @@ class TreeModel(FinalModel):
         run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights)
         run.require_own_rows(first)
         return run
+
+    def forest_rows(self, rows: Rows) -> ForestRows:
+        """Return the training rows in the leaves of the forest.
+
+        Raises
+        ------
+        TypeError
+            If the trees were grown one after another, or their leaves are no means.
+        ValueError
+            If the leaves' values do not come from these rows.
+        """
+        forest = self.ensemble
+        if not isinstance(forest, Forest):
+            raise TypeError(
+                "estimator must be a forest, a bag of trees or a single tree for this method; the trees of "
+                "this one were grown one after another, each on what the others left over. Use LeafRefit, "
+                "LeafInfluence or TREX."
+            )
+        if not forest.leaves_are_means:
+            raise TypeError(
+                "estimator must have leaves that are means of their rows for this method; with "
+                "criterion='absolute_error' they are medians. Use TREX or LeaveOneOut, or another criterion."
+            )
+        targets = rows.targets.cpu().numpy()
+        if self.loss.is_classifier:
+            targets = targets[:, None] == np.arange(forest.n_outputs)
+        targets = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+        found = ForestRows(forest, self.leaves(rows.inputs), targets)
+        found.require_own_rows()
+        return found
 
     def leaves(self, X: RawRows) -> NDArray[np.int32]:
         """Return the leaf (n, n_trees) of each row in each tree."""

@@ -23,7 +23,7 @@ METHODS = (LeafInfluence, LeafRefit, BoostIn)
 def error_of_leaves(attributor):
     """Return the largest difference of a leaf's stored value from that of its rows, by the largest value."""
     found = 0.0
-    for round_ in attributor._run.backwards():
+    for round_ in attributor._members[0].run.backwards():
         for tree in round_.trees:
             size = np.abs(round_.steps[0].trees[0].values).max()
             found = max(found, np.abs(tree.values - tree.asked).max() / size)
@@ -97,7 +97,9 @@ def test_monotonic_constraints_hold_some_leaves(steps):
         leaf_estimation_iterations=steps,
     )
     attributor = LeafInfluence(model).fit(X, y)
-    rates = [tree.rates for round_ in attributor._run.backwards() for tree in round_.trees]
+    rates = [
+        tree.rates for round_ in attributor._members[0].run.backwards() for tree in round_.trees
+    ]
     assert any((one == 0).any() for one in rates)
     assert any((one > 0).any() for one in rates)
     refit = LeafRefit(model).fit(X, y).transform(X[:9], y[:9])
@@ -113,7 +115,7 @@ def test_early_stopping_keeps_the_best_rounds():
     model.fit(X[:40], y[:40], eval_set=(X[40:], y[40:]))
     assert model.tree_count_ < 60
     attributor = LeafInfluence(model).fit(X[:40], y[:40])
-    assert attributor._run.boosting.n_rounds == model.tree_count_
+    assert attributor._members[0].run.boosting.n_rounds == model.tree_count_
     assert error_of_leaves(attributor) < 1e-6
 
 
