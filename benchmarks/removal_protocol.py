@@ -280,7 +280,8 @@ def main(description: str, cases: dict[str, Case]) -> None:
     parser.add_argument("--memory", type=float, default=2.0, help="budget of a method, in GiB")
     args = parser.parse_args()
     if args.small:
-        args.rows, args.test, args.left_out, args.seeds, args.epochs = 200, 6, 8, 4, [1.0]
+        args.rows, args.test, args.left_out, args.seeds, args.epochs = 200, 6, 6, 4, [1.0]
+        args.memory = max(args.memory, 3.0)
     if args.methods is None:
         args.methods = [name for name in METHODS if not (args.small and name in SLOW)]
     args.case = cases
