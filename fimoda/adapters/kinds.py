@@ -76,6 +76,10 @@ class Kind:
             raise self.unsupported() from error
         return True
 
+    def predict(self, X: Any) -> Any:
+        """Return the model's own predictions of rows, which it looks at as it looks at all."""
+        return self.model.predict(X)
+
     def is_network(self) -> bool:
         """Return whether it is trained by gradient steps in batches, as a stack can be."""
         return False

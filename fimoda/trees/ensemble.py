@@ -27,11 +27,14 @@ class Tree:
     values : ndarray of shape (n_leaves, n_own)
         What each leaf adds to the outputs.
     outputs : slice
-        The outputs that it adds to: one of them, or all.
+        The outputs that it adds to: one of them, all, or none where no leaf was made of its rows.
+    l2 : float or ndarray of shape (n_leaves,)
+        A penalty of its leaves beside that of all trees.
     """
 
     values: Floats
     outputs: slice
+    l2: float | Floats = 0.0
 
     @property
     def n_leaves(self) -> int:
@@ -95,6 +98,13 @@ class Boosting(TreeEnsemble):
         Whether rows were drawn for each round, and it is not known which: `shares` are then expected ones.
     is_constrained : bool
         Whether values may be kept from what the rows ask for, as monotonic constraints do.
+    trees_of_round : int
+    max_step : float
+        Largest size of u.
+    start_shares : float or ndarray of shape (n,)
+        The part of its weight with which a row takes part in the first score.
+    doubts : str
+        What else may be the reason if the leaves' values do not come from the rows, for messages.
     """
 
     loss: BoostingLoss
@@ -106,6 +116,9 @@ class Boosting(TreeEnsemble):
     draws_rows: bool = False
     is_constrained: bool = False
     trees_of_round: int = field(default=1)
+    max_step: float = np.inf
+    start_shares: float | Floats = 1.0
+    doubts: str = ""
 
     @property
     def n_rounds(self) -> int:
@@ -122,4 +135,5 @@ class Boosting(TreeEnsemble):
         if self.l1:
             gradients = np.sign(gradients) * np.maximum(np.abs(gradients) - self.l1, 0)
         total = curvatures + self.l2
-        return np.divide(-gradients, total, out=np.zeros_like(total), where=total > 1e-150)
+        found = np.divide(-gradients, total, out=np.zeros_like(total), where=total > 1e-150)
+        return np.clip(found, -self.max_step, self.max_step)

@@ -21,6 +21,9 @@ _ALIKE = 1e-2
 #: Relative error of a leaf's value from which on it was kept from what its rows ask for.
 _HELD = 1e-3
 
+#: Largest part of the curvature in leaves that constraints may have kept from what their rows ask for.
+_KEPT = 0.9
+
 
 @dataclass(frozen=True, eq=False)
 class Grown:
@@ -124,7 +127,8 @@ class BoostingRun:
     def start_weights(self) -> Floats:
         """Weights (n,) of the rows in the score before the first tree: 0 for those held out."""
         shares = self.boosting.shares
-        return self.weights * (shares[0] > 0 if isinstance(shares, np.ndarray) else 1.0)
+        known = self.weights * self.boosting.start_shares
+        return known * (shares[0] > 0 if isinstance(shares, np.ndarray) else 1.0)
 
     @property
     def start_slopes(self) -> Floats | None:
@@ -160,8 +164,9 @@ class BoostingRun:
             for column, k in enumerate(range(*tree.outputs.indices(boosting.n_outputs))):
                 G, H = members @ (weights * g[k]), members @ (weights * h[k])
                 values = tree.values[:, column] / eta
-                free = self._free(values, boosting.value(G, H))
-                total = H + boosting.l2
+                asked = boosting.value(G, H + tree.l2)
+                free = self._free(values, asked) & (np.abs(asked) < boosting.max_step)
+                total = H + tree.l2 + boosting.l2
                 rates = np.divide(eta * free, total, out=np.zeros_like(H), where=total > 1e-150)
                 pulled = g[k] * (np.abs(G) > boosting.l1)[leaf] if boosting.l1 else g[k]
                 pushes = weights * (pulled + values[leaf] * h[k])
@@ -207,7 +212,8 @@ class BoostingRun:
             for t in self.trees(number):
                 tree, leaf, members = boosting.trees[t], self.by_tree[t], self.members(t)
                 for column, k in enumerate(range(*tree.outputs.indices(C))):
-                    value = eta * boosting.value(members @ g[k], members @ h[k])
+                    H = members @ h[k] + np.reshape(tree.l2, (-1, 1))
+                    value = eta * boosting.value(members @ g[k], H)
                     held = tree.values[:, column]
                     fixed = ~self._free(held, value[:, -1])
                     value[fixed] = held[fixed, None]
@@ -224,23 +230,25 @@ class BoostingRun:
         boosting = self.boosting
         if not (boosting.rows_are_known and boosting.loss.is_smooth):
             return
-        wrong = size = 0.0
+        wrong = size = kept = total = 0.0
         for round_ in self.backwards():
             eta = boosting.learning_rates[round_.number]
             g, h = boosting.loss.derivatives(round_.outputs, self.targets)
             for tree in round_.trees:
                 G, H = (tree.members @ (tree.weights * part[tree.output]) for part in (g, h))
-                asked = boosting.value(G, H)
+                asked = boosting.value(G, H + boosting.trees[tree.number].l2)
+                free = self._free(tree.values, asked)
                 differs = np.abs(tree.values - asked)
-                if boosting.is_constrained:
-                    differs = np.where(tree.rates > 0, differs, 0)
-                wrong += float((eta**2 * H * differs**2).sum())
+                wrong += float((eta**2 * H * differs**2)[free].sum())
                 size += float((eta**2 * H * tree.values**2).sum())
-        if wrong > _ALIKE**2 * size:
+                kept += float(H[~free].sum())
+                total += float(H.sum())
+        if wrong > _ALIKE**2 * size or kept > _KEPT * total:
+            far = f" by {np.sqrt(wrong / size):.0%}" if wrong > _ALIKE**2 * size else ""
             raise ValueError(
                 "X, y and sample_weight must be the rows that the model was trained on, in any order: from "
-                f"these rows the values of its leaves would differ by {np.sqrt(wrong / size):.0%}. Pass all "
-                "of its training rows with the targets and weights of its fit."
+                f"these rows the values of its leaves would differ{far}. Pass all of its training rows "
+                f"with the targets and weights of its fit. {boosting.doubts}".rstrip()
             )
 
 
