@@ -74,7 +74,7 @@ SCIKIT_LEARN = {
     "utils",
 }
 MACHINERY = ("sklearn.utils", "sklearn.base", "sklearn.exceptions")
-EXTRAS = ("pandas", "matplotlib", "dask", "distributed", "seaborn")
+EXTRAS = ("pandas", "matplotlib", "dask", "distributed", "seaborn", "xgboost", "lightgbm")
 
 
 def module_name(path: Path) -> str:

@@ -50,7 +50,7 @@ class Kind:
     takes_criterion: ClassVar[bool] = False
 
     #: Whether it has a ``fit`` of its own, and is no network of torch's.
-    fits_itself: ClassVar[bool] = True
+    fits_itself: bool = True
 
     #: Whether it knows its columns by name and number.
     knows_columns: ClassVar[bool] = True

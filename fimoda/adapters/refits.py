@@ -109,6 +109,12 @@ def takes_pairs(estimator: Any) -> bool:
     """Return whether X has one column for each training row, as a precomputed kernel does."""
     if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:
         return takes_pairs(estimator.regressor)
+    if not hasattr(estimator, "fit"):
+        raise TypeError(
+            f"estimator must have a fit() of its own for methods that fit it again, got "
+            f"{type(estimator).__name__}. Pass an estimator of scikit-learn's interface, such as "
+            "XGBClassifier or LGBMClassifier in place of their boosters."
+        )
     return bool(get_tags(estimator).input_tags.pairwise)
 
 

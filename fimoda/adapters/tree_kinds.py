@@ -1,4 +1,4 @@
-"""What the libraries of trees have in common: classes and their weights, and predictions to compare."""
+"""Common parts of the libraries of trees: classes and their weights, and predictions to compare."""
 
 from __future__ import annotations
 
@@ -117,6 +117,10 @@ class BoosterKind(BoostingKind):
     library: ClassVar[str]
     names: ClassVar[frozenset[str]]
 
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.fits_itself = not self.is_bare
+
     @classmethod
     def takes(cls, model: Any) -> bool:
         return any(
@@ -156,7 +160,7 @@ class BoosterKind(BoostingKind):
 
 def positions(classes: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:
     """Return the place of each label among the classes; those that are none are found out elsewhere."""
-    return np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+    return np.argmax(np.asarray(y)[:, None] == classes, axis=1)
 
 
 def own_leaves(values: NDArray[np.float64], output: int) -> slice:

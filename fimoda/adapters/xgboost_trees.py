@@ -37,7 +37,7 @@ class XGBoost(BoosterKind):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the booster knows of its training."""
+        """The settings of its training that the booster knows."""
         found: dict[str, Any] = json.loads(self.booster.save_config())["learner"]
         return found
 
@@ -68,7 +68,7 @@ class XGBoost(BoosterKind):
         trees, numbers = [], []
         for tree, output in zip(grown, model["model"]["tree_info"], strict=False):
             leaves = np.flatnonzero(np.array(tree["left_children"]) == -1)
-            values = np.float32(tree["split_conditions"])[leaves].astype(np.float64)
+            values = _floats(tree["split_conditions"])[leaves]
             trees.append(Tree(values[:, None], own_leaves(values, output)))
             number = np.zeros(len(tree["left_children"]), dtype=np.int32)
             number[leaves] = np.arange(len(leaves))
@@ -152,7 +152,7 @@ class XGBoost(BoosterKind):
     def _start(config: dict[str, Any], loss: BoostingLoss, n_outputs: int) -> Floats:
         """Return the score before the first tree; ``base_score`` is a mean where there is a link."""
         text = config["learner_model_param"]["base_score"]
-        given = np.float32(np.ravel(json.loads(text))).astype(np.float64)
+        given = _floats(np.ravel(json.loads(text)))
         if config["objective"]["name"] == "binary:logistic":
             given = Logistic().link(given)
         elif isinstance(loss, Tweedie):
@@ -167,11 +167,21 @@ class XGBoost(BoosterKind):
         return int(self.booster.num_boosted_rounds() if best is None else best + 1)
 
     def predict(self, X: Any) -> Any:
+        if self.is_bare and np.shape(X)[1:] != (self.model.num_features(),):
+            raise ValueError(
+                f"X must have the {self.model.num_features()} features that the booster was trained on, "
+                f"got rows of shape {np.shape(X)[1:]}."
+            )
         return self.model.predict(_matrix(X) if self.is_bare else X)
 
     def raw_scores(self, X: Any) -> Floats:
         rows = _matrix(X) if self.is_bare else X
         return np.asarray(self.model.predict(rows, output_margin=True), dtype=np.float64)
+
+
+def _floats(given: Any) -> Floats:
+    """Return numbers as XGBoost has them, in float32, exactly."""
+    return np.asarray(given, dtype=np.float32).astype(np.float64)
 
 
 def _matrix(X: Any) -> Any:
