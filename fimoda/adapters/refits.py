@@ -109,12 +109,6 @@ def takes_pairs(estimator: Any) -> bool:
     """Return whether X has one column for each training row, as a precomputed kernel does."""
     if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:
         return takes_pairs(estimator.regressor)
-    if not hasattr(estimator, "fit"):
-        raise TypeError(
-            f"estimator must have a fit() of its own for methods that fit it again, got "
-            f"{type(estimator).__name__}. Pass an estimator of scikit-learn's interface, such as "
-            "XGBClassifier or LGBMClassifier in place of their boosters."
-        )
     return bool(get_tags(estimator).input_tags.pairwise)
 
 
@@ -205,7 +199,8 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
         kind_of(estimator).check_predictions(known, _seen(estimator, X[some_rows(len(X))]))
         known = known.double
     except (TypeError, ValueError):
-        if not (is_classifier(estimator) or is_regressor(estimator)):
+        no_estimator = not hasattr(estimator, "fit")
+        if no_estimator or not (is_classifier(estimator) or is_regressor(estimator)):
             raise
     else:
         return RefittableModel(

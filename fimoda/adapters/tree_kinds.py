@@ -149,6 +149,15 @@ class BoosterKind(BoostingKind):
         """Return the targets (C, n) of a loss."""
         return loss.encoded(y if self.classes is None else positions(self.classes, y), n_outputs)
 
+    def unsupported(self) -> TypeError:
+        if not self.is_bare:
+            return super().unsupported()
+        return TypeError(
+            f"estimator must be an estimator of scikit-learn's interface for this method, such as "
+            f"XGBClassifier or LGBMClassifier; got a bare Booster of {self.library}, which only methods "
+            "of trees take (LeafInfluence, LeafRefit, BoostIn)."
+        )
+
     def not_supported(self, what: str, instead: str) -> TypeError:
         """Return the error for an option with which the run cannot be followed."""
         return TypeError(
