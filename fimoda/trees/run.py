@@ -166,10 +166,11 @@ class BoostingRun:
                 values = tree.values[:, column] / eta
                 asked = boosting.value(G, H + tree.l2)
                 free = self._free(values, asked) & (np.abs(asked) < boosting.max_step)
+                if boosting.l1:
+                    free &= np.abs(G) > boosting.l1
                 total = H + tree.l2 + boosting.l2
                 rates = np.divide(eta * free, total, out=np.zeros_like(H), where=total > 1e-150)
-                pulled = g[k] * (np.abs(G) > boosting.l1)[leaf] if boosting.l1 else g[k]
-                pushes = weights * (pulled + values[leaf] * h[k])
+                pushes = weights * (g[k] + values[leaf] * h[k])
                 grown.append(Grown(t, k, leaf, members, values, rates, pushes, weights))
         return Round(outputs, grown, number)
 
