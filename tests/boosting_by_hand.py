@@ -14,6 +14,42 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+#: Rows, and test rows, which are the last of them.
+N, N_TEST = 60, 5
+
+
+def problem(kind: str) -> tuple[Floats, Floats, Floats]:
+    """Return rows with missing values, targets, and weights of which two are zero."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(N, 4))
+    signal = X[:, 0] + 0.5 * X[:, 1] + 0.3 * rng.normal(size=N)
+    X[rng.random(X.shape) < 0.1] = np.nan
+    y = {
+        "real": signal,
+        "two": np.stack([signal, 1 - 2 * signal**2], 1),
+        "binary": (signal > 0.3).astype(float),
+        "classes": np.digitize(signal, [-0.5, 0.6]).astype(float),
+        "count": rng.poisson(np.exp(signal)).astype(float),
+        "positive": np.exp(signal),
+    }[kind]
+    w = rng.uniform(0.5, 2, N)
+    w[:2] = 0
+    return X, y, w
+
+
+def mean(w: Floats, y: Floats) -> Floats:
+    return np.average(y, weights=w, axis=0)
+
+
+def logit(p: Floats) -> Floats:
+    return np.log(p / (1 - p))
+
+
+def assert_close(found: Floats, expected: Floats, tolerance: float) -> None:
+    """Compare arrays by the largest number of the expected one."""
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
 def softmax(f: Floats) -> Floats:
     powers = np.exp(f - f.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
@@ -154,7 +190,7 @@ class ByHand:
         return np.stack(found, 1)
 
     def boost_in(self, y_test: Floats) -> Floats:
-        """Return the sum over trees that BoostIn is, for leaves that no largest step and no l1 changes."""
+        """Return the sum over trees that BoostIn is; values at the largest step or zero by l1 stay."""
         f, F = self.run(self.w)
         C = f[0].shape[1]
         found = np.zeros((len(self.test), len(self.y)))
@@ -167,6 +203,8 @@ class ByHand:
             for leaf in np.unique(self.leaves[:, t]):
                 here = self.leaves[:, t] == leaf
                 u, total = self.value(self.w, g, h, here)
+                if abs(u) == self.max_step or (self.l1 and u == 0):
+                    continue
                 change = here * self.eta * (self.w * self.factors) * (g + u * h) / total
                 found += np.outer(slope * (self.test[:, t] == leaf), change)
         return found
