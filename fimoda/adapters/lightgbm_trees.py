@@ -83,13 +83,13 @@ class LightGBM(BoosterKind):
         return None if (found == 1).all() else found
 
     def class_weight(self, y: NDArray[Any]) -> Floats | None:
-        known = [None if self.is_bare else super().class_weight(y), self._own_class_weight(y)]
+        known = [super().class_weight(y), self._own_class_weight(y)]
         given = [weights for weights in known if weights is not None]
         return np.prod(given, axis=0) if given else None
 
     @property
-    def is_balanced(self) -> bool:
-        return super().is_balanced or self.options["is_unbalance"] == "1"
+    def balances(self) -> str | None:
+        return "rows" if self.options["is_unbalance"] == "1" else super().balances
 
     # ---- trees ----------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class LightGBM(BoosterKind):
             self._learning_rates(grown, size, options),
             l2=float(options["lambda_l2"]),
             l1=float(options["lambda_l1"]),
-            max_step=_or_none(options["max_delta_step"]),
+            max_step=_largest_step(options),
             start_is_fitted=is_fitted,
             start_shares=start_shares,
             shares=share,
@@ -202,9 +202,10 @@ def _numbers(text: str) -> Floats:
     return np.array(text.split(), dtype=np.float64)
 
 
-def _or_none(text: str) -> float:
-    """Return the largest step; 0 and less stand for none."""
-    return float(text) if float(text) > 0 else np.inf
+def _largest_step(options: dict[str, str]) -> float:
+    """Return the largest size of a leaf's value; 0 and less stand for none."""
+    given = float(options["max_delta_step"])
+    return given if given > 0 else np.inf
 
 
 def _extra_penalties(tree: dict[str, str], head: dict[str, str], options: dict[str, str]) -> Any:

@@ -54,9 +54,9 @@ class TreesKind(Kind):
         return found
 
     @property
-    def is_balanced(self) -> bool:
-        """True if the weights of classes come from how many rows each has."""
-        return isinstance(getattr(self.model, "class_weight", None), str)
+    def balances(self) -> str | None:
+        """The weight or the number of rows, by which classes are balanced, as `Weighting` has it, or None."""
+        return "rows" if isinstance(getattr(self.model, "class_weight", None), str) else None
 
     @property
     def classes(self) -> NDArray[Any] | None:
@@ -76,7 +76,7 @@ class TreesKind(Kind):
             loss=self.row_loss(ensemble, n),
             classes=classes,
             class_weight=None if by_class is None else torch.from_numpy(by_class),
-            weighting=Weighting("rows", "rows" if self.is_balanced else None),
+            weighting=Weighting("rows", self.balances),
         )
 
     def check_predictions(self, view: Any, X: Any) -> None:
@@ -131,7 +131,7 @@ class BoosterKind(BoostingKind):
     @property
     def is_bare(self) -> bool:
         """True if it is a booster itself, and no estimator of scikit-learn's."""
-        return type(self.model).__name__ == "Booster"
+        return not hasattr(self.model, "get_params")
 
     @property
     @abstractmethod

@@ -19,7 +19,8 @@ Leaves = NDArray[np.int32]
 _DOUBTS = (
     "XGBoost does not tell of base_margin, an objective of one's own or a schedule of learning rates, with "
     "which its training cannot be followed; and save_model() forgets parameters such as learning_rate and "
-    "reg_lambda: after load_model(), give them to the booster by set_param(), or pickle the model."
+    "reg_lambda: after load_model(), give them to the booster by set_param(), or pickle the model. It adds "
+    "up in float32, so that targets must not be much larger than they differ: subtract their mean."
 )
 
 
@@ -85,7 +86,7 @@ class XGBoost(BoosterKind):
             l2=float(options["reg_lambda"]),
             l1=float(options["reg_alpha"]),
             max_step=float(options["max_delta_step"]) or np.inf,
-            start_is_fitted=bool(np.allclose(start, best, rtol=1e-3, atol=1e-3)),
+            start_is_fitted=size["boost_from_average"] == "1" and _alike(start, best),
             shares=float(options["subsample"]),
             draws_rows=float(options["subsample"]) < 1,
             is_constrained="1" in options["monotone_constraints"],
@@ -182,6 +183,11 @@ class XGBoost(BoosterKind):
 def _floats(given: Any) -> Floats:
     """Return numbers as XGBoost has them, in float32, exactly."""
     return np.asarray(given, dtype=np.float32).astype(np.float64)
+
+
+def _alike(start: Floats, best: Any) -> bool:
+    """Return whether the first score is the best one; with an objective of one's own it is 0.5."""
+    return bool(np.allclose(start, best, rtol=1e-3, atol=1e-3))
 
 
 def _matrix(X: Any) -> Any:

@@ -6,8 +6,6 @@ the largest, scores, which are differences of them, to 1e-4.
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,13 +24,8 @@ from boosting_by_hand import (
     squared,
     tweedie,
 )
-from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from fimoda import BoostIn, GradDot, LeafInfluence, LeafRefit, LeaveOneOut
+from fimoda import BoostIn, LeafInfluence, LeafRefit
 from fimoda.adapters import as_tree_model
 
 lgb = pytest.importorskip("lightgbm")
@@ -218,6 +211,7 @@ def test_a_tree_of_one_leaf_adds_nothing_whatever_its_rows():
         assert_close(view.T, model.predict(X, raw_score=True), 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set'")
 def test_early_stopping_ends_at_the_best_round():
     X, y, _ = problem("binary")
     model = lgb.LGBMClassifier(n_estimators=40, early_stopping_rounds=3, **SMALL)
@@ -259,34 +253,6 @@ def test_labels_and_their_weights():
         assert_close(again, view, 1e-5)
         held = any("balanced class weights" in caveat for caveat in method._caveats())
         assert held == (weights == "balanced")
-
-
-def test_wrappers_copies_and_names():
-    X, y, _ = problem("binary")
-    X, y = np.nan_to_num(X), np.array(["no", "yes"])[y.astype(int)]
-    model = lgb.LGBMClassifier(n_estimators=4, **SMALL)
-    piped = make_pipeline(StandardScaler().fit(X), clone(model)).fit(X, y)
-    search = GridSearchCV(clone(model), {"num_leaves": [2, 4]}, cv=2).fit(X, y)
-    scaled = piped[0].transform(X)
-    expected = LeafRefit(piped[-1]).fit(scaled, y).transform(scaled[:3], y[:3])
-    np.testing.assert_array_equal(LeafRefit(piped).fit(X, y).transform(X[:3], y[:3]), expected)
-    assert clone(LeafRefit(search)).estimator is search
-    found = [
-        LeafRefit(one).fit(X, y).transform(X[:3], y[:3])
-        for one in (search, search.best_estimator_, FrozenEstimator(search.best_estimator_))
-    ]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    method = LeafRefit(model).fit(X, y)
-    again = pickle.loads(pickle.dumps(method))
-    np.testing.assert_array_equal(again.transform(X[:3], y[:3]), method.transform(X[:3], y[:3]))
-    bare = method.estimator_.booster_
-    by_number = LeafRefit(bare).fit(X, (y == "yes").astype(int))
-    assert clone(by_number).estimator is bare
-    np.testing.assert_array_equal(
-        pickle.loads(pickle.dumps(by_number)).transform(X[:3], (y == "yes")[:3]),
-        method.transform(X[:3], y[:3]),
-    )
 
 
 # ---- refusals -------------------------------------------------------------------------------
@@ -356,14 +322,3 @@ def test_what_cannot_be_followed_is_refused(params, kind, match):
     X, y, w = problem(kind)
     with pytest.raises(TypeError, match=match):
         LeafRefit(trained(params, X, y, w)).fit(X, y, sample_weight=w)
-
-
-def test_boosters_are_for_methods_of_trees():
-    X, y, w = problem("binary")
-    X = np.nan_to_num(X)
-    model = trained({"objective": "binary"}, X, y, w)
-    for method in (LeaveOneOut(model), GradDot(model)):
-        with pytest.raises(TypeError, match="bare Booster of lightgbm"):
-            method.fit(X, y)
-    with pytest.raises(ValueError, match="labels that the model was not trained on"):
-        LeafRefit(model).fit(X, np.array(["a", "b"])[y.astype(int)], sample_weight=w)

@@ -6,8 +6,6 @@ differences of them, to 1e-4.
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,13 +24,8 @@ from boosting_by_hand import (
     squared,
     tweedie,
 )
-from sklearn.base import clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from fimoda import BoostIn, GradDot, LeafInfluence, LeafRefit, LeaveOneOut
+from fimoda import BoostIn, LeafInfluence, LeafRefit
 from fimoda.adapters import as_tree_model
 
 xgb = pytest.importorskip("xgboost")
@@ -212,6 +205,18 @@ def test_draws_count_by_their_part():
     assert np.isfinite(LeafRefit(model).fit(X, y, sample_weight=w).transform(X[:2], y[:2])).all()
 
 
+def test_trees_without_a_split_add_nothing_where_rows_are_too_few():
+    X, y, w = problem("classes")
+    y = np.where(np.arange(N) < 4, 2, y.clip(0, 1))
+    model = trained("multi:softprob", {"num_class": 3, "min_child_weight": 12}, X, y, w)
+    method = LeafRefit(model).fit(X, y, sample_weight=w)
+    still = [tree for tree in method.model_.ensemble.trees if tree.outputs == slice(0, 0)]
+    assert 0 < len(still) < 3 * ROUNDS
+    leaves = method.model_.leaves(method.model_.encode_X(X))
+    again = method._run.without(np.arange(1), leaves)[1]
+    assert_close(again, method.model_.ensemble.outputs(leaves), 1e-5)
+
+
 def test_early_stopping_ends_at_the_best_round():
     X, y, _ = problem("binary")
     model = xgb.XGBClassifier(n_estimators=40, early_stopping_rounds=3, max_depth=3, n_jobs=1)
@@ -239,35 +244,6 @@ def test_categories_and_frames():
         assert_close(again, method.model_.ensemble.outputs(leaves), 1e-5)
         with pytest.raises(ValueError, match="feature_names"):
             LeafRefit(one).fit(frame[list("badc")], y, sample_weight=w)
-
-
-def test_wrappers_copies_and_names():
-    X, y, _ = problem("binary")
-    X = np.nan_to_num(X)
-    model = xgb.XGBClassifier(n_estimators=4, max_depth=2, n_jobs=1)
-    scaled = StandardScaler().fit(X)
-    piped = make_pipeline(scaled, clone(model)).fit(X, y)
-    search = GridSearchCV(clone(model), {"max_depth": [1, 2]}, cv=2).fit(X, y)
-    expected = LeafRefit(piped[-1]).fit(piped[0].transform(X), y)
-    expected = expected.transform(piped[0].transform(X)[:3], y[:3])
-    np.testing.assert_array_equal(LeafRefit(piped).fit(X, y).transform(X[:3], y[:3]), expected)
-    assert clone(LeafRefit(search)).estimator is search
-    found = [
-        LeafRefit(one).fit(X, y).transform(X[:3], y[:3])
-        for one in (search, search.best_estimator_, FrozenEstimator(search.best_estimator_))
-    ]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    unfitted = LeafRefit(model).fit(X, y)
-    assert unfitted.estimator_ is not model
-    bare = unfitted.estimator_.get_booster()
-    for one in (unfitted.estimator_, bare):
-        method = LeafRefit(one).fit(X, y)
-        again = pickle.loads(pickle.dumps(method))
-        np.testing.assert_array_equal(
-            again.transform(X[:3], y[:3]), unfitted.transform(X[:3], y[:3])
-        )
-        assert clone(method).estimator is one
 
 
 # ---- refusals -------------------------------------------------------------------------------
@@ -315,14 +291,3 @@ def test_what_cannot_be_followed_is_refused(objective, params, kind, match):
     X, y, w = problem(kind)
     with pytest.raises(TypeError, match=match):
         LeafRefit(trained(objective, params, X, y, w)).fit(X, y, sample_weight=w)
-
-
-def test_boosters_are_for_methods_of_trees():
-    X, y, w = problem("binary")
-    X = np.nan_to_num(X)
-    model = trained("binary:logistic", {}, X, y, w)
-    for method in (LeaveOneOut(model), GradDot(model)):
-        with pytest.raises(TypeError, match="bare Booster of xgboost"):
-            method.fit(X, y)
-    with pytest.raises(ValueError, match="labels that the model was not trained on"):
-        LeafRefit(model).fit(X, np.array(["a", "b"])[y.astype(int)], sample_weight=w)
