@@ -17,6 +17,7 @@ from .._arrays import n_rows, take_rows
 from ..model import FinalModel, unwrapped
 from ..rows import RawRows
 from ..trees import TreeModel
+from .catboost_trees import CatBoost
 from .fresh_parameters import kept_beside
 from .kinds import Frozen, Kind
 from .lightgbm_trees import LightGBM
@@ -35,7 +36,7 @@ Epochs = TypeVar("Epochs", int, float)
 #: All kinds; the last one takes everything.
 KINDS: tuple[type[Kind], ...] = (
     *(Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD),
-    *(HistGradientBoosting, GradientBoosting, XGBoost, LightGBM),
+    *(HistGradientBoosting, GradientBoosting, XGBoost, LightGBM, CatBoost),
     Kind,
 )
 

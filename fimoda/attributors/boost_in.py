@@ -25,13 +25,16 @@ def boost_in_scores(run: BoostingRun, test: Measured, leaves: Leaves) -> Floats:
             tree = run.boosting.trees[t]
             outputs[tree.outputs] -= tree.values[leaves[:, t]].T
         cotangents = slopes(test, outputs)
+        pulls = []
         for grown in round_.trees:
-            c = np.zeros((len(grown.rates), m))
+            c = np.zeros((len(grown.values), m))
             c[leaves[:, grown.number], each] = cotangents[grown.output]
-            c *= grown.rates[:, None]
-            for start in range(0, n, step):
-                part = slice(start, start + step)
-                scores[part] += grown.pushes[part, None] * c[grown.leaf[part]]
+            pulls.append(c)
+        for taken, asked in round_.asked(pulls):
+            for grown, b in zip(taken.trees, asked, strict=True):
+                for start in range(0, n, step):
+                    part = slice(start, start + step)
+                    scores[part] += grown.pushes[part, None] * b[grown.leaf[part]]
     return scores.T
 
 
@@ -44,7 +47,7 @@ class BoostIn(BaseBoosting):
     with :math:`u` the value of the leaf before the learning rate :math:`\eta`. The first-order
     change of the leaf without the row, times the gradient of the measurement before the round: TracIn for
     boosting. What a row has changed for others, which come to share a leaf with z, does not count;
-    `LeafInfluence` has it.
+    `LeafInfluence` has it. With several steps in a leaf the fraction is the derivative of their sum.
 
     Parameters
     ----------

@@ -33,22 +33,23 @@ def leaf_influence_scores(run: BoostingRun, cotangents: Floats, test: Leaves) ->
     adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
     each, step = np.arange(m), max(1, CACHED // (C * m))
     for round_ in run.backwards():
-        asked = []
+        pulls = []
         for tree in round_.trees:
             c = tree.members @ adjoint[tree.output]
             c[test[:, tree.number], each] += cotangents[tree.output]
-            asked.append(tree.rates[:, None] * c)
-        values = round_.values
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            pulled = np.zeros((C, len(scores[part]), m))
-            for tree, b in zip(round_.trees, asked, strict=True):
-                at_rows = b[tree.leaf[part]]
-                scores[part] += tree.pushes[part, None] * at_rows
-                pulled[tree.output] = at_rows * tree.weights[part, None]
-            adjoint[:, part] -= run.boosting.loss.pull(
-                round_.outputs[:, part], run.targets[:, part], values[:, part], pulled
-            )
+            pulls.append(c)
+        for taken, asked in round_.asked(pulls):
+            values = taken.values
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                pulled = np.zeros((C, len(scores[part]), m))
+                for tree, b in zip(taken.trees, asked, strict=True):
+                    at_rows = b[tree.leaf[part]]
+                    scores[part] += tree.pushes[part, None] * at_rows
+                    pulled[tree.output] = at_rows * tree.weights[part, None]
+                adjoint[:, part] -= run.boosting.loss.pull(
+                    taken.outputs[:, part], run.targets[:, part], values[:, part], pulled
+                )
     moves = run.start_slopes
     if moves is not None:
         scores += moves.T @ (cotangents + adjoint.sum(1))

@@ -94,7 +94,7 @@ class LeafRefit(BaseBoosting):
     def _scores(self, test: Measured) -> Floats:
         run, leaves = self._run, self.model_.leaves(test.inputs)
         C, n = run.boosting.n_outputs, len(run)
-        most = self.memory_budget // (24 * C * (n + len(test)))
+        most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 8 * CACHED // (C * n))))
         rows = np.arange(n)
         found = np.empty((len(test), n))

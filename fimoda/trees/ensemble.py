@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from .losses import BoostingLoss
 
+#: Smallest penalty on a matrix of second derivatives, by its largest element.
+_SMALLEST = float(np.finfo(np.float32).eps)
+
 Floats = NDArray[np.float64]
 Leaves = NDArray[np.int32]
 
@@ -99,6 +102,12 @@ class Boosting(TreeEnsemble):
     is_constrained : bool
         Whether values may be kept from what the rows ask for, as monotonic constraints do.
     trees_of_round : int
+        One, with all outputs or the only one, or one for each output.
+    n_steps : int
+        Newton steps that u is the sum of, each at the scores that the steps before it have moved by their
+        whole values. More than one where a round has one tree.
+    obstacle : str
+        Why the run cannot be followed back, if so: the message of the error.
     max_step : float
         Largest size of u.
     start_shares : float or ndarray of shape (n,)
@@ -116,6 +125,8 @@ class Boosting(TreeEnsemble):
     draws_rows: bool = False
     is_constrained: bool = False
     trees_of_round: int = field(default=1)
+    n_steps: int = 1
+    obstacle: str = ""
     max_step: float = np.inf
     start_shares: float | Floats = 1.0
     doubts: str = ""
@@ -130,10 +141,32 @@ class Boosting(TreeEnsemble):
         """True if it is known which rows took part in each round."""
         return not self.draws_rows
 
+    @property
+    def arrays_of_a_run(self) -> int:
+        """Number of arrays (C, n) that a run without a row takes: scores, g, h, and scores between steps."""
+        return 2 + (self.n_outputs if self.loss.is_coupled else 1) + (self.n_steps > 1)
+
     def value(self, gradients: Floats, curvatures: Floats) -> Floats:
         """Return the value u of leaves, before the learning rate, from their G and H."""
         if self.l1:
             gradients = np.sign(gradients) * np.maximum(np.abs(gradients) - self.l1, 0)
-        total = curvatures + self.l2
-        found = np.divide(-gradients, total, out=np.zeros_like(total), where=total > 1e-150)
-        return np.clip(found, -self.max_step, self.max_step)
+        inverse = self.inverse(curvatures)
+        if self.loss.is_coupled:
+            return -np.einsum("kj...,j...->k...", inverse, gradients)
+        return np.clip(-gradients * inverse, -self.max_step, self.max_step)
+
+    def moves(self, gradients: Floats, values: Floats) -> NDArray[np.bool_]:
+        """Return whether values u change with their G, which l1 and the largest step may prevent."""
+        found = np.abs(values) < self.max_step
+        return found & (np.abs(gradients) > self.l1) if self.l1 else found
+
+    def inverse(self, curvatures: Floats) -> Floats:
+        """Return 1 / (H + l2) of leaves, or the inverse (C, C, ...) of their matrices, and 0 for no rows."""
+        if not self.loss.is_coupled:
+            total = curvatures + self.l2
+            return np.divide(1.0, total, out=np.zeros_like(total), where=total > 1e-150)
+        matrices = np.moveaxis(curvatures, (0, 1), (-2, -1))
+        largest = np.diagonal(matrices, axis1=-2, axis2=-1).max(-1)
+        penalty = np.maximum(self.l2, _SMALLEST * largest) + 1e-150
+        found = np.linalg.inv(matrices + penalty[..., None, None] * np.eye(len(curvatures)))
+        return np.moveaxis(found, (-2, -1), (0, 1))

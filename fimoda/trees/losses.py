@@ -25,11 +25,14 @@ _TINY = float(np.finfo(np.float64).tiny)
 class BoostingLoss(ABC):
     """A loss whose gradient g and second derivative h make the values of leaves, ``-sum g / sum h``.
 
-    h is diagonal and may have a factor, as the library has it that grew the trees.
+    h is diagonal unless `is_coupled`, and may have a factor, as the library has it that grew the trees.
     """
 
     #: False if leaves are medians or quantiles of residuals, for which there is no second derivative.
     is_smooth: bool = True
+
+    #: Whether h is a matrix (C, C, n, ...) over the outputs of one tree.
+    is_coupled: bool = False
 
     @property
     @abstractmethod

@@ -56,7 +56,8 @@ class TreeModel(FinalModel):
         Raises
         ------
         TypeError
-            If the trees were not grown one after another, or the loss has no second derivative.
+            If the trees were not grown one after another, the loss has no second derivative, or the
+            training did more than the formula of the leaves says.
         ValueError
             If the leaves' values do not come from these rows.
         """
@@ -72,6 +73,8 @@ class TreeModel(FinalModel):
                 "leaves of this one are medians or quantiles of residuals. Use TREX, LeaveOneOut or "
                 "FurtherTraining."
             )
+        if boosting.obstacle:
+            raise TypeError(boosting.obstacle)
         targets = boosting.loss.encoded(rows.targets.cpu().numpy(), boosting.n_outputs)
         weights = (
             np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from .ensemble import Boosting, Floats, Leaves
+from .rounds import Grown, Round, Step
 
 #: Numbers of an array that are worked on at a time, so that they stay in the processor's cache.
 CACHED = 2**17
@@ -23,57 +24,6 @@ _HELD = 1e-3
 
 #: Largest part of the curvature in leaves that constraints may have kept from what their rows ask for.
 _KEPT = 0.9
-
-
-@dataclass(frozen=True, eq=False)
-class Grown:
-    r"""One tree on the training rows, of one output.
-
-    Parameters
-    ----------
-    number : int
-        Of the tree in the ensemble.
-    output : int
-        That the tree adds to.
-    leaf : ndarray of shape (n,)
-        The leaf of each training row.
-    members : sparse array of shape (n_leaves, n)
-        One where a row is in a leaf.
-    values : ndarray of shape (n_leaves,)
-        The leaves' values u, before the learning rate.
-    rates : ndarray of shape (n_leaves,)
-        The learning rate over :math:`H + \lambda` of each leaf; 0 where its value is held.
-    pushes : ndarray of shape (n,)
-        :math:`w_i (g_i + u h_i)`: times `rates` it is the change of the leaf without the row.
-    weights : ndarray of shape (n,)
-        Of the rows in this round.
-    """
-
-    number: int
-    output: int
-    leaf: Leaves
-    members: csr_array
-    values: Floats
-    rates: Floats
-    pushes: Floats
-    weights: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """One round of the run: the scores (C, n) before it, and its trees."""
-
-    outputs: Floats
-    trees: list[Grown]
-    number: int
-
-    @property
-    def values(self) -> Floats:
-        """The value u (C, n) that each row has had in this round."""
-        found = np.zeros_like(self.outputs)
-        for tree in self.trees:
-            found[tree.output] = tree.values[tree.leaf]
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,29 +105,87 @@ class BoostingRun:
             yield self._round(outputs, number)
 
     def _round(self, outputs: Floats, number: int) -> Round:
-        boosting = self.boosting
+        boosting, eta = self.boosting, self.boosting.learning_rates[number]
+        members = self._members_of(number)
+        left = {t: boosting.trees[t].values.T / eta for t in members}
+        steps = [self._step(outputs, number, members, left if boosting.n_steps == 1 else None)]
+        while len(steps) < boosting.n_steps:
+            outputs = outputs + steps[-1].values
+            for tree in steps[-1].trees:
+                left[tree.number][tree.output] -= tree.values
+            is_last = len(steps) + 1 == boosting.n_steps
+            step = self._step(outputs, number, members, left if is_last else None)
+            steps.append(replace(step, bends=self._bends(step, number)))
+        for trees in zip(*(step.trees for step in steps), strict=True):
+            total, last = np.sum([tree.values for tree in trees], 0), trees[-1]
+            free = self._free(total, total - last.values + last.asked)
+            for tree in trees:
+                np.multiply(tree.rates, free, out=tree.rates)
+        return Round(number, steps)
+
+    def _step(
+        self,
+        outputs: Floats,
+        number: int,
+        members_of: dict[int, csr_array],
+        given: dict[int, Floats] | None,
+    ) -> Step:
+        """Return a step from scores, with the values `given`, or else those that its rows ask for."""
+        boosting, eta = self.boosting, self.boosting.learning_rates[number]
         g, h = boosting.loss.derivatives(outputs, self.targets)
-        weights, eta = self.weights_in(number), boosting.learning_rates[number]
-        grown = []
-        for t in self.trees(number):
-            tree, leaf, members = boosting.trees[t], self.by_tree[t], self.members(t)
-            for column, k in enumerate(range(*tree.outputs.indices(boosting.n_outputs))):
-                G, H = members @ (weights * g[k]), members @ (weights * h[k])
-                values = tree.values[:, column] / eta
-                asked = boosting.value(G, H + tree.l2)
-                free = self._free(values, asked) & (np.abs(asked) < boosting.max_step)
-                if boosting.l1:
-                    free &= np.abs(G) > boosting.l1
-                total = H + tree.l2 + boosting.l2
-                rates = np.divide(eta * free, total, out=np.zeros_like(H), where=total > 1e-150)
-                pushes = weights * (g[k] + values[leaf] * h[k])
-                grown.append(Grown(t, k, leaf, members, values, rates, pushes, weights))
-        return Round(outputs, grown, number)
+        weights, grown = self.weights_in(number), []
+        weighted = weights * g, weights * h
+        for t, members in members_of.items():
+            leaf, own = self.by_tree[t], self._outputs_of(t)
+            G, H = self._sums(t, members, *weighted)
+            asked, rates = boosting.value(G, H), eta * boosting.inverse(H)
+            if not boosting.loss.is_coupled:
+                rates *= boosting.moves(G, asked)
+            values = asked if given is None else given[t]
+            if boosting.loss.is_coupled:
+                bent, H = np.einsum("kjn,jn->kn", h, values[:, leaf]), np.einsum("kkl->kl", H)
+            else:
+                bent = h[own.start : own.stop] * values[:, leaf]
+            for column, k in enumerate(own):
+                pushes = weights * (g[k] + bent[column])
+                found = values[column], asked[column], H[column], rates[column]
+                grown.append(Grown(t, k, leaf, members, *found, pushes, weights))
+        return Step(outputs, grown)
+
+    def _bends(self, step: Step, number: int) -> Floats:
+        """Return the `bends` of a step, in which one tree has all outputs."""
+        C, n = step.outputs.shape
+        each, tree = np.arange(C), step.trees[0]
+        vectors = np.zeros((C, n, C))
+        vectors[each, :, each] = tree.weights
+        pulled = self.boosting.loss.pull(step.outputs, self.targets, step.values, vectors)
+        found = np.stack([tree.members @ one for one in pulled])
+        return found.transpose(0, 2, 1) / self.boosting.learning_rates[number]
+
+    def _members_of(self, number: int) -> dict[int, csr_array]:
+        """Return the `members` of the trees of a round that add to outputs."""
+        return {t: self.members(t) for t in self.trees(number) if self._outputs_of(t)}
+
+    def _outputs_of(self, t: int) -> range:
+        """Return the outputs that a tree adds to."""
+        return range(*self.boosting.trees[t].outputs.indices(self.boosting.n_outputs))
+
+    def _sums(self, t: int, members: csr_array, g: Floats, h: Floats) -> tuple[Floats, Floats]:
+        """Return G (own, n_leaves, ...) and H, the same or (own, own, n_leaves, ...), of weighted g and h.
+
+        H has in it the penalty of the tree's own.
+        """
+        outputs = self._outputs_of(t)
+        G = np.stack([members @ g[k] for k in outputs])
+        if not self.boosting.loss.is_coupled:
+            penalty = np.reshape(self.boosting.trees[t].l2, (-1, *[1] * (g.ndim - 2)))
+            return G, np.stack([members @ h[k] for k in outputs]) + penalty
+        return G, np.stack([[members @ h[k, j] for j in outputs] for k in outputs])
 
     def _free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
         """Return whether the values of leaves are what their rows ask for."""
         if not (self.boosting.is_constrained and self.boosting.rows_are_known):
-            return np.ones(len(values), dtype=bool)
+            return np.ones(values.shape, dtype=bool)
         return np.abs(values - asked) <= _HELD * np.abs(asked).max(initial=0.0)
 
     # ---- forwards ---------------------------------------------------------------------------
@@ -189,8 +197,7 @@ class BoostingRun:
 
         The splits are held: the values of the leaves are computed anew, from round `first` on.
         """
-        boosting, n = self.boosting, len(self)
-        C, columns = boosting.n_outputs, np.arange(len(rows))
+        boosting = self.boosting
         known = [_before(boosting, leaves, first) for leaves in (self.leaves, test)]
         scores, found = (np.repeat(one[..., None], len(rows) + 1, axis=2) for one in known)
         if first == 0 and boosting.start_is_fitted:
@@ -199,30 +206,48 @@ class BoostingRun:
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
         for number in range(first, boosting.n_rounds):
-            weights, eta = self.weights_in(number), boosting.learning_rates[number]
-            g, h = np.empty_like(scores), np.empty_like(scores)
-            step = max(1, CACHED // (C * (len(rows) + 1)))
-            for start in range(0, n, step):
-                part = slice(start, start + step)
-                g[:, part], h[:, part] = boosting.loss.derivatives(
-                    scores[:, part], self.targets[:, part, None]
-                )
-                g[:, part] *= weights[part, None]
-                h[:, part] *= weights[part, None]
-            g[:, rows, columns] = h[:, rows, columns] = 0
-            for t in self.trees(number):
-                tree, leaf, members = boosting.trees[t], self.by_tree[t], self.members(t)
-                for column, k in enumerate(range(*tree.outputs.indices(C))):
-                    H = members @ h[k] + np.reshape(tree.l2, (-1, 1))
-                    value = eta * boosting.value(members @ g[k], H)
-                    held = tree.values[:, column]
-                    fixed = ~self._free(held, value[:, -1])
-                    value[fixed] = held[fixed, None]
-                    found[k] += value[test[:, t]]
-                    for start in range(0, n, step):
-                        part = slice(start, start + step)
-                        scores[k, part] += value[leaf[part]]
+            members = self._members_of(number)
+            totals: dict[int, Floats] = {}
+            moved = scores.copy() if boosting.n_steps > 1 else scores
+            for step in range(boosting.n_steps):
+                weighted = self._weighted(moved, number, rows)
+                for t in members:
+                    asked = boosting.value(*self._sums(t, members[t], *weighted))
+                    totals[t] = totals[t] + asked if step else asked
+                    if step + 1 < boosting.n_steps:
+                        self._add(moved, t, asked)
+            for t, total in totals.items():
+                value, held = boosting.learning_rates[number] * total, boosting.trees[t].values.T
+                fixed = ~self._free(held, value[..., -1])
+                value[fixed] = held[fixed][:, None]
+                found[boosting.trees[t].outputs] += value[:, test[:, t]]
+                self._add(scores, t, value)
         return found[..., :-1], found[..., -1]
+
+    def _weighted(
+        self, scores: Floats, number: int, rows: NDArray[np.int64]
+    ) -> tuple[Floats, Floats]:
+        """Return g and h by weight at scores (C, n, len(rows) + 1), 0 for the row that a run is without."""
+        C, n, runs = scores.shape
+        weights, loss = self.weights_in(number), self.boosting.loss
+        g, h = np.empty_like(scores), np.empty((C, C, n, runs) if loss.is_coupled else (C, n, runs))
+        for part in self._parts(scores):
+            at = loss.derivatives(scores[:, part], self.targets[:, part, None])
+            g[:, part], h[..., part, :] = (one * weights[part, None] for one in at)
+        g[..., rows, np.arange(len(rows))] = h[..., rows, np.arange(len(rows))] = 0
+        return g, h
+
+    def _add(self, scores: Floats, t: int, value: Floats) -> None:
+        """Add the values (own, n_leaves, runs) of a tree to scores (C, n, runs)."""
+        for column, k in enumerate(self._outputs_of(t)):
+            for part in self._parts(scores):
+                scores[k, part] += value[column][self.by_tree[t][part]]
+
+    def _parts(self, scores: Floats) -> Iterator[slice]:
+        """Yield slices of rows whose scores (C, n, runs) stay in the processor's cache."""
+        step = max(1, CACHED // (scores.shape[0] * scores.shape[2]))
+        for start in range(0, len(self), step):
+            yield slice(start, start + step)
 
     # ---- whether the rows are those of the training ------------------------------------------
 
@@ -231,25 +256,28 @@ class BoostingRun:
         boosting = self.boosting
         if not (boosting.rows_are_known and boosting.loss.is_smooth):
             return
-        wrong = size = kept = total = 0.0
+        wrong = size = kept = whole = 0.0
         for round_ in self.backwards():
             eta = boosting.learning_rates[round_.number]
-            g, h = boosting.loss.derivatives(round_.outputs, self.targets)
-            for tree in round_.trees:
-                G, H = (tree.members @ (tree.weights * part[tree.output]) for part in (g, h))
-                asked = boosting.value(G, H + boosting.trees[tree.number].l2)
-                free = self._free(tree.values, asked)
-                differs = np.abs(tree.values - asked)
-                wrong += float((eta**2 * H * differs**2)[free].sum())
-                size += float((eta**2 * H * tree.values**2).sum())
+            for trees in zip(*(step.trees for step in round_.steps), strict=True):
+                last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
+                free = self._free(total, total - last.values + last.asked)
+                H = eta**2 * last.curvatures
+                wrong += float((H * (last.values - last.asked) ** 2)[free].sum())
+                size += float((H * total**2).sum())
                 kept += float(H[~free].sum())
-                total += float(H.sum())
-        if wrong > _ALIKE**2 * size or kept > _KEPT * total:
+                whole += float(H.sum())
+        if wrong > _ALIKE**2 * size or kept > _KEPT * whole:
             far = f" by {np.sqrt(wrong / size):.0%}" if wrong > _ALIKE**2 * size else ""
+            steps = (
+                "Steps of leaf values may also have been shortened: train with one step in each leaf, or "
+                "without backtracking."
+            )
             raise ValueError(
                 "X, y and sample_weight must be the rows that the model was trained on, in any order: from "
                 f"these rows the values of its leaves would differ{far}. Pass all of its training rows "
-                f"with the targets and weights of its fit. {boosting.doubts}".rstrip()
+                "with the targets and weights of its fit. "
+                + (steps if boosting.n_steps > 1 else boosting.doubts)
             )
 
 
