@@ -217,6 +217,20 @@ def test_trees_without_a_split_add_nothing_where_rows_are_too_few():
     assert_close(again, method.model_.ensemble.outputs(leaves), 1e-5)
 
 
+@pytest.mark.parametrize("method", [LeafRefit, LeafInfluence, BoostIn])
+def test_without_any_split_rows_move_the_first_score_alone(method):
+    X, y, w = problem("real")
+    model = trained("reg:squarederror", {"min_child_weight": 1000}, X, y, w)
+    found = method(model, measurement="output").fit(X, y, sample_weight=w).transform(X[:2])
+    total, first = w.sum(), mean(w, y)
+    moved = {
+        LeafRefit: w * (first - y) / (total - w),
+        LeafInfluence: w * (first - y) / total,
+        BoostIn: np.zeros(N),
+    }
+    np.testing.assert_allclose(found, [moved[method]] * 2, atol=1e-12)
+
+
 def test_early_stopping_ends_at_the_best_round():
     X, y, _ = problem("binary")
     model = xgb.XGBClassifier(n_estimators=40, early_stopping_rounds=3, max_depth=3, n_jobs=1)
