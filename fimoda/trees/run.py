@@ -237,8 +237,8 @@ class BoostingRun:
         wrong = size = noise = kept = total = 0.0
         for round_ in self.backwards():
             eta = boosting.learning_rates[round_.number]
-            rounding = _SINGLE * np.abs(round_.outputs).max(initial=0.0)
             g, h = boosting.loss.derivatives(round_.outputs, self.targets)
+            rounding = _SINGLE * (np.abs(round_.outputs).max() + np.abs(g).max())
             for tree in round_.trees:
                 G, H = (tree.members @ (tree.weights * part[tree.output]) for part in (g, h))
                 asked = boosting.value(G, H + boosting.trees[tree.number].l2)
