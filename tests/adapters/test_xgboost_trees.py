@@ -220,6 +220,8 @@ def test_trees_without_a_split_add_nothing_where_rows_are_too_few():
 @pytest.mark.parametrize("method", [LeafRefit, LeafInfluence, BoostIn])
 def test_without_any_split_rows_move_the_first_score_alone(method):
     X, y, w = problem("real")
+    rounded = trained("reg:squarederror", {"gamma": 1e9}, X, y, w)  # leaves of rounding errors
+    assert LeafRefit(rounded).fit(X, y, sample_weight=w).transform(X[:2]).shape == (2, N)
     model = trained("reg:squarederror", {"min_child_weight": 1000}, X, y, w)
     found = method(model, measurement="output").fit(X, y, sample_weight=w).transform(X[:2])
     total, first = w.sum(), mean(w, y)
