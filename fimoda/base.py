@@ -338,7 +338,8 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        if self.estimator is not None and self._hands_on_rows(self.estimator):
+        knows_rows = hasattr(self.estimator, "__sklearn_tags__")  # boosters are no estimators
+        if knows_rows and self._hands_on_rows(self.estimator):
             tags.input_tags = get_tags(self.estimator).input_tags
         else:
             tags.input_tags.sparse = takes_sparse_rows(self.estimator)

@@ -74,7 +74,10 @@ SCIKIT_LEARN = {
     "utils",
 }
 MACHINERY = ("sklearn.utils", "sklearn.base", "sklearn.exceptions")
-EXTRAS = ("pandas", "matplotlib", "dask", "distributed", "seaborn", "catboost")
+EXTRAS = (
+    *("pandas", "matplotlib", "dask", "distributed", "seaborn"),
+    *("catboost", "lightgbm", "xgboost"),
+)
 
 
 def module_name(path: Path) -> str:

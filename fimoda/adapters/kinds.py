@@ -50,7 +50,7 @@ class Kind:
     takes_criterion: ClassVar[bool] = False
 
     #: Whether it has a ``fit`` of its own, and is no network of torch's.
-    fits_itself: ClassVar[bool] = True
+    fits_itself: bool = True
 
     #: Whether it knows its columns by name and number.
     knows_columns: ClassVar[bool] = True
@@ -75,6 +75,10 @@ class Kind:
         except TypeError as error:
             raise self.unsupported() from error
         return True
+
+    def predict(self, X: Any) -> Any:
+        """Return the model's own predictions of rows, which it looks at as it looks at all."""
+        return self.model.predict(X)
 
     def is_network(self) -> bool:
         """Return whether it is trained by gradient steps in batches, as a stack can be."""

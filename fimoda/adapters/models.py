@@ -22,6 +22,7 @@ from ..trees import TreeModel
 from .catboost_trees import CatBoost
 from .fresh_parameters import kept_beside
 from .kinds import Frozen, Kind
+from .lightgbm_trees import LightGBM
 from .linear_models import SGD, LeastSquares, Logistic
 from .mlp import MLP
 from .modules import Module
@@ -31,14 +32,14 @@ from .scikit_boosting import GradientBoosting, HistGradientBoosting
 from .scikit_forests import Forests
 from .skorch_nets import Net
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
+from .xgboost_trees import XGBoost
 
 Epochs = TypeVar("Epochs", int, float)
 
 #: All kinds; the last one takes everything.
 KINDS: tuple[type[Kind], ...] = (
     *(Frozen, Net, Module, MLP, Logistic, LeastSquares, SGD),
-    *(HistGradientBoosting, GradientBoosting),
-    *(CatBoost, Forests),
+    *(HistGradientBoosting, GradientBoosting, XGBoost, LightGBM, CatBoost, Forests),
     Kind,
 )
 
@@ -260,10 +261,11 @@ def check_columns(estimator: Any, X: Any) -> None:
         return
     given = RawRows(X)
     rows = given[some_rows(len(given))].values
-    predicted = estimator.predict(rows)
-    if estimator is kind.model or caveats(estimator) or obstacle(estimator):
+    bare = estimator is kind.model
+    predicted = kind.predict(rows) if bare else estimator.predict(rows)
+    if bare or caveats(estimator) or obstacle(estimator):
         return
-    if not np.array_equal(predicted, kind.model.predict(transform_rows(estimator, rows))):
+    if not np.array_equal(predicted, kind.predict(transform_rows(estimator, rows))):
         raise TypeError(
             f"estimator {type(estimator).__name__} must predict what the {type(kind.model).__name__} "
             "inside predicts of the rows that reach it, but does not. Methods that fit it again "

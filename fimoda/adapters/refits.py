@@ -199,7 +199,8 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
         kind_of(estimator).check_predictions(known, _seen(estimator, X[some_rows(len(X))]))
         known = known.double
     except (TypeError, ValueError):
-        if not (is_classifier(estimator) or is_regressor(estimator)):
+        no_estimator = not hasattr(estimator, "fit")
+        if no_estimator or not (is_classifier(estimator) or is_regressor(estimator)):
             raise
     else:
         return RefittableModel(

@@ -32,11 +32,14 @@ class Tree:
     values : ndarray of shape (n_leaves, n_own)
         What each leaf adds to the outputs.
     outputs : slice
-        The outputs that it adds to: one of them, or all.
+        The outputs that it adds to: one of them, all, or none where no leaf was made of its rows.
+    l2 : float or ndarray of shape (n_leaves,)
+        A penalty of its leaves beside that of all trees.
     """
 
     values: Floats
     outputs: slice
+    l2: float | Floats = 0.0
 
     @property
     def n_leaves(self) -> int:
@@ -119,6 +122,12 @@ class Boosting(TreeEnsemble):
         whole values. More than one where a round has one tree.
     obstacle : str
         Why the run cannot be followed back, if so: the message of the error.
+    max_step : float
+        Largest size of u.
+    start_shares : float or ndarray of shape (n,)
+        The part of its weight with which a row takes part in the first score.
+    doubts : str
+        What else may be the reason if the leaves' values do not come from the rows, for messages.
     """
 
     loss: BoostingLoss
@@ -132,6 +141,9 @@ class Boosting(TreeEnsemble):
     trees_of_round: int = field(default=1)
     n_steps: int = 1
     obstacle: str = ""
+    max_step: float = np.inf
+    start_shares: float | Floats = 1.0
+    doubts: str = ""
 
     @property
     def n_rounds(self) -> int:
@@ -155,7 +167,12 @@ class Boosting(TreeEnsemble):
         inverse = self.inverse(curvatures)
         if self.loss.is_coupled:
             return -np.einsum("kj...,j...->k...", inverse, gradients)
-        return -gradients * inverse
+        return np.clip(-gradients * inverse, -self.max_step, self.max_step)
+
+    def moves(self, gradients: Floats, values: Floats) -> NDArray[np.bool_]:
+        """Return whether values u change with their G, which l1 and the largest step may prevent."""
+        found = np.abs(values) < self.max_step
+        return found & (np.abs(gradients) > self.l1) if self.l1 else found
 
     def inverse(self, curvatures: Floats) -> Floats:
         """Return 1 / (H + l2) of leaves, or the inverse (C, C, ...) of their matrices, and 0 for no rows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +119,15 @@ class Quantile(Squared):
 
 @dataclass(frozen=True)
 class Logistic(BoostingLoss):
-    """The log-loss of two classes, of one output, the logit of the second."""
+    """The log-loss of two classes, of one output, the logit of the second.
+
+    Parameters
+    ----------
+    start_from : {"logit", "step", "mean"}
+        What the first score is: the logit of the mean, one Newton step from zero, or the mean itself.
+    """
+
+    start_from: Literal["logit", "step", "mean"] = "logit"
 
     @property
     def row_loss(self) -> RowLoss:
@@ -133,9 +142,13 @@ class Logistic(BoostingLoss):
         return (p * (1 - p) * (1 + values * (1 - 2 * p)))[..., None] * vectors
 
     def link(self, means: Floats) -> Floats:
+        if self.start_from != "logit":
+            return means if self.start_from == "mean" else 4 * means - 2
         return np.log(np.maximum(means, _TINY)) - np.log(np.maximum(1 - means, _TINY))
 
     def link_slopes(self, means: Floats, changes: Floats) -> Floats:
+        if self.start_from != "logit":
+            return changes if self.start_from == "mean" else 4 * changes
         return changes / (means * (1 - means))[:, None]
 
 

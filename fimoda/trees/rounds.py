@@ -80,7 +80,7 @@ class Step:
 
     def asked(self, pulls: list[Floats]) -> list[Floats]:
         """Return the derivatives in the leaves' -G from those in their values, (n_leaves, m) a tree."""
-        if self.trees[0].rates.ndim == 1:
+        if all(tree.rates.ndim == 1 for tree in self.trees):
             return [tree.rates[:, None] * c for tree, c in zip(self.trees, pulls, strict=True)]
         stacked = np.stack(pulls)
         return [np.einsum("kl,klm->lm", tree.rates, stacked) for tree in self.trees]

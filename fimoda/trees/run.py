@@ -22,6 +22,12 @@ _ALIKE = 1e-2
 #: Relative error of a leaf's value from which on it was kept from what its rows ask for.
 _HELD = 1e-3
 
+#: Relative rounding of scores that a library adds up in float32.
+_SINGLE = float(np.finfo(np.float32).eps)
+
+#: Largest part of the curvature in leaves that constraints may have kept from what their rows ask for.
+_KEPT = 0.9
+
 
 @dataclass(frozen=True, eq=False)
 class BoostingRun:
@@ -74,7 +80,8 @@ class BoostingRun:
     def start_weights(self) -> Floats:
         """Weights (n,) of the rows in the score before the first tree: 0 for those held out."""
         shares = self.boosting.shares
-        return self.weights * (shares[0] > 0 if isinstance(shares, np.ndarray) else 1.0)
+        known = self.weights * self.boosting.start_shares
+        return known * (shares[0] > 0 if isinstance(shares, np.ndarray) else 1.0)
 
     @property
     def start_slopes(self) -> Floats | None:
@@ -102,7 +109,7 @@ class BoostingRun:
 
     def _round(self, outputs: Floats, number: int) -> Round:
         boosting, eta = self.boosting, self.boosting.learning_rates[number]
-        members = {t: self.members(t) for t in self.trees(number)}
+        members = self._members_of(number)
         left = {t: boosting.trees[t].values.T / eta for t in members}
         steps = [self._step(outputs, number, members, left if boosting.n_steps == 1 else None)]
         while len(steps) < boosting.n_steps:
@@ -133,16 +140,17 @@ class BoostingRun:
         weighted = weights * g, weights * h
         for t, members in members_of.items():
             leaf, own = self.by_tree[t], self._outputs_of(t)
-            G, H = self._sums(members, own, *weighted)
+            G, H = self._sums(t, members, *weighted)
             asked, rates = boosting.value(G, H), eta * boosting.inverse(H)
+            if not boosting.loss.is_coupled:
+                rates *= boosting.moves(G, asked)
             values = asked if given is None else given[t]
             if boosting.loss.is_coupled:
                 bent, H = np.einsum("kjn,jn->kn", h, values[:, leaf]), np.einsum("kkl->kl", H)
             else:
                 bent = h[own.start : own.stop] * values[:, leaf]
             for column, k in enumerate(own):
-                pulled = g[k] * (np.abs(G[column]) > boosting.l1)[leaf] if boosting.l1 else g[k]
-                pushes = weights * (pulled + bent[column])
+                pushes = weights * (g[k] + bent[column])
                 found = values[column], asked[column], H[column], rates[column]
                 grown.append(Grown(t, k, leaf, members, *found, pushes, weights))
         return Step(outputs, grown)
@@ -157,17 +165,24 @@ class BoostingRun:
         found = np.stack([tree.members @ one for one in pulled])
         return found.transpose(0, 2, 1) / self.boosting.learning_rates[number]
 
+    def _members_of(self, number: int) -> dict[int, csr_array]:
+        """Return the `members` of the trees of a round that add to outputs."""
+        return {t: self.members(t) for t in self.trees(number) if self._outputs_of(t)}
+
     def _outputs_of(self, t: int) -> range:
         """Return the outputs that a tree adds to."""
         return range(*self.boosting.trees[t].outputs.indices(self.boosting.n_outputs))
 
-    def _sums(
-        self, members: csr_array, outputs: range, g: Floats, h: Floats
-    ) -> tuple[Floats, Floats]:
-        """Return G (own, n_leaves, ...) and H, the same or (own, own, n_leaves, ...), of weighted g and h."""
+    def _sums(self, t: int, members: csr_array, g: Floats, h: Floats) -> tuple[Floats, Floats]:
+        """Return G (own, n_leaves, ...) and H, the same or (own, own, n_leaves, ...), of weighted g and h.
+
+        H has in it the penalty of the tree's own.
+        """
+        outputs = self._outputs_of(t)
         G = np.stack([members @ g[k] for k in outputs])
         if not self.boosting.loss.is_coupled:
-            return G, np.stack([members @ h[k] for k in outputs])
+            penalty = np.reshape(self.boosting.trees[t].l2, (-1, *[1] * (g.ndim - 2)))
+            return G, np.stack([members @ h[k] for k in outputs]) + penalty
         return G, np.stack([[members @ h[k, j] for j in outputs] for k in outputs])
 
     def _free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
@@ -194,13 +209,13 @@ class BoostingRun:
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
         for number in range(first, boosting.n_rounds):
-            members = {t: self.members(t) for t in self.trees(number)}
+            members = self._members_of(number)
             totals: dict[int, Floats] = {}
             moved = scores.copy() if boosting.n_steps > 1 else scores
             for step in range(boosting.n_steps):
                 weighted = self._weighted(moved, number, rows)
                 for t in members:
-                    asked = boosting.value(*self._sums(members[t], self._outputs_of(t), *weighted))
+                    asked = boosting.value(*self._sums(t, members[t], *weighted))
                     totals[t] = totals[t] + asked if step else asked
                     if step + 1 < boosting.n_steps:
                         self._add(moved, t, asked)
@@ -244,29 +259,32 @@ class BoostingRun:
         boosting = self.boosting
         if not (boosting.rows_are_known and boosting.loss.is_smooth):
             return
-        wrong = size = 0.0  # the smallest size is that of rounding
+        wrong = size = noise = kept = whole = 0.0
         for round_ in self.backwards(first):
-            eta = boosting.learning_rates[round_.number]
-            begun = round_.steps[0]
-            largest = 1 + float((begun.outputs**2).max(initial=0.0))
-            size += 1e-20 * largest * sum(float(tree.curvatures.sum()) for tree in begun.trees)
+            eta, scores = boosting.learning_rates[round_.number], round_.steps[-1].outputs
+            g, _ = boosting.loss.derivatives(scores, self.targets)
+            rounding = _SINGLE * (np.abs(scores).max() + np.abs(g).max())
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
                 last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
-                differs = np.abs(last.values - last.asked)
-                if boosting.is_constrained:
-                    differs = np.where(last.rates > 0, differs, 0)
-                wrong += float((eta**2 * last.curvatures * differs**2).sum())
-                size += float((eta**2 * last.curvatures * total**2).sum())
-        if wrong > _ALIKE**2 * size:
+                free = self._free(total, total - last.values + last.asked)
+                H = eta**2 * last.curvatures
+                wrong += float((H * (last.values - last.asked) ** 2)[free].sum())
+                size += float((H * total**2).sum())
+                noise += float(H.sum()) * rounding**2
+                kept += float(H[~free].sum())
+                whole += float(H.sum())
+        differ = wrong > _ALIKE**2 * size + noise
+        if differ or kept > _KEPT * whole:
+            far = f" by {np.sqrt(wrong / size):.0%}" if differ else ""
             steps = (
-                " Steps of leaf values may also have been shortened: train with one step in each leaf, or "
+                "Steps of leaf values may also have been shortened: train with one step in each leaf, or "
                 "without backtracking."
             )
             raise ValueError(
                 "X, y and sample_weight must be the rows that the model was trained on, in any order: from "
-                f"these rows the values of its leaves would differ by {np.sqrt(wrong / size):.0%}. Pass all "
-                "of its training rows with the targets and weights of its fit."
-                + (steps if boosting.n_steps > 1 else "")
+                f"these rows the values of its leaves would differ{far}. Pass all of its training rows "
+                "with the targets and weights of its fit. "
+                + (steps if boosting.n_steps > 1 else boosting.doubts)
             )
 
 

@@ -475,7 +475,8 @@ def test_tools_take_curves_and_methods():
     method = FurtherTraining(model, n_epochs=4, n_seeds=2).fit(X, y)
     agreement = agreement_curve({"itself": method}, curve, X_test, y_test)
     own = method.transform(X_test, y_test)[:, curve.leave_out]
-    assert np.abs(own).max() > 0 and np.allclose(own, curve.scores[1])
+    assert np.abs(own).max() > 0
+    assert np.allclose(own, curve.scores[1])
     assert agreement.mean("cosine")[0, 1] > 0.5  # rows that nothing moves count as 0
     assert "further boosting of the final model: 4 rounds of boosting" in method._process()
     assert len(method.top(X_test, y_test, k=2).helpful[0]) == 2
