@@ -282,6 +282,10 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
         fixed = "balanced class weights are held as they are, and would change without a row"
         return caveats(self.estimator_) + [fixed] * held + explanations(self.model_)
 
+    def _misses_values(self) -> bool:
+        """Return whether NaN stands for a missing value where ``estimator=None`` is fitted."""
+        return False
+
     def _rebalances(self) -> bool:
         """Return whether balanced class weights change when a row leaves."""
         return bool(getattr(self, "reweight_others", False))
@@ -343,6 +347,7 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
             tags.input_tags = get_tags(self.estimator).input_tags
         else:
             tags.input_tags.sparse = takes_sparse_rows(self.estimator)
+            tags.input_tags.allow_nan = self.estimator is None and self._misses_values()
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from sklearn.utils import Tags, get_tags
 from torch import nn
 
 from .._validation import (
@@ -19,6 +18,7 @@ from .._validation import (
     Interval,
     check_random_state,
     check_seeds,
+    may_miss_values,
 )
 from ..adapters import as_tree_model, continued, default_trees, last_step, refit
 from ..base import BaseAttributor
@@ -68,12 +68,8 @@ class BaseTrees(BaseAttributor):
         self._seen_rows = (X, y, sample_weight)
         return as_tree_model(self.estimator_, X.values, y, sample_weight)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        if self.estimator is None:
-            tags.input_tags = get_tags(self._default(np.zeros(2))).input_tags
-            tags.input_tags.sparse = False
-        return tags
+    def _misses_values(self) -> bool:
+        return may_miss_values(self._default(np.zeros(2)))
 
     def _blocks(self, test: Measured, bytes_of_row: int) -> list[Measured]:
         """Return blocks of test rows that take so many bytes each and fit the memory budget."""
