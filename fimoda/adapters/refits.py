@@ -23,9 +23,17 @@ from .._arrays import check_rows, of_each
 from ..losses import ProbabilityNLL, SquaredError, ZeroOneLoss
 from ..model import FinalModel
 from ..rows import RawRows
-from .models import check_columns, frozen_view, is_network, kind_of, own_training
+from .models import (
+    as_tree_model,
+    check_columns,
+    frozen_view,
+    is_network,
+    kind_of,
+    own_training,
+)
 from .own_predictions import some_rows
 from .randomness import global_generators, seed_parameters
+from .tree_kinds import BoostingKind
 from .wrappers import caveats, last_step, transform_rows, uncached
 
 #: Name of rows as a model at the end of a Pipeline sees them.
@@ -187,14 +195,17 @@ class RefittableModel(FinalModel):
 def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableModel:
     """Return the outputs of a fitted estimator and their loss, from its training rows and targets.
 
-    They are those of its `FinalModel`, of rows that have passed the estimator's own earlier steps. If
-    it has none, the outputs are class probabilities (the loss is the log-loss), predicted classes
-    where it has no probabilities (the loss is 0 or 1), or predictions (the loss is the squared error,
-    summed over the outputs). Where a training row has a class of probability 0, probabilities are
-    counts of rows, and smoothed in the loss, ``log_prob`` and ``margin`` (`ProbabilityNLL`).
+    They are those of its `FinalModel`, of rows that have passed the estimator's own earlier steps, or raw
+    scores of boosted trees. If it has neither, the outputs are class probabilities (the loss is the
+    log-loss), predicted classes where it has no probabilities (the loss is 0 or 1), or predictions (the
+    loss is the squared error, summed over the outputs). Where a training row has a class of probability 0,
+    probabilities are counts of rows, and smoothed in the loss, ``log_prob`` and ``margin``
+    (`ProbabilityNLL`).
     """
     try:
         check_columns(estimator, X.values)
+        if isinstance(kind_of(estimator), BoostingKind):
+            return _of_boosting(estimator, X, y)
         known = _final_model(estimator, X, y)
         kind_of(estimator).check_predictions(known, _seen(estimator, X[some_rows(len(X))]))
         known = known.double
@@ -224,6 +235,15 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     are_counts = bool((predictions(X) == 0).any())
     loss = ProbabilityNLL(float(np.finfo(float).eps), n_rows=len(X) if are_counts else None)
     return RefittableModel(predictions, loss, classes=classes)
+
+
+def _of_boosting(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableModel:
+    """Return the raw scores of boosted trees, with the loss that they were grown by."""
+    if found := caveats(estimator):
+        raise TypeError(f"the model inside is not all of the estimator: {found[0]}")
+    view = as_tree_model(estimator, transform_rows(estimator, X.values), y)
+    scores = _RawScores(estimator, view.classes).eval()
+    return RefittableModel(scores, view.loss, classes=view.classes, class_weight=view.class_weight)
 
 
 def refit_outputs(model: RefittableModel, refitted: Any, X: Any, y: NDArray[Any]) -> Tensor:
@@ -266,10 +286,7 @@ class _OfFinalModel(_Outputs):
 
     def again(self, refitted: Any, X: RawRows, y: NDArray[Any]) -> _OfFinalModel:
         """Return those of a refit; ValueError if a class has no row among those of the refit."""
-        if self.final_model.classes is not None:
-            missing = np.setdiff1d(self.final_model.classes, refitted.classes_)
-            if missing.size:
-                raise ValueError(f"its rows have none of class {missing[0]}")
+        _require_classes(refitted, self.final_model.classes)
         return _OfFinalModel(refitted, _final_model(refitted, X, y).double)
 
     def forward(self, rows: RawRows) -> Tensor:
@@ -280,6 +297,33 @@ class _OfFinalModel(_Outputs):
 
     def _of_part(self, seen: NDArray[Any]) -> Tensor:
         return self.final_model.outputs(self.final_model.encode_X(seen)).double().cpu()
+
+
+class _RawScores(_Outputs):
+    """Raw scores of boosted trees."""
+
+    def __init__(self, estimator: Any, classes: NDArray[Any] | None):
+        super().__init__(estimator)
+        self.classes = classes
+
+    def again(self, refitted: Any, X: RawRows, y: NDArray[Any]) -> _RawScores:
+        """Return those of a refit; ValueError if a class has no row among those of the refit."""
+        _require_classes(refitted, self.classes)
+        return _RawScores(refitted, self.classes)
+
+    def forward(self, rows: RawRows) -> Tensor:
+        kind: Any = kind_of(self.estimator)
+        found = kind.raw_scores(transform_rows(self.estimator, rows.values))
+        return torch.from_numpy(np.array(found, dtype=np.float64).reshape(len(rows), -1))
+
+
+def _require_classes(refitted: Any, classes: NDArray[Any] | None) -> None:
+    """Raise ValueError if a class has no row among those that an estimator was fitted on again."""
+    if classes is None:
+        return
+    missing = np.setdiff1d(classes, refitted.classes_)
+    if missing.size:
+        raise ValueError(f"its rows have none of class {missing[0]}")
 
 
 class _Predictions(_Outputs):

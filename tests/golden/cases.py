@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.ensemble import GradientBoostingRegressor, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    RandomForestClassifier,
+)
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
@@ -33,12 +37,15 @@ from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from fimoda import (
+    AXIL,
     SOURCE,
     TRAK,
+    TREX,
     AgreementScorer,
     AllRows,
     ArnoldiInfluence,
     BaseAttributor,
+    BoostIn,
     CGInfluence,
     DataInf,
     Datamodel,
@@ -52,6 +59,9 @@ from fimoda import (
     GradDot,
     Hydra,
     InfluencePruner,
+    LeafInfluence,
+    LeafKernel,
+    LeafRefit,
     LeaveOneOut,
     LinearDatamodelingScorer,
     LinearizedFurtherTraining,
@@ -1234,6 +1244,26 @@ def retraining_without_gradients() -> Arrays:
         datamodel=scored(
             Datamodel(tree, regression="ridge", n_subsets=12, n_seeds=[0], random_state=0), numbers
         ),
+    )
+
+
+@case
+def trees() -> Arrays:
+    """Methods of trees, of boosting and of forests."""
+    numbers, labels = vector_regression(24), classification(24, 2)
+    given = {"n_estimators": 4, "max_depth": 1, "min_samples_leaf": 4, "random_state": 0}
+    boosting = GradientBoostingRegressor(**given).fit(*numbers.train)
+    classes = GradientBoostingClassifier(**given).fit(*labels.train)
+    forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(*labels.train)
+    return together(
+        boost_in=scored(BoostIn(boosting), numbers),
+        leaf_influence=scored(LeafInfluence(boosting), numbers),
+        ahead=scored(LeafInfluence(boosting, n_rounds=3, random_state=0), numbers),
+        several=scored(LeafInfluence(classes, n_models=4, random_state=0), labels),
+        leaf_refit=scored(LeafRefit(classes), labels),
+        leaf_kernel=scored(LeafKernel(forest), labels),
+        trex=scored(TREX(forest, alpha=0.1), labels),
+        axil=scored(AXIL(boosting), numbers),
     )
 
 

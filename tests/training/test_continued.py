@@ -131,6 +131,9 @@ BOOSTING = {
     "catboost, numbers": ("number", "CatBoostRegressor", {}, by_catboost, True),
 }  # fmt: skip
 
+#: XGBoost adds in float32, and its probabilities are rounded once more than its raw scores.
+ROUNDING = 2e-6
+
 #: Parameters of small models, by the beginning of the name of the class.
 SMALL = {
     "Hist": {"max_iter": 3, "min_samples_leaf": 5},
@@ -197,7 +200,7 @@ def test_boosting_is_that_of_a_loop(name):
     before = pickle.dumps(model)
     found = curve_of(model, rows).per_seed
     expected = by_a_loop(model, rows, go_on, stays)
-    assert np.abs(found - expected).max() < 1e-10
+    assert np.abs(found - expected).max() < ROUNDING
     assert np.abs(expected).max() > 1e-3
     assert pickle.dumps(model) == before
 
@@ -206,7 +209,7 @@ def test_boosting_is_that_of_a_loop(name):
 def test_a_dropped_row_is_taken_away(name):
     model, rows, go_on, _ = case(name)
     found = curve_of(model, rows, leave_out_mode="drop").per_seed
-    assert np.abs(found - by_a_loop(model, rows, go_on, stays=False)).max() < 1e-10
+    assert np.abs(found - by_a_loop(model, rows, go_on, stays=False)).max() < ROUNDING
 
 
 @pytest.mark.parametrize("name", ["histograms", "xgboost", "lightgbm", "gradient boosting"])
@@ -215,7 +218,7 @@ def test_weights_of_rows_are_kept(name):
     weights = np.random.default_rng(0).uniform(0.5, 2, N)
     model.fit(*rows[:2], sample_weight=weights)
     found = curve_of(model, rows, sample_weight=weights).per_seed
-    assert np.abs(found - by_a_loop(model, rows, go_on, stays, weights)).max() < 1e-10
+    assert np.abs(found - by_a_loop(model, rows, go_on, stays, weights)).max() < ROUNDING
 
 
 # ---- epochs of partial_fit ------------------------------------------------------------------
@@ -347,7 +350,7 @@ def test_the_only_row_of_its_class(name):
     found = curve_of(model, (X, y, X_test, y_test), epochs=[2], leave_out=[7]).outcomes
     zero = np.where(np.arange(N) == 7, 0.0, 1.0)
     expected = [losses(go_on(model, X, y, zero, seed, 2), X_test, y_test) for seed in SEEDS]
-    assert np.abs(found.left_out[0, :, 0] - np.transpose(expected)).max() < 1e-10
+    assert np.abs(found.left_out[0, :, 0] - np.transpose(expected)).max() < ROUNDING
 
 
 # ---- early stopping -------------------------------------------------------------------------
