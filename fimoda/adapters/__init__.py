@@ -19,6 +19,7 @@ from .models import (
     takes_several_inputs,
     takes_sparse_rows,
     training_epochs,
+    trees_of,
     warn_of_rows,
 )
 from .randomness import is_random
@@ -90,6 +91,7 @@ __all__ = [
     "transform_rows",
     "transform_targets",
     "transforms",
+    "trees_of",
     "warn_of_rows",
     "weights_name",
 ]

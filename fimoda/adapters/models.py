@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from .randomness import global_generators
 from .scikit_boosting import GradientBoosting, HistGradientBoosting
 from .scikit_forests import Forests
 from .skorch_nets import Net
+from .tree_kinds import BoostingKind, TreesKind
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 from .xgboost_trees import XGBoost
 
@@ -224,6 +225,14 @@ def initial_parameters(
     known = {**dict(fresh.named_buffers()), **found}
     parts = [known[name].detach().reshape(-1) for name in (*model.shapes, *model.statistics)]
     return torch.cat([part.to(model.theta) for part in parts])
+
+
+def trees_of(estimator: Any) -> Literal["boosting", "forest"] | None:
+    """Return which trees an estimator has: grown one after another, each on its own, or none."""
+    kind = kind_of(estimator)
+    if isinstance(kind, BoostingKind):
+        return "boosting"
+    return "forest" if isinstance(kind, TreesKind) else None
 
 
 # ---- its rows -------------------------------------------------------------------------------

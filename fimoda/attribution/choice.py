@@ -11,17 +11,26 @@ import torch
 from joblib import cpu_count, effective_n_jobs
 
 from .._arrays import n_rows
-from ..adapters import fits_itself, has_earlier_steps, is_random, part_to_refit
+from ..adapters import (
+    fits_itself,
+    has_earlier_steps,
+    is_random,
+    part_to_refit,
+    trees_of,
+)
 from ..attributors.cg_influence import CGInfluence
 from ..attributors.downsampling import Downsampling
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training import FurtherTraining
 from ..attributors.grad_dot import GradDot
+from ..attributors.leaf_influence import LeafInfluence
+from ..attributors.leaf_kernel import LeafKernel
 from ..attributors.leave_one_out import LeaveOneOut
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
 from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from ..attributors.source import SOURCE
+from ..attributors.trex import TREX
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..batch_statistics import statistics_in
@@ -39,6 +48,15 @@ TestRows = tuple[Any, Any]
 
 #: Seeds where training is random, and where rows are left out in expectation.
 N_SEEDS, N_SEEDS_IN_EXPECTATION = 5, 2
+
+#: Boosted models that are grown anew, and the fewest that are worth it.
+N_GROWN, FEWEST_GROWN = 16, 4
+
+#: Why trees are not fitted again without each row.
+_OF_TREES = (
+    "trees that are fitted again without one row differ by splits that move at random, and derivatives with "
+    "the splits held predict better what happens without rows"
+)
 
 #: Fewest subsets that Downsampling is asked for, and most.
 N_SUBSETS, MAX_SUBSETS = 50, 2000
@@ -67,6 +85,11 @@ def ladder_for(
         made._validate_params()
         return made
 
+    if trees_of(estimator) is not None:
+        try:
+            return _trees(make, estimator, rows, test_rows, clock, budget)
+        except TypeError:  # an option with which its training cannot be followed
+            pass
     try:
         probe = make(GradDot).fit(*rows)
     except (TypeError, ValueError) as error:
@@ -94,6 +117,35 @@ def ladder_for(
     return Ladder(found, "training further is the definition", clock, budget, check=check)
 
 
+def _trees(
+    make: Make, estimator: Any, rows: Rows, test_rows: TestRows, clock: Deadline, budget: float
+) -> Ladder:
+    """Return leave-one-out where training is not random, then methods of trees.
+
+    Of boosted trees these are several models grown anew, if there is time, and the final one alone.
+    """
+    own = make(LeafInfluence if trees_of(estimator) == "boosting" else TREX)
+    begun = clock.spent
+    own.fit(*rows)
+    own._test(*test_rows)
+    own.transform(*test_rows)
+    seconds = clock.spent - begun
+    model = own.estimator_
+    refits = _Refits(make, model, rows, test_rows, clock) if fits_itself(model) else None
+    found = [Candidate.known(own, seconds)]
+    if isinstance(own, TREX):
+        found.append(Candidate.known(make(LeafKernel, model), seconds))
+    elif refits is not None:
+        n_models = int(min(N_GROWN, clock.left / (seconds + refits.training)))
+        if n_models >= FEWEST_GROWN:
+            several = make(LeafInfluence, model, n_models=n_models)
+            found.insert(0, Candidate.known(several, n_models * (seconds + refits.training)))
+    exact = [] if refits is None else refits.leave_one_out()
+    if refits is None or not refits.known:  # training is random
+        return Ladder(found, _OF_TREES, clock, budget)
+    return Ladder([*exact, *found], "it is the definition", clock, budget, refits.known)
+
+
 def _is_linear(probe: BaseAttributor) -> bool:
     """Return whether the model is one linear layer, trained by a ``fit`` of its own."""
     links = None if probe.model_.recipe.optimizer else read_chain(probe.model_)
@@ -117,15 +169,15 @@ class _Refits:
         workers = effective_n_jobs(self._method.n_jobs)
         # workers do not run beside each other where one keeps several cores busy
         beside = min(workers, max(1.0, cpu_count() / max(one.cores, 1.0))) if workers > 1 else 1.0
-        self._training = one.training / beside
-        self._each = self._training + one.measuring  # which is done one after another
+        self.training = one.training / beside
+        self._each = self.training + one.measuring  # which is done one after another
         self._chunk = int(np.clip(_WARM / one.training, 1, UNIT_SIZE))
         self._n_models = self._method.memory_budget // one.n_bytes
         self.known: list[str] = []
 
     def _made(self, cls: type[BaseAttributor], **own: Any) -> BaseAttributor:
         """Return a method that knows how long to train, and in which portions."""
-        own["max_seconds"] = max(self._clock.left * self._training / self._each, _AT_ONCE)
+        own["max_seconds"] = max(self._clock.left * self.training / self._each, _AT_ONCE)
         return self._make(cls, self._method.estimator_, chunk_size=self._chunk, **own)
 
     def leave_one_out(self) -> list[Candidate]:

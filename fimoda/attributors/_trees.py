@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -71,9 +72,31 @@ class BaseTrees(BaseAttributor):
     def _misses_values(self) -> bool:
         return may_miss_values(self._default(np.zeros(2)))
 
+    def _caveats(self) -> list[str]:
+        held = (
+            "splits of the trees do not move in it: leave-one-out retraining is larger and random"
+        )
+        return [*super()._caveats(), held]
+
     def _blocks(self, test: Measured, bytes_of_row: int) -> list[Measured]:
         """Return blocks of test rows that take so many bytes each and fit the memory budget."""
         return test.split(max(1, self.memory_budget // max(bytes_of_row, 1)))
+
+    def _differences(self, test: Measured, outputs: Floats, changes: Floats) -> Floats:
+        """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n).
+
+        To first order where there is no measurement of the changed outputs, which may be no probabilities.
+        """
+        C, m, n = changes.shape
+        changed = outputs[..., None] + changes
+        flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
+        targets = test.targets.repeat_interleave(n, dim=0)
+        before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
+        found = values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]
+        unknown = ~np.isfinite(found)
+        if unknown.any():
+            found[unknown] = np.einsum("cm,cmn->mn", slopes(test, outputs), changes)[unknown]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +192,10 @@ class BaseBoosting(BaseTrees):
         if len(self._members) == 1:
             self._seen["scores_sem_"] = np.full((len(test), len(self.train_indices_)), np.nan)
             return self._of_member(self._members[0], test)
-        found, errors = mean_and_error(np.moveaxis(self._each(test), 0, -1))
+        each = self._each(test)
+        found, errors = mean_and_error(np.moveaxis(each, 0, -1))
         self._seen["scores_sem_"] = errors
+        self._agreement = _agreement(each)
         return found
 
     def _each(self, test: Measured) -> Floats:
@@ -224,11 +249,11 @@ class BaseBoosting(BaseTrees):
         part = "" if self.share == 1 else f" on {self.share:.0%} of the rows each"
         return f"{what}, in the mean over {self.n_models} models grown anew{part}"
 
-    def _caveats(self) -> list[str]:
-        held = (
-            "splits of the trees do not move in it: leave-one-out retraining is larger and random"
-        )
-        return [*super()._caveats(), held]
+    def _known_error(self, scores: Floats) -> list[str]:
+        if len(self._members) == 1:
+            return ["one model: with n_models, others whose splits differ tell how far they matter"]
+        halves = f"two halves of the models, whose splits differ, agree {self._agreement:.2f}"
+        return [halves, *super()._known_error(scores)]
 
 
 def _grown(
@@ -256,17 +281,18 @@ def _grown(
     return Member(view, view.run(view.rows(X, y, weights), first), rows, first)
 
 
+def _agreement(each: Floats) -> float:
+    """Return the cosine of the scores of one half of the models with the other's, centred, mean of rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # rows that none of a half had
+        halves = [np.nanmean(each[k::2], axis=0) for k in (0, 1)]
+    known = np.isfinite(halves[0] + halves[1]).all(0)
+    a, b = (half[:, known] - half[:, known].mean(1, keepdims=True) for half in halves)
+    sizes = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return float(np.mean((a * b).sum(1) / np.maximum(sizes, np.finfo(float).tiny)))
+
+
 def slopes(test: Measured, outputs: Floats) -> Floats:
     """Return the gradient (C, n) of each row's measurement in its raw scores (C, n)."""
     found: Floats = test.slopes(torch.from_numpy(outputs.T.copy())).numpy()
     return found.T
-
-
-def differences(test: Measured, outputs: Floats, changes: Floats) -> Floats:
-    """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n)."""
-    C, m, n = changes.shape
-    changed = outputs[..., None] + changes
-    flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
-    targets = test.targets.repeat_interleave(n, dim=0)
-    before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
-    return values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]

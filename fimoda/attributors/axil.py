@@ -16,7 +16,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import BoostingRun, FirstOrder, Forest, ForestRows, Squared, row_derivatives
 from ..trees.ensemble import Leaves
-from ._trees import BaseTrees, Floats, differences
+from ._trees import BaseTrees, Floats
 
 #: Least part of a row's own prediction that must come from other rows for the row to be removed.
 _OTHERS = 1e-9
@@ -203,4 +203,4 @@ class AXIL(BaseTrees):
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
         changes = self._weights(leaves) * self._moves[:, None]
-        return differences(test, self.model_.ensemble.outputs(leaves), changes)
+        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)

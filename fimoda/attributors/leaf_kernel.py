@@ -14,7 +14,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import ForestRows
-from ._trees import BaseTrees, Floats, differences
+from ._trees import BaseTrees, Floats
 
 
 class LeafKernel(BaseTrees):
@@ -148,4 +148,4 @@ class LeafKernel(BaseTrees):
         leaves = self.model_.leaves(test.inputs)
         shared = self._rows.forest.indicators(leaves)
         changes = np.stack([(shared @ change).toarray() for change in self._changes])
-        return differences(test, self.model_.ensemble.outputs(leaves), changes)
+        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)

@@ -15,7 +15,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import Boosting, FirstOrder, Forest
 from ..trees.ensemble import Leaves
-from ._trees import BaseTrees, Floats, differences
+from ._trees import BaseTrees, Floats
 
 #: Ridges that are tried, in parts of a row's mean product with itself.
 _GRID = np.logspace(-6, 2, 33)
@@ -193,7 +193,7 @@ class TREX(BaseTrees):
         leaves = self.model_.leaves(test.inputs)
         kernel = (self._of_leaves(leaves) @ self._features.T).toarray() + self._constant
         changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
-        return differences(test, self.model_.ensemble.outputs(leaves), changes)
+        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)
 
 
 #: Modes U (n, k) and squares (k,) of the singular values of a matrix.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,11 @@ from scipy.sparse import csr_array
 from sklearn.base import clone, is_classifier
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+)
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import (
     LinearRegression,
@@ -28,15 +34,18 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR, LinearSVC
-from sklearn.tree import DecisionTreeClassifier, ExtraTreeRegressor
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import fimoda
 from fimoda import (
+    TREX,
     ExactInfluence,
     FurtherTraining,
     GradCos,
     GradDot,
+    LeafInfluence,
+    LeafKernel,
     LeaveOneOut,
     TopRowsDisplay,
     attribute,
@@ -183,10 +192,63 @@ def test_unfitted_classifier_and_predicted_class(rows):
 @pytest.mark.parametrize(("budget", "expected"), [(1e6, "LeaveOneOut"), (1e-9, "Downsampling")])
 def test_model_without_gradients(rows, budget, expected):
     X, y, X_test, y_test = rows
-    forest = RandomForestRegressor(2, max_depth=2, random_state=0).fit(X[:12], y[:12])
-    found = attribute(forest, X[:12], y[:12], X_test, y_test, budget=budget, random_state=0)
+    neighbours = KNeighborsRegressor(3).fit(X[:12], y[:12])
+    found = attribute(neighbours, X[:12], y[:12], X_test, y_test, budget=budget, random_state=0)
     assert type(found.attributor).__name__ == expected
     assert found.scores.shape == (N_TEST, 12)
+
+
+def test_forests(rows):
+    X, y, X_test, y_test = rows
+    forest = RandomForestRegressor(5, max_depth=3, random_state=0).fit(X, y)
+    found = attribute(forest, X, y, X_test, y_test, random_state=0)
+    assert isinstance(found.attributor, TREX)
+    assert "splits that move at random" in found.reason
+    np.testing.assert_array_equal(found.scores, TREX(forest).fit(X, y).transform(X_test, y_test))
+    found = attribute(forest, X, y, X_test, y_test, budget=1e-9)
+    assert isinstance(found.attributor, LeafKernel)  # the last one is tried whatever the time
+
+
+@pytest.mark.parametrize(("budget", "n_models"), [(600, 16), (1e-9, 1)])
+def test_boosting_that_draws_rows(rows, budget, n_models):
+    X, y, X_test, y_test = rows
+    model = GradientBoostingRegressor(
+        n_estimators=5, max_depth=2, subsample=0.7, random_state=0
+    ).fit(X, y)
+    found = attribute(model, X, y, X_test, y_test, budget=budget, random_state=0)
+    assert isinstance(found.attributor, LeafInfluence)
+    assert found.attributor.n_models == n_models
+    assert "splits of the trees do not move" in found.trust
+    if n_models == 1:
+        assert found.errors is None
+        return
+    assert found.errors is not None
+    agreement = float(re.search(r"two halves of the models.* agree (-?[\d.]+)", found.trust)[1])
+    each = found.attributor._each(found.attributor._test(X_test, y_test))
+    halves = [np.nanmean(each[k::2], 0) for k in (0, 1)]
+    known = np.isfinite(halves[0] + halves[1]).all(0)
+    by_hand = [np.corrcoef(a[known], b[known])[0, 1] for a, b in zip(*halves, strict=True)]
+    assert agreement == pytest.approx(np.mean(by_hand), abs=0.006)
+
+
+def test_boosting_that_is_not_random_is_fitted_again_while_there_is_time(rows):
+    X, y, X_test, y_test = rows
+    model = HistGradientBoostingRegressor(max_iter=4, min_samples_leaf=5).fit(X, y)
+    found = attribute(model, X, y, X_test, y_test, budget=600)
+    assert isinstance(found.attributor, LeaveOneOut)
+    assert "exact: training is deterministic" in found.trust
+    found = attribute(model, X, y, X_test, y_test, budget=1e-9)
+    assert isinstance(found.attributor, LeafInfluence)
+
+
+def test_boosting_that_cannot_be_followed_is_fitted_again(rows):
+    X, y, X_test, y_test = rows
+    model = HistGradientBoostingRegressor(
+        loss="absolute_error", max_iter=4, min_samples_leaf=5
+    ).fit(X, y)
+    found = attribute(model, X, y, X_test, y_test, budget=600)
+    assert isinstance(found.attributor, LeaveOneOut)
+    assert "no gradients" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -206,7 +268,6 @@ def test_classifier_without_gradients_with_these_parameters(rows, model):
     [
         SGDClassifier(loss="log_loss", max_iter=20, tol=None),
         SGDRegressor(max_iter=20, tol=None),
-        ExtraTreeRegressor(max_depth=2),
         make_pipeline(StandardScaler(), SGDRegressor(max_iter=20, tol=None)),
     ],
 )

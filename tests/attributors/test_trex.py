@@ -218,3 +218,12 @@ def test_bad_ridges(alpha):
 def test_transform_needs_a_fit():
     with pytest.raises(NotFittedError, match="TREX"):
         TREX().transform(regression()[0])
+
+
+def test_probabilities_that_would_be_negative_change_to_first_order():
+    """A ridge regression may take more from a probability than there is."""
+    X, y = make_classification(100, 5, n_informative=3, n_redundant=0, flip_y=0.15, random_state=1)
+    forest = RandomForestClassifier(2, random_state=0).fit(X, y)
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    for labels in (np.zeros(40, int), np.ones(40, int)):
+        assert np.isfinite(TREX(forest).fit(X, y).transform(rows, labels)).all()
