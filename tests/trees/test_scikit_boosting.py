@@ -20,8 +20,9 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fimoda import BoostIn, LeafInfluence, LeafRefit, LeaveOneOut
+from fimoda import BoostIn, FurtherTraining, LeafInfluence, LeafRefit, LeaveOneOut
 from fimoda.adapters import as_tree_model
+from fimoda.rows import RawRows
 
 rng = np.random.default_rng(0)
 N, N_TEST = 60, 6
@@ -444,3 +445,79 @@ def test_monotonic_constraints_hold_values():
     assert held > 0
     found, refit = made.transform(X[N:], y[N:]), LeafRefit(model).fit(X[:N], y[:N])
     assert np.corrcoef(found.ravel(), refit.transform(X[N:], y[N:]).ravel())[0, 1] > 0.97
+
+
+# ---- further rounds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["histogram", "exact"])
+@pytest.mark.parametrize("name", ["squared_error", "classes"])
+def test_further_rounds_beside_plain_loops(library, name):
+    model, rows, y = fitted(library, name), rows_of(library), TARGETS[name]
+    method = {"n_rounds": 3, "random_state": 5}
+    made = LeafRefit(model, **method).fit(rows[:N], y[:N], sample_weight=WEIGHTS)
+    view = made._members[0].model
+    leaves = view.leaves(RawRows(rows)).reshape(len(X), 9, -1)
+    before = np.asarray(
+        model.predict(rows)[:, None] if name == "squared_error" else model.decision_function(rows)
+    )
+
+    def ahead(w):
+        F = [before]
+        for nodes in leaves[:, 6:].swapaxes(0, 1):
+            F.append(F[-1] + round_of(library, name, nodes, F[-1], 0.0, w))
+        return F
+
+    full = ahead(WEIGHTS)
+    assert_allclose(view.outputs(RawRows(rows)).numpy(), full[-1], rtol=1e-5, atol=1e-5)
+    expected = np.stack(
+        [losses(name, ahead(without(i))[-1]) - losses(name, full[-1]) for i in ROWS], 1
+    )
+    size = np.abs(expected).max()
+    found = made.transform(rows[N:], y[N:])[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * size)
+
+    step = 1e-4
+    ends = [[losses(name, ahead(without(i, by))[-1]) for i in ROWS] for by in (step, -step)]
+    expected = np.subtract(*ends).T / (2 * step)
+    found = scores(LeafInfluence, library, model, name, **method)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size)
+
+    expected = np.zeros((N_TEST, len(ROWS)))
+    for F, nodes in zip(full, leaves[:, 6:].swapaxes(0, 1), strict=False):
+        for column, i in enumerate(ROWS):
+            less, more = (
+                round_of(library, name, nodes, F, 0.0, without(i, by)) for by in (step, -step)
+            )
+            moved = (less - more) / (2 * step)
+            both = [losses(name, F + by * moved) for by in (step, -step)]
+            expected[:, column] += np.subtract(*both) / (2 * step)
+    found = scores(BoostIn, library, model, name, **method)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size)
+
+
+def test_further_rounds_are_those_of_further_training():
+    """One row decides a leaf: what further boosting does without it is what the methods say."""
+    rows, y = np.repeat([[0.0], [1.0]], [30, 30], axis=0), np.repeat([0.0, 1.0], 30)
+    y[:3] = [3.0, 2.0, 1.5]
+    model = HistGradientBoostingRegressor(max_iter=5, min_samples_leaf=10).fit(rows, y)
+    gold = FurtherTraining(model, n_epochs=4, n_seeds=1, leave_out=[0, 1, 2, 40]).fit(rows, y)
+    expected = gold.transform(rows[[10, 50]], y[[10, 50]])
+    found = LeafRefit(model, n_rounds=4).fit(rows, y).transform(rows[[10, 50]], y[[10, 50]])
+    assert_allclose(found[:, [0, 1, 2, 40]], expected, rtol=1e-5, atol=1e-8)
+    assert (
+        "further boosting of the final model, 4 rounds" in LeafRefit(model, n_rounds=4)._process()
+    )
+
+
+def test_several_models_look_ahead_with_other_rows():
+    y = TARGETS["squared_error"]
+    model = HistGradientBoostingRegressor(max_iter=4, min_samples_leaf=5).fit(X[:N], y[:N])
+    made = LeafInfluence(model, n_rounds=2, n_models=6, share=0.6, random_state=0)
+    found = made.fit(X[:N], y[:N]).transform(X[N:], y[N:])
+    assert found.shape == (N_TEST, N)
+    for member in made._members:
+        weights = member.run.weights
+        assert_array_equal(np.flatnonzero(weights), member.rows)
+        assert member.run.boosting.n_rounds == 6
+        assert member.first == 4
