@@ -664,7 +664,7 @@ def test_an_attributor_in_a_pipeline_without_routing(cls):
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("cls", ATTRIBUTORS)
+@pytest.mark.parametrize("cls", ATTRIBUTORS + OF_TREES)
 def test_has_a_page_of_its_own(cls):
     pages = (page.read_text() for page in DOCS.glob("methods/*.rst"))
     named_first = [re.search(r":class:`(\w+)`", page) for page in pages]

@@ -28,6 +28,7 @@ FAMILIES = {
         "UnrolledDifferentiation", "further_training_curve",
     ],
     "retraining": ["Datamodel", "Downsampling", "LeaveOneOut", "train_on_subsets"],
+    "trees": ["AXIL", "BoostIn", "LeafInfluence", "LeafKernel", "LeafRefit", "TREX"],
     "of other attributors": ["DistributionalInfluence", "EnsembleAttributor"],
     "selection": ["InfluencePruner", "MislabelDetector", "PrunedClassifier", "PrunedRegressor"],
 }  # fmt: skip
@@ -61,6 +62,7 @@ DIFFERENT = {
     ("retraining", "memory_budget"): "a function holds measurements, an estimator models",
     ("retraining", "scores_sem_"): "subsets, bootstrap samples or seeds",
     ("retraining", "subsets"): "instead of random ones, or needed",
+    ("trees", "memory_budget"): "each holds other things",
     ("of other attributors", "models"): "what is averaged, or what distributions are made of",
     ("selection", "estimator_"): "fitted on all rows, or on those that are kept",
     ("selection", "scores_"): "a detector scores by self-influence",

@@ -37,14 +37,14 @@ class AXIL(BaseTrees):
     Parameters
     ----------
     estimator : object, default=None
-        Fitted boosted trees of the squared error, random forest, extremely randomised trees, a bag of trees
-        or a single tree, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None is a
-        small HistGradientBoosting model, or for classes a small random forest.
+        Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be
+        boosted by the squared error, or a random forest, extremely randomised trees, a bag of trees or a
+        single tree; None is a small HistGradientBoosting model, or for classes a small random forest.
     measurement : str or callable, default="loss"
-        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
-        callable ``m(outputs, targets)`` of raw scores giving one number per row.
-    criterion : None
-        Trees have their own.
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row. Outputs are the trees' raw scores.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``. Trees have their own: leave it None.
     memory_budget : int, default=512 MiB
         Bytes that the adjoints of a block of test rows may take.
     random_state : int, RandomState or None, default=None
@@ -55,7 +55,7 @@ class AXIL(BaseTrees):
     estimator_ : object
         The final model.
     model_ : TreeModel
-        Its frozen view.
+        Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
 

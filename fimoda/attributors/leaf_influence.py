@@ -22,8 +22,8 @@ class LeafInfluence(BaseBoosting):
     Parameters
     ----------
     estimator : object, default=None
-        Fitted boosted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None
-        is a small HistGradientBoosting model.
+        Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be
+        boosted; None is a small HistGradientBoosting model.
     n_rounds : int, default=None
         Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
         looks back on the whole training.
@@ -33,10 +33,10 @@ class LeafInfluence(BaseBoosting):
     share : float, default=0.7
         Part of the rows that each of several models is grown on, drawn at random.
     measurement : str or callable, default="loss"
-        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
-        callable ``m(outputs, targets)`` of raw scores giving one number per row.
-    criterion : None
-        Trees have their own.
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row. Outputs are the trees' raw scores.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``. Trees have their own: leave it None.
     memory_budget : int, default=512 MiB
         Bytes that the adjoints of a block of test rows may take.
     random_state : int, RandomState or None, default=None
@@ -49,7 +49,7 @@ class LeafInfluence(BaseBoosting):
     estimator_ : object
         The final model.
     model_ : TreeModel
-        Its frozen view.
+        Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
     scores_sem_ : ndarray of shape (n_test, n_train)

@@ -31,16 +31,17 @@ class LeafKernel(BaseTrees):
     Parameters
     ----------
     estimator : object, default=None
-        Fitted random forest, extremely randomised trees, a bag of trees or a single tree, alone or at the
-        end of a Pipeline; unfitted ones are cloned and fitted. None is a small random forest.
+        Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be a
+        random forest, extremely randomised trees, a bag of trees or a single tree; None is a small random
+        forest.
     measurement : str or callable, default="loss"
-        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
-        callable ``m(outputs, targets)`` of raw scores giving one number per row.
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row. Outputs are the trees' raw scores.
     bags : {"redrawn", "held"}, default="redrawn"
         The forest that the row is taken out of: ``"redrawn"`` is the mean over how often it may be drawn, as
         a new forest draws it; ``"held"`` has the bags of the fitted one. The same where rows are not drawn.
-    criterion : None
-        Trees have their own.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``. Trees have their own: leave it None.
     memory_budget : int, default=512 MiB
         Bytes that the changed outputs of a block of test rows may take.
     random_state : int, RandomState or None, default=None
@@ -51,7 +52,7 @@ class LeafKernel(BaseTrees):
     estimator_ : object
         The final model.
     model_ : TreeModel
-        Its frozen view.
+        Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
 

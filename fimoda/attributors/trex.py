@@ -42,17 +42,17 @@ class TREX(BaseTrees):
     Parameters
     ----------
     estimator : object, default=None
-        Fitted boosted trees, random forest, extremely randomised trees, a bag of trees or a single tree,
-        alone or at the end of a Pipeline; unfitted ones are cloned and fitted. None is a small
-        HistGradientBoosting model.
+        Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They may be
+        boosted, a random forest, extremely randomised trees, a bag of trees or a single tree; None is a
+        small HistGradientBoosting model.
     measurement : str or callable, default="loss"
-        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` (a raw score) or a
-        callable ``m(outputs, targets)`` of raw scores giving one number per row.
+        What is attributed: ``"loss"``, ``"margin"``, ``"log_prob"``, ``"output"`` or a callable
+        ``m(outputs, targets)`` giving one number per row. Outputs are the trees' raw scores.
     alpha : {"model", "leave-one-out"} or float, default="model"
         The ridge. ``"model"`` takes the one whose regression is closest to the raw scores of the trees on the
         training rows, ``"leave-one-out"`` the one that predicts rows best that were left out.
-    criterion : None
-        Trees have their own.
+    criterion : nn.Module, default=None
+        Training criterion of a bare ``nn.Module``. Trees have their own: leave it None.
     memory_budget : int, default=512 MiB
         Bytes that the decomposition of the kernel and the changed outputs of a block of test rows may take.
     random_state : int, RandomState or None, default=None
@@ -63,7 +63,7 @@ class TREX(BaseTrees):
     estimator_ : object
         The final model.
     model_ : TreeModel
-        Its frozen view.
+        Its frozen functional view.
     alpha_ : ndarray of shape (n_outputs,)
         The ridge for each output.
     fidelity_ : float
