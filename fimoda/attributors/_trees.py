@@ -247,7 +247,8 @@ class BaseBoosting(BaseTrees):
         if self.n_models == 1:
             return what
         part = "" if self.share == 1 else f" on {self.share:.0%} of the rows each"
-        return f"{what}, in the mean over {self.n_models} models grown anew{part}"
+        grown = "grown anew" if self.n_rounds is None else "that go on"
+        return f"{what}, in the mean over {self.n_models} models {grown}{part}"
 
     def _known_error(self, scores: Floats) -> list[str]:
         if len(self._members) == 1:

@@ -14,7 +14,7 @@ from ..adapters import default_forest, default_trees, is_class_target
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import BoostingRun, FirstOrder, Forest, ForestRows, Squared, row_derivatives
+from ..trees import Boosting, BoostingRun, FirstOrder, Forest, ForestRows, Squared, row_derivatives
 from ..trees.ensemble import Leaves
 from ._trees import BaseTrees, Floats
 
@@ -180,9 +180,11 @@ class AXIL(BaseTrees):
 
     def _no_means(self, reason: str) -> TypeError:
         """Return the error for a model whose predictions are no weighted sums of targets."""
+        boosted = isinstance(self.model_.ensemble, Boosting)
+        others = "LeafInfluence, LeafRefit or TREX" if boosted else "LeafKernel or TREX"
         return TypeError(
             f"estimator {type(self.estimator_).__name__} must predict weighted sums of its training targets "
-            f"for this method, but {reason}. Use LeafInfluence, LeafRefit, LeafKernel or TREX."
+            f"for this method, but {reason}. Use {others}."
         )
 
     @property

@@ -41,8 +41,9 @@ class BoostIn(BaseBoosting):
 
     with :math:`u` the value of the leaf before the learning rate :math:`\eta`. The first-order
     change of the leaf without the row, times the gradient of the measurement before the round: TracIn for
-    boosting. What a row has changed for others, which come to share a leaf with z, does not count;
-    `LeafInfluence` has it. With several steps in a leaf the fraction is the derivative of their sum.
+    boosting. What a row has changed for others, which come to share a leaf with z, does not count, nor does
+    the score before the first tree move; `LeafInfluence` has both. With several steps in a leaf the fraction
+    is the derivative of their sum.
 
     Parameters
     ----------

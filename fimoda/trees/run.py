@@ -19,6 +19,9 @@ CACHED = 2**17
 #: Relative error of recomputed leaf values from which on rows are not those of the training.
 _ALIKE = 1e-2
 
+#: Cosine of recomputed leaf values below which rows are others, where some were drawn for each round.
+_ALONG = 0.2
+
 #: Relative error of a leaf's value from which on it was kept from what its rows ask for.
 _HELD = 1e-3
 
@@ -255,35 +258,44 @@ class BoostingRun:
     # ---- whether the rows are those of the training ------------------------------------------
 
     def require_own_rows(self, first: int = 0) -> None:
-        """Raise ValueError if the values of the leaves do not come from these rows, from a round on."""
+        """Raise ValueError if the values of the leaves do not come from these rows, from a round on.
+
+        Where rows were drawn, and it is not known which, the values must go along with those of all rows.
+        """
         boosting = self.boosting
-        if not (boosting.rows_are_known and boosting.loss.is_smooth):
+        if not boosting.loss.is_smooth:
             return
-        wrong = size = noise = kept = whole = 0.0
+        wrong = size = noise = kept = whole = along = size_asked = 0.0
         for round_ in self.backwards(first):
             eta, scores = boosting.learning_rates[round_.number], round_.steps[-1].outputs
             g, _ = boosting.loss.derivatives(scores, self.targets)
             rounding = _SINGLE * (np.abs(scores).max() + np.abs(g).max())
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
                 last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
-                free = self._free(total, total - last.values + last.asked)
+                asked = total - last.values + last.asked
+                free = self._free(total, asked)
                 H = eta**2 * last.curvatures
-                wrong += float((H * (last.values - last.asked) ** 2)[free].sum())
+                wrong += float((H * (total - asked) ** 2)[free].sum())
                 size += float((H * total**2).sum())
+                size_asked += float((H * asked**2).sum())
+                along += float((H * total * asked).sum())
                 noise += float(H.sum()) * rounding**2
                 kept += float(H[~free].sum())
                 whole += float(H.sum())
-        differ = wrong > _ALIKE**2 * size + noise
-        if differ or kept > _KEPT * whole:
+        if not boosting.rows_are_known:
+            differ = along < _ALONG * np.sqrt(size * size_asked)
+        else:
+            differ = wrong > _ALIKE**2 * size + noise
+        if differ or (boosting.rows_are_known and kept > _KEPT * whole):
             far = f" by {np.sqrt(wrong / size):.0%}" if differ else ""
             steps = (
                 "Steps of leaf values may also have been shortened: train with one step in each leaf, or "
                 "without backtracking."
             )
             raise ValueError(
-                "X, y and sample_weight must be the rows that the model was trained on, in any order: from "
-                f"these rows the values of its leaves would differ{far}. Pass all of its training rows "
-                "with the targets and weights of its fit. "
+                "X, y and sample_weight must be the rows that the model was trained on, in the order of its "
+                f"fit if some were held out: from these the values of its leaves would differ{far}. Pass all "
+                "of its training rows with the targets and weights of its fit. "
                 + (steps if boosting.n_steps > 1 else boosting.doubts)
             )
 

@@ -521,3 +521,13 @@ def test_several_models_look_ahead_with_other_rows():
         assert_array_equal(np.flatnonzero(weights), member.rows)
         assert member.run.boosting.n_rounds == 6
         assert member.first == 4
+
+
+def test_other_rows_are_found_out_where_rows_were_drawn():
+    y = TARGETS["squared_error"][:N]
+    model = GradientBoostingRegressor(
+        n_estimators=10, max_depth=2, subsample=0.5, random_state=0
+    ).fit(known(X[:N]), y)
+    LeafInfluence(model).fit(known(X[:N]), y)
+    with pytest.raises(ValueError, match="must be the rows that the model was trained on"):
+        LeafInfluence(model).fit(known(X[:N]), np.random.default_rng(3).permutation(y))
