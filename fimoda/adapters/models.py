@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 from .xgboost_trees import XGBoost
 
 Epochs = TypeVar("Epochs", int, float)
+
+#: Names of the errors of libraries of boosting, which may be no errors of values and hold a stack of calls.
+OF_BOOSTERS = ("CatBoostError", "LightGBMError", "XGBoostError")
 
 #: All kinds; the last one takes everything.
 KINDS: tuple[type[Kind], ...] = (
@@ -107,15 +110,27 @@ def frozen_view(
     if reason := obstacle(estimator):
         raise TypeError(reason)
     kind = kind_of(estimator)
+    _check_criterion(kind, criterion)
+    return kind.frozen(X, y, sample_weight, criterion)
+
+
+def _check_criterion(kind: Kind, criterion: nn.Module | None) -> None:
+    """Raise ValueError if a model that has a criterion of its own is given one."""
     if criterion is not None and not kind.takes_criterion:
         raise ValueError(
             f"criterion is for a bare torch.nn.Module; {type(kind.model).__name__} has its own. "
             "Leave criterion=None."
         )
-    return kind.frozen(X, y, sample_weight, criterion)
 
 
-def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> TreeModel:
+def as_tree_model(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    criterion: nn.Module | None = None,
+) -> TreeModel:
     """Freeze a fitted tree ensemble into a `TreeModel`.
 
     Parameters
@@ -124,6 +139,8 @@ def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> 
         The fitted model.
     X, y, sample_weight : array-like
         Its training rows, targets and weights as the model itself sees them.
+    criterion : None
+        Trees have their own.
 
     Raises
     ------
@@ -135,8 +152,14 @@ def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> 
         raise TypeError(reason)
     kind = kind_of(estimator)
     model = kind.trees(X, y, sample_weight)
+    _check_criterion(kind, criterion)
     kind.check_predictions(model, take_rows(X, some_rows(n_rows(X))))
     return model
+
+
+def how_trees_are(estimator: Any) -> Literal["boosted", "apart"] | None:
+    """Return whether trees were grown in rounds or each on its own, and None for models of no trees."""
+    return None if estimator is None else kind_of(estimator).trees_are
 
 
 def is_fitted(estimator: Any) -> bool:
@@ -262,7 +285,16 @@ def check_columns(estimator: Any, X: Any) -> None:
     given = RawRows(X)
     rows = given[some_rows(len(given))].values
     bare = estimator is kind.model
-    predicted = kind.predict(rows) if bare else estimator.predict(rows)
+    try:
+        predicted = kind.predict(rows) if bare else estimator.predict(rows)
+    except Exception as error:
+        if type(error).__name__ not in OF_BOOSTERS:
+            raise
+        reason = str(error).split("Stack trace")[0].strip()
+        raise ValueError(
+            f"X must be rows like those that {type(kind.model).__name__} was fitted on, which does not take "
+            f"these: {reason}"
+        ) from error
     if bare or caveats(estimator) or obstacle(estimator):
         return
     if not np.array_equal(predicted, kind.predict(transform_rows(estimator, rows))):

@@ -33,6 +33,8 @@ Leaves = NDArray[np.int32]
 class Forests(TreesKind):
     """Outputs are means over trees: of class probabilities, or of predictions."""
 
+    trees_are = "apart"
+
     types = (
         BaseDecisionTree,
         ForestClassifier,
@@ -69,11 +71,15 @@ class Forests(TreesKind):
                 f"estimator {type(self.model).__name__} must be a classifier of one label a row, got "
                 f"{len(self.model.classes_)} labels; fit one for each label."
             )
-        known = getattr(self.model, "_n_samples", n_rows(X))
-        if known != n_rows(X):
+        known, given = getattr(self.model, "_n_samples", n_rows(X)), n_rows(X)
+        why = ", in the order of its fit, so that it is known which were in the bag of each tree"
+        if isinstance(self.model, BaseDecisionTree):
+            known, why = int(self.model.tree_.n_node_samples[0]), ""
+            given = given if weights is None else int((np.asarray(weights) > 0).sum())
+        if known != given:
             raise ValueError(
-                f"X must have the {known} rows that {type(self.model).__name__} was trained on, in the order "
-                f"of its fit, so that it is known which were in the bag of each tree; got {n_rows(X)} rows."
+                f"X must have the {known} rows that {type(self.model).__name__} was trained on{why}; got "
+                f"{given} rows."
             )
         self._given = weights
         return super().trees(X, y, weights)

@@ -97,6 +97,8 @@ class TreesKind(Kind):
 class BoostingKind(TreesKind):
     """Boosted trees: the loss of a row is that of the boosting."""
 
+    trees_are = "boosted"
+
     def row_loss(self, ensemble: Any, n: int) -> RowLoss:
         loss: BoostingLoss = ensemble.loss
         return loss.row_loss

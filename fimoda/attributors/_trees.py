@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Tags, get_tags
 from torch import nn
 
+from .._arrays import n_rows
 from .._validation import (
     POSITIVE_INTEGER,
     Interval,
@@ -23,6 +24,7 @@ from .._validation import (
 from ..adapters import as_tree_model, continued, default_trees, last_step, refit
 from ..base import BaseAttributor
 from ..last_call import of_last_call
+from ..losses import ProbabilityNLL
 from ..measured import Measured
 from ..measurements import Measurement, values
 from ..model import DEFAULT_BUDGET
@@ -60,13 +62,15 @@ class BaseTrees(BaseAttributor):
         return True
 
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
+        if not n_rows(X):  # some libraries predict of none
+            raise ValueError("X must have at least one row, got none.")
         return RawRows(self._seen_by_model(X, y))
 
     def _freeze(self, X: Any, y: Any, sample_weight: Any) -> TreeModel:
         if len(X) < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         self._seen_rows = (X, y, sample_weight)
-        return as_tree_model(self.estimator_, X.values, y, sample_weight)
+        return as_tree_model(self.estimator_, X.values, y, sample_weight, criterion=self.criterion)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -266,10 +270,15 @@ def slopes(test: Measured, outputs: Floats) -> Floats:
     return found.T
 
 
-def differences(test: Measured, outputs: Floats, changes: Floats) -> Floats:
-    """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n)."""
+def differences(model: TreeModel, test: Measured, outputs: Floats, changes: Floats) -> Floats:
+    """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n).
+
+    Probabilities change to 0 or 1 at most.
+    """
     C, m, n = changes.shape
     changed = outputs[..., None] + changes
+    if isinstance(model.loss, ProbabilityNLL):
+        np.clip(changed, 0, 1, out=changed)
     flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
     targets = test.targets.repeat_interleave(n, dim=0)
     before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()

@@ -15,6 +15,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import Boosting, FirstOrder, Forest
 from ..trees.ensemble import Leaves
+from ..trials import Trial
 from ._trees import BaseTrees, Floats, differences
 
 #: Ridges that are tried, in parts of a row's mean product with itself.
@@ -127,6 +128,11 @@ class TREX(BaseTrees):
         self.alpha = alpha
         self.memory_budget = memory_budget
 
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self)
+        side = min(trial.n_rows, int(own.model_.ensemble.firsts[-1]) + 1)
+        return float(own.n_outputs_ * side**3 / trial.eigen_rate)
+
     def _fit(self) -> None:
         ensemble, leaves = self.model_.ensemble, self.model_.leaves(self._objective.rows.inputs)
         outputs = ensemble.outputs(leaves)
@@ -193,7 +199,7 @@ class TREX(BaseTrees):
         leaves = self.model_.leaves(test.inputs)
         kernel = (self._of_leaves(leaves) @ self._features.T).toarray() + self._constant
         changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
-        return differences(test, self.model_.ensemble.outputs(leaves), changes)
+        return differences(self.model_, test, self.model_.ensemble.outputs(leaves), changes)
 
 
 #: Modes U (n, k) and squares (k,) of the singular values of a matrix.
