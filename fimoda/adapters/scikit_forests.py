@@ -71,15 +71,11 @@ class Forests(TreesKind):
                 f"estimator {type(self.model).__name__} must be a classifier of one label a row, got "
                 f"{len(self.model.classes_)} labels; fit one for each label."
             )
-        known, given = getattr(self.model, "_n_samples", n_rows(X)), n_rows(X)
-        why = ", in the order of its fit, so that it is known which were in the bag of each tree"
-        if isinstance(self.model, BaseDecisionTree):
-            known, why = int(self.model.tree_.n_node_samples[0]), ""
-            given = given if weights is None else int((np.asarray(weights) > 0).sum())
-        if known != given:
+        known = getattr(self.model, "_n_samples", n_rows(X))
+        if known != n_rows(X):
             raise ValueError(
-                f"X must have the {known} rows that {type(self.model).__name__} was trained on{why}; got "
-                f"{given} rows."
+                f"X must have the {known} rows that {type(self.model).__name__} was trained on, in the order "
+                f"of its fit, so that it is known which were in the bag of each tree; got {n_rows(X)} rows."
             )
         self._given = weights
         return super().trees(X, y, weights)
@@ -102,7 +98,7 @@ class Forests(TreesKind):
     def ensemble(self, X: Any, y: NDArray[Any], weights: Floats) -> Forest:
         members = self.members
         grown = [one.tree_ for one in members]
-        trees, numbers, branches = [], [], []
+        trees, numbers, branches, leaf_weights = [], [], [], []
         for one, tree in zip(members, grown, strict=True):
             leaves = np.flatnonzero(tree.children_left == -1)
             trees.append(Tree(self._values(one)[leaves] / len(grown), slice(None)))
@@ -110,6 +106,7 @@ class Forests(TreesKind):
             number[leaves] = np.arange(len(leaves))
             numbers.append(number)
             branches.append(Branches(_parents(tree), leaves))
+            leaf_weights.append(tree.weighted_n_node_samples[leaves])
 
         leaves_of = partial(_leaves_of, self.model, numbers)
         forest = Forest(
@@ -118,6 +115,7 @@ class Forests(TreesKind):
             np.zeros(trees[0].values.shape[1]),
             **self._bags(y, weights),
             branches=branches,
+            leaf_weights=leaf_weights,
             leaves_are_means=members[0].criterion != "absolute_error",
             is_constrained=members[0].monotonic_cst is not None,
         )

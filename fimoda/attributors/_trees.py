@@ -24,7 +24,6 @@ from .._validation import (
 from ..adapters import as_tree_model, continued, default_trees, last_step, refit
 from ..base import BaseAttributor
 from ..last_call import of_last_call
-from ..losses import ProbabilityNLL
 from ..measured import Measured
 from ..measurements import Measurement, values
 from ..model import DEFAULT_BUDGET
@@ -270,16 +269,17 @@ def slopes(test: Measured, outputs: Floats) -> Floats:
     return found.T
 
 
-def differences(model: TreeModel, test: Measured, outputs: Floats, changes: Floats) -> Floats:
+def differences(test: Measured, outputs: Floats, changes: Floats) -> Floats:
     """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n).
 
-    Probabilities change to 0 or 1 at most.
+    Probabilities that change to less than 0 count as 0 where what is measured of them is no number.
     """
     C, m, n = changes.shape
     changed = outputs[..., None] + changes
-    if isinstance(model.loss, ProbabilityNLL):
-        np.clip(changed, 0, 1, out=changed)
     flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
     targets = test.targets.repeat_interleave(n, dim=0)
     before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
-    return values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]
+    after = values(test.measure, flat, targets)
+    if (below := after.isnan() & (flat < 0).any(1)).any():
+        after[below] = values(test.measure, flat[below].clamp(min=0), targets[below])
+    return after.numpy().reshape(m, n) - before[:, None]

@@ -203,4 +203,4 @@ class AXIL(BaseTrees):
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
         changes = self._weights(leaves) * self._moves[:, None]
-        return differences(self.model_, test, self.model_.ensemble.outputs(leaves), changes)
+        return differences(test, self.model_.ensemble.outputs(leaves), changes)

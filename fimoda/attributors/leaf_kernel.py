@@ -148,4 +148,4 @@ class LeafKernel(BaseTrees):
         leaves = self.model_.leaves(test.inputs)
         shared = self._rows.forest.indicators(leaves)
         changes = np.stack([(shared @ change).toarray() for change in self._changes])
-        return differences(self.model_, test, self.model_.ensemble.outputs(leaves), changes)
+        return differences(test, self.model_.ensemble.outputs(leaves), changes)

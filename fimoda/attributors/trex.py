@@ -199,7 +199,7 @@ class TREX(BaseTrees):
         leaves = self.model_.leaves(test.inputs)
         kernel = (self._of_leaves(leaves) @ self._features.T).toarray() + self._constant
         changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
-        return differences(self.model_, test, self.model_.ensemble.outputs(leaves), changes)
+        return differences(test, self.model_.ensemble.outputs(leaves), changes)
 
 
 #: Modes U (n, k) and squares (k,) of the singular values of a matrix.
