@@ -157,6 +157,13 @@ def as_tree_model(
     return model
 
 
+def refuse_trees(estimator: Any) -> None:
+    """Raise TypeError for a model of trees, which has no gradients, before its rows are looked at."""
+    kind = kind_of(estimator)
+    if kind.trees_are is not None:
+        raise kind.unsupported()
+
+
 def how_trees_are(estimator: Any) -> Literal["boosted", "apart"] | None:
     """Return whether trees were grown in rounds or each on its own, and None for models of no trees."""
     return None if estimator is None else kind_of(estimator).trees_are

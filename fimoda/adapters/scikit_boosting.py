@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn._loss import loss as losses
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -178,7 +179,7 @@ class GradientBoosting(BoostingKind):
 
 def _exact_leaves(model: Any, numbers: list[Leaves], X: Any) -> Leaves:
     """Return the leaves (n, n_trees) of rows, from the number of each node's leaf in each tree."""
-    rows = np.asarray(X) if isinstance(X, list) else X  # whose shape is asked for
+    rows = X if issparse(X) else np.asarray(X)  # the trees know no names, and lists have no shape
     nodes = model.apply(rows).reshape(n_rows(X), -1).astype(np.int64)
     return np.stack([number[node] for number, node in zip(numbers, nodes.T, strict=True)], axis=1)
 
