@@ -31,13 +31,11 @@ from .randomness import global_generators
 from .scikit_boosting import GradientBoosting, HistGradientBoosting
 from .scikit_forests import Forests
 from .skorch_nets import Net
+from .tree_kinds import told_otherwise
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 from .xgboost_trees import XGBoost
 
 Epochs = TypeVar("Epochs", int, float)
-
-#: Names of the errors of libraries of boosting, which may be no errors of values and hold a stack of calls.
-OF_BOOSTERS = ("CatBoostError", "LightGBMError", "XGBoostError")
 
 #: All kinds; the last one takes everything.
 KINDS: tuple[type[Kind], ...] = (
@@ -292,16 +290,8 @@ def check_columns(estimator: Any, X: Any) -> None:
     given = RawRows(X)
     rows = given[some_rows(len(given))].values
     bare = estimator is kind.model
-    try:
+    with told_otherwise(type(kind.model).__name__):
         predicted = kind.predict(rows) if bare else estimator.predict(rows)
-    except Exception as error:
-        if type(error).__name__ not in OF_BOOSTERS:
-            raise
-        reason = str(error).split("Stack trace")[0].strip()
-        raise ValueError(
-            f"X must be rows like those that {type(kind.model).__name__} was fitted on, which does not take "
-            f"these: {reason}"
-        ) from error
     if bare or caveats(estimator) or obstacle(estimator):
         return
     if not np.array_equal(predicted, kind.predict(transform_rows(estimator, rows))):

@@ -55,4 +55,5 @@ class AroundMixin(_Attributor):
         inner = self._inner(model).__sklearn_clone__()
         inner.set_params(estimator=model, criterion=self.criterion)
         inner.estimator_ = model
-        return inner._freeze(X, y, sample_weight)
+        rows = X if inner._leaves_rows(model) else X.values  # then it says what it does not take
+        return inner._freeze(rows, y, sample_weight)
