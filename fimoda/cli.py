@@ -76,7 +76,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "measurement": {"default": "loss", "help": "loss, margin, log_prob, output"},
     "budget": {"type": float, "default": 60, "help": "seconds (60)"},
-    "n-epochs": {"type": number, "help": "epochs to look ahead (10)"},
+    "n-epochs": {"type": number, "help": "epochs to look ahead (10), or rounds of boosting"},
     "jobs": {"type": int, "default": 1, "help": "processes (1); -1: all cores"},
     "seed": {"type": int, "default": 0, "help": "of everything random (0)"},
     "overwrite": {"action": "store_true", "help": "replace an older file of --out"},
@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--budget", type=float, default=20, help="seconds (20)")
     for name, what in (
         ("attribute", "scores of all training rows for all test rows"),
-        ("compare", "how well each method agrees with further training on this model"),
+        (
+            "compare",
+            "how well each method agrees with training this model further (forests: again)",
+        ),
     ):
         about = f"{name.capitalize()}: {what}. Model and tables stay as they are."
         add = commands.add_parser(name, help=what, description=about).add_argument
@@ -233,6 +236,8 @@ def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:
     if name not in classes:
         raise UsageError(f'--method must be "auto" or one of {", ".join(classes)}; got {name!r}.')
     known = classes[name]._known_parameters()
+    if "n_epochs" in asked and "n_rounds" in known:
+        asked["n_rounds"] = asked.pop("n_epochs")
     if "n_epochs" in asked and "n_epochs" not in known:
         raise UsageError(f"--n-epochs: {name} does not look ahead. Leave it out.")
     return classes[name](**{k: v for k, v in asked.items() if k in known})

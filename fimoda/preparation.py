@@ -23,6 +23,7 @@ from .adapters import (
     has_earlier_steps,
     is_fitted,
     last_step,
+    refuse_trees,
     training_rows,
     transform_rows,
     transform_targets,
@@ -124,6 +125,7 @@ class Preparation:
 
         With their targets `y` they are the training rows.
         """
+        refuse_trees(self.estimator_)
         seen = self._seen_by_model(X, y)
         return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))
 

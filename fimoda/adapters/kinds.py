@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ class Kind:
     #: Classes of such models, and those derived from them that are none.
     types: ClassVar[tuple[type, ...]] = (object,)
     but: ClassVar[tuple[type, ...]] = ()
+
+    #: Whether it is an ensemble of trees: grown in rounds, or each on its own; None if it is neither.
+    trees_are: ClassVar[Literal["boosted", "apart"] | None] = None
 
     #: Whether a criterion may be given with the model.
     takes_criterion: ClassVar[bool] = False
@@ -126,9 +129,14 @@ class Kind:
         if isinstance(self.model, type):
             got = f"the class {self.model.__name__}. Pass a fitted instance of it"
         else:
+            of_trees = {
+                "boosted": "Methods of trees (LeafInfluence, LeafRefit, BoostIn, TREX) take it; methods",
+                "apart": "Methods of trees (LeafKernel, TREX) take it; methods",
+                None: "Methods",
+            }
             got = (
-                f"{type(self.model).__name__}. Methods that train again (LeaveOneOut, Downsampling, "
-                "Datamodel) take other scikit-learn estimators too"
+                f"{type(self.model).__name__}. {of_trees[self.trees_are]} that train again (LeaveOneOut, "
+                "Downsampling, Datamodel) take other scikit-learn estimators too"
             )
         return TypeError(f"estimator must be {SUPPORTED}; got {got}.")
 

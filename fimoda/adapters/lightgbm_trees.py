@@ -115,6 +115,8 @@ class LightGBM(BoosterKind):
             extra = _extra_penalties(tree, head, options)
             trees.append(Tree(values[:, None], own_leaves(values, k), extra))
         share, draws = _drawn(options)
+        counts = _numbers(grown[0].get("leaf_count", "")) if grown else np.zeros(0)
+        is_known = len(counts) > 1 and not draws and (weights > 0).all()
         return Boosting(
             partial(_leaves, self.model),
             trees,
@@ -128,6 +130,7 @@ class LightGBM(BoosterKind):
             start_shares=start_shares,
             shares=share,
             draws_rows=draws,
+            n_trained=int(counts.sum()) if is_known else None,
             is_constrained="1" in options["monotone_constraints"],
             trees_of_round=size,
             doubts=_DOUBTS,

@@ -31,7 +31,7 @@ from .randomness import global_generators
 from .scikit_boosting import GradientBoosting, HistGradientBoosting
 from .scikit_forests import Forests
 from .skorch_nets import Net
-from .tree_kinds import BoostingKind, TreesKind
+from .tree_kinds import told_otherwise
 from .wrappers import caveats, last_step, obstacle, transform_rows, unwrap
 from .xgboost_trees import XGBoost
 
@@ -108,15 +108,27 @@ def frozen_view(
     if reason := obstacle(estimator):
         raise TypeError(reason)
     kind = kind_of(estimator)
+    _check_criterion(kind, criterion)
+    return kind.frozen(X, y, sample_weight, criterion)
+
+
+def _check_criterion(kind: Kind, criterion: nn.Module | None) -> None:
+    """Raise ValueError if a model that has a criterion of its own is given one."""
     if criterion is not None and not kind.takes_criterion:
         raise ValueError(
             f"criterion is for a bare torch.nn.Module; {type(kind.model).__name__} has its own. "
             "Leave criterion=None."
         )
-    return kind.frozen(X, y, sample_weight, criterion)
 
 
-def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> TreeModel:
+def as_tree_model(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    criterion: nn.Module | None = None,
+) -> TreeModel:
     """Freeze a fitted tree ensemble into a `TreeModel`.
 
     Parameters
@@ -125,6 +137,8 @@ def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> 
         The fitted model.
     X, y, sample_weight : array-like
         Its training rows, targets and weights as the model itself sees them.
+    criterion : None
+        Trees have their own.
 
     Raises
     ------
@@ -136,8 +150,21 @@ def as_tree_model(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> 
         raise TypeError(reason)
     kind = kind_of(estimator)
     model = kind.trees(X, y, sample_weight)
+    _check_criterion(kind, criterion)
     kind.check_predictions(model, take_rows(X, some_rows(n_rows(X))))
     return model
+
+
+def refuse_trees(estimator: Any) -> None:
+    """Raise TypeError for a model of trees, which has no gradients, before its rows are looked at."""
+    kind = kind_of(estimator)
+    if kind.trees_are is not None:
+        raise kind.unsupported()
+
+
+def trees_of(estimator: Any) -> Literal["boosted", "apart"] | None:
+    """Return whether trees were grown in rounds or each on its own, and None for models of no trees."""
+    return None if estimator is None else kind_of(estimator).trees_are
 
 
 def is_fitted(estimator: Any) -> bool:
@@ -227,14 +254,6 @@ def initial_parameters(
     return torch.cat([part.to(model.theta) for part in parts])
 
 
-def trees_of(estimator: Any) -> Literal["boosting", "forest"] | None:
-    """Return which trees an estimator has: grown one after another, each on its own, or none."""
-    kind = kind_of(estimator)
-    if isinstance(kind, BoostingKind):
-        return "boosting"
-    return "forest" if isinstance(kind, TreesKind) else None
-
-
 # ---- its rows -------------------------------------------------------------------------------
 
 
@@ -271,7 +290,8 @@ def check_columns(estimator: Any, X: Any) -> None:
     given = RawRows(X)
     rows = given[some_rows(len(given))].values
     bare = estimator is kind.model
-    predicted = kind.predict(rows) if bare else estimator.predict(rows)
+    with told_otherwise(type(kind.model).__name__):
+        predicted = kind.predict(rows) if bare else estimator.predict(rows)
     if bare or caveats(estimator) or obstacle(estimator):
         return
     if not np.array_equal(predicted, kind.predict(transform_rows(estimator, rows))):

@@ -204,7 +204,7 @@ def as_refittable(estimator: Any, X: RawRows, y: NDArray[Any]) -> RefittableMode
     """
     try:
         check_columns(estimator, X.values)
-        if isinstance(kind_of(estimator), BoostingKind):
+        if isinstance(kind_of(estimator), BoostingKind) and hasattr(estimator, "fit"):
             return _of_boosting(estimator, X, y)
         known = _final_model(estimator, X, y)
         kind_of(estimator).check_predictions(known, _seen(estimator, X[some_rows(len(X))]))

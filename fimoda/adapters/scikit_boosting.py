@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn._loss import loss as losses
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -81,6 +82,7 @@ class HistGradientBoosting(BoostingKind):
             np.full(len(rounds), float(model.learning_rate)),
             l2=float(model.l2_regularization),
             shares=self._shares(y, len(rounds)),
+            n_trained=int(rounds[0][0].nodes["count"][0]) if (weights > 0).all() else None,
             is_constrained=model.monotonic_cst is not None,
             trees_of_round=model.n_trees_per_iteration_,
         )
@@ -151,6 +153,7 @@ class GradientBoosting(BoostingKind):
             start_is_fitted=model.init is None,
             shares=self._shares(y, len(grown)),
             draws_rows=model.subsample < 1,
+            n_trained=int(grown[0][0].n_node_samples[0]),
             trees_of_round=len(grown[0]),
         )
 
@@ -176,7 +179,8 @@ class GradientBoosting(BoostingKind):
 
 def _exact_leaves(model: Any, numbers: list[Leaves], X: Any) -> Leaves:
     """Return the leaves (n, n_trees) of rows, from the number of each node's leaf in each tree."""
-    nodes = model.apply(X).reshape(n_rows(X), -1).astype(np.int64)
+    rows = X if issparse(X) else np.asarray(X)  # the trees know no names, and lists have no shape
+    nodes = model.apply(rows).reshape(n_rows(X), -1).astype(np.int64)
     return np.stack([number[node] for number, node in zip(numbers, nodes.T, strict=True)], axis=1)
 
 

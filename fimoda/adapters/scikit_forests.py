@@ -33,6 +33,8 @@ Leaves = NDArray[np.int32]
 class Forests(TreesKind):
     """Outputs are means over trees: of class probabilities, or of predictions."""
 
+    trees_are = "apart"
+
     types = (
         BaseDecisionTree,
         ForestClassifier,
@@ -96,7 +98,7 @@ class Forests(TreesKind):
     def ensemble(self, X: Any, y: NDArray[Any], weights: Floats) -> Forest:
         members = self.members
         grown = [one.tree_ for one in members]
-        trees, numbers, branches = [], [], []
+        trees, numbers, branches, leaf_weights = [], [], [], []
         for one, tree in zip(members, grown, strict=True):
             leaves = np.flatnonzero(tree.children_left == -1)
             trees.append(Tree(self._values(one)[leaves] / len(grown), slice(None)))
@@ -104,6 +106,7 @@ class Forests(TreesKind):
             number[leaves] = np.arange(len(leaves))
             numbers.append(number)
             branches.append(Branches(_parents(tree), leaves))
+            leaf_weights.append(tree.weighted_n_node_samples[leaves])
 
         leaves_of = partial(_leaves_of, self.model, numbers)
         forest = Forest(
@@ -112,6 +115,7 @@ class Forests(TreesKind):
             np.zeros(trees[0].values.shape[1]),
             **self._bags(y, weights),
             branches=branches,
+            leaf_weights=leaf_weights,
             leaves_are_means=members[0].criterion != "absolute_error",
             is_constrained=members[0].monotonic_cst is not None,
         )

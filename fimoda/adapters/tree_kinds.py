@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,11 +20,16 @@ from .._arrays import n_rows
 from ..losses import RowLoss
 from ..recipe import Weighting
 from ..trees import TreeEnsemble, TreeModel
+from ..trees.ensemble import Leaves, LeavesOf
 from ..trees.losses import BoostingLoss
 from .kinds import Kind
 
 #: Largest difference from a model's own predictions that counts as rounding, beside that of its sums.
 _ROUNDING = 1e-6
+
+
+#: Names of the errors of libraries of boosting.
+_OF_LIBRARIES = ("CatBoostError", "LightGBMError", "XGBoostError")
 
 
 class TreesKind(Kind):
@@ -71,6 +80,8 @@ class TreesKind(Kind):
         if by_class is not None and classes is not None:
             total = total * by_class[positions(classes, y)]
         ensemble = self.ensemble(X, y, total)
+        leaves_of = partial(_leaves, type(self.model).__name__, ensemble.leaves_of)
+        ensemble = replace(ensemble, leaves_of=leaves_of)
         return TreeModel.of(
             ensemble,
             loss=self.row_loss(ensemble, n),
@@ -96,6 +107,8 @@ class TreesKind(Kind):
 
 class BoostingKind(TreesKind):
     """Boosted trees: the loss of a row is that of the boosting."""
+
+    trees_are = "boosted"
 
     def row_loss(self, ensemble: Any, n: int) -> RowLoss:
         loss: BoostingLoss = ensemble.loss
@@ -165,6 +178,26 @@ class BoosterKind(BoostingKind):
             f"cannot follow its training. Train it with {instead}, or use methods that fit it again "
             "(LeaveOneOut, Downsampling, Datamodel)."
         )
+
+
+@contextmanager
+def told_otherwise(name: str) -> Iterator[None]:
+    """Tell errors of a model's library as errors of its rows, without a stack of calls."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in _OF_LIBRARIES:
+            raise
+        reason = str(error).split("Stack trace")[0].strip()
+        raise ValueError(
+            f"X must be rows like those that {name} was fitted on, which does not take these: {reason}"
+        ) from error
+
+
+def _leaves(name: str, leaves_of: LeavesOf, X: Any) -> Leaves:
+    """Return the leaves of rows, by the model's library."""
+    with told_otherwise(name):
+        return leaves_of(X)
 
 
 def positions(classes: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:

@@ -124,7 +124,7 @@ def _trees(
 
     Of boosted trees these are several models grown anew, if there is time, and the final one alone.
     """
-    own = make(LeafInfluence if trees_of(estimator) == "boosting" else TREX)
+    own = make(LeafInfluence if trees_of(estimator) == "boosted" else TREX)
     begun = clock.spent
     own.fit(*rows)
     own._test(*test_rows)

@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import nn
 
+from .._arrays import n_rows
 from .._validation import (
     POSITIVE_INTEGER,
     Interval,
@@ -61,13 +62,15 @@ class BaseTrees(BaseAttributor):
         return True
 
     def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
+        if not n_rows(X):  # some libraries predict of none
+            raise ValueError("X must have at least one row, got none.")
         return RawRows(self._seen_by_model(X, y))
 
     def _freeze(self, X: Any, y: Any, sample_weight: Any) -> TreeModel:
         if len(X) < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         self._seen_rows = (X, y, sample_weight)
-        return as_tree_model(self.estimator_, X.values, y, sample_weight)
+        return as_tree_model(self.estimator_, X.values, y, sample_weight, criterion=self.criterion)
 
     def _misses_values(self) -> bool:
         return may_miss_values(self._default(np.zeros(2)))

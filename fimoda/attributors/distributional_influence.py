@@ -11,20 +11,22 @@ from torch import nn
 
 from .. import measurements
 from .._validation import check_is_fitted
-from ..adapters import last_step
+from ..adapters import last_step, trees_of
 from ..base import BaseAttributor
 from ..distances import Distance, SlicedWasserstein, resolve_distance
 from ..measured import Measured
 from ..measurements import Measurement
-from ..model import FinalModel
 from ..training.ensemble import Ensemble
 from ..training.joint_distance import joint_distance
 from ..training.outcome_samples import BLOCK, OutcomeSamples
+from ._around import AroundMixin
 from .ensemble import fit_member, models_and_runs
+from .leaf_influence import LeafInfluence
+from .of_trees import method_of_trees
 from .unrolled_differentiation import UnrolledDifferentiation
 
 
-class DistributionalInfluence(BaseAttributor):
+class DistributionalInfluence(AroundMixin, BaseAttributor):
     r"""Distance between the laws of a measurement with all rows and without each.
 
     .. math:: S_{z,i} = \Delta\bigl( \{ m_z(\theta_r) + s_{z,i}(\theta_r) \}_r
@@ -39,8 +41,9 @@ class DistributionalInfluence(BaseAttributor):
 
     The samples are the seeds of the method (for `UnrolledDifferentiation` and
     `LinearizedFurtherTraining` runs of further training from the final model, for `FurtherTraining`
-    and `LeaveOneOut` real ones, with and without each row), or `models` trained with different
-    seeds, at each of which the method is fitted.
+    and `LeaveOneOut` real ones, with and without each row; the models of ``LeafInfluence(n_models=10,
+    share=1)`` and its kin), or `models` trained with different seeds, at each of which the method is
+    fitted.
 
     Parameters
     ----------
@@ -50,7 +53,9 @@ class DistributionalInfluence(BaseAttributor):
     method : attributor or list of attributors, default=None
         What predicts, unfitted; its ``estimator``, ``measurement`` and ``criterion`` are set here.
         A list has one method a model, for example `UnrolledDifferentiation` from the initial
-        parameters of each. By default 10 runs of `UnrolledDifferentiation` over 5 epochs.
+        parameters of each. By default 10 runs of `UnrolledDifferentiation` over 5 epochs; for boosted
+        trees `LeafInfluence` of 10 models grown anew. With `models` of trees it is `LeafInfluence` or
+        `LeafKernel` of each.
     models : Ensemble or list of fitted models, default=None
         Models trained alike with different seeds, for example by `train_ensemble`; they take the
         rows that `estimator` (for a Pipeline: its last step) takes. `estimator` alone by default.
@@ -150,20 +155,28 @@ class DistributionalInfluence(BaseAttributor):
 
     # ---- fit --------------------------------------------------------------------------------
 
-    def _freeze(
-        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-    ) -> FinalModel:
-        self._seen_rows = (X, y, sample_weight)
-        return super()._freeze(X, y, sample_weight)
+    def _inner(self, estimator: Any) -> BaseAttributor:
+        if isinstance(self.method, BaseAttributor):
+            return self.method
+        if self.method:
+            return self.method[0]
+        if trees_of(estimator) is None or self.models is not None:
+            return method_of_trees(estimator) or UnrolledDifferentiation(
+                n_epochs=5, n_seeds=10, order="own", random_state=self.random_state
+            )
+        if trees_of(estimator) == "apart":
+            raise ValueError(
+                f"models must be given for a {type(estimator).__name__}, which is one sample of the forests "
+                "that could be grown: train_ensemble(...) makes them. Or set method=LeaveOneOut(n_seeds=10)."
+            )
+        return LeafInfluence(n_models=10, share=1, random_state=self.random_state)
 
     def _fit(self) -> None:
         self._distance = resolve_distance(self.distance)
         self._joint = [measurements.resolve(m, self.model_) for m in self.joint or []]
         method = self.method
         if method is None:
-            method = UnrolledDifferentiation(
-                n_epochs=5, n_seeds=10, order="own", random_state=self.random_state
-            )
+            method = self._inner(last_step(self.estimator_))
         if isinstance(method, BaseAttributor):
             given = [last_step(self.estimator_)] if self.models is None else self.models
             models, runs = models_and_runs(given)

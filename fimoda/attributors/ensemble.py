@@ -36,10 +36,12 @@ from ..training.outcomes import standard_error
 from ..training.recording import Checkpoints
 from ..training.run import resolve_run
 from ..trajectory import Trajectory
+from ._around import AroundMixin
 from .grad_dot import GradDot
+from .of_trees import method_of_trees
 
 
-class EnsembleAttributor(BaseAttributor):
+class EnsembleAttributor(AroundMixin, BaseAttributor):
     r"""Mean of a method's scores over models trained with different seeds.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R S_{z,i}(\theta(D; \xi_r))
@@ -50,6 +52,8 @@ class EnsembleAttributor(BaseAttributor):
 
     Without `models`, networks are trained through the stack engine as `estimator` was, with their
     trajectories recorded for `SOURCE`, `TracIn` and `Hydra`; other estimators are cloned and fitted.
+    Methods of boosting take such a mean themselves with ``n_models``, also over models grown on parts of
+    the rows.
 
     Parameters
     ----------
@@ -57,7 +61,8 @@ class EnsembleAttributor(BaseAttributor):
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP. It says what is trained, and is not one of the models.
     attributor : attributor, default=None
-        The method, unfitted; `GradDot` by default. Its ``estimator``, ``measurement``, ``criterion``
+        The method, unfitted; `GradDot` by default, `LeafInfluence` for boosted trees and `LeafKernel` for
+        forests. Its ``estimator``, ``measurement``, ``criterion``
         and ``trajectory`` are set by the ensemble.
     models : Ensemble or list of fitted models, default=None
         The models; what `train_ensemble` returns, or models that take the rows that `estimator` (for
@@ -188,11 +193,8 @@ class EnsembleAttributor(BaseAttributor):
 
     # ---- fit --------------------------------------------------------------------------------
 
-    def _freeze(
-        self, X: NDArray[Any], y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-    ) -> FinalModel:
-        self._seen_rows = (X, y, sample_weight)
-        return super()._freeze(X, y, sample_weight)
+    def _inner(self, estimator: Any) -> BaseAttributor:
+        return self.attributor or method_of_trees(estimator) or GradDot()
 
     def _trained(
         self, start: Ensemble | None, directory: str | os.PathLike[str] | None = None
@@ -238,7 +240,7 @@ class EnsembleAttributor(BaseAttributor):
         )
 
     def _fit(self) -> None:
-        template = GradDot() if self.attributor is None else self.attributor
+        template = self._inner(self.estimator_)
         given = self.models
         if given is None:
             given = self._trained(None)

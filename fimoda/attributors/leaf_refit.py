@@ -8,7 +8,11 @@ import torch
 from ..measured import Measured
 from ..measurements import values
 from ..trees import CACHED
+from ..trials import Trial
 from ._trees import BaseBoosting, Floats, Member
+
+#: Rows that are left out to see how long it takes.
+_TRIED = 16
 
 
 class LeafRefit(BaseBoosting):
@@ -84,6 +88,14 @@ class LeafRefit(BaseBoosting):
     """
 
     process = "training anew with the splits of the trees held"
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self, n_models=1)
+        own._fit()
+        member, test = own._members[0], own._test(*trial.test)
+        leaves, rows = member.model.leaves(test.inputs), np.arange(min(_TRIED, len(member.run)))
+        few = trial.timed(lambda: member.run.without(rows, leaves, member.first))
+        return self.n_models * few * len(member.run) / len(rows)
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
         run, leaves = member.run, member.model.leaves(test.inputs)

@@ -15,6 +15,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import Boosting, FirstOrder, Forest
 from ..trees.ensemble import Leaves
+from ..trials import Trial
 from ._trees import BaseTrees, Floats
 
 #: Ridges that are tried, in parts of a row's mean product with itself.
@@ -126,6 +127,11 @@ class TREX(BaseTrees):
         )
         self.alpha = alpha
         self.memory_budget = memory_budget
+
+    def _expected_seconds(self, trial: Trial) -> float:
+        own = trial.prepared(self)
+        side = min(trial.n_rows, int(own.model_.ensemble.firsts[-1]) + 1)
+        return float(own.n_outputs_ * side**3 / trial.eigen_rate)
 
     def _fit(self) -> None:
         ensemble, leaves = self.model_.ensemble, self.model_.leaves(self._objective.rows.inputs)

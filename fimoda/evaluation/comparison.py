@@ -16,37 +16,50 @@ from torch import nn
 
 from .._arrays import n_rows
 from .._validation import check_horizons, is_integer
+from ..adapters import trees_of
+from ..attributors.axil import AXIL
+from ..attributors.boost_in import BoostIn
 from ..attributors.data_inf import DataInf
 from ..attributors.ekfac_influence import EKFACInfluence
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
 from ..attributors.grad_cos import GradCos
 from ..attributors.grad_dot import GradDot
+from ..attributors.leaf_influence import LeafInfluence
+from ..attributors.leaf_kernel import LeafKernel
+from ..attributors.leaf_refit import LeafRefit
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
 from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
+from ..attributors.train_on_subsets import train_on_subsets
 from ..attributors.trak import TRAK
+from ..attributors.trex import TREX
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.random_subsets import random_subsets
+from ..training.subset_outcomes import SubsetOutcomes
 from ..training.workers import Deadline
 from ..trials import Trial
 from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
 from .failures import FAILURES, told
+from .lds import LinearDatamodelingScore, linear_datamodeling_score
 
 
 @dataclass(frozen=True, repr=False)
 class MethodComparison:
     """Agreement of methods with further training, and what they cost.
 
+    Forests are not trained further: methods agree with fitting them again on random halves of the rows.
+
     Attributes
     ----------
-    agreement : AgreementCurve
-        Of all methods that ran.
+    agreement : AgreementCurve or LinearDatamodelingScore
+        Of all methods that ran; the latter for forests.
     seconds : dict of str to float
         Of ``fit`` and of the scores of all training rows for the test rows.
     recommended : str
@@ -54,26 +67,27 @@ class MethodComparison:
         the best one does (within two standard errors over test rows).
     one_seed : ndarray of shape (n_epochs,)
         Agreement (cosine) of one seed of further training with the mean of the others: how much of
-        a single run is noise. NaN for one seed.
-    curve : FurtherTrainingCurve
-        The gold standard.
+        a single run is noise. NaN for one seed. For forests the `noise_ceiling` (1,).
+    curve : FurtherTrainingCurve or SubsetOutcomes
+        The gold standard; the latter for forests.
     gold_seconds : float
         What it took.
     skipped : dict of str to str
         Methods that did not run, and why.
     """
 
-    agreement: AgreementCurve
+    agreement: AgreementCurve | LinearDatamodelingScore
     seconds: dict[str, float]
     recommended: str
     one_seed: NDArray[np.float64]
-    curve: FurtherTrainingCurve
+    curve: FurtherTrainingCurve | SubsetOutcomes
     gold_seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self) -> Any:
         """Return one row per method: agreement (cosine) at each horizon, seconds, and why it did not run.
 
+        For forests the agreement is the rank correlation over subsets (`linear_datamodeling_score`).
         A method that did not run has NaN, and one that did has no reason (an empty text).
         """
         import pandas as pd
@@ -81,20 +95,24 @@ class MethodComparison:
         frame = pd.DataFrame(
             self.agreement.mean(),
             index=self.agreement.methods,
-            columns=[f"{e:g} epochs" for e in self.agreement.epochs],
+            columns=self._columns,
         ).reindex([*self.agreement.methods, *self.skipped])
         names = frame.index.rename("method")
         seconds = [self.seconds.get(name, np.nan) for name in names]
         reasons = [self.skipped.get(name, "") for name in names]
         return frame.set_index(names).assign(seconds=seconds, not_run=reasons)
 
+    @property
+    def _columns(self) -> list[str]:
+        if isinstance(self.agreement, AgreementCurve):
+            return [f"{e:g} epochs" for e in self.agreement.epochs]
+        return [f"{ratio:.0%} of the rows" for ratio in self.agreement.ratios]
+
     def __repr__(self) -> str:
-        head = [
-            "cosine after so many epochs",
-            *(f"{e:g}" for e in self.agreement.epochs),
-            "seconds",
-        ]
-        names = [*self.agreement.methods, "one seed of further training"]
+        head, noise = ["cosine after", *self._columns, "seconds"], "one seed of further training"
+        if not isinstance(self.agreement, AgreementCurve):
+            head[0], noise = "rank correlation, fitted on", "ceiling of its noise"
+        names = [*self.agreement.methods, noise]
         cost = [*(self.seconds[name] for name in self.agreement.methods), self.gold_seconds]
         values = [*self.agreement.mean(), self.one_seed]
         cells = (
@@ -134,6 +152,10 @@ def compare_methods(
     those. Methods are tried on some of the rows first; what would overrun the budget is left out, and
     time goes to those that usually agree best before it goes to others.
 
+    Boosted trees are trained further in rounds. Forests, whose further trees do not change those that there
+    are, are fitted again on random halves of the rows, and methods are judged by
+    `linear_datamodeling_score`.
+
     Parameters
     ----------
     estimator : object
@@ -144,16 +166,19 @@ def compare_methods(
         Test rows, as in ``transform``.
     methods : dict of str to attributor, default=None
         What to compare, in this order; by default Grad-Dot, Grad-Cos, DataInf, TRAK, EK-FAC, exact
-        influence, further training linearised once, unrolled and linearised in segments.
+        influence, further training linearised once, unrolled and linearised in segments; for boosted trees
+        TREX, BoostIn, LeafInfluence and LeafRefit, the latter also looking ahead by as many rounds; for
+        forests AXIL, LeafKernel and TREX.
     budget : float, default=120
         Seconds that methods may take, trials among them. One's own methods run in the order given as long
         as they fit.
     epochs : float or sequence of float, default=(1, 10)
-        Horizons.
+        Horizons; forests have none.
     n_seeds : int or list of int, default=5
         As in `FurtherTraining`.
     leave_out : int or list of int, default=50
-        Rows that further training leaves out, or their number (at most all).
+        Rows that further training leaves out, or their number (at most all). For forests the number of
+        halves.
     leave_out_mode : {"mask", "drop", "expected"}, default="mask"
         As in `FurtherTraining`; "expected" needs the fewest seeds with SGD.
     optimizer, lr, batch_size, optimizer_params : default=None
@@ -205,19 +230,16 @@ def compare_methods(
     left_out = min(leave_out, n_rows(X)) if is_integer(leave_out) else leave_out
     gold: dict[str, Any] = {"n_seeds": n_seeds, "leave_out": left_out, "verbose": verbose}
     gold["leave_out_mode"] = leave_out_mode
+    refits = trees_of(estimator) == "apart"
     start = time.perf_counter()
-    curve = further_training_curve(
-        estimator,
-        X,
-        y,
-        X_test,
-        y_test,
-        epochs=horizons,
-        correction="mean",
-        **gold,
-        **steps,
-        **common,
-    )
+    curve: FurtherTrainingCurve | SubsetOutcomes
+    if refits:
+        of_halves = {name: gold[name] for name in ("n_seeds", "verbose")} | steps | common
+        halves = _halves(leave_out, n_rows(X), random_state)
+        curve = train_on_subsets(estimator, X, y, halves, X_test, y_test, **of_halves)
+    else:
+        gold |= {"epochs": horizons, "correction": "mean"} | steps | common
+        curve = further_training_curve(estimator, X, y, X_test, y_test, **gold)
     gold_seconds = time.perf_counter() - start
     clock = Deadline(budget)
     of_rows = (X, y, None, (X_test, y_test), n_rows(X), n_rows(X_test))
@@ -225,7 +247,7 @@ def compare_methods(
     own = methods is not None
     if methods is None:
         run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1]}
-        methods = _default_methods(estimator, common, run)
+        methods = _default_methods(estimator, common, run, horizons[-1])
     expected, skipped = _expected(methods, trial)
     # one's own methods in the order given, ours the best first
     planned, more = _planned(expected, clock.left, list(expected) if own else list(expected)[::-1])
@@ -238,7 +260,12 @@ def compare_methods(
             continue
         start = time.perf_counter()
         try:
-            scores[name] = methods[name].fit(X, y)._at_horizons(X_test, y_test, horizons)
+            fitted = methods[name].fit(X, y)
+            scores[name] = (
+                fitted.transform(X_test, y_test)
+                if refits
+                else fitted._at_horizons(X_test, y_test, horizons)
+            )
         except FAILURES as error:
             skipped[name] = told(error)
             continue
@@ -246,7 +273,7 @@ def compare_methods(
     skipped = {name: skipped[name] for name in methods if name in skipped}
     if not scores:
         raise ValueError(f"methods: none of them ran; {skipped}.")
-    if any(methods[name].model_.recipe.solved for name in scores):
+    if not refits and any(methods[name].model_.recipe.solved for name in scores):
         warnings.warn(
             "compare_methods: this model was fitted by a solver, and is compared with further training "
             "by gradient steps all the same. For what fitting it again without a row would give take "
@@ -254,9 +281,25 @@ def compare_methods(
             UserWarning,
             stacklevel=2,
         )
-    agreement = agreement_curve(scores, curve)
-    best, one = _recommended(agreement, seconds), _one_seed(curve)
+    agreement: AgreementCurve | LinearDatamodelingScore
+    if isinstance(curve, FurtherTrainingCurve):
+        agreement = agreement_curve(scores, curve)
+        last, one = agreement.values["cosine"][:, -1], _one_seed(curve)
+    else:
+        agreement = linear_datamodeling_score(scores, curve, random_state=random_state)
+        last, one = agreement.values[:, -1], agreement.ceiling.mean(-1)
+    best = _recommended(agreement.methods, last, seconds)
     return MethodComparison(agreement, seconds, best, one, curve, gold_seconds, skipped)
+
+
+def _halves(n_subsets: Any, n: int, random_state: Any) -> NDArray[np.bool_]:
+    """Return random halves of the rows (n_subsets, n)."""
+    if not is_integer(n_subsets):
+        raise ValueError(
+            "leave_out must be a number for a forest, of random halves of the rows that it is fitted again "
+            f"on; got {n_subsets!r}. LeaveOneOut(forest, leave_out=...) leaves out single rows."
+        )
+    return random_subsets(n, n_subsets, random_state=random_state)
 
 
 def _expected(
@@ -291,11 +334,21 @@ def _overrun(seconds: float, budget: float) -> str:
 
 
 def _default_methods(
-    estimator: Any, common: dict[str, Any], run: dict[str, Any]
+    estimator: Any, common: dict[str, Any], run: dict[str, Any], horizon: float
 ) -> dict[str, BaseAttributor]:
     def of(cls: Callable[..., BaseAttributor], **own: Any) -> BaseAttributor:
         return cls(estimator, **common, **own)
 
+    trees = trees_of(estimator)
+    if trees == "apart":
+        return {"AXIL": of(AXIL), "LeafKernel": of(LeafKernel), "TREX": of(TREX)}
+    if trees == "boosted":
+        of_run = {"BoostIn": BoostIn, "LeafInfluence": LeafInfluence, "LeafRefit": LeafRefit}
+        back = {name: of(method) for name, method in of_run.items()}
+        ahead = {
+            f"{name} ahead": of(method, n_rounds=int(horizon)) for name, method in of_run.items()
+        }
+        return {"TREX": of(TREX), **back, **ahead}
     return {
         "Grad-Dot": of(GradDot),
         "Grad-Cos": of(GradCos),
@@ -309,12 +362,12 @@ def _default_methods(
     }
 
 
-def _recommended(agreement: AgreementCurve, seconds: dict[str, float]) -> str:
-    last = agreement.values["cosine"][:, -1]  # (n_methods, n_test)
+def _recommended(methods: list[str], last: NDArray[np.float64], seconds: dict[str, float]) -> str:
+    """Return the fastest of the methods whose agreement (n_methods, n_test) is about the best."""
     best = last[last.mean(1).argmax()]
     missing = best - last
     good = missing.mean(1) <= 2 * np.nan_to_num(standard_error(missing))
-    names = [name for name, fine in zip(agreement.methods, good, strict=True) if fine]
+    names = [name for name, fine in zip(methods, good, strict=True) if fine]
     return min(names, key=lambda name: seconds[name])
 
 

@@ -26,7 +26,8 @@ class MislabelDetector(BaseSelection):
     probabilities or values of the decision function (positive: another is predicted); for a target
     the squared error. With a tenth or a fifth of the labels of digits and breast cancer wrong, it
     finds them with a ROC-AUC of .98 to 1.00 for forests, boosting and SVC (means of five draws), the
-    cross-validated probability of the given label with .97 to 1.00.
+    cross-validated probability of the given label with .97 to 1.00. Of one model alone `LeafInfluence`,
+    `BoostIn` and `TREX` (boosting), `LeafKernel` and `TREX` (forests) come within .02 of it.
 
     Parameters
     ----------

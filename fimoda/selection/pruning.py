@@ -15,10 +15,11 @@ from sklearn.utils.metaestimators import available_if
 from .._arrays import is_several, take_rows
 from .._validation import Interval, StrOptions, check_is_fitted
 from ..attributors.downsampling import Downsampling
+from ..attributors.of_trees import method_of_trees
 from ..base import BaseAttributor
 from ._base import BaseSelection, Sample
 
-#: Scores rows for held-out ones where the model has no gradients.
+#: Scores rows for held-out ones where the model has no gradients, and no method of trees takes it.
 WITHOUT_GRADIENTS = Downsampling(n_subsets=50, n_seeds=1)
 
 
@@ -41,9 +42,11 @@ class InfluencePruner(BaseSelection):
         Unfitted model; it checks the rows itself, missing values and categories included. A finished
         search stands for its best model, fitted again. None is `LogisticRegression` or `Ridge`.
     attributor : BaseAttributor, default=None
-        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`, and for
-        models without gradients `Downsampling` with 50 subsets and one seed, or with ``by="self"``
-        the loss under models that were fitted without the row (see `MislabelDetector`).
+        How rows are scored; its own ``estimator`` is replaced. None is `EKFACInfluence`, for boosted
+        trees `LeafInfluence`, for forests `LeafKernel`, and for other models without gradients
+        `Downsampling` with 50 subsets and one seed. With ``by="self"`` models without gradients, trees
+        among them, have the loss under models that were fitted without the row (see
+        `MislabelDetector`).
     fraction : float, default=0.1
         Largest share of the rows to leave out, in [0, 1).
     by : {"held-out", "self"}, default="held-out"
@@ -124,13 +127,23 @@ class InfluencePruner(BaseSelection):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
             rows = sample.take(train)
             model = self._fitted(rows)
-            attributor = self._scored(model, rows)
+            attributor = self._scored(model, rows) or self._of_trees(model, rows)
             if attributor is None:
                 attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows)
             columns = train[attributor.train_indices_]
             total[columns] += _mean_effect(attributor, sample.take(seen))
             times[columns] += 1
         return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
+
+    def _of_trees(self, model: Any, sample: Sample) -> BaseAttributor | None:
+        """Return the method for a model of trees, fitted on its rows; None if it does not take the model."""
+        method = method_of_trees(model)
+        if method is None:
+            return None
+        try:
+            return self._of(method, model).fit(*sample)
+        except (TypeError, ValueError):  # a loss or an option of the library
+            return None
 
     def _support(self, y: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the rows to keep, as a mask."""

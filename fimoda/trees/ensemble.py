@@ -126,6 +126,8 @@ class Boosting(TreeEnsemble):
         Largest size of u.
     start_shares : float or ndarray of shape (n,)
         The part of its weight with which a row takes part in the first score.
+    n_trained : int or None
+        Number of rows with a weight that the first tree was grown from, if it is known.
     doubts : str
         What else may be the reason if the leaves' values do not come from the rows, for messages.
     """
@@ -143,6 +145,7 @@ class Boosting(TreeEnsemble):
     obstacle: str = ""
     max_step: float = np.inf
     start_shares: float | Floats = 1.0
+    n_trained: int | None = None
     doubts: str = ""
 
     @property

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from .ensemble import Floats, Leaves, TreeEnsemble
 
 #: Relative error of recomputed leaf values from which on rows are not those of the training.
-_ALIKE = 1e-2
+_ALIKE = 1e-6
 
 #: Error of a leaf's value, in parts of the largest one, from which on it was kept from its rows' mean.
 _HELD = 1e-6
@@ -76,6 +76,8 @@ class Forest(TreeEnsemble):
         The chance of each row to be drawn 0, 1, ... times for a tree; None if rows are not drawn.
     branches : list of Branches
         The nodes of each tree.
+    leaf_weights : list of ndarray of shape (n_leaves,)
+        The weight of the rows that each leaf was made of, as the trees tell it.
     leaves_are_means : bool
         Whether leaves are the means of the targets of their rows; medians are none.
     is_constrained : bool
@@ -86,6 +88,7 @@ class Forest(TreeEnsemble):
     units: Floats = field(default_factory=lambda: np.empty((0, 0)))
     chances: Floats | None = None
     branches: list[Branches] = field(default_factory=list)
+    leaf_weights: list[Floats] = field(default_factory=list)
     leaves_are_means: bool = True
     is_constrained: bool = False
 
@@ -128,6 +131,13 @@ class ForestRows:
 
     def require_own_rows(self) -> None:
         """Raise ValueError if the values of the leaves do not come from these rows."""
+        what = "the rows that the model was trained on, in the order of its fit"
+        for t, known in enumerate(self.forest.leaf_weights):
+            if not np.allclose(self._means(t)[0], known, rtol=_ALIKE, atol=0):
+                raise ValueError(
+                    f"X and sample_weight must be {what}: with these rows its leaves would hold others than "
+                    "they do. Pass all of its training rows with the weights of its fit."
+                )
         wrong = size = 0.0
         for t, tree in enumerate(self.forest.trees if self.forest.leaves_are_means else []):
             weight, total, held = self._means(t)
@@ -138,8 +148,8 @@ class ForestRows:
             size += float((weight[:, None] * known**2).sum())
         if wrong > _ALIKE**2 * size:
             raise ValueError(
-                "X, y and sample_weight must be the rows that the model was trained on, in the order of its "
-                f"fit: from these rows the values of its leaves would differ by {np.sqrt(wrong / size):.0%}. "
+                f"X, y and sample_weight must be {what}: from these rows the values of its leaves would "
+                f"differ by {np.sqrt(wrong / size):.0%}. "
                 "Pass all of its training rows with the targets and weights of its fit."
             )
 

@@ -265,6 +265,13 @@ class BoostingRun:
         boosting = self.boosting
         if not boosting.loss.is_smooth:
             return
+        known, given = boosting.n_trained, int((self.weights_in(0) > 0).sum())
+        if boosting.rows_are_known and first == 0 and known not in (None, given):
+            raise ValueError(
+                f"X must be all rows that the model was trained on: its first tree was grown from {known} of "
+                f"them, and of those given {given} can have been in it. Pass all of its training rows with "
+                "the targets and weights of its fit."
+            )
         wrong = size = noise = kept = whole = along = size_asked = 0.0
         for round_ in self.backwards(first):
             eta, scores = boosting.learning_rates[round_.number], round_.steps[-1].outputs

@@ -206,8 +206,10 @@ def test_bags_of_other_models_are_refused():
 def test_other_rows_are_refused():
     X, y = numbers()
     model = few(RandomForestRegressor).fit(X, y)
-    with pytest.raises(ValueError, match=r"in the order of its fit.*would differ by \d+%"):
+    with pytest.raises(ValueError, match=r"in the order of its fit.*its leaves would hold others"):
         LeafKernel(model).fit(X[::-1], y[::-1])
+    with pytest.raises(ValueError, match=r"in the order of its fit.*would differ by \d+%"):
+        LeafKernel(model).fit(X, y[::-1])
     with pytest.raises(ValueError, match=r"X must have the 60 rows .* got 59 rows"):
         LeafKernel(model).fit(X[1:], y[1:])
     tree = DecisionTreeRegressor(max_depth=3).fit(X, y)
