@@ -9,8 +9,9 @@ import pytest
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import tanh_network
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import AdaBoostRegressor
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.tree import DecisionTreeRegressor
 from torch import nn
 
@@ -31,13 +32,13 @@ def data():
     return X[:N], y[:N], X[N:], y[N:]
 
 
-class CountedForest(RandomForestRegressor):
-    """A forest that counts how often one was fitted."""
+class CountedBoosting(AdaBoostRegressor):
+    """Random, of no kind that has methods of its own; counts how often one was fitted."""
 
     fits = 0
 
     def fit(self, X, y, sample_weight=None):
-        CountedForest.fits += 1
+        CountedBoosting.fits += 1
         return super().fit(X, y, sample_weight)
 
 
@@ -206,13 +207,13 @@ def test_subsets_that_there_was_time_for(ticks):
 
 
 def test_attribute_without_time_trains_what_it_must():
-    """A forest: one or two trials, and a portion with the four subsets that every row needs."""
+    """A random model: one or two trials, and a portion with the four subsets that every row needs."""
     X, y, *test = data()
-    forest = CountedForest(5, random_state=0).fit(X, y)
-    CountedForest.fits = 0
-    found = attribute(forest, X, y, *test, budget=AT_ONCE, random_state=0)
+    model = CountedBoosting(n_estimators=5, random_state=0).fit(X, y)
+    CountedBoosting.fits = 0
+    found = attribute(model, X, y, *test, budget=AT_ONCE, random_state=0)
     assert isinstance(found.attributor, Downsampling)
-    assert CountedForest.fits <= 2 + choice.UNIT_SIZE
+    assert CountedBoosting.fits <= 2 + choice.UNIT_SIZE
     assert len(found.attributor.subsets_) >= 4
     assert found.scores.shape == (N_TEST, N)
     assert np.isfinite(found.errors).all()
@@ -223,19 +224,19 @@ def test_attribute_without_time_trains_what_it_must():
 def test_attribute_trains_as_much_as_there_is_time_for(monkeypatch):
     """Each look at the clock is a second: the trial is counted, too."""
     X, y, *test = data()
-    forest = CountedForest(5, random_state=0).fit(X, y)
+    model = CountedBoosting(n_estimators=5, random_state=0).fit(X, y)
     monkeypatch.setattr(choice, "cpu_count", lambda: 1)
     timing = Timing(training=1.0, cores=1.0, measuring=0.0, n_bytes=1000)
     monkeypatch.setattr(SubsetTrainer, "timed", lambda self: timing)
     seconds = iter(range(10**6))
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
-    CountedForest.fits = 0
-    found = attribute(forest, X, y, *test, budget=20, random_state=0)
+    CountedBoosting.fits = 0
+    found = attribute(model, X, y, *test, budget=20, random_state=0)
     assert isinstance(found.attributor, Downsampling)
     assert found.attributor.seeds_ == found.attributor.seeds_[:1]
-    assert CountedForest.fits == len(found.attributor.subsets_)
-    assert 4 < CountedForest.fits <= 22
-    enough = attribute(forest, X, y, *test, budget=1000, random_state=0)
+    assert CountedBoosting.fits == len(found.attributor.subsets_)
+    assert 4 < CountedBoosting.fits <= 22
+    enough = attribute(model, X, y, *test, budget=1000, random_state=0)
     assert isinstance(enough.attributor, LeaveOneOut)
     assert len(enough.attributor.seeds_) == 5
 
@@ -248,7 +249,7 @@ def chosen(*given):
 def test_workers_and_cores_are_counted(monkeypatch):
     """Two workers halve the time of a fit that keeps one core busy, and not that of one with two."""
     X, y, *test = data()
-    tree = DecisionTreeRegressor(max_depth=2, random_state=0).fit(X, y)
+    neighbours = KNeighborsRegressor(3).fit(X, y)
     monkeypatch.setattr(choice, "cpu_count", lambda: 2)
     rows = X, y, None
     taken = {}
@@ -257,7 +258,7 @@ def test_workers_and_cores_are_counted(monkeypatch):
         monkeypatch.setattr(SubsetTrainer, "timed", lambda self, t=timing: t)
         for n_jobs in (1, 2):
             settings = {"n_jobs": n_jobs, "random_state": 0}
-            reason = chosen(tree, rows, test, 1.0, settings).reason
+            reason = chosen(neighbours, rows, test, 1.0, settings).reason
             taken[cores, n_jobs] = float(reason.split("LeaveOneOut ")[1].split(" s")[0])
     assert taken[1.0, 1] == taken[2.0, 1] == taken[2.0, 2] == pytest.approx(25 * 1.25, abs=1)
     assert taken[1.0, 2] == pytest.approx(25 * 0.75, abs=1)
@@ -265,8 +266,8 @@ def test_workers_and_cores_are_counted(monkeypatch):
 
 def test_models_that_memory_does_not_hold():
     X, y, *test = data()
-    forest = CountedForest(5, random_state=0).fit(X, y)
-    n_bytes = LeaveOneOut(forest, n_seeds=1).fit(X, y)._retraining.way.bytes_per_model
+    model = CountedBoosting(n_estimators=5, random_state=0).fit(X, y)
+    n_bytes = LeaveOneOut(model, n_seeds=1).fit(X, y)._retraining.way.bytes_per_model
     small = LeaveOneOut(memory_budget=int(9.5 * n_bytes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -274,7 +275,7 @@ def test_models_that_memory_does_not_hold():
             "__kwdefaults__",
             {**LeaveOneOut.__init__.__kwdefaults__, "memory_budget": small.memory_budget},
         )
-        made = chosen(forest, (X, y, None), test, 1e6, {"random_state": 0})
+        made = chosen(model, (X, y, None), test, 1e6, {"random_state": 0})
     assert isinstance(made.attributor, Downsampling)
     assert made.attributor.n_subsets <= 9
     assert "more than memory_budget" in made.reason
