@@ -190,7 +190,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--peer", help="Python of the environment with tree-influence")
-    parser.add_argument("--output", type=Path, default=Path("tables/tree_peers"))
+    parser.add_argument("--output", type=Path, default=Path("tree_peers"))
     parser.add_argument("--parts", nargs="+", default=["correlations", "speed", "large"])
     parser.add_argument("--small", action="store_true", help="smaller, in minutes")
     parser.add_argument("--large", help=argparse.SUPPRESS)  # a method, in a process of its own

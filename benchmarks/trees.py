@@ -1,6 +1,6 @@
 """Trees: agreement with training anew, subsets, removal, and wrong labels, method beside method.
 
-    python benchmarks/trees.py [--data path/to/data] [--output tables/trees] [--small]
+    python benchmarks/trees.py --output path/to/folder [--data path/to/data] [--small]
 
 Boosted trees of scikit-learn on six data sets, whose seeds differ by the features that each split may look
 at (and, for GradientBoosting, by the rows of each round). `--data` is a directory with Concrete and HELOC,
@@ -10,10 +10,10 @@ data set: a second call computes what is missing, and prints all tables.
 An agreement is that of a method's scores of one test row with those of the truth, both centred over rows,
 averaged over test rows. If two seeds agree r on average, the scores of a perfect method would agree
 sqrt(n r / (1 + (n - 1) r)) with the mean of n seeds. Intervals are of 95 percent, by drawing test rows with
-replacement within each data set; those of the linear datamodeling score draw subsets as well. The last
-column is the mean over the data sets. Targets of regressions are in standard deviations. "BoostIn, g + v h"
-is the method as its authors' library has it, with v the value of a leaf times the learning rate in place of
-the value before it.
+replacement within each data set; those of the linear datamodeling score draw subsets as well. A plus-minus
+is half the width of one. The last column is the mean over the data sets. Targets of regressions are in
+standard deviations. "BoostIn, g + v h" is the method as its authors' library has it, with v the value of a
+leaf times the learning rate in place of the value before it.
 """
 
 from __future__ import annotations
@@ -431,10 +431,12 @@ def drawn(values: Scores, rng: np.random.Generator) -> Scores:
     return values[rng.integers(len(values), size=(N_DRAWS, len(values)))].mean(1)
 
 
-def cell(mean: float, draws: Scores) -> str:
-    """Return a mean and its interval."""
+def cell(mean: float, draws: Scores, is_last: bool = False) -> str:
+    """Return a mean with its interval, in the last column, or with half the width of it."""
     low, high = np.quantile(draws, [0.025, 0.975])
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    if is_last:
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{mean:.2f} ±{(high - low) / 2:.2f}" if high > low else f"{mean:.2f}"
 
 
 def show(
@@ -455,7 +457,7 @@ def show(
             pooled += draws / len(sets)
             means.append(values.mean())
         ahead = sum(mean > 0 for mean in means)
-        return " | ".join([*cells, cell(float(np.mean(means)), pooled)]), ahead
+        return " | ".join([*cells, cell(float(np.mean(means)), pooled, is_last=True)]), ahead
 
     def more(one: str, name: str) -> Scores | float:
         return 0.0 if subsets is None or name not in subsets[one] else subsets[one][name]
@@ -491,7 +493,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default=os.environ.get("FIMODA_DATA"), help="directory of the data"
     )
-    parser.add_argument("--output", type=Path, default=Path("tables/trees"))
+    parser.add_argument("--output", type=Path, required=True, help="a folder for what is computed")
     parser.add_argument("--cases", nargs="+", default=None, choices=CASES, metavar="CASE")
     parser.add_argument("--small", action="store_true", help="smaller, in minutes")
     args = parser.parse_args()
