@@ -211,9 +211,13 @@ class Bench:
         test = slice(n, n + self.sizes.n_test)
         self.X, self.y, self.X_test, self.y_test = X[:n], y[:n], X[test], y[test]
 
+    def path(self, part: str) -> Path:
+        """Return where a part is kept."""
+        return self.args.output / f"{self.name.replace(', ', '-').replace(' ', '_')}-{part}.npz"
+
     def kept(self, part: str, compute: Callable[[], Kept]) -> Kept:
         """Return what a file holds, or compute and write it."""
-        path = self.args.output / f"{self.name.replace(', ', '-').replace(' ', '_')}-{part}.npz"
+        path = self.path(part)
         if not path.exists():
             start = time.perf_counter()
             found = compute()
@@ -307,16 +311,20 @@ class Bench:
 
     def measured(self, part: str, subsets: NDArray[np.bool_]) -> Scores:
         """Return the loss (n_subsets, n_test, n_seeds) of models trained on subsets."""
-        rows, seeds = (self.X_test, self.y_test), list(range(100, 100 + self.sizes.subset_seeds))
-        return self.kept(
-            part,
-            lambda: {
+
+        def trained() -> Kept:
+            given = self.case.model(0), self.X, self.y, subsets, self.X_test, self.y_test
+            seeds = list(range(100, 100 + self.sizes.subset_seeds))
+            return {
                 "subsets": subsets,
-                "measured": train_on_subsets(
-                    self.case.model(0), self.X, self.y, subsets, *rows, n_seeds=seeds
-                ).measured,
-            },
-        )["measured"]
+                "measured": train_on_subsets(*given, n_seeds=seeds).measured,
+            }
+
+        found = self.kept(part, trained)
+        if not np.array_equal(found["subsets"], subsets):  # of other methods
+            self.path(part).unlink()
+            found = self.kept(part, trained)
+        return found["measured"]
 
     def datamodeling(self) -> Any:
         """Return the linear datamodeling score on halves."""
@@ -441,49 +449,65 @@ def cell(mean: float, draws: Scores, is_last: bool = False) -> str:
 
 def show(
     title: str, found: dict[str, dict[str, Scores]], subsets: dict[str, Any] | None = None
-) -> None:
-    """Print a table of values (n_test,) by data set and method, and of what they are above BoostIn.
+) -> dict[str, str]:
+    """Print a table of values (n_test,) by data set and method, and of `COMPARED`; return the last column.
 
     `subsets` has further draws (N_DRAWS,) of the mean, by data set and method.
     """
-    sets = list(found)
+    sets, last = list(found), {}
+    names = list(dict.fromkeys(name for one in sets for name in found[one]))
 
-    def row(values_of: Callable[[str], Scores], more_of: Callable[[str], Any]) -> tuple[str, int]:
-        cells, pooled, means = [], np.zeros(N_DRAWS), []
+    def row(name: str, base: str | None = None) -> None:
+        cells, means, pooled = [], [], np.zeros(N_DRAWS)
         for k, one in enumerate(sets):
-            values = values_of(one)
-            draws = drawn(values, np.random.default_rng(k)) + more_of(one)
+            values, more = found[one][name], (subsets or {}).get(one, {})
+            draws = more.get(name, 0.0)
+            if base is not None:
+                values, draws = values - found[one][base], draws - more.get(base, 0.0)
+            draws = drawn(values, np.random.default_rng(k)) + draws
             cells.append(cell(values.mean(), draws))
-            pooled += draws / len(sets)
             means.append(values.mean())
-        ahead = sum(mean > 0 for mean in means)
-        return " | ".join([*cells, cell(float(np.mean(means)), pooled, is_last=True)]), ahead
-
-    def more(one: str, name: str) -> Scores | float:
-        return 0.0 if subsets is None or name not in subsets[one] else subsets[one][name]
+            pooled += draws / len(sets)
+        mean, told = cell(float(np.mean(means)), pooled, is_last=True), name
+        if base is not None:
+            told = f"{name} - {base}"
+            last[told] = f"{mean}, {sum(m > 0 for m in means)} of {len(sets)}"
+        else:
+            last[told] = mean
+        print(f"| {told} | {' | '.join(cells)} | {mean} |", flush=True)
 
     print(f"\n{title}\n\n| | {' | '.join(sets)} | mean |\n| --- |{' --- |' * (len(sets) + 1)}")
-    names = list(dict.fromkeys(name for one in sets for name in found[one]))
     for name in names:
-        print(f"| {name} | {row(lambda s, n=name: found[s][n], lambda s, n=name: more(s, n))[0]} |")
+        row(name)
     for name, base in COMPARED:
-        if name not in names:
-            continue
-        told, ahead = row(
-            lambda s, n=name, b=base: found[s][n] - found[s][b],
-            lambda s, n=name, b=base: more(s, n) - more(s, b),
-        )
-        print(f"| {name} - {base} (above in {ahead} of {len(sets)}) | {told} |", flush=True)
+        if name in names:
+            row(name, base)
+    return last
 
 
-def show_wrong_labels(found: dict[str, dict[str, Scores]], levels: tuple[float, ...]) -> None:
-    """Print how well wrong labels are found, by data set and share of wrong labels."""
+def show_wrong_labels(
+    found: dict[str, dict[str, Scores]], levels: tuple[float, ...]
+) -> dict[str, str]:
+    """Print how well wrong labels are found, by data set and share of wrong labels; return the means."""
+    means = {}
     print("\nWrong labels found, area under the curve\n")
     heads = [f"{name}, {level:.0%}" for name in found for level in levels]
     print(f"| | {' | '.join(heads)} | mean |\n| --- |{' --- |' * (len(heads) + 1)}")
     for method in next(iter(found.values())):
         areas = np.concatenate([found[name][method].mean(1) for name in found])
         print(f"| {method} | {' | '.join(f'{a:.2f}' for a in areas)} | {areas.mean():.2f} |")
+        means[method] = f"{areas.mean():.2f}"
+    return means
+
+
+def show_summary(columns: dict[str, dict[str, str]]) -> None:
+    """Print the last columns of all tables side by side."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    print(
+        f"\nMeans over the data sets\n\n| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}"
+    )
+    for name in sorted(names, key=lambda one: " - " in one):
+        print(f"| {name} | {' | '.join(column.get(name, '') for column in columns.values())} |")
 
 
 def main() -> None:
@@ -507,13 +531,15 @@ def main() -> None:
 
     scores = {name: bench.scores for name, bench in benches.items()}
     truths = {name: bench.left_out for name, bench in benches.items()}
+    columns: dict[str, dict[str, str]] = {}
     for metric, measure in METRICS.items():
         found = {}
         for name, truth in truths.items():
             methods = {k: v for k, v in scores[name].items() if k != "leave one out"}
             agreed = {k: measure(v, truth.mean(0)) for k, v in methods.items()}
             found[name] = of_seeds(truth, measure) | agreed
-        show(f"{metric} with leaving one out, {args.sizes.seeds} seeds", found)
+        title = f"{metric} with leaving one out, {args.sizes.seeds} seeds"
+        columns[f"leave one out, {metric}"] = show(title, found)
 
     for h, horizon in enumerate(args.sizes.horizons):
         found = {}
@@ -525,7 +551,8 @@ def main() -> None:
                 found[name][method] = cosine(one[:, kept["rows"]], truth.mean(0))
             for method in ("BoostIn", "LeafInfluence"):
                 found[name][f"{method}, ahead"] = cosine(kept[method][h], truth.mean(0))
-        show(f"Cosine with further boosting, {horizon} rounds", found)
+        title = f"Cosine with further boosting, {horizon} rounds"
+        columns[f"further boosting, {horizon}"] = show(title, found)
 
     found, subsets = {}, {}
     for name, bench in benches.items():
@@ -535,12 +562,13 @@ def main() -> None:
         }
         draws = lds.bootstrap[:, 0] - lds.mean()
         subsets[name] = dict(zip(lds.methods, draws, strict=True))
-    show("Linear datamodeling score on halves", found, subsets)
+    columns["LDS"] = show("Linear datamodeling score on halves", found, subsets)
 
     removed = {name: bench.removal() for name, bench in benches.items()}
     for k, part in enumerate(args.sizes.parts):
         rises = {name: {m: v[k] for m, v in one.items()} for name, one in removed.items()}
-        show(f"Rise of the loss without {part:.0%} of the rows, in parts of it", rises)
+        title = f"Rise of the loss without {part:.0%} of the rows, in parts of it"
+        columns[f"removal, {part:.0%}"] = show(title, rises)
 
     labelled = {
         n: b.wrong_labels()
@@ -548,7 +576,8 @@ def main() -> None:
         if b.case.is_classes and b.case.kind == "hist"
     }
     if labelled:
-        show_wrong_labels(labelled, args.sizes.wrong)
+        columns["wrong labels"] = show_wrong_labels(labelled, args.sizes.wrong)
+    show_summary(columns)
 
     print("\nSeconds of fit and scores of the test rows, the final model given\n")
     for name, bench in benches.items():
