@@ -227,7 +227,7 @@ def _extra_penalties(tree: dict[str, str], head: dict[str, str], options: dict[s
 
 def _drawn(options: dict[str, str]) -> tuple[float, bool]:
     """Return the part of its weight with which a row takes part, and whether rows are drawn."""
-    if "goss" in (options["boosting"], options["data_sample_strategy"]):
+    if "goss" in (options["boosting"], options.get("data_sample_strategy")):
         return 1.0, True  # rows that are drawn count for those that are not
     part = float(options["bagging_fraction"]) if int(options["bagging_freq"]) > 0 else 1.0
     return part, part < 1

@@ -33,7 +33,7 @@ from ..trees import (
     Tweedie,
 )
 from .mlp import is_class_target
-from .tree_kinds import BoostingKind
+from .tree_kinds import BoostingKind, own_leaves
 
 Floats = NDArray[np.float64]
 Leaves = NDArray[np.int32]
@@ -71,7 +71,8 @@ class HistGradientBoosting(BoostingKind):
             for k, predictor in enumerate(predictors):
                 nodes = predictor.nodes
                 leaves = np.flatnonzero(nodes["is_leaf"])
-                trees.append(Tree(nodes["value"][leaves, None].copy(), slice(k, k + 1)))
+                values = nodes["value"][leaves].copy()
+                trees.append(Tree(values[:, None], own_leaves(values, k)))
                 numbered.append(_numbered(predictor, leaves))
 
         return Boosting(

@@ -101,7 +101,7 @@ class LeafRefit(BaseBoosting):
         run, leaves = member.run, member.model.leaves(test.inputs)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
-        size = int(np.clip(most, 1, max(8, 8 * CACHED // (C * n))))
+        size = int(np.clip(most, 1, max(8, 4 * CACHED // (C * n))))
         rows = np.arange(n)
         found = np.empty((len(test), n))
         for block in np.split(rows, np.arange(size, n, size)):

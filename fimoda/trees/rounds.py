@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 
 from .ensemble import Floats, Leaves
 
@@ -43,7 +43,7 @@ class Grown:
     number: int
     output: int
     leaf: Leaves
-    members: csr_array
+    members: csc_array
     values: Floats
     asked: Floats
     curvatures: Floats

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 
 from .ensemble import Boosting, Floats, Leaves
 from .rounds import Grown, Round, Step
@@ -59,16 +59,15 @@ class BoostingRun:
         """Leaves (n_trees, n), a tree's side by side."""
         return np.ascontiguousarray(self.leaves.T)
 
-    @cached_property
-    def _order(self) -> Leaves:
-        """Rows (n_trees, n) by their leaf."""
-        return np.argsort(self.by_tree, axis=1, kind="stable").astype(np.int32)
-
-    def members(self, t: int) -> csr_array:
+    def members(self, t: int) -> csc_array:
         """Return the matrix (n_leaves, n) that is one where a row is in a leaf of a tree."""
-        order, n_leaves = self._order[t], self.boosting.trees[t].n_leaves
-        ends = np.searchsorted(self.by_tree[t][order], np.arange(n_leaves + 1)).astype(np.int32)
-        return csr_array((self._ones, order, ends), shape=(n_leaves, len(self)))
+        n, n_leaves = len(self), self.boosting.trees[t].n_leaves
+        return csc_array((self._ones, self.by_tree[t], self._ends), shape=(n_leaves, n))
+
+    @cached_property
+    def _ends(self) -> Leaves:
+        """Where the entries of each row begin in `members`: it has one."""
+        return np.arange(len(self) + 1, dtype=np.int32)
 
     @cached_property
     def _ones(self) -> Floats:
@@ -133,7 +132,7 @@ class BoostingRun:
         self,
         outputs: Floats,
         number: int,
-        members_of: dict[int, csr_array],
+        members_of: dict[int, csc_array],
         given: dict[int, Floats] | None,
     ) -> Step:
         """Return a step from scores, with the values `given`, or else those that its rows ask for."""
@@ -168,7 +167,7 @@ class BoostingRun:
         found = np.stack([tree.members @ one for one in pulled])
         return found.transpose(0, 2, 1) / self.boosting.learning_rates[number]
 
-    def _members_of(self, number: int) -> dict[int, csr_array]:
+    def _members_of(self, number: int) -> dict[int, csc_array]:
         """Return the `members` of the trees of a round that add to outputs."""
         return {t: self.members(t) for t in self.trees(number) if self._outputs_of(t)}
 
@@ -176,7 +175,7 @@ class BoostingRun:
         """Return the outputs that a tree adds to."""
         return range(*self.boosting.trees[t].outputs.indices(self.boosting.n_outputs))
 
-    def _sums(self, t: int, members: csr_array, g: Floats, h: Floats) -> tuple[Floats, Floats]:
+    def _sums(self, t: int, members: csc_array, g: Floats, h: Floats) -> tuple[Floats, Floats]:
         """Return G (own, n_leaves, ...) and H, the same or (own, own, n_leaves, ...), of weighted g and h.
 
         H has in it the penalty of the tree's own.
@@ -250,8 +249,8 @@ class BoostingRun:
                 scores[k, part] += value[column][self.by_tree[t][part]]
 
     def _parts(self, scores: Floats) -> Iterator[slice]:
-        """Yield slices of rows whose scores (C, n, runs) stay in the processor's cache."""
-        step = max(1, CACHED // (scores.shape[0] * scores.shape[2]))
+        """Yield slices of rows whose scores (C, n, runs) and derivatives stay in the processor's cache."""
+        step = max(1, CACHED // (4 * scores.shape[0] * scores.shape[2]))
         for start in range(0, len(self), step):
             yield slice(start, start + step)
 

@@ -279,6 +279,11 @@ def test_a_saved_model_has_its_parameters():
     expected = LeafRefit(model).fit(X, y, sample_weight=w).transform(X[:2], y[:2])
     loaded = LeafRefit(lgb.Booster(model_str=text)).fit(X, y, sample_weight=w)
     np.testing.assert_array_equal(loaded.transform(X[:2], y[:2]), expected)
+    strategy = "[data_sample_strategy: bagging]\n"
+    assert strategy in text
+    of_version_3 = lgb.Booster(model_str=text.replace(strategy, ""))
+    older = LeafRefit(of_version_3).fit(X, y, sample_weight=w)
+    np.testing.assert_array_equal(older.transform(X[:2], y[:2]), expected)
     bare = lgb.Booster(model_str=text[: text.index("\nparameters:")] + "\n")
     with pytest.raises(ValueError, match="must hold the parameters of its training"):
         LeafRefit(bare).fit(X, y, sample_weight=w)

@@ -434,6 +434,26 @@ def test_trees_of_one_leaf():
     assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", [BoostIn, LeafInfluence, LeafRefit])
+def test_trees_of_one_leaf_after_others_add_nothing(method):
+    y = TARGETS["classes"]
+    few = fitted("histogram", "classes", learning_rate=1.0, weights=None)
+    while all(len(tree.nodes) > 1 for tree in few._predictors[-1]):
+        few.set_params(max_iter=few.max_iter + 1).fit(X[:N], y[:N])
+    assert sum(len(tree.nodes) == 1 for tree in few._predictors[-1]) == 1  # and two that have grown
+    found = method(few).fit(X[:N], y[:N]).transform(X[N:], y[N:])
+    split = TARGETS["classes"] >= 2
+    alone = clone(few).fit(X[:N], split[:N])
+    while len(alone._predictors[-1][0].nodes) > 1:
+        alone.set_params(max_iter=alone.max_iter + 1).fit(X[:N], split[:N])
+    more = clone(alone).set_params(max_iter=alone.max_iter + 3).fit(X[:N], split[:N])
+    one, other = (
+        method(m).fit(X[:N], split[:N]).transform(X[N:], split[N:]) for m in (alone, more)
+    )
+    assert_allclose(other, one, rtol=1e-9, atol=1e-12)
+    assert np.isfinite(found).all()
+
+
 def test_monotonic_constraints_hold_values():
     y = TARGETS["squared_error"]
     model = HistGradientBoostingRegressor(
