@@ -66,7 +66,7 @@ class BoostingRun:
 
     @cached_property
     def _ends(self) -> Leaves:
-        """Where the entries of each row begin in `members`: it has one."""
+        """Beginnings of the entries of each row in `members`: it has one."""
         return np.arange(len(self) + 1, dtype=np.int32)
 
     @cached_property
