@@ -111,7 +111,9 @@ def case(name):
 def remade(method, X):
     """Return the scores of the view, and those of the run made again on all training rows."""
     leaves = method.model_.leaves(method.model_.encode_X(X))
-    return method.model_.ensemble.outputs(leaves), method._members[0].run.without(np.arange(1), leaves)[1]
+    return method.model_.ensemble.outputs(leaves), method._members[0].run.without(
+        np.arange(1), leaves
+    )[1]
 
 
 @pytest.mark.parametrize("name", CASES)
