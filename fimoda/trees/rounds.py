@@ -36,6 +36,8 @@ class Grown:
         matrix over outputs, the row of its inverse.
     pushes : ndarray of shape (n,)
         :math:`w_i (g_i + u h_i)`: times `rates` it is the change of the leaf without the row.
+    curved : ndarray of shape (n,)
+        The part of these that comes with the leaf's value, :math:`w_i u h_i`.
     weights : ndarray of shape (n,)
         Of the rows in this round.
     """
@@ -49,6 +51,7 @@ class Grown:
     curvatures: Floats
     rates: Floats
     pushes: Floats
+    curved: Floats
     weights: Floats
 
 

@@ -152,9 +152,10 @@ class BoostingRun:
             else:
                 bent = h[own.start : own.stop] * values[:, leaf]
             for column, k in enumerate(own):
-                pushes = weights * (g[k] + bent[column])
+                curved = weights * bent[column]
                 found = values[column], asked[column], H[column], rates[column]
-                grown.append(Grown(t, k, leaf, members, *found, pushes, weights))
+                pushes = weights * g[k] + curved, curved
+                grown.append(Grown(t, k, leaf, members, *found, *pushes, weights))
         return Step(outputs, grown)
 
     def _bends(self, step: Step, number: int) -> Floats:

@@ -140,7 +140,11 @@ def test_leaf_influence_is_the_slope_of_the_plain_loop(trained):
 def test_boost_in_is_the_slope_of_each_round_on_its_own(trained):
     model, loss, loop = trained
     y, rows, step = TARGETS[loss], np.arange(0, N, 7), 1e-4
-    found = BoostIn(model).fit(X, y, sample_weight=WEIGHTS).transform(X[:8], y[:8])[:, rows]
+    found = (
+        BoostIn(model, shrunken=False)
+        .fit(X, y, sample_weight=WEIGHTS)
+        .transform(X[:8], y[:8])[:, rows]
+    )
     expected, before = np.zeros((8, len(rows))), loop.scores(WEIGHTS)
     for t in range(loop.leaves.shape[1]):
         for column, i in enumerate(rows):

@@ -192,7 +192,7 @@ def test_a_run_beside_plain_loops(library, name, l2):
             moved = (less - more) / (2 * step)
             both = [losses(name, F[t] + by * moved) for by in (step, -step)]
             expected[:, column] += np.subtract(*both) / (2 * step)
-    found = scores(BoostIn, library, model, name)[:, ROWS]
+    found = scores(BoostIn, library, model, name, shrunken=False)[:, ROWS]
     assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
@@ -512,7 +512,7 @@ def test_further_rounds_beside_plain_loops(library, name):
             moved = (less - more) / (2 * step)
             both = [losses(name, F + by * moved) for by in (step, -step)]
             expected[:, column] += np.subtract(*both) / (2 * step)
-    found = scores(BoostIn, library, model, name, **method)[:, ROWS]
+    found = scores(BoostIn, library, model, name, shrunken=False, **method)[:, ROWS]
     assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size)
 
 
@@ -551,3 +551,26 @@ def test_other_rows_are_found_out_where_rows_were_drawn():
     LeafInfluence(model).fit(known(X[:N]), y)
     with pytest.raises(ValueError, match="must be the rows that the model was trained on"):
         LeafInfluence(model).fit(known(X[:N]), np.random.default_rng(3).permutation(y))
+
+
+@pytest.mark.parametrize("name", ["squared_error", "binary", "classes"])
+def test_boost_in_as_published_counts_values_after_the_learning_rate(name):
+    model, l2 = fitted("histogram", name, 1.5), 1.5
+    F, leaves = (
+        replay("histogram", name, model, l2, WEIGHTS),
+        leaves_by_hand("histogram", model).swapaxes(0, 1),
+    )
+    expected = np.zeros((N_TEST, len(ROWS)))
+    for t, nodes in enumerate(leaves):
+        g, h = derivatives(name, F[t], TARGETS[name], "histogram")
+        value = F[t + 1] - F[t]
+        slopes = 2 * g if name == "squared_error" else g  # of what is measured: the squared error
+        for k in range(F[t].shape[1]):
+            for column, i in enumerate(ROWS):
+                own = nodes[:N, k] == nodes[i, k]
+                push = 0.3 * WEIGHTS[i] * (g[i, k] + value[i, k] * h[i, k])
+                push /= (WEIGHTS * h[:N, k])[own].sum() + l2
+                same = nodes[N:, k] == nodes[i, k]
+                expected[:, column] += slopes[N:, k] * push * same
+    found = scores(BoostIn, "histogram", model, name)[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
