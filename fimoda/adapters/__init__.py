@@ -2,7 +2,7 @@
 
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
-from .going_on import continued, how_to_continue
+from .going_on import continued, how_to_continue, with_rounds_held
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
     as_final_model,
@@ -96,4 +96,5 @@ __all__ = [
     "trees_of",
     "warn_of_rows",
     "weights_name",
+    "with_rounds_held",
 ]

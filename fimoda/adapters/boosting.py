@@ -155,6 +155,12 @@ class _OfLibrary(Boosting):
         given = {name: value for name, value in self.model.get_params().items() if name not in ours}
         return given | dict(zip(self.names, (n_more, seed, 1), strict=True))
 
+    def anew(self) -> Any:
+        """Return an unfitted model with parameters for as many rounds, without early stopping."""
+        ours = {*_ROUNDS, *_STOPPING}
+        given = {name: value for name, value in self.model.get_params().items() if name not in ours}
+        return type(self.model)(**given, **{self.names[0]: self.n_rounds(self.model)})
+
     def _is_changed(self, **defaults: Any) -> bool:
         """Return whether a parameter has another value than None and its default."""
         given = self.model.get_params()
@@ -288,6 +294,18 @@ class CatBoost(_OfLibrary):
 
     def n_rounds(self, model: Any) -> int:
         return int(model.tree_count_)
+
+    def anew(self) -> Any:
+        """Return an unfitted model, also with the learning rate and the categories found in ``fit``."""
+        found = super().anew()
+        given = found.get_params()
+        if not {"learning_rate", "eta"} & set(given):
+            found.set_params(learning_rate=self.model.get_all_params()["learning_rate"])
+        if "cat_features" not in given and (columns := self.model.get_cat_feature_indices()):
+            found.set_params(cat_features=tuple(columns))
+        elif given.get("cat_features") is not None:  # what is no tuple cannot be cloned
+            found.set_params(cat_features=tuple(given["cat_features"]))
+        return found
 
     def boosted(self, rows: OwnRows, seed: int, n_more: int) -> Any:
         given = self._parameters(seed, n_more)

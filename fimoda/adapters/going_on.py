@@ -111,6 +111,14 @@ def continued(
     return way.after(OwnRows(X, y, sample_weight), None, False, seed, [n_units])[0]
 
 
+def with_rounds_held(model: Any) -> Any:
+    """Return boosted trees with parameters for a fit of as many rounds as they predict by."""
+    for library in (XGBoost, LightGBM, CatBoost):
+        if type(model).__module__.split(".")[0] == library.library:
+            return library(model).anew()
+    return model
+
+
 def how_to_continue(model: Any) -> Continuing:
     """Return how a fitted model goes on training by itself; TypeError if it cannot."""
     name = type(model).__name__

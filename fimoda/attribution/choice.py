@@ -120,9 +120,9 @@ def ladder_for(
 def _trees(
     make: Make, estimator: Any, rows: Rows, test_rows: TestRows, clock: Deadline, budget: float
 ) -> Ladder:
-    """Return leave-one-out where training is not random, then methods of trees.
+    """Return methods of trees: of several boosted models grown anew where there is time, or of the final one.
 
-    Of boosted trees these are several models grown anew, if there is time, and the final one alone.
+    Behind them comes fitting again without each row.
     """
     own = make(LeafInfluence if trees_of(estimator) == "boosted" else TREX)
     begun = clock.spent
@@ -131,19 +131,18 @@ def _trees(
     own.transform(*test_rows)
     seconds = clock.spent - begun
     model = own.estimator_
-    refits = _Refits(make, model, rows, test_rows, clock) if fits_itself(model) else None
     found = [Candidate.known(own, seconds)]
     if isinstance(own, TREX):
         found.append(Candidate.known(make(LeafKernel, model), seconds))
-    elif refits is not None:
-        n_models = int(min(N_GROWN, clock.left / (seconds + refits.training)))
+    elif fits_itself(model):
+        begun = clock.spent
+        two = make(LeafInfluence, model, n_models=2, share=1).fit(*rows)
+        each = seconds + (clock.spent - begun) / two.n_models
+        n_models = int(min(N_GROWN, clock.left / each))
         if n_models >= FEWEST_GROWN:
             several = make(LeafInfluence, model, n_models=n_models)
-            found.insert(0, Candidate.known(several, n_models * (seconds + refits.training)))
-    exact = [] if refits is None else refits.leave_one_out()
-    if refits is None or not refits.known:  # training is random
-        return Ladder(found, _OF_TREES, clock, budget)
-    return Ladder([*exact, *found], "it is the definition", clock, budget, refits.known)
+            found.insert(0, Candidate.known(several, n_models * each))
+    return Ladder(found, _OF_TREES, clock, budget)
 
 
 def _is_linear(probe: BaseAttributor) -> bool:

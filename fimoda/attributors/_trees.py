@@ -22,7 +22,7 @@ from .._validation import (
     check_seeds,
     may_miss_values,
 )
-from ..adapters import as_tree_model, continued, default_trees, last_step, refit
+from ..adapters import as_tree_model, continued, default_trees, last_step, refit, with_rounds_held
 from ..base import BaseAttributor
 from ..last_call import of_last_call
 from ..measured import Measured
@@ -152,8 +152,10 @@ class BaseBoosting(BaseTrees):
 
     def _fit(self) -> None:
         rng, n = check_random_state(self.random_state), len(self._objective)
+        own = self.model_.run(
+            self._objective.rows
+        )  # which looks whether the leaves come from these rows
         if self.n_models == 1 and self.n_rounds is None:
-            own = self.model_.run(self._objective.rows)
             self._members = [Member(self.model_, own, np.arange(n))]
             return
         subsets = self._subsets(rng)
@@ -274,7 +276,7 @@ def _grown(
     X, y, weights = seen
     if n_rounds is None:
         X, y, weights = X[rows], y[rows], None if weights is None else weights[rows]
-        grown = refit(model, X.values, y, weights, seed)
+        grown = refit(with_rounds_held(model), X.values, y, weights, seed)
     else:
         if len(rows) < len(y):
             kept = np.isin(np.arange(len(y)), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -162,7 +163,7 @@ class TREX(BaseTrees):
         given = np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
         weights = np.broadcast_to(given, outputs.shape)
         if isinstance(ensemble, Boosting) and ensemble.loss.is_smooth:
-            if not ensemble.obstacle:
+            with suppress(TypeError):  # a training that cannot be followed
                 self.model_.run(rows)  # which looks whether the leaves come from these rows
             loss = ensemble.loss.loss if isinstance(ensemble.loss, FirstOrder) else ensemble.loss
             targets = loss.encoded(rows.targets.cpu().numpy(), len(outputs))

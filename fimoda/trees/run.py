@@ -22,6 +22,9 @@ _ALIKE = 1e-2
 #: Cosine of recomputed leaf values below which rows are others, where some were drawn for each round.
 _ALONG = 0.2
 
+#: Relative error of leaf values up to which steps in leaves may have been shortened.
+_SHORTENED = 0.2
+
 #: Relative error of a leaf's value from which on it was kept from what its rows ask for.
 _HELD = 1e-3
 
@@ -295,15 +298,17 @@ class BoostingRun:
             differ = wrong > _ALIKE**2 * size + noise
         if differ or (boosting.rows_are_known and kept > _KEPT * whole):
             far = f" by {np.sqrt(wrong / size):.0%}" if differ else ""
-            steps = (
-                "Steps of leaf values may also have been shortened: train with one step in each leaf, or "
-                "without backtracking."
-            )
+            if boosting.n_steps > 1 and wrong < _SHORTENED**2 * size:
+                raise TypeError(
+                    "estimator must have leaves that follow from its training rows, but their values differ"
+                    f"{far} from those of the rows given: steps in leaves may have been shortened. Train it "
+                    "with leaf_estimation_backtracking='No' or leaf_estimation_iterations=1, or use methods "
+                    "that fit it again (LeaveOneOut, Downsampling, Datamodel)."
+                )
             raise ValueError(
                 "X, y and sample_weight must be the rows that the model was trained on, in the order of its "
                 f"fit if some were held out: from these the values of its leaves would differ{far}. Pass all "
-                "of its training rows with the targets and weights of its fit. "
-                + (steps if boosting.n_steps > 1 else boosting.doubts)
+                "of its training rows with the targets and weights of its fit. " + boosting.doubts
             )
 
 

@@ -210,10 +210,11 @@ def test_forests(rows):
 
 
 @pytest.mark.parametrize(("budget", "n_models"), [(600, 16), (1e-9, 1)])
-def test_boosting_that_draws_rows(rows, budget, n_models):
+@pytest.mark.parametrize("subsample", [0.7, 1.0])
+def test_boosting(rows, budget, n_models, subsample):
     X, y, X_test, y_test = rows
     model = GradientBoostingRegressor(
-        n_estimators=5, max_depth=2, subsample=0.7, random_state=0
+        n_estimators=5, max_depth=2, subsample=subsample, random_state=0
     ).fit(X, y)
     found = attribute(model, X, y, X_test, y_test, budget=budget, random_state=0)
     assert isinstance(found.attributor, LeafInfluence)
@@ -229,16 +230,6 @@ def test_boosting_that_draws_rows(rows, budget, n_models):
     known = np.isfinite(halves[0] + halves[1]).all(0)
     by_hand = [np.corrcoef(a[known], b[known])[0, 1] for a, b in zip(*halves, strict=True)]
     assert agreement == pytest.approx(np.mean(by_hand), abs=0.006)
-
-
-def test_boosting_that_is_not_random_is_fitted_again_while_there_is_time(rows):
-    X, y, X_test, y_test = rows
-    model = HistGradientBoostingRegressor(max_iter=4, min_samples_leaf=5).fit(X, y)
-    found = attribute(model, X, y, X_test, y_test, budget=600)
-    assert isinstance(found.attributor, LeaveOneOut)
-    assert "exact: training is deterministic" in found.trust
-    found = attribute(model, X, y, X_test, y_test, budget=1e-9)
-    assert isinstance(found.attributor, LeafInfluence)
 
 
 def test_boosting_that_cannot_be_followed_is_fitted_again(rows):
@@ -366,7 +357,10 @@ def test_rows_that_only_the_estimator_takes(rows):
     train, test = frame[:N], frame[N:]
     model = HistGradientBoostingRegressor(max_iter=4, min_samples_leaf=5).fit(train, y)
     found = attribute(model, train, y, test, y_test, budget=1e6)
-    assert isinstance(found.attributor, LeaveOneOut)
+    assert isinstance(found.attributor, LeafInfluence)
+    again = found.attributor.__sklearn_clone__().fit(train, y).transform(test, y_test)
+    assert found.scores.shape == again.shape == (N_TEST, N)
+    found = attribute(model, train, y, test, y_test, method=LeaveOneOut())
     without = clone(model).fit(train.drop(index=3), np.delete(y, 3))
     loss = [(m.predict(test) - y_test) ** 2 for m in (without, model)]
     np.testing.assert_allclose(found.scores[:, 3], loss[0] - loss[1], atol=1e-12)

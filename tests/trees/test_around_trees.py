@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import joblib
-import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
-import xgboost as xgb
 from matplotlib import pyplot as plt
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
@@ -56,6 +54,9 @@ from fimoda import (
 )
 from fimoda.attributors.of_trees import method_of_trees
 from fimoda.cli import main
+
+lgb = pytest.importorskip("lightgbm")
+xgb = pytest.importorskip("xgboost")
 
 rng = np.random.default_rng(0)
 N = 70

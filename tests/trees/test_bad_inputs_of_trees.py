@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import catboost as cb
-import lightgbm as lgb
+import importlib.util
+
 import numpy as np
 import pandas as pd
 import pytest
-import xgboost as xgb
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
@@ -31,6 +30,9 @@ from fimoda import TREX, LeafInfluence, LeafKernel
 from fimoda.adapters import as_tree_model
 from fimoda.rows import RawRows
 
+lgb = pytest.importorskip("lightgbm")
+xgb = pytest.importorskip("xgboost")
+
 rng = np.random.default_rng(0)
 N = 60
 X = rng.normal(size=(N, 4))
@@ -46,25 +48,32 @@ MODELS = {
     "exact": GradientBoostingClassifier(n_estimators=3, random_state=0),
     "xgboost": xgb.XGBClassifier(n_estimators=3, n_jobs=1),
     "lightgbm": lgb.LGBMClassifier(n_estimators=3, min_child_samples=5, verbose=-1, n_jobs=1),
-    "catboost": cb.CatBoostClassifier(
-        iterations=3, verbose=False, allow_writing_files=False, thread_count=1
-    ),
     "forest": RandomForestClassifier(5, random_state=0),
     "tree": DecisionTreeClassifier(max_depth=2, random_state=0),
     "bag": BaggingClassifier(DecisionTreeClassifier(), n_estimators=5, random_state=0),
 }
 FORESTS = {"forest", "tree", "bag"}
 
+if importlib.util.find_spec("catboost"):
+    catboost = importlib.import_module("catboost")
+    MODELS["catboost"] = catboost.CatBoostClassifier(
+        iterations=3, verbose=False, allow_writing_files=False, thread_count=1
+    )
+
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
 def made(name, estimator=None):
     """The method for a model, which is fitted by default."""
+    if name not in MODELS:
+        pytest.skip(f"{name} is not there")
     estimator = clone(MODELS[name]).fit(X, Y) if estimator is None else estimator
     return (LeafKernel if name in FORESTS else LeafInfluence)(estimator)
 
 
 def trained(name, *rows, **weights):
+    if name not in MODELS:
+        pytest.skip(f"{name} is not there")
     return clone(MODELS[name]).fit(*rows, **weights)
 
 

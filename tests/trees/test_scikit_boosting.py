@@ -400,8 +400,9 @@ def test_other_rows_than_those_of_the_training_are_refused(change):
         y[0] += 10
     else:
         weights = None
-    with pytest.raises(ValueError, match="must be the rows that the model was trained on"):
-        LeafInfluence(model).fit(rows, y, sample_weight=weights)
+    for given in ({}, {"n_models": 4}, {"n_rounds": 2}):
+        with pytest.raises(ValueError, match="must be the rows that the model was trained on"):
+            LeafInfluence(model, **given).fit(rows, y, sample_weight=weights)
 
 
 def test_what_has_no_run_of_boosting_is_refused():
