@@ -53,6 +53,8 @@ def attribute(
       `LinearizedFurtherTraining` (unless a seed of further training takes less),
       `OnceLinearizedFurtherTraining`, `SOURCE` with the final model alone (influence by EK-FAC that knows
       for how long training goes on), `CGInfluence`, `EKFACInfluence`, `GradDot`.
+    - Boosted trees: `LeafInfluence` over up to 16 models grown anew, or of the final one; forests: `TREX`,
+      `LeafKernel`. If their training cannot be followed, as models without gradients.
     - Linear models: `LeaveOneOut` (fitted again without each row), a Newton step (`ExactInfluence`).
     - Models without gradients, or with rows that only they take (missing values, categories, sparse
       matrices, texts): `LeaveOneOut`, `Downsampling`.
