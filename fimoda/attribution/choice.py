@@ -34,6 +34,7 @@ from ..attributors.trex import TREX
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..batch_statistics import statistics_in
+from ..evaluation.failures import FAILURES
 from ..training.chains import Affine, read_chain
 from ..training.refits import UNIT_SIZE
 from ..training.run import Run, resolve_run
@@ -136,7 +137,10 @@ def _trees(
         found.append(Candidate.known(make(LeafKernel, model), seconds))
     elif fits_itself(model):
         begun = clock.spent
-        two = make(LeafInfluence, model, n_models=2, share=1).fit(*rows)
+        try:
+            two = make(LeafInfluence, model, n_models=2, share=1).fit(*rows)
+        except FAILURES:  # it cannot be grown again, and the final one is there
+            return Ladder(found, _OF_TREES, clock, budget)
         each = seconds + (clock.spent - begun) / two.n_models
         n_models = int(min(N_GROWN, clock.left / each))
         if n_models >= FEWEST_GROWN:

@@ -232,6 +232,23 @@ def test_boosting(rows, budget, n_models, subsample):
     assert agreement == pytest.approx(np.mean(by_hand), abs=0.006)
 
 
+class FittedOnce(GradientBoostingRegressor):
+    """Boosting that refuses a second fit."""
+
+    def fit(self, X, y, sample_weight=None):
+        if self.random_state != 0:
+            raise ValueError("once is enough")
+        return super().fit(X, y, sample_weight)
+
+
+def test_boosting_that_cannot_be_grown_again_is_explained_as_it_is(rows):
+    X, y, X_test, y_test = rows
+    model = FittedOnce(n_estimators=4, max_depth=2, random_state=0).fit(X, y)
+    found = attribute(model, X, y, X_test, y_test, budget=600)
+    assert isinstance(found.attributor, LeafInfluence)
+    assert found.attributor.n_models == 1
+
+
 def test_boosting_that_cannot_be_followed_is_fitted_again(rows):
     X, y, X_test, y_test = rows
     model = HistGradientBoostingRegressor(
