@@ -26,6 +26,7 @@ from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
 from .attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
+from .attributors.refined import RefinedAttributor
 from .attributors.rep_sim import RepSim
 from .attributors.source import SOURCE
 from .attributors.trac_in import TracIn
@@ -126,6 +127,7 @@ __all__ = [
     "OutcomeSamples",
     "PrunedClassifier",
     "PrunedRegressor",
+    "RefinedAttributor",
     "RepSim",
     "ScoreMapDisplay",
     "SeedsNeededDisplay",

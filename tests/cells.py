@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import fimoda
 import fimoda.attributors
-from fimoda import BaseAttributor, GradDot, UnrolledDifferentiation
+from fimoda import BaseAttributor, FurtherTraining, GradDot, UnrolledDifferentiation
 from fimoda.attributors._retraining import BaseRetraining
 
 #: Errors with which the package refuses.
@@ -37,6 +37,7 @@ SMALL = {
     "compile": False,
     "attributor": GradDot(),
     "method": UnrolledDifferentiation(n_epochs=1, n_seeds=1, random_state=0),
+    "gold_standard": FurtherTraining(n_epochs=1, n_seeds=2, compile=False, random_state=0),
     "random_state": 0,
 }
 

@@ -57,6 +57,7 @@ SMALL = {
     "compile": False,
     "trajectory": "final",
     "method": fimoda.UnrolledDifferentiation(n_epochs=1, n_seeds=2, random_state=0),
+    "gold_standard": fimoda.FurtherTraining(n_epochs=1, n_seeds=2, compile=False, random_state=0),
     "random_state": 0,
 }
 
@@ -141,7 +142,7 @@ def test_sample_weight_is_repetition(cls):
         together = np.zeros_like(weighted)
         np.add.at(together.T, copies, repeated.T)
         assert_allclose(weighted, together, rtol=1e-10)
-    elif cls not in with_parameter("n_subsets"):  # other rows are other random subsets
+    elif cls not in [*with_parameter("n_subsets"), fimoda.RefinedAttributor]:  # others are drawn or chosen
         # rows of weight one are the same in both
         ones = weight == 1
         assert_allclose(weighted[:, ones], repeated[:, weight[copies] == 1], rtol=1e-8, atol=1e-12)

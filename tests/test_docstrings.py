@@ -29,7 +29,7 @@ FAMILIES = {
     ],
     "retraining": ["Datamodel", "Downsampling", "LeaveOneOut", "train_on_subsets"],
     "trees": ["AXIL", "BoostIn", "LeafInfluence", "LeafKernel", "LeafRefit", "TREX"],
-    "of other attributors": ["DistributionalInfluence", "EnsembleAttributor"],
+    "of other attributors": ["DistributionalInfluence", "EnsembleAttributor", "RefinedAttributor"],
     "selection": ["InfluencePruner", "MislabelDetector", "PrunedClassifier", "PrunedRegressor"],
 }  # fmt: skip
 
@@ -57,6 +57,7 @@ DIFFERENT = {
     ("further training", "checkpoint_dir"): "a curve keeps measurements, an estimator models",
     ("further training", "memory_budget"): "each holds other things",
     ("further training", "optimizer"): "derivatives of some optimisers only",
+    ("of other attributors", "scores_sem_"): "over models, or over the seeds of a few rows",
     ("retraining", "checkpoint_dir"): "a function keeps measurements, an estimator models",
     ("retraining", "measurement"): "a function that attributes nothing",
     ("retraining", "memory_budget"): "a function holds measurements, an estimator models",

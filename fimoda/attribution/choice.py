@@ -29,6 +29,7 @@ from ..attributors.leaf_kernel import LeafKernel
 from ..attributors.leave_one_out import LeaveOneOut
 from ..attributors.linearized_further_training import LinearizedFurtherTraining
 from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
+from ..attributors.refined import RefinedAttributor
 from ..attributors.source import SOURCE
 from ..attributors.trex import TREX
 from ..attributors.unrolled_differentiation import UnrolledDifferentiation
@@ -252,9 +253,12 @@ def _network(
             )
         return seconds
 
+    unrolled = of(UnrolledDifferentiation)
+
     return [
         first,
-        of(UnrolledDifferentiation),
+        _refined(make, first, unrolled, probe),
+        unrolled,
         Candidate(segments.attributor, linearized),
         of(OnceLinearizedFurtherTraining, solver="kernel"),
         *(of(SOURCE, **known) for known in _one_segment(gold, probe)),
@@ -262,6 +266,22 @@ def _network(
         of(EKFACInfluence),
         Candidate(probe, lambda: probe._expected_seconds(trial)),
     ]
+
+
+def _refined(make: Make, first: Candidate, unrolled: Candidate, probe: BaseAttributor) -> Candidate:
+    """Return the derivative of further training, corrected by training without the rows that matter most."""
+    whole = first.attributor
+    few = make(
+        FurtherTraining, None, n_seeds=N_SEEDS_IN_EXPECTATION, leave_out_mode=whole.leave_out_mode
+    )
+    own = make(UnrolledDifferentiation, None)
+    method = make(RefinedAttributor, probe.estimator_, approximation=own, gold_standard=few)
+
+    def seconds() -> float:
+        part = method.trained_rows * few.n_seeds / whole.n_seeds
+        return first.seconds * part + unrolled.seconds
+
+    return Candidate(method, seconds, is_compared=True)
 
 
 def _continued(gold: FurtherTraining, probe: BaseAttributor) -> Run | None:

@@ -23,11 +23,15 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method, how to find the seconds that it would take, and what is to be said of it."""
+    """A method, how to find the seconds that it would take, and what is to be said of it.
+
+    `is_compared` says that the method itself compares its scores with training.
+    """
 
     attributor: BaseAttributor
     estimate: Callable[[], float]
     note: str = ""
+    is_compared: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +94,7 @@ class Ladder:
         taken, found = self._first(left, scores)
         if taken is self.candidates[0]:
             return Step(taken.attributor, self._reason(taken), self.known, []), found
-        agreement = None if self.check is None else self.check.agreement(found)
+        agreement = self._agreement(taken, found)
         if self.check is None or agreement is None:
             return Step(taken.attributor, self._reason(taken), [], []), found
         while agreement < GOOD and (other := self._fitting(left)) is not None:
@@ -107,6 +111,12 @@ class Ladder:
             taken, found, agreement = other, others, measured
         checked = f"agrees {agreement:.2f} with further training of {N_ROWS} rows (correlation)"
         return Step(taken.attributor, self._reason(taken), [], [checked]), found
+
+    def _agreement(self, taken: Candidate, found: Scores) -> float | None:
+        """Return how well scores agree with training of a few rows, where that is still to be asked."""
+        if self.check is None or taken.is_compared:
+            return None
+        return self.check.agreement(found)
 
     def _first(
         self, left: list[Candidate], scores: Callable[[BaseAttributor], Scores]

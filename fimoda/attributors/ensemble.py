@@ -305,7 +305,12 @@ def fit_member(
     member = template.__sklearn_clone__()
     known = member.get_params(deep=False)
     criterion = None if isinstance(model, FinalModel) else owner.criterion
-    params.update(estimator=model, measurement=owner.measurement, criterion=criterion)
+    params = {
+        "measurement": owner.measurement,
+        **params,
+        "estimator": model,
+        "criterion": criterion,
+    }
     if run is not None and "trajectory" in known:
         params["trajectory"] = run
     X, y, weights = owner._seen_rows
