@@ -11,7 +11,14 @@ from problems import tanh_network
 from sklearn.datasets import load_diabetes
 from torch import nn
 
-from fimoda import FurtherTraining, GradDot, RepSim, UnrolledDifferentiation, attribute
+from fimoda import (
+    FurtherTraining,
+    GradDot,
+    RefinedAttributor,
+    RepSim,
+    UnrolledDifferentiation,
+    attribute,
+)
 from fimoda.attribution import call
 from fimoda.attribution.check import N_ROWS, Check
 from fimoda.attribution.ladder import Candidate, Ladder
@@ -133,3 +140,18 @@ def test_one_call_says_how_far_it_is_right(problem, monkeypatch):
         r"agrees (0\.9\d|1\.00) with further training of 10 rows \(correlation\); ", found.trust
     )
     assert re.search(r"Further training of 10 rows agrees less with RepSim 0\.\d\d\.", found.reason)
+
+
+def test_a_method_that_compares_itself_is_not_compared_again(problem):
+    net, X, y, X_test, y_test = problem
+    gold = FurtherTraining(n_seeds=2, random_state=0, **STEPS)
+    refined = RefinedAttributor(
+        net, gold_standard=gold, criterion=nn.MSELoss(), trained_rows=5, random_state=0
+    )
+    one = ladder(problem, [])
+    one.candidates.append(Candidate(refined, lambda: 0.0, is_compared=True))
+    step, found = one.climb(lambda method: method.fit(X, y).transform(X_test, y_test))
+    assert step.attributor is refined
+    assert step.checked == []
+    assert one.check._found is None
+    assert refined._known_error(found)[0].startswith("UnrolledDifferentiation agrees 0.9")
