@@ -1,6 +1,7 @@
 """Derivatives of further training, corrected by real training of a few rows: agreement over the horizon.
 
     python benchmarks/refined.py --problem breast-cancer --optimizer Adam --test-rows 30
+    python benchmarks/refined.py --problem concrete --optimizer SGD --data concrete.csv --gold gold.npz
 
 The problems are those of `horizons.py`: further training of five seeds, each of about a hundred rows left
 out. Two seeds of a share of these rows, those with the largest gradients, correct one run of
@@ -45,12 +46,15 @@ def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problem", choices=list(horizons.TRAINED), default="breast-cancer")
+    problems = [*horizons.CONCRETE, *horizons.TRAINED]
+    parser.add_argument("--problem", choices=problems, default="breast-cancer")
+    parser.add_argument("--data", help="of Concrete: path of the rows")
+    parser.add_argument("--gold", help="of Concrete: the file of its final model and gold standard")
     parser.add_argument("--optimizer", choices=["SGD", "Adam"], default="Adam")
     parser.add_argument("--test-rows", type=int, help="score and compare the first so many only")
     parser.add_argument("--checkpoint-dir", help="where further training resumes from")
     arguments = parser.parse_args()
-    more = {"data": None, "gold": None, "lr": None, "epochs": None, "seeds": 5}
+    more = {"lr": None, "epochs": None, "seeds": 5}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     p = horizons.problem(argparse.Namespace(**vars(arguments), **more))
