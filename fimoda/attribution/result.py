@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..evaluation.agreement import AgreementCurve
 
 #: What a notebook shows of a report, and characters of it at most.
-_IN_NOTEBOOKS: dict[str, int] = {"max_test_rows": 10, "max_train_rows": 500, "max_features": 20}
+_IN_NOTEBOOKS: dict[str, Any] = {"max_test_rows": 10, "max_train_rows": 500, "max_features": 20}
 _LONGEST = 1_000_000
 
 
@@ -254,9 +254,9 @@ class Attribution:
         except ImportError:
             page = ""
         if 0 < len(page) < _LONGEST:
-            frame = "width:100%;height:36rem;border:0"
+            look = 'title="report of fimoda" style="width:100%;height:36rem;border:0"'
             allowed = "allow-scripts allow-downloads"  # not of the notebook's origin
-            return f'<iframe style="{frame}" sandbox="{allowed}" srcdoc="{escape(page)}"></iframe>'
+            return f'<iframe {look} sandbox="{allowed}" srcdoc="{escape(page)}"></iframe>'
         rows = (
             f"<tr><th style='text-align:left'>{name}</th>"
             f"<td style='text-align:left'>{escape(text)}</td></tr>"

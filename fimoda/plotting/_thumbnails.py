@@ -26,7 +26,12 @@ def pictures(
 
 def as_images(X: Any, image_shape: Any) -> NDArray[np.float64]:
     """Return rows as images (n, h, w) or (n, h, w, 3); `image_shape` is that of the rows by default."""
-    rows = np.asarray(X, dtype=float)
+    rows = np.asarray(X)
+    if rows.dtype.kind not in "buif":
+        raise ValueError(
+            f"image_shape must be left out for rows that are no numbers: these are of type {rows.dtype}."
+        )
+    rows = rows.astype(np.float64)
     shape = rows.shape[1:] if image_shape is None else tuple(image_shape)
     if len(shape) not in (2, 3) or np.prod(shape) != rows[0].size:
         raise ValueError(

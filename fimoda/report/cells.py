@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import texts
 from ..plotting._row_table import as_frame, is_number
 from ..plotting._thumbnails import as_images, data_uris
 from ..top_rows import shortened
@@ -39,13 +40,16 @@ class Cells:
         self._shape = _image_shape(X_train) if image_shape is None else tuple(image_shape)
         self.n_left_out, self.per_row = 0, _IMAGE
         if self._shape is not None:
-            self._train, self._test = np.asarray(X_train), np.asarray(X_test)
+            self._train: Any = np.asarray(X_train)
+            self._test: Any = np.asarray(X_test)
             self.features: list[dict[str, Any]] = [{"name": "image", "kind": "image"}]
             return
         train, test = as_frame(X_train), as_frame(X_test)
         names = list(train.columns)[:max_features]
         self._train, self._test = train[names], test[names]
         self.features = [_feature(name, train[name]) for name in names]
+        if texts(X_train) is not None:
+            self.features[0]["name"] = "text"
         self.n_left_out, self.per_row = train.shape[1] - len(names), len(names)
 
     def of(
@@ -73,7 +77,7 @@ def _image_shape(X: Any) -> tuple[int, ...] | None:
 
 def _feature(name: Any, column: Any) -> dict[str, Any]:
     """Return name and kind of a feature."""
-    told = shortened(name)
+    told = label(name)
     if is_number(column):
         sizes = column.astype(np.float64)
         if not sizes.abs().max() >= _EXACT:
@@ -110,7 +114,9 @@ def number(value: Any, digits: int = 4) -> float | int | None:
     """Return a number as JSON has it: whole, or rounded to some digits; None for NaN and infinity."""
     if not np.isfinite(value := float(value)):
         return None
-    return int(value) if value.is_integer() and abs(value) < _EXACT else float(f"{value:.{digits}g}")
+    return (
+        int(value) if value.is_integer() and abs(value) < _EXACT else float(f"{value:.{digits}g}")
+    )
 
 
 def numbers(values: Any, digits: int = 4) -> list[float | int | None]:

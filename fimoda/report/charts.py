@@ -45,7 +45,8 @@ def chart(draw: Callable[[Axes, str, str], Any], alt: str, height: float = 2.4) 
     found = []
     for ink, above, below in _THEMES.values():
         lines = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-        style = dict.fromkeys(lines, ink) | {"svg.fonttype": "none", "svg.hashsalt": "fimoda"}
+        style: dict[Any, Any] = dict.fromkeys(lines, ink)
+        style |= {"svg.fonttype": "none", "svg.hashsalt": "fimoda"}
         style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
         with rc_context(style | {"savefig.transparent": True, "font.size": 9}):
             figure, file = Figure(figsize=(6.4, height), layout="constrained"), BytesIO()
@@ -96,4 +97,6 @@ def effects_chart(groups: dict[str, list[Any]]) -> Chart:
         upright_at_zero(ax)
         ax.set_xlabel("effect of removing the group together")
 
-    return chart(draw, "Effects of groups; the table below has the numbers.", 0.9 + 0.22 * len(names))
+    return chart(
+        draw, "Effects of groups; the table below has the numbers.", 0.9 + 0.22 * len(names)
+    )

@@ -66,7 +66,7 @@ def contents(
 
     # ---- which rows
     columns = {int(position): j for j, position in enumerate(positions)}
-    of_test = [top.of_row(z) for z in tests]
+    of_test = [top.of_row(z) for z in range(len(tests))]
     shown = [columns[int(position)] for rows, _, _ in of_test for position in rows]
     by_size = np.argsort(-np.abs(mean), kind="stable")
     order = list(dict.fromkeys([*shown, *suspects, *again, *by_size]))
@@ -158,7 +158,10 @@ def _conflicts(group: NDArray[np.int64], targets: list[Any]) -> list[int]:
 def group_effects(groups: Any) -> dict[str, list[Any]]:
     """Return names and effects of groups, the largest effects first; means over test rows."""
     if isinstance(groups, Mapping):
-        names, effects = list(groups), [np.asarray(one, dtype=np.float64) for one in groups.values()]
+        names, effects = (
+            list(groups),
+            [np.asarray(one, dtype=np.float64) for one in groups.values()],
+        )
         values = [one.mean() for one in effects]
     elif hasattr(groups, "names") and hasattr(groups, "effects"):
         names, table = list(groups.names), np.asarray(groups.effects, dtype=np.float64)

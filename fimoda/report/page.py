@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import POSITIVE_INTEGER, SHARE, Interval, checks_arguments
+from .._validation import POSITIVE_INTEGER, Interval, checks_arguments
 from ..evaluation.agreement import AgreementCurve
 from ..evaluation.failures import FAILURES, told
 from .charts import Chart, agreement_chart, effects_chart, histogram
@@ -63,7 +63,9 @@ def report_page(
         max_train_rows=max_train_rows,
         max_features=max_features,
     )
-    is_loss = found.attributor.measurement == "loss" and not found.behaviour.startswith("prediction")
+    is_loss = found.attributor.measurement == "loss" and not found.behaviour.startswith(
+        "prediction"
+    )
     data["kinds"] = ["helpful", "harmful"] if is_loss else ["holds it down", "holds it up"]
     data["groups"] = None if groups is None else group_effects(groups)
     if agreement is not None:
@@ -121,7 +123,9 @@ def _summary(
     beyond = None
     if errors is not None:
         there = np.isfinite(errors) & np.isfinite(scores)
-        beyond = 100 * float((np.abs(scores[there]) > 2 * errors[there]).mean()) if there.any() else None
+        beyond = (
+            100 * float((np.abs(scores[there]) > 2 * errors[there]).mean()) if there.any() else None
+        )
     positive = 100 * float((known > 0).mean())
     return {"positive": positive, "low": low, "median": middle, "high": high, "beyond": beyond}
 

@@ -30,7 +30,7 @@ function formatter(values, signed) {
     const decimals = Math.max(0, Math.min(7, 2 - Math.floor(Math.log10(largest))));
     text = (value) => value.toFixed(decimals);
   }
-  return (value) => (value === null ? "" : (sign(value) + text(value)).replace("-", "\u2212"));
+  return (value) => (value === null ? "" : (sign(value) + text(value)).replaceAll("-", "\u2212"));
 }
 
 const words = (text) => text.match(/[\p{L}\p{N}]+(?:['’_-][\p{L}\p{N}]+)*|[^\p{L}\p{N}]+/gu) || [];
