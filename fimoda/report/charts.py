@@ -64,10 +64,12 @@ def histogram(values: NDArray[np.float64], label: str, counted: str, alt: str) -
     counts, edges = np.histogram(known, _BINS)
 
     def draw(ax: Axes, above: str, below: str) -> None:
-        middles = (edges[1:] + edges[:-1]) / 2
-        colours = [above if middle >= 0 else below for middle in middles]
-        ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours)
-        ax.set_yscale("log")
+        is_above = edges[1:] + edges[:-1] >= 0
+        for shown, colour in ((is_above, above), (~is_above, below)):
+            ax.stairs(np.where(shown, counts, 0), edges, fill=True, color=colour)
+        ax.set(yscale="log", ylim=(0.7, 2 * counts.max()))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.minorticks_off()
         upright_at_zero(ax)
         ax.set(xlabel=label, ylabel=counted)
 
