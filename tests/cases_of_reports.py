@@ -77,7 +77,7 @@ def made_found(n, n_test=20, n_features=8, seed=0):
     X = pd.DataFrame(X, columns=[f"feature {j}" for j in range(n_features)])
     y = rng.integers(3, size=n + n_test)
     attributor = small.attributor
-    attributor.train_indices_, attributor._row_names = np.arange(n), X.index[:n]
+    attributor.train_indices_, attributor._row_names = np.arange(n), None
     data = {"X_train": X[:n], "y_train": y[:n], "X_test": X[n:], "y_test": y[n:]}
     facts = small.reason, 1.0, small.behaviour, small.intervention, small.process
     scores = rng.normal(size=(n_test, n))

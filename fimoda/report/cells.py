@@ -110,7 +110,7 @@ def label(value: Any) -> str:
     return shortened(f"{value:.10g}" if isinstance(value, float) else value, _LENGTH)
 
 
-def number(value: Any, digits: int = 4) -> float | int | None:
+def number(value: Any, digits: int = 6) -> float | int | None:
     """Return a number as JSON has it: whole, or rounded to some digits; None for NaN and infinity."""
     if not np.isfinite(value := float(value)):
         return None
@@ -119,6 +119,6 @@ def number(value: Any, digits: int = 4) -> float | int | None:
     )
 
 
-def numbers(values: Any, digits: int = 4) -> list[float | int | None]:
+def numbers(values: Any, digits: int = 6) -> list[float | int | None]:
     """Return numbers, each as `number` has it."""
     return [number(value, digits) for value in values]

@@ -123,7 +123,7 @@ def test_errors_are_told():
     assert f"{expected:.0f} % of the scores are more than two standard errors" in page
     test = data_of(page)["tests"][2]
     position = data_of(page)["rows"]["position"][test["rows"][0]]
-    np.testing.assert_allclose(test["errors"][0], found.errors[2, position], rtol=1e-3)
+    np.testing.assert_allclose(test["errors"][0], found.errors[2, position], rtol=1e-5)
 
 
 def test_summary_of_the_scores(found):
@@ -250,10 +250,10 @@ def test_exact_scores_are_shown():
     rows = data["rows"]
     order = np.argsort(rows["position"])
     np.testing.assert_allclose(
-        np.array(rows["mean"])[order], found.scores.mean(0), rtol=1e-3, atol=1e-12
+        np.array(rows["mean"])[order], found.scores.mean(0), rtol=1e-5, atol=1e-12
     )
     for z, test in enumerate(data["tests"]):
         expected = np.argsort(-found.scores[z])
         positions = [rows["position"][place] for place in test["rows"]]
         assert positions == [*expected[:3], *expected[::-1][:3]]
-        np.testing.assert_allclose(test["scores"], found.scores[z, positions], rtol=1e-3)
+        np.testing.assert_allclose(test["scores"], found.scores[z, positions], rtol=1e-5)
