@@ -49,9 +49,7 @@ def report_page(
     max_features: int = 50,
 ) -> str:
     """Return the page of an `Attribution`; the parameters are those of `Attribution.report`."""
-    missing = [name for name in ("jinja2", "matplotlib", "pandas") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f'a report needs {", ".join(missing)}: pip install "fimoda[report]".')
+    require_libraries()
     own, unknown = _self_influence(found, self_influence)
     data = contents(
         found,
@@ -88,6 +86,13 @@ def report_page(
         charts=charts,
         data=data,
     )
+
+
+def require_libraries() -> None:
+    """Raise ImportError, with what to install, where a report's libraries are missing."""
+    missing = [name for name in ("jinja2", "matplotlib", "pandas") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'a report needs {", ".join(missing)}: pip install "fimoda[report]".')
 
 
 _OWN = "Distribution of self-influence over training rows."
