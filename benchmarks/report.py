@@ -1,9 +1,9 @@
 """How long a report takes to write and to open, and how large it is: python benchmarks/report.py
 
-Scores of Grad-Dot for 100 test rows; the page is opened by headless Chromium (Debian's packages chromium and
-chromium-driver), and timed by its own clock from the start of navigation to the end of the load event, when all
-tables are there, or to the first paint, if that is later. Search and sort are timed from the click to the new
-table, its layout among it.
+Scores of Grad-Dot for 100 test rows; the page is opened by headless Chromium (Debian's packages chromium
+and chromium-driver), and timed by its own clock from the start of navigation to the end of the load event,
+when all tables are there, or to the first paint, if that is later. Search and sort are timed from the click
+to the new table, its layout among it.
 """
 
 from __future__ import annotations

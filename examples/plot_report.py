@@ -43,8 +43,8 @@ print(found)
 # %%
 # The page
 # --------
-# ``groups`` is a table of effects by name; here those of the hospitals to first order, the sums of their rows'
-# scores. An agreement curve is shown where one was measured.
+# ``groups`` is a table of effects by name; here those of the hospitals to first order, the sums of their
+# rows' scores. An agreement curve is shown where one was measured.
 
 hospitals = X_train["hospital"].to_numpy()
 effects = {name: found.scores[:, hospitals == name].sum(1) for name in np.unique(hospitals)}
@@ -58,13 +58,16 @@ print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
 # %%
 # What it has found
 # -----------------
-# The rows to look at first are those of largest self-influence. The page shows them beside their features, and
-# exports their positions as ``rows_to_drop.csv``.
+# The rows to look at first are those of largest self-influence. The page shows them beside their features,
+# and exports their positions as ``rows_to_drop.csv``.
 
 own = pd.Series(found.attributor.self_influence(), index=X_train.index)
 first = np.argsort(-own.to_numpy())[:23]
 print(own.iloc[first[:5]].round(3).to_string())
-print(f"of 23 rows to look at first, {wrong[first].sum()} have a wrong label (by chance {23 * wrong.mean():.0f})")
+chance = 23 * wrong.mean()
+print(
+    f"of 23 rows to look at first, {wrong[first].sum()} have a wrong label (by chance {chance:.0f})"
+)
 
 # %%
 # In a notebook

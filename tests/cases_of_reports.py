@@ -24,7 +24,7 @@ HOSTILE = [
     "<!--<script>window.stolen=1",
     "javascript:window.stolen=1",
     "line\u2028paragraph\u2029end",
-    "=HYPERLINK(\"http://example.invalid\")",
+    '=HYPERLINK("http://example.invalid")',
     "http://example.invalid/track.png",
 ]
 
@@ -100,4 +100,6 @@ def sentences_found():
 
 def data_of(page):
     """Return the JSON that a page holds."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
+    )

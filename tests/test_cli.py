@@ -213,7 +213,10 @@ def test_report(folder, tables, capsys):
         ({"out": "report.csv"}, r"--out must end in .html, got 'report.csv'"),
         ({"top": 0}, r"--top must be 1 or more, got 0"),
         ({"image-shape": "8x8"}, r"--image-shape must be numbers such as 28,28, got '8x8'"),
-        ({"image-shape": "2,2", "method": "GradDot"}, r"image_shape must be left out for .* object"),
+        (
+            {"image-shape": "2,2", "method": "GradDot"},
+            r"image_shape must be left out for .* object",
+        ),
     ],
 )
 def test_no_report(folder, capsys, changes, message):

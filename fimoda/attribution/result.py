@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arrays import row_names
 from ..base import BaseAttributor
+from ..evaluation.failures import FAILURES
 from ..plotting.top_rows import TopRowsDisplay
 from ..report.page import report_page
 from ..top_rows import TopRows
@@ -248,10 +249,10 @@ class Attribution:
         return "\n".join(f"{name + ':':14}{text}" for name, text in self._facts)
 
     def _repr_html_(self) -> str:
-        """Return the report in a frame of its own, of few rows; the facts alone without its libraries."""
+        """Return the report in a frame of its own, of few rows; the facts alone where there can be none."""
         try:
             page = report_page(self, self_influence=False, **_IN_NOTEBOOKS)
-        except ImportError:
+        except (ImportError, *FAILURES):
             page = ""
         if 0 < len(page) < _LONGEST:
             look = 'title="report of fimoda" style="width:100%;height:36rem;border:0"'

@@ -1,4 +1,4 @@
-"""What the rows of a report hold: a number, a text or an image for each feature."""
+"""Cells of a report: a number, a text or an image for each feature of a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from .._arrays import texts
 from ..plotting._row_table import as_frame, is_number
@@ -44,13 +45,17 @@ class Cells:
             self._test: Any = np.asarray(X_test)
             self.features: list[dict[str, Any]] = [{"name": "image", "kind": "image"}]
             return
+        n_features = X_train.shape[1] if issparse(X_train) else None
+        if n_features is not None:  # the others are never written out
+            X_train, X_test = X_train.tocsr()[:, :max_features], X_test.tocsr()[:, :max_features]
         train, test = as_frame(X_train), as_frame(X_test)
         names = list(train.columns)[:max_features]
         self._train, self._test = train[names], test[names]
         self.features = [_feature(name, train[name]) for name in names]
         if texts(X_train) is not None:
             self.features[0]["name"] = "text"
-        self.n_left_out, self.per_row = train.shape[1] - len(names), len(names)
+        self.n_left_out = (n_features or train.shape[1]) - len(names)
+        self.per_row = len(names)
 
     def of(
         self, train: NDArray[np.int64], test: NDArray[np.int64]

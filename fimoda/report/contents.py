@@ -1,4 +1,4 @@
-"""What a report shows of scores and rows, as JSON has it."""
+"""Data of a report: scores and rows, as JSON has them."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from ..plotting._row_table import as_frame
 
@@ -18,7 +19,7 @@ def repeated(X_train: Any, X_test: Any) -> tuple[NDArray[np.int64], NDArray[np.i
     """
     import pandas as pd
 
-    train, test = as_frame(X_train), as_frame(X_test)
+    train, test = _compared(X_train), _compared(X_test)
     frame = pd.concat([train, test[list(train.columns)]], ignore_index=True)
     rows = np.arange(len(frame))
     groups = np.zeros(len(frame), dtype=np.int64)
@@ -30,6 +31,23 @@ def repeated(X_train: Any, X_test: Any) -> tuple[NDArray[np.int64], NDArray[np.i
         if not rows.size:
             break
     return rows, np.unique(groups, return_inverse=True)[1]
+
+
+def _compared(X: Any) -> Any:
+    """Return rows as a frame; those of a sparse matrix as one column of what they hold beside zeros."""
+    if not issparse(X):
+        return as_frame(X)
+    import pandas as pd
+
+    rows = X.tocsr(copy=True)
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    indices, data = rows.indices.astype(np.int64), rows.data.astype(np.float64)
+    parts = (
+        (indices[start:end].tobytes(), data[start:end].tobytes())
+        for start, end in zip(rows.indptr[:-1], rows.indptr[1:], strict=True)
+    )
+    return pd.DataFrame({"row": list(parts)})
 
 
 def _codes(column: Any) -> NDArray[np.int64]:

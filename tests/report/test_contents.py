@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from cases_of_reports import data_of, found_of, made_found, sentences_found, table
 from PIL import Image
+from scipy.sparse import coo_matrix, csc_array, csr_array
 from sklearn.linear_model import LogisticRegression
 
 from fimoda import GradDot, attribute
@@ -60,7 +61,14 @@ def test_several_inputs():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(np.nan, None), (np.inf, None), (3.0, 3), (1.23456789, 1.23457), (-2e-9, -2e-9), (1e300, 1e300)],
+    [
+        (np.nan, None),
+        (np.inf, None),
+        (3.0, 3),
+        (1.23456789, 1.23457),
+        (-2e-9, -2e-9),
+        (1e300, 1e300),
+    ],
 )
 def test_numbers_are_json(value, expected):
     assert number(value) == expected
@@ -68,7 +76,8 @@ def test_numbers_are_json(value, expected):
 
 
 @pytest.mark.parametrize(
-    ("shape", "image_shape"), [((8, 8), (8, 8)), ((3, 9, 100), None), ((9, 100, 3), None), ((1, 8, 8), None)]
+    ("shape", "image_shape"),
+    [((8, 8), (8, 8)), ((3, 9, 100), None), ((9, 100, 3), None), ((1, 8, 8), None)],
 )
 def test_images(shape, image_shape):
     rng = np.random.default_rng(0)
@@ -90,7 +99,9 @@ def test_images(shape, image_shape):
 
 def test_images_of_another_size():
     X = np.zeros((4, 8))
-    with pytest.raises(ValueError, match=r"image_shape must be .* hold the 8 values .* got \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"image_shape must be .* hold the 8 values .* got \(3, 3\)"
+    ):
         Cells(X, X, (3, 3), 50).of(np.arange(4), np.arange(1))
 
 
@@ -106,7 +117,10 @@ def test_sentences():
 
 
 def naive_groups(rows):
-    return {i: frozenset(j for j, other in enumerate(rows) if other == row) for i, row in enumerate(rows)}
+    return {
+        i: frozenset(j for j, other in enumerate(rows) if other == row)
+        for i, row in enumerate(rows)
+    }
 
 
 @pytest.mark.parametrize("as_array", [False, True])
@@ -127,6 +141,23 @@ def test_repeated_rows_against_pairs(as_array):
 def test_nothing_is_repeated():
     rows, groups = repeated(np.arange(12.0).reshape(4, 3), np.arange(12.0, 18).reshape(2, 3))
     assert rows.size == groups.size == 0
+
+
+@pytest.mark.parametrize("kind", [csr_array, csc_array, coo_matrix])
+def test_sparse_rows(kind):
+    """Zeros that are written out, and entries in another order, are no difference."""
+    dense = np.array([[0, 1, 2], [0, 1, 0], [0, 1, 2], [1, 0, 0], [0, 1, 0]], dtype=float)
+    X = kind(dense)
+    known = repeated(dense[:4], dense[4:])
+    for one, other in zip(repeated(X.tocsr()[:4], X.tocsr()[4:]), known, strict=True):
+        np.testing.assert_array_equal(one, other)
+    written = csr_array(
+        (np.array([2.0, 1, 0, 1]), np.array([2, 1, 0, 1]), np.array([0, 2, 4])), (2, 3)
+    )
+    assert list(repeated(X, written)[0]) == [0, 1, 2, 4, 5, 6]
+    cells = Cells(X, X, None, 2)
+    assert cells.n_left_out == 1
+    assert cells.of(np.arange(2), np.arange(1))[0] == [[0, 1], [0, 1]]
 
 
 def test_cells_without_a_hash():

@@ -58,14 +58,13 @@ def test_names_cells_and_titles_are_text(hostile):
     """The elements are those of the template, whatever the data hold."""
     page = Elements(hostile)
     plain = Elements(report_page(small_found()))
-    assert {tag for tag, _ in page.found} - {"table", "caption", "thead", "tbody", "tr", "th", "td", "h3", "div"} <= {
-        tag for tag, _ in plain.found
-    }  # fmt: skip
+    of_agreement = {"table", "caption", "thead", "tbody", "tr", "th", "td", "h3"}
+    assert {tag for tag, _ in page.found} == {tag for tag, _ in plain.found} | of_agreement
     assert [tag for tag, *_ in page.inner] == ["style", "script", "script"]
     names = {name for _, attributes in page.found for name in attributes}
     assert not [name for name in names if name.startswith("on") or name == "style"]
     assert hostile.count("{{7*7}}") > 10
-    assert "49" not in [name for name, _ in page.found]
+    assert HOSTILE[0] not in hostile
 
 
 def test_nothing_ends_the_data(hostile):
@@ -135,7 +134,9 @@ def test_summary_of_the_scores(found):
 def test_agreement(found):
     values = np.linspace(0, 1, 12).reshape(2, 2, 3)
     curve = AgreementCurve(
-        ["a", "b"], np.array([1, 10]), dict.fromkeys(("cosine", "cosine_centred", "spearman"), values)
+        ["a", "b"],
+        np.array([1, 10]),
+        dict.fromkeys(("cosine", "cosine_centred", "spearman"), values),
     )
     page = report_page(found, agreement=curve)
     cells = re.findall(r'<td class="number">(.*?)</td>', page)
@@ -181,7 +182,11 @@ def test_a_method_without_self_influence_says_so(found):
         ({"k": 0}, ValueError, r"'k' parameter of report_page must be an int in .* Got 0"),
         ({"title": 3}, ValueError, r"'title' parameter .* must be an instance of 'str'. Got 3"),
         ({"contamination": 0.6}, ValueError, r"'contamination' parameter .* Got 0.6"),
-        ({"self_influence": [1.0]}, ValueError, r"self_influence must have one number .* \(60,\), got"),
+        (
+            {"self_influence": [1.0]},
+            ValueError,
+            r"self_influence must have one number .* \(60,\), got",
+        ),
         ({"self_influence": "yes"}, ValueError, r"'self_influence' parameter .* Got 'yes'"),
         ({"agreement": 0.9}, ValueError, r"'agreement' parameter .* Got 0.9"),
         ({"groups": 3}, TypeError, r"groups must be a dict of effects .*, got int"),
@@ -190,7 +195,11 @@ def test_a_method_without_self_influence_says_so(found):
             ValueError,
             r"groups must have as many names as effects, got 1 and 2",
         ),
-        ({"image_shape": (2, 2)}, ValueError, r"image_shape must be left out for .* of type object"),
+        (
+            {"image_shape": (2, 2)},
+            ValueError,
+            r"image_shape must be left out for .* of type object",
+        ),
         ({"max_test_rows": 0}, ValueError, r"'max_test_rows' parameter .* Got 0"),
         ({"max_train_rows": 1.5}, ValueError, r"'max_train_rows' parameter .* Got 1.5"),
         ({"max_features": True}, ValueError, r"'max_features' parameter .* Got True"),
@@ -240,7 +249,9 @@ def test_in_a_notebook_hostile_data_stay_inside():
 def test_in_a_notebook_without_the_libraries(found, monkeypatch):
     monkeypatch.setattr("fimoda.report.page.find_spec", lambda name: None)
     assert found._repr_html_().startswith("<table>")
-    with pytest.raises(ImportError, match=r"a report needs jinja2, matplotlib, pandas: pip install"):
+    with pytest.raises(
+        ImportError, match=r"a report needs jinja2, matplotlib, pandas: pip install"
+    ):
         found.report("report.html")
 
 

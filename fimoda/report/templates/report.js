@@ -97,7 +97,10 @@ function table(place, { caption, file, columns, rows, sorted = null, pinned = nu
   head.append(make("th", { scope: "col", class: "tick" }, all));
   for (const column of columns) {
     const numeric = column.isNumber ? "number" : "";
-    if (column.kind === "image") { head.append(make("th", { scope: "col" }, column.title)); continue; }
+    if (column.kind === "image") {
+      head.append(make("th", { scope: "col" }, column.title));
+      continue;
+    }
     const button = make("button", { type: "button", click: () => {
       const down = order && order.column === column ? !order.down : column.isNumber;
       order = { column, down };
@@ -171,17 +174,16 @@ function table(place, { caption, file, columns, rows, sorted = null, pinned = nu
   }
 
   function exported() {
-    const picked = chosen.size ? inOrder() : found;
-    const kept = searchable;
-    download(file + ".csv", [kept.map((column) => column.title), ...picked.map((row) => kept.map((column) => column.of(row)))]);
+    const lines = (chosen.size ? inOrder() : found).map((row) => searchable.map((column) => column.of(row)));
+    download(`${file}.csv`, [searchable.map((column) => column.title), ...lines]);
   }
 
-  function inOrder() { return [...found.filter((row) => chosen.has(row)), ...[...chosen].filter((row) => !found.includes(row))]; }
+  // those that are found as they stand, then those that a search hides
+  function inOrder() { return [...new Set([...found.filter((row) => chosen.has(row)), ...chosen])]; }
 
   function dropped() {
-    const places = new Map(inOrder().map((row) => [row.position, row.name]));
-    const sortedPlaces = [...places].sort(([one], [other]) => one - other);
-    download("rows_to_drop.csv", [["position", "row"], ...sortedPlaces]);
+    const lines = [...chosen].sort((one, other) => one.position - other.position).map((row) => [row.position, row.name]);
+    download("rows_to_drop.csv", [["position", "row"], ...lines]);
   }
 
   const tools = make("div", { class: "tools" }, make("label", {}, "Search ", search), told, save, ...(droppable ? [drop] : []));
