@@ -65,6 +65,7 @@ def report_page(
         "prediction"
     )
     data["kinds"] = ["helpful", "harmful"] if is_loss else ["holds it down", "holds it up"]
+    data["classes"] = bool(found.attributor.model_.loss.is_classifier)
     data["groups"] = None if groups is None else group_effects(groups)
     if agreement is not None:
         data["agreement"] = list(zip(agreement.methods, agreement.mean().tolist(), strict=True))

@@ -385,7 +385,14 @@ def test_accessible_in_light_and_dark_and_on_a_phone(browser, name):
 
 
 def test_images_are_shown(browser):
-    browser.open(images_found(), image_shape=(8, 8), k=3)
+    """And labels are marked that differ from the test row's, although they are numbers."""
+    found = images_found()
+    browser.open(found, image_shape=(8, 8), k=3)
+    positions, y = found.top(3).of_row(0)[0], found.data["y_train"]
+    assert browser.column("#of-test", "target") == [str(one) for one in y[positions]]
+    marked = [one.text for one in browser.all("#of-test .differs")]
+    assert marked == [str(one) for one in y[positions] if one != found.data["y_test"][0]]
+    assert marked
     images = browser.all("#of-test .thumb")
     assert len(images) == 7
     sizes = [

@@ -279,7 +279,7 @@ function ofTest(place) {
       ...(test.errors ? [{ title: "error", of: (row) => row.error, kind: "number" }] : []),
       { ...TARGET, show(made, value, row, text) {
         made.append(text);
-        if (row !== own && own.target !== null && value !== own.target && TARGET.kind === "text") made.classList.add("differs");
+        if (data.classes && row !== own && own.target !== null && value !== own.target) made.classList.add("differs");
       } },
       ...features(own),
       ...(lines.some((row) => row.marks) ? [{ ...MARKS }] : []),
