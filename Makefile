@@ -1,6 +1,6 @@
 # Needs only make and Python 3.11 or newer. Everything is installed in a virtual environment of its own.
 #
-#   make demo       install the package with pandas and matplotlib, run examples/plot_quickstart.py
+#   make demo       install the package with pandas, matplotlib and Jinja2, run examples/plot_quickstart.py
 #   make test       install the test tools, run the tests and doctests   (make test PYTEST_ARGS="-x -k batches")
 #   make lint       ruff (rules and format), numpydoc (docstrings)
 #   make types      mypy
@@ -56,7 +56,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.created $(METADATA)
-	$(INSTALL) -e '.[pandas,plot]'
+	$(INSTALL) -e '.[plot,report]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(METADATA)

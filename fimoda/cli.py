@@ -41,6 +41,7 @@ from ._tables import (
 from .adapters import default_estimator
 from .attribution.call import attribute
 from .evaluation.comparison import compare_methods
+from .report.page import require_libraries
 from .top_rows import distinct
 
 #: Errors that the user can mend; ImportError is a library missing for a kind of table.
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--budget", type=float, default=20, help="seconds (20)")
     for name, what in (
         ("attribute", "scores of all training rows for all test rows"),
+        ("report", "what drives each test row, as one page of HTML"),
         (
             "compare",
             "how well each method agrees with training this model further (forests: again)",
@@ -107,10 +109,15 @@ def _parser() -> argparse.ArgumentParser:
         for option, settings in _OPTIONS.items():
             add(f"--{option}", **settings)
         kinds = ".csv, .parquet" + ", .npz, .npy" * (name == "attribute")
-        add("--out", help=f"where to: {kinds}")
-        if name == "attribute":
+        kinds = ".html" if name == "report" else kinds
+        add("--out", required=name == "report", help=f"where to: {kinds}")
+        if name != "compare":
             add("--method", default="auto", help='"auto", or a class of fimoda')
-            add("--top", type=int, default=3, help="rows to print of each kind (3)")
+            shown, k = ("show", 5) if name == "report" else ("print", 3)
+            add("--top", type=int, default=k, help=f"rows to {shown} of each kind ({k})")
+        if name == "report":
+            add("--title", help="heading of the page")
+            add("--image-shape", metavar="H,W", help="rows are images: height and width, channels")
     return parser
 
 
@@ -124,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):  # a name that it cannot print must not end it
             stream.reconfigure(errors="backslashreplace")
     try:
-        {"demo": _demo, "attribute": _attribute, "compare": _compare}[given.command](given)
+        _COMMANDS[given.command](given)
     except _MENDABLE as error:
         note(f"fimoda {given.command}: {error}")
         return 2
@@ -149,6 +156,34 @@ def _demo(given: argparse.Namespace) -> None:
 
 def _attribute(given: argparse.Namespace) -> None:
     _check(given, [*WRITERS, ".npz", ".npy"])
+    found = _found(given)
+    try:
+        _write(found, given)
+    finally:  # what was computed is not lost with a full disk, nor with a closed pipe
+        print(found)
+        print(f"\n{found.top(min(given.top, found.scores.shape[1]))}")
+
+
+def _report(given: argparse.Namespace) -> None:
+    _check(given, [".html"])
+    require_libraries()
+    options: dict[str, Any] = {} if given.title is None else {"title": given.title}
+    if given.image_shape is not None:
+        try:
+            options["image_shape"] = [int(size) for size in given.image_shape.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"--image-shape must be numbers such as 28,28, got {given.image_shape!r}."
+            ) from None
+    found = _found(given)
+    try:
+        write_whole(given.out, lambda part: found.report(part, k=given.top, **options))
+    finally:
+        print(found)
+
+
+def _found(given: argparse.Namespace) -> fimoda.Attribution:
+    """Return the attribution that was asked for."""
     if given.top < 1:
         raise UsageError(f"--top must be 1 or more, got {given.top}.")
     asked = _asked(given)
@@ -160,12 +195,7 @@ def _attribute(given: argparse.Namespace) -> None:
         asked = {"method": _method(given.method, asked)}
     model, *rows = _read(given)
     with naming_text(rows[0], given.train):
-        found = attribute(model, *rows, **asked)
-    try:
-        _write(found, given)
-    finally:  # what was computed is not lost with a full disk, nor with a closed pipe
-        print(found)
-        print(f"\n{found.top(min(given.top, found.scores.shape[1]))}")
+        return attribute(model, *rows, **asked)
 
 
 def _asked(given: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +253,9 @@ def _compare(given: argparse.Namespace) -> None:
             _write_table(found.to_frame(), given)
     finally:
         print(found)
+
+
+_COMMANDS = {"demo": _demo, "attribute": _attribute, "report": _report, "compare": _compare}
 
 
 def _method(name: str, asked: dict[str, Any]) -> fimoda.BaseAttributor:

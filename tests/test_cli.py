@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases_of_reports import data_of
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.impute import SimpleImputer
@@ -189,6 +190,47 @@ def test_compare(folder, capsys):
     assert list(pd.read_csv(out).columns) == [
         *("method", "1 epochs", "2 epochs", "seconds", "not_run")
     ]
+
+
+def test_report(folder, tables, capsys):
+    out = folder / "report.html"
+    options = {"method": "GradDot", "out": out, "title": "Lumps & sizes", "top": 2}
+    assert main(given(folder, "report", **options)) == 0
+    assert "method:       GradDot" in capsys.readouterr().out
+    page = out.read_text("utf-8")
+    assert "<h1>Lumps &amp; sizes</h1>" in page
+    data = data_of(page)
+    assert [test["name"] for test in data["tests"]] == list(tables[1]["id"])
+    assert [len(test["rows"]) for test in data["tests"]] == [4] * 10
+    assert [one["name"] for one in data["features"]] == [*"abcd", "kind"]
+    assert main(given(folder, "report", **options)) == 2
+    assert "exists. Choose another name, or add --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": "report.csv"}, r"--out must end in .html, got 'report.csv'"),
+        ({"top": 0}, r"--top must be 1 or more, got 0"),
+        ({"image-shape": "8x8"}, r"--image-shape must be numbers such as 28,28, got '8x8'"),
+        (
+            {"image-shape": "2,2", "method": "GradDot"},
+            r"image_shape must be left out for .* object",
+        ),
+    ],
+)
+def test_no_report(folder, capsys, changes, message):
+    options = {"out": folder / "no_report.html", **changes}
+    assert main(given(folder, "report", **options)) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (folder / "no_report.html").exists()
+
+
+def test_no_report_without_the_libraries(folder, capsys, monkeypatch):
+    """Nothing is computed first."""
+    monkeypatch.setattr("fimoda.report.page.find_spec", lambda name: None)
+    assert main(given(folder, "report", model="none.pkl", out="none.html")) == 2
+    assert 'pip install "fimoda[report]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ ORDER = [
     "evaluation",
     "selection",
     "plotting",
+    "report",
     "attribution",
     "__init__",
     "_files",
@@ -77,6 +78,7 @@ MACHINERY = ("sklearn.utils", "sklearn.base", "sklearn.exceptions")
 EXTRAS = (
     *("pandas", "matplotlib", "dask", "distributed", "seaborn"),
     *("catboost", "lightgbm", "xgboost"),
+    *("jinja2", "markupsafe", "PIL"),
 )
 
 

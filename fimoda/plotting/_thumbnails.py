@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,21 +20,50 @@ def pictures(
     X_test: Any, row: int, X_train: Any, indices: NDArray[np.int64], image_shape: Any
 ) -> NDArray[np.float64]:
     """Return test row and training rows as images (h, w) or (h, w, 3), jointly scaled to [0, 1]."""
-    test, train = np.asarray(X_test, dtype=float), np.asarray(X_train, dtype=float)
-    shape = test.shape[1:] if image_shape is None else tuple(image_shape)
-    if len(shape) not in (2, 3) or np.prod(shape) != test[0].size:
+    test, train = as_images(X_test, image_shape), as_images(X_train, image_shape)
+    return scaled(np.concatenate([test[[row]], train[indices]]))
+
+
+def as_images(X: Any, image_shape: Any) -> NDArray[np.float64]:
+    """Return rows as images (n, h, w) or (n, h, w, 3); `image_shape` is that of the rows by default."""
+    rows = np.asarray(X)
+    if rows.dtype.kind not in "buif":
+        raise ValueError(
+            f"image_shape must be left out for rows that are no numbers: these are of type {rows.dtype}."
+        )
+    rows = rows.astype(np.float64)
+    shape = rows.shape[1:] if image_shape is None else tuple(image_shape)
+    if len(shape) not in (2, 3) or np.prod(shape) != rows[0].size:
         raise ValueError(
             f"image_shape must be (height, width), with 1 or 3 channels before or after, and hold the "
-            f"{test[0].size} values of a row; got {image_shape}."
+            f"{rows[0].size} values of a row; got {image_shape}."
         )
-    found = np.concatenate([test[[row]], train[indices]]).reshape(-1, *shape)
+    found = rows.reshape(-1, *shape)
     if found.ndim == 4:
         found = np.moveaxis(found, 1, -1) if shape[0] in (1, 3) else found
         if found.shape[-1] not in (1, 3):
             raise ValueError(f"image_shape must have 1 or 3 channels, got {image_shape}.")
         found = found[..., 0] if found.shape[-1] == 1 else found
-    low, high = found.min(), found.max()
-    return (found - low) / (high - low or 1)
+    return found
+
+
+def scaled(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return images with their smallest value at 0 and their largest at 1."""
+    low, high = images.min(), images.max()
+    return (images - low) / (high - low or 1)
+
+
+def data_uris(images: NDArray[np.float64], side: int) -> list[str]:
+    """Return images, jointly scaled, as PNG in data URIs; at most `side` pixels high and wide."""
+    from PIL import Image
+
+    found = []
+    for pixels in (255 * scaled(images)).round().astype(np.uint8):
+        image, file = Image.fromarray(pixels), BytesIO()
+        image.thumbnail((side, side))
+        image.save(file, "PNG", optimize=True)
+        found.append(f"data:image/png;base64,{b64encode(file.getvalue()).decode()}")
+    return found
 
 
 def draw(images: NDArray[np.float64], titles: Sequence[str], ax: Axes) -> None:

@@ -1,0 +1,1 @@
+"""One page of HTML that tells what was attributed: data, charts, template."""
