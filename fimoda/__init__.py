@@ -46,6 +46,7 @@ from .evaluation.labels import (
     mislabel_detection,
 )
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
+from .evaluation.metric_influence import MetricInfluence, metric_influence
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
 from .evaluation.scorers import (
     AgreementScorer,
@@ -117,6 +118,7 @@ __all__ = [
     "LinearizedFurtherTraining",
     "MeanVarianceDisplay",
     "MethodComparison",
+    "MetricInfluence",
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "MislabelDetector",
@@ -151,6 +153,7 @@ __all__ = [
     "further_training_curve",
     "joint_distance",
     "linear_datamodeling_score",
+    "metric_influence",
     "mislabel_detection",
     "noise_ceiling",
     "random_subsets",
