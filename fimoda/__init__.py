@@ -65,6 +65,7 @@ from .plotting.results import (
 )
 from .plotting.scores import ScoreMapDisplay, SeedsNeededDisplay, SelfInfluenceDisplay
 from .plotting.top_rows import TopRowsDisplay
+from .selection.intervals import CVPlusRegressor, JackknifePlusRegressor
 from .selection.mislabels import MislabelDetector
 from .selection.pruning import InfluencePruner, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows
@@ -91,6 +92,7 @@ __all__ = [
     "BaseAttributor",
     "BoostIn",
     "CGInfluence",
+    "CVPlusRegressor",
     "DataInf",
     "Datamodel",
     "DistributionalAgreement",
@@ -107,6 +109,7 @@ __all__ = [
     "GradDot",
     "Hydra",
     "InfluencePruner",
+    "JackknifePlusRegressor",
     "LeafInfluence",
     "LeafKernel",
     "LeafRefit",

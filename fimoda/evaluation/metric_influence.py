@@ -24,6 +24,7 @@ from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..training.subset_outcomes import mean_and_error
+from ._scores import require_unit
 from .groups_of_rows import group_rows
 from .metrics import SMALL, Gap, Judged, Metric, blocks, metric_of
 
@@ -165,7 +166,7 @@ def metric_influence(
     ((512,), 0.993)
     """
     check_is_fitted(attributor, "model_")
-    _require_unit(attributor)
+    require_unit(attributor)
     test = attributor._test(X_test, check_targets(y_test, n_rows(X_test), "y_test"))
     model = attributor.model_
     outputs = model.outputs(test.inputs)
@@ -189,15 +190,6 @@ def metric_influence(
         each = metric.of_groups(known[None])[:, 0].tolist()
         of_groups = dict(zip(metric.groups, each, strict=True))
     return MetricInfluence(scores, sem, value, attributor.train_indices_, of_groups)
-
-
-def _require_unit(attributor: BaseAttributor) -> None:
-    """Raise ValueError for a method whose scores are no changes of outputs."""
-    if not attributor._in_unit:
-        raise ValueError(
-            f"attributor must estimate changes of outputs in their unit; the scores of "
-            f"{type(attributor).__name__} only rank rows, or compare distributions."
-        )
 
 
 def _metric(scoring: Any, sensitive: Any, rows: Judged, n_jobs: int | None) -> Metric:
