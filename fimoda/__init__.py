@@ -65,7 +65,8 @@ from .plotting.results import (
 )
 from .plotting.scores import ScoreMapDisplay, SeedsNeededDisplay, SelfInfluenceDisplay
 from .plotting.top_rows import TopRowsDisplay
-from .selection.intervals import CVPlusRegressor, JackknifePlusRegressor
+from .selection.cv_plus import CVPlusRegressor
+from .selection.jackknife_plus import JackknifePlusRegressor
 from .selection.mislabels import MislabelDetector
 from .selection.pruning import InfluencePruner, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows

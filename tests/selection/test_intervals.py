@@ -35,7 +35,7 @@ from fimoda import (
     LeafKernel,
     LeaveOneOut,
 )
-from fimoda.selection.intervals import quantile
+from fimoda.selection._intervals import quantile
 
 ALL = [JackknifePlusRegressor(), CVPlusRegressor(cv=3, random_state=0)]
 
@@ -222,7 +222,7 @@ def test_weights():
 def test_blocks_and_workers(monkeypatch):
     X, X_test, y, _ = rows()
     whole = JackknifePlusRegressor().fit(X, y).predict_interval(X_test)
-    monkeypatch.setattr("fimoda.selection.intervals._BLOCK", 80)
+    monkeypatch.setattr("fimoda.selection._intervals._BLOCK", 80)
     parts = JackknifePlusRegressor().fit(X, y).predict_interval(X_test)
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     one = CVPlusRegressor(random_state=0).fit(X, y).predict_interval(X_test)
