@@ -47,6 +47,7 @@ from .evaluation.labels import (
     mislabel_detection,
 )
 from .evaluation.lds import LinearDatamodelingScore, linear_datamodeling_score
+from .evaluation.metric_influence import MetricInfluence, metric_influence
 from .evaluation.removal import SubsetRemovalCurve, subset_removal_curve
 from .evaluation.scorers import (
     AgreementScorer,
@@ -65,6 +66,8 @@ from .plotting.results import (
 )
 from .plotting.scores import ScoreMapDisplay, SeedsNeededDisplay, SelfInfluenceDisplay
 from .plotting.top_rows import TopRowsDisplay
+from .selection.cv_plus import CVPlusRegressor
+from .selection.jackknife_plus import JackknifePlusRegressor
 from .selection.mislabels import MislabelDetector
 from .selection.pruning import InfluencePruner, PrunedClassifier, PrunedRegressor
 from .top_rows import TopRows
@@ -91,6 +94,7 @@ __all__ = [
     "BaseAttributor",
     "BoostIn",
     "CGInfluence",
+    "CVPlusRegressor",
     "DataInf",
     "Datamodel",
     "DistributionalAgreement",
@@ -107,6 +111,7 @@ __all__ = [
     "GradDot",
     "Hydra",
     "InfluencePruner",
+    "JackknifePlusRegressor",
     "LeafInfluence",
     "LeafKernel",
     "LeafRefit",
@@ -118,6 +123,7 @@ __all__ = [
     "LinearizedFurtherTraining",
     "MeanVarianceDisplay",
     "MethodComparison",
+    "MetricInfluence",
     "MislabelDetection",
     "MislabelDetectionDisplay",
     "MislabelDetector",
@@ -153,6 +159,7 @@ __all__ = [
     "further_training_curve",
     "joint_distance",
     "linear_datamodeling_score",
+    "metric_influence",
     "mislabel_detection",
     "noise_ceiling",
     "random_subsets",

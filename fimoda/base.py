@@ -54,6 +54,9 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     #: The model is an ensemble of trees, and rows stay as its library takes them.
     _of_trees: ClassVar[bool] = False
 
+    #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
+    _in_unit: ClassVar[bool] = True
+
     #: The method averages over several models itself (parameter ``models``), not its scores.
     _averages_models: ClassVar[bool] = False
 

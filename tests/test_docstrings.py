@@ -31,6 +31,7 @@ FAMILIES = {
     "trees": ["AXIL", "BoostIn", "LeafInfluence", "LeafKernel", "LeafRefit", "TREX"],
     "of other attributors": ["DistributionalInfluence", "EnsembleAttributor", "RefinedAttributor"],
     "selection": ["InfluencePruner", "MislabelDetector", "PrunedClassifier", "PrunedRegressor"],
+    "intervals": ["CVPlusRegressor", "JackknifePlusRegressor"],
 }  # fmt: skip
 
 #: parameters and attributes that all attributors share, and functions with them
@@ -65,6 +66,7 @@ DIFFERENT = {
     ("retraining", "subsets"): "instead of random ones, or needed",
     ("trees", "memory_budget"): "each holds other things",
     ("of other attributors", "models"): "what is averaged, or what distributions are made of",
+    ("intervals", "random_state"): "for an attributor, or for the folds alone",
     ("selection", "estimator_"): "fitted on all rows, or on those that are kept",
     ("selection", "scores_"): "a detector scores by self-influence",
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
+from .answers import Answers, check_answers
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
 from .going_on import continued, how_to_continue, with_rounds_held
@@ -49,6 +50,7 @@ from .wrappers import (
 )
 
 __all__ = [
+    "Answers",
     "Continuing",
     "OwnRows",
     "RefittableModel",
@@ -57,6 +59,7 @@ __all__ = [
     "as_refittable",
     "as_tree_model",
     "caveats",
+    "check_answers",
     "check_columns",
     "check_fitted",
     "check_ids",

@@ -122,6 +122,7 @@ class DistributionalInfluence(AroundMixin, BaseAttributor):
     """
 
     process = "that of the method, over many seeds"
+    _in_unit = False
 
     _shared = ("models",)
 

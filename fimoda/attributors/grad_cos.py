@@ -67,6 +67,7 @@ class GradCos(BaseAttributor):
     """
 
     process = "a step of gradient descent from the final model (its direction only)"
+    _in_unit = False
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseAttributor._parameter_constraints,

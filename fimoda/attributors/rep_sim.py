@@ -81,6 +81,7 @@ class RepSim(BaseAttributor):
     """
 
     process = "none: rows are compared, not removed"
+    _in_unit = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAttributor._parameter_constraints,

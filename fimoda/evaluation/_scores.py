@@ -54,6 +54,15 @@ def check_training_rows(label: str, attributor: BaseAttributor, n_train: int) ->
         )
 
 
+def require_unit(attributor: BaseAttributor) -> None:
+    """Raise ValueError for a method whose scores are no changes of outputs."""
+    if not attributor._in_unit:
+        raise ValueError(
+            f"attributor must estimate changes of outputs in their unit; the scores of "
+            f"{type(attributor).__name__} only rank rows, or compare distributions."
+        )
+
+
 def attributed(
     label: str,
     attributor: BaseAttributor,

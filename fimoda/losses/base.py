@@ -27,6 +27,9 @@ class RowLoss(ABC):
     #: True if the outputs are one distribution over the classes.
     has_probabilities: bool = False
 
+    #: True if the outputs say which class is predicted, and no more.
+    only_classes: bool = False
+
     #: True if it is a criterion of the user's own, which is tried on a few rows.
     is_own: bool = False
 

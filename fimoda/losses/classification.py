@@ -152,6 +152,7 @@ class ProbabilityNLL(ClassProbabilities):
 class ZeroOneLoss(ClassProbabilities):
     """One where the target class is not the predicted one, whose output is one, else zero."""
 
+    only_classes = True
     detail = "1 for a wrong prediction, else 0"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:

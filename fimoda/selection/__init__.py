@@ -1,1 +1,1 @@
-"""Acting on scores: estimators that leave out rows that hurt, and find mislabelled ones."""
+"""Acting on scores: estimators that leave out rows that hurt, find mislabelled ones, and give intervals."""
