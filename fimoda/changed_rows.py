@@ -181,6 +181,15 @@ class ChangedRows(Preparation):
         """
         raise NotImplementedError
 
+    def _greedy_rows(
+        self, test: Measured, n_rows: int, sign: float, together: bool
+    ) -> NDArray[np.int64] | None:
+        """Hook of `greedy_removal`: rows (n_test, n_rows) in order, where choices update a solution.
+
+        One line for the mean of all test rows if they are taken `together`.
+        """
+        return None
+
     # ---- of the attributor ------------------------------------------------------------------
 
     def _scores(self, test: Measured) -> Floats:

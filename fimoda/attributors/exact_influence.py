@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..curvature.cg import USUAL_ITERATIONS
 from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver, row_factors
+from ..curvature.greedy_removal import GreedyRemoval
 from ..curvature.group_removal import Coordinates, measured_change
 from ..measured import Measured
 from ..measurements import Measurement
@@ -260,6 +261,18 @@ class ExactInfluence(BaseInfluence):
         coordinates = self._coordinates()
         steps = coordinates.steps(self._removal_of(groups), groups, exact)
         return measured_change(self.model_, test, coordinates.push(test, steps))
+
+    def _greedy_rows(
+        self, test: Measured, n_rows: int, sign: float, together: bool
+    ) -> NDArray[np.int64] | None:
+        if self.curvature != "gauss-newton":
+            return None
+        coordinates, share = self._coordinates(), self._mean_shares()
+        gradients = sign * coordinates.gradients(self.model_, test)
+        if together:
+            gradients = gradients.mean(0, keepdim=True)
+        greedy = GreedyRemoval(coordinates, share)
+        return np.array([greedy.rows(one, n_rows) for one in gradients])
 
     def _relabelled(
         self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]

@@ -69,6 +69,14 @@ class Coordinates:
             total += torch.einsum("nck,ncv->kv", self.factors(some), weighted)
         return total
 
+    def gradients(self, model: FinalModel, test: Measured) -> Tensor:
+        """Return the gradients (m, k) of measurements."""
+        slopes = test.double.slopes(model.outputs(test.inputs).double())
+        size = max(1, _NUMBERS // (slopes.numel() or 1))
+        eye = torch.eye(len(self.loss)).to(self.loss)
+        parts = [torch.einsum("mc,mcv->mv", slopes, self.push(test, some)) for some in eye.split(size, 1)]
+        return torch.cat(parts, dim=1)
+
     def steps(self, removal: Removal, groups: NDArray[np.bool_], exact: bool) -> Tensor:
         """Return the changes (k, n_groups) of the parameters, exact or with two terms of the series."""
         growth = torch.from_numpy(removal.growth).to(self.loss)  # (n_groups, K)
