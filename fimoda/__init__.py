@@ -54,6 +54,9 @@ from .evaluation.scorers import (
     MislabelScorer,
 )
 from .evaluation.significance import Significance, significant_scores
+from .groups.flips import SmallestFlips, smallest_flip
+from .groups.greedy import GreedyRemoval, greedy_removal
+from .groups.influence import GroupInfluence, group_influence
 from .model import FinalModel
 from .plotting.outcomes import MeanVarianceDisplay, OutcomeDensityDisplay
 from .plotting.results import (
@@ -104,6 +107,8 @@ __all__ = [
     "FurtherTrainingCurve",
     "GradCos",
     "GradDot",
+    "GreedyRemoval",
+    "GroupInfluence",
     "Hydra",
     "InfluencePruner",
     "LeafInfluence",
@@ -131,6 +136,7 @@ __all__ = [
     "SeedsNeededDisplay",
     "SelfInfluenceDisplay",
     "Significance",
+    "SmallestFlips",
     "Stage",
     "SubsetOutcomes",
     "SubsetRemovalCurve",
@@ -149,12 +155,15 @@ __all__ = [
     "distributional_agreement",
     "flip_labels",
     "further_training_curve",
+    "greedy_removal",
+    "group_influence",
     "joint_distance",
     "linear_datamodeling_score",
     "mislabel_detection",
     "noise_ceiling",
     "random_subsets",
     "significant_scores",
+    "smallest_flip",
     "subset_removal_curve",
     "train_ensemble",
     "train_on_subsets",

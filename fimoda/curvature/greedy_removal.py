@@ -60,7 +60,10 @@ class GreedyRemoval:
             gain[hat.diagonal(dim1=1, dim2=2).amax(1) > 1 - 1e-9] = -torch.inf  # nothing is left
             j = int(gain.argmax())
             if not torch.isfinite(gain[j]):
-                break
+                raise ValueError(
+                    f"n_rows must be at most {len(chosen)}: without these the curvature is singular. Raise "
+                    "damping, or choose fewer rows."
+                )
             column = torch.einsum("nak,bk->nab", B, B[j])
             for known in columns:
                 column = column + known @ known[j].mT

@@ -1,0 +1,425 @@
+"""The smallest sets of training rows that turn a prediction."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._arrays import n_rows, take_rows
+from .._validation import (
+    POSITIVE_INTEGER,
+    check_is_fitted,
+    check_random_state,
+    check_seeds,
+    checks_arguments,
+)
+from ..attributors._retraining import BaseRetraining
+from ..base import BaseAttributor
+from ..evaluation._retraining import retraining_method
+from ..evaluation._tables import table
+from ..gradient_mode import with_gradients
+from ..measured import Measured
+from ..model import FinalModel
+from ..training.retraining import SubsetTrainer
+from ._search import MAJORITY, Prefix, Rows, Shrinking, shortest, shrink
+
+#: Test rows and training rows that are printed.
+_TESTS, _ROWS = 8, 6
+
+#: Orders in which rows are taken, from the scores to chance.
+ORDERS = ("top", "greedy", "random")
+
+#: Measurements whose scores say which rows hold a prediction, and the sign with which they do.
+_SIGNS = {"loss": 1.0, "margin": -1.0, "log_prob": -1.0}
+
+
+@dataclass(frozen=True, repr=False)
+class SmallestFlips:
+    """The smallest sets found whose removal, or relabelling, turns a prediction.
+
+    Printed, it is a table of the first test rows.
+
+    Attributes
+    ----------
+    rows : list of (ndarray of int or None) of length n_test
+        The set of each test row; None where none was found up to `max_rows`. Empty where training again
+        on all rows turns the prediction already.
+    share : ndarray of shape (n_test,)
+        Part of the seeds, other ones than those of the search, in which the set turns the prediction; NaN
+        without a set.
+    sizes : dict of str to ndarray of shape (n_test,)
+        Rows that each order needs: ``"top"`` by score, ``"greedy"`` with interaction (of attributors that
+        know it), ``"random"`` of the rows of the predicted class; NaN for none up to `max_rows`.
+    before : ndarray of shape (n_test,)
+        Part of the seeds in which training again on all rows turns the prediction.
+    predicted : ndarray of shape (n_test,)
+        The classes that the model predicts.
+    labels : ndarray of shape (n_test,) or None
+        The classes that rows were relabelled to, None where they were removed.
+    max_rows : int
+        Rows tried at most.
+    n_trained : int
+        Trainings that it took.
+    """
+
+    rows: list[NDArray[np.int64] | None]
+    share: NDArray[np.float64]
+    sizes: dict[str, NDArray[np.float64]]
+    before: NDArray[np.float64]
+    predicted: NDArray[Any]
+    labels: NDArray[Any] | None
+    max_rows: int
+    n_trained: int
+
+    @property
+    def size(self) -> NDArray[np.float64]:
+        """Number of rows of each set (n_test,); NaN for none."""
+        return np.array([np.nan if rows is None else len(rows) for rows in self.rows])
+
+    @property
+    def verified(self) -> NDArray[np.bool_]:
+        """True where the set turns the prediction in most of the seeds that the search has not seen, (n_test,)."""
+        with np.errstate(invalid="ignore"):
+            return self.share > MAJORITY
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame: one row per test row, with sizes, rows, and the share of seeds."""
+        import pandas as pd
+
+        labels = {} if self.labels is None else {"relabelled": self.labels}
+        return pd.DataFrame(
+            {
+                "predicted": self.predicted,
+                **labels,
+                "size": self.size,
+                **{f"size_{order}": sizes for order, sizes in self.sizes.items()},
+                "share": self.share,
+                "verified": self.verified,
+                "before": self.before,
+                "rows": self.rows,
+            }
+        )
+
+    def table(self) -> str:
+        """Return a plain-text table: what each test row takes to turn."""
+        cells = []
+        for z, rows in enumerate(self.rows[:_TESTS]):
+            sizes = [self._told(sizes[z]) for sizes in self.sizes.values()]
+            listed = "" if rows is None else " ".join(map(str, rows[:_ROWS]))
+            listed += " ..." * (rows is not None and len(rows) > _ROWS)
+            share = "" if rows is None else f"{self.share[z]:.0%}"
+            cells.append([str(self.predicted[z]), self._told(self.size[z]), share, *sizes, listed])
+        head = ["test row", "predicted", "smallest", "of seeds", *self.sizes, "rows"]
+        return table(head, map(str, range(len(cells))), cells)
+
+    def _told(self, size: float) -> str:
+        return f"none up to {self.max_rows}" if np.isnan(size) else f"{size:.0f}"
+
+    def __repr__(self) -> str:
+        what = "removed" if self.labels is None else "relabelled"
+        return f"{self.table()}\n({len(self.rows)} test rows, training rows {what})"
+
+
+@with_gradients
+@checks_arguments(
+    max_rows=[POSITIVE_INTEGER],
+    n_seeds=[POSITIVE_INTEGER],
+    relabel=["boolean"],
+    shrinking=["boolean"],
+    random_baseline=["boolean"],
+)
+def smallest_flip(
+    attributor: BaseAttributor,
+    X_test: Any,
+    y_test: Any = None,
+    *,
+    X_train: Any,
+    y_train: Any,
+    max_rows: int = 32,
+    n_seeds: int = 5,
+    relabel: bool = False,
+    train: Any = None,
+    shrinking: bool = True,
+    random_baseline: bool = True,
+    random_state: Any = None,
+) -> SmallestFlips:
+    """Find the smallest set of training rows whose removal turns the prediction of each test row.
+
+    Candidates are the rows that hold the prediction most: in the order of their scores and, where the
+    attributor knows how rows act together, in that of `greedy_removal`. For either order the model is
+    trained again without its first 1, 2, 4, ... rows until the prediction turns in most of the seeds, and
+    then with numbers between. From the smaller set rows are put back, part by part, as long as the
+    prediction stays turned. What is left is verified with as many other seeds. All sets of all test rows
+    are trained together, networks in stacks.
+
+    A set found is an upper bound: there may be smaller ones. "None up to `max_rows`" is an answer, too.
+
+    Parameters
+    ----------
+    attributor : BaseAttributor
+        Fitted, of a classifier, with ``measurement`` "loss", "margin" or "log_prob".
+    X_test : array-like of shape (n_test, n_features)
+        Test rows.
+    y_test : array-like of shape (n_test,), default=None
+        Their targets, if only test rows are to be looked at that are predicted right: the others have no
+        set, and NaN for sizes. Predictions turn from what they are, whatever the targets.
+    X_train, y_train : array-like
+        The training rows and their targets, as in ``fit`` of the attributor.
+    max_rows : int, default=32
+        Rows to remove at most.
+    n_seeds : int, default=5
+        Seeds of the search, and as many others of the verification.
+    relabel : bool, default=False
+        Do not remove rows but give them the class that the model holds for next likely at the test row.
+    train : estimator or attributor, default=None
+        What is trained again: a model, or, with its settings, that of a retraining method such as
+        ``LeaveOneOut(net, n_epochs=20, checkpoint_dir="runs")``, of which `n_seeds` and `random_state` are
+        those given here. By default the model of `attributor`. With a ``checkpoint_dir`` a call with the
+        same arguments goes on where another was stopped.
+    shrinking : bool, default=True
+        Whether to put rows of the sets back.
+    random_baseline : bool, default=True
+        Whether to count the random rows, of the predicted class, that are needed instead.
+    random_state : int, RandomState instance or None, default=None
+        Draws the seeds and the random rows.
+
+    Returns
+    -------
+    SmallestFlips
+
+    Raises
+    ------
+    TypeError
+        With `relabel`, if the attributor does not know what another target would do.
+    ValueError
+        If the model is no classifier, the measurement is another, or `max_rows` are not fewer than the
+        training rows.
+
+    References
+    ----------
+    Ilyas et al., "Datamodels: Predicting Predictions from Training Data", ICML 2022, section 4.1.
+    Yang et al., "How Many and Which Training Points Would Need to be Removed to Flip this Prediction?",
+    EACL 2023.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fimoda import ExactInfluence, smallest_flip
+    >>> from fimoda.datasets import split_breast_cancer
+    >>> X, X_test, y, y_test = split_breast_cancer()
+    >>> model = LogisticRegression().fit(X, y)
+    >>> influence = ExactInfluence(model).fit(X, y)
+    >>> near = abs(model.decision_function(X_test)).argsort()[:3]
+    >>> found = smallest_flip(
+    ...     influence, X_test[near], X_train=X, y_train=y, max_rows=16, n_seeds=1, random_state=0
+    ... )
+    >>> bool((found.size <= found.sizes["top"]).all()), found.verified.tolist()
+    (True, [True, True, True])
+    """
+    _check(attributor, max_rows)
+    rng = check_random_state(random_state)
+    seeds = check_seeds(2 * n_seeds, rng)
+    test, classes = attributor._test(X_test, None), attributor.model_.classes
+    likely = _likely_classes(attributor.model_, test)
+    predicted, labels = classes[likely[:, 0]], classes[likely[:, 1]] if relabel else None
+    orders = _orders(attributor, test, likely, max_rows, relabel)
+    if random_baseline:
+        orders["random"] = _random_rows(attributor, likely, max_rows, rng)
+    retrain = _Retraining.of(
+        retraining_method(attributor if train is None else train),
+        (X_train, y_train),
+        (X_test, predicted),
+        seeds,
+        labels,
+        orders.values(),
+    )
+    before = retrain.turned([(z, NO_ROWS) for z in range(len(test))])
+    asked = np.flatnonzero((before <= MAJORITY) & _asked(attributor, X_test, y_test, likely[:, 0]))
+    prefixes = {name: [Prefix(int(z), rows[z]) for z in asked] for name, rows in orders.items()}
+    shortest([one for each in prefixes.values() for one in each], retrain.turned)
+    sets = _smaller_of(prefixes["top"], prefixes.get("greedy", []))
+    if shrinking:
+        shrink(sets, retrain.turned)
+    shares = retrain.turned([(one.test_row, one.rows) for one in sets], fresh=True)
+    rows: list[Rows | None] = [NO_ROWS if turned else None for turned in before > MAJORITY]
+    share, sizes = np.full(len(test), np.nan), {}
+    share[before > MAJORITY] = before[before > MAJORITY]
+    for one, found in zip(sets, shares, strict=True):
+        rows[one.test_row], share[one.test_row] = one.rows, found
+    for name, each in prefixes.items():
+        sizes[name] = np.where(before > MAJORITY, 0.0, np.nan)
+        for prefix in each:
+            sizes[name][prefix.test_row] = prefix.found or np.nan
+    return SmallestFlips(
+        rows, share, sizes, before, predicted, labels, max_rows, retrain.n_trained
+    )
+
+
+#: No training rows.
+NO_ROWS = np.zeros(0, dtype=np.int64)
+
+
+@dataclass
+class _Retraining:
+    """Trains without sets of rows, or with other labels for them, and sees which predictions turn.
+
+    `search` and `fresh` have other seeds. `copies` are the places, behind the `n_rows` training rows, of
+    rows with another label, by row and label.
+    """
+
+    search: SubsetTrainer
+    fresh: SubsetTrainer
+    n_rows: int
+    labels: NDArray[Any] | None
+    copies: dict[tuple[int, Any], int]
+    n_trained: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        method: BaseRetraining,
+        train: tuple[Any, Any],
+        test: tuple[Any, NDArray[Any]],
+        seeds: list[int],
+        labels: NDArray[Any] | None,
+        orders: Iterable[NDArray[np.int64]],
+    ) -> _Retraining:
+        X, y = train
+        n, copies = n_rows(X), {}
+        if labels is not None:
+            pairs = {(int(i), labels[z]) for order in orders for z, rows in enumerate(order) for i in rows}
+            copies = {pair: n + k for k, pair in enumerate(sorted(pairs))}
+            y = np.concatenate([np.asarray(y), np.array([label for _, label in copies])])
+            X = take_rows(X, np.array([*range(n), *(row for row, _ in copies)]))
+        half = len(seeds) // 2
+        trainers = []
+        for some in (seeds[:half], seeds[half:]):
+            with warnings.catch_warnings():  # copies of rows were not in its training
+                warnings.filterwarnings("ignore", message=".* was trained on .* rows and is given")
+                trainer = method.set_params(n_seeds=some).trainer(X, y, *test)
+            measure = partial(_turned, trainer.retraining.way.model)
+            trainers.append(replace(trainer, measured=replace(trainer.measured, measure=measure)))
+        return cls(*trainers, n, labels, copies)
+
+    def turned(self, sets: Sequence[tuple[int, Rows]], fresh: bool = False) -> NDArray[np.float64]:
+        """Return the share of seeds in which each set turns the prediction of its test row."""
+        if not sets:
+            return np.zeros(0)
+        trainer = self.fresh if fresh else self.search
+        subsets = np.zeros((len(sets), self.n_rows + len(self.copies)), dtype=bool)
+        subsets[:, : self.n_rows] = True
+        for subset, (z, rows) in zip(subsets, sets, strict=True):
+            subset[rows] = False
+            if self.labels is not None:
+                subset[[self.copies[int(row), self.labels[z]] for row in rows]] = True
+        distinct, place = np.unique(subsets, axis=0, return_inverse=True)
+        measured = trainer(distinct).measured  # NaN where training failed: nothing turned
+        self.n_trained += measured.shape[0] * measured.shape[2]
+        test_rows = [z for z, _ in sets]
+        return np.nan_to_num(measured[place.ravel(), test_rows]).mean(1)
+
+
+def _turned(model: FinalModel, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 where the predicted class is another than the target, 0 elsewhere."""
+    return (model.predicted_targets(outputs) != targets).to(outputs.dtype)
+
+
+def _check(attributor: BaseAttributor, max_rows: int) -> None:
+    """Raise ValueError unless scores of the attributor say which rows hold a prediction."""
+    check_is_fitted(attributor, "model_")
+    loss, n = attributor.model_.loss, len(attributor._objective)
+    if not loss.is_classifier or attributor.model_.classes is None:
+        raise ValueError(
+            f"attributor must be of a classifier, whose predictions turn, got outputs that are {loss.outputs_are}. "
+            "For a number take greedy_removal."
+        )
+    if attributor.measurement not in _SIGNS:
+        raise ValueError(
+            f"attributor must have one of the measurements {list(_SIGNS)}, got "
+            f"{attributor.measurement!r}."
+        )
+    if max_rows >= n:
+        raise ValueError(f"max_rows must be below the number of training rows ({n}), got {max_rows}.")
+
+
+def _likely_classes(model: FinalModel, test: Measured) -> NDArray[np.int64]:
+    """Return the predicted class of each test row and the next likely one (n_test, 2), by number."""
+    outputs = model.outputs(test.inputs)
+    first = model.predicted_targets(outputs)
+    if outputs.shape[1] == 1:
+        return torch.stack([first, 1 - first], dim=1).long().cpu().numpy()
+    others = outputs.scatter(1, first.long()[:, None], -torch.inf)
+    return torch.stack([first.long(), others.argmax(1)], dim=1).cpu().numpy()
+
+
+def _asked(
+    attributor: BaseAttributor, X_test: Any, y_test: Any, predicted: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which test rows are to be looked at: those that are predicted right, if that is known."""
+    if y_test is None:
+        return np.ones(len(predicted), dtype=bool)
+    return attributor._test(X_test, y_test).targets.cpu().numpy().ravel() == predicted
+
+
+def _orders(
+    attributor: BaseAttributor,
+    test: Measured,
+    likely: NDArray[np.int64],
+    max_rows: int,
+    relabel: bool,
+) -> dict[str, Any]:
+    """Return the first rows of each test row in the orders that the attributor knows."""
+    sign = _SIGNS[attributor.measurement]
+    if relabel:
+        return {"top": _relabelled_rows(attributor, test, sign, likely[:, 1], max_rows)}
+    scores = np.nan_to_num(sign * attributor._scores(test), nan=-np.inf)
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :max_rows]
+    greedy = attributor._greedy_rows(test, max_rows, sign, False)
+    orders = {"top": attributor.train_indices_[top]}
+    return orders if greedy is None else orders | {"greedy": greedy}
+
+
+def _relabelled_rows(
+    attributor: BaseAttributor,
+    test: Measured,
+    sign: float,
+    wanted: NDArray[np.int64],
+    max_rows: int,
+) -> list[Rows]:
+    """Return the rows whose relabelling to the class that is wanted does most, for each test row."""
+    found = [NO_ROWS] * len(test)
+    known = attributor._objective.rows.targets.cpu().numpy().ravel()
+    for label in np.unique(wanted):
+        rows, at = np.flatnonzero(known != label), np.flatnonzero(wanted == label)
+        targets = np.repeat(attributor.model_.classes[[label]], len(rows))
+        effects = sign * attributor._relabelled(test[at], rows, targets)
+        order = np.argsort(-effects, axis=1, kind="stable")[:, :max_rows]
+        for z, first in zip(at, rows[order], strict=True):
+            found[z] = first
+    return found
+
+
+def _random_rows(
+    attributor: BaseAttributor, likely: NDArray[np.int64], max_rows: int, rng: Any
+) -> list[Rows]:
+    """Return random rows of the class that is predicted of each test row."""
+    known = attributor._objective.rows.targets.cpu().numpy().ravel()
+    return [rng.permutation(np.flatnonzero(known == label))[:max_rows] for label in likely[:, 0]]
+
+
+def _smaller_of(top: Sequence[Prefix], greedy: Sequence[Prefix]) -> list[Shrinking]:
+    """Return the smaller set of each test row that has one."""
+    best: dict[int, Prefix] = {}
+    for one in [*top, *greedy]:
+        known = best.get(one.test_row)
+        if one.found is not None and (known is None or one.found < (known.found or 0)):
+            best[one.test_row] = one
+    return [Shrinking(z, one.order[: one.found], one.share) for z, one in best.items()]
