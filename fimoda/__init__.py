@@ -54,6 +54,7 @@ from .evaluation.scorers import (
     MislabelScorer,
 )
 from .evaluation.significance import Significance, significant_scores
+from .groups.comparison import GroupComparison, compare_group_influence
 from .groups.flips import SmallestFlips, smallest_flip
 from .groups.greedy import GreedyRemoval, greedy_removal
 from .groups.influence import GroupInfluence, group_influence
@@ -108,6 +109,7 @@ __all__ = [
     "GradCos",
     "GradDot",
     "GreedyRemoval",
+    "GroupComparison",
     "GroupInfluence",
     "Hydra",
     "InfluencePruner",
@@ -151,6 +153,7 @@ __all__ = [
     "as_final_model",
     "attribute",
     "class_detection",
+    "compare_group_influence",
     "compare_methods",
     "distributional_agreement",
     "flip_labels",

@@ -134,7 +134,13 @@ class ChangedRows(Preparation):
         """
         check_is_fitted(self, "model_")
         chosen, new = self._new_targets(rows, targets)
-        return self._finite(self._relabelled(self._test(X, y), chosen, new))
+        effects = self._relabelled(self._test(X, y), chosen, new)
+        if not np.isfinite(effects).all():
+            raise FloatingPointError(
+                f"{type(self).__name__} gave effects of relabelling that are NaN or infinite: training failed "
+                "with another target, or the measurement of a test row is not finite there."
+            )
+        return effects
 
     def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
         """Hook of `relabel`: effects (n_test, n_rows); targets as the model is fitted on them."""
