@@ -185,6 +185,7 @@ class ExactInfluence(BaseInfluence):
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
         self._newton: NewtonSteps | None = None
+        self._known: dict[float, Coordinates] = {}
         if self.curvature == "gauss-newton" and DualGaussNewton.is_smaller(self._objective):
             self._dual = DualGaussNewton(self._objective)
             return
@@ -236,12 +237,14 @@ class ExactInfluence(BaseInfluence):
         return (*known, "exact") if self.curvature == "gauss-newton" else known
 
     def _coordinates(self) -> Coordinates:
-        """Return coordinates in which the Gauss-Newton matrix is diagonal."""
-        if self._dual is not None:
-            return self._dual.coordinates(self.damping_)
-        if self._primal is None:
-            raise RuntimeError("there is a solver after fit")
-        return self._newton_steps(self._primal).coordinates(self.damping_)
+        """Return coordinates in which the Gauss-Newton matrix is diagonal, kept for this damping."""
+        if self.damping_ not in self._known:
+            if self._primal is not None:
+                solver: DualGaussNewton | NewtonSteps = self._newton_steps(self._primal)
+            elif self._dual is not None:
+                solver = self._dual
+            self._known = {self.damping_: solver.coordinates(self.damping_)}
+        return self._known[self.damping_]
 
     def _second_order(self, test: Measured, groups: NDArray[np.bool_]) -> NDArray[np.float64]:
         if self.curvature != "gauss-newton":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -128,19 +128,8 @@ class DualGaussNewton:
         damping += 0.0 if penalty is None else float(penalty[0])
         kept = self.eigenvalues > 1e-13 * self.eigenvalues[-1]
         loss = self.eigenvalues[kept]
-        vectors = self.eigenvectors[:, kept]
-        factors = (vectors * loss.sqrt()).unflatten(0, self.reach.shape)
-        to_modes = torch.einsum(
-            "nda,nak->ndk", self.root, (vectors / loss.sqrt()).unflatten(0, self.reach.shape)
-        )
-
-        def push(test: Measured, steps: Tensor) -> Tensor:
-            return torch.einsum(
-                "mcnd,ndv->mcv", self.kernel(test.double.rows), to_modes @ steps
-            )
-
         rest = torch.full_like(loss, damping)
-        return Coordinates(loss, rest, factors.__getitem__, self.reach, push)
+        return _Modes(loss, rest, self.reach, None, self, self.eigenvectors[:, kept])
 
     def scores(self, test: Measured, damping: float, removal: Removal | None = None) -> Tensor:
         """Return products (m, n) of the test rows with each training row's share of the gradient.
@@ -206,18 +195,9 @@ class NewtonSteps:
     def coordinates(self, damping: float) -> Coordinates:
         """Return coordinates in which the damped curvature is the identity, and the loss' part diagonal."""
         basis, loss = self._basis(damping, apart=True)
-        model, inputs = self.objective.model, self.objective.rows.inputs
-
-        def factors(rows: NDArray[np.int64]) -> Tensor:
-            jacobian = row_jacobians(model, inputs[rows])
-            return torch.einsum("nca,ncp->nap", self.root[rows], jacobian) @ basis
-
-        def push(test: Measured, steps: Tensor) -> Tensor:
-            return outputs_along(model, test.double, (basis @ steps).mT)
-
         pull = self.removal.pull
         pulled = None if pull is None else basis.mT @ pull.double()
-        return Coordinates(loss, 1 - loss, factors, self.reach, push, pulled)
+        return _Parameters(loss, 1 - loss, self.reach, pulled, self, basis)
 
     def scores(self, gradients: Tensor, damping: float) -> Tensor:
         """Return scores (m, n) of all training rows for measurements with gradients (m, p)."""
@@ -264,6 +244,38 @@ class NewtonSteps:
             rows = slice(start, start + len(jacobian))
             yield rows, torch.einsum("nca,ncp->nap", self.root[rows], jacobian)
             start = rows.stop
+
+
+@dataclass(frozen=True, eq=False)
+class _Modes(Coordinates):
+    """The modes (nC, k) of the Gauss-Newton matrix in the space of outputs."""
+
+    solver: DualGaussNewton
+    modes: Tensor
+
+    def factors(self, rows: NDArray[np.int64]) -> Tensor:
+        return self.modes.unflatten(0, self.reach.shape)[rows] * self.loss.sqrt()
+
+    def push(self, test: Measured, steps: Tensor) -> Tensor:
+        of_rows = (self.modes @ (steps / self.loss.sqrt()[:, None])).unflatten(0, self.reach.shape)
+        weighted = torch.einsum("nda,nav->ndv", self.solver.root, of_rows)
+        return torch.einsum("mcnd,ndv->mcv", self.solver.kernel(test.double.rows), weighted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parameters(Coordinates):
+    """All parameters, in a basis (p, p)."""
+
+    solver: NewtonSteps
+    basis: Tensor
+
+    def factors(self, rows: NDArray[np.int64]) -> Tensor:
+        objective = self.solver.objective
+        jacobian = row_jacobians(objective.model, objective.rows.inputs[rows])
+        return torch.einsum("nca,ncp->nap", self.solver.root[rows], jacobian) @ self.basis
+
+    def push(self, test: Measured, steps: Tensor) -> Tensor:
+        return outputs_along(self.solver.objective.model, test.double, (self.basis @ steps).mT)
 
 
 def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ of each row with each other one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ from .removal import Removal
 
 
 @dataclass(frozen=True, eq=False)
-class Coordinates:
+class Coordinates(ABC):
     r"""Coordinates (k,) of parameters in which the curvature is diagonal, loss and the rest apart.
 
     Parameters
@@ -41,22 +42,24 @@ class Coordinates:
         Curvature of the mean loss.
     rest : Tensor of shape (k,)
         That of the penalty and of the damping.
-    factors : callable
-        From indices of rows (b,) to :math:`B_i` (b, C, k), with :math:`s_i C_i = B_i^\top B_i`.
     reach : Tensor of shape (n, C)
-        The gradients of rows: :math:`s_i g_i = B_i^\top reach_i`.
-    push : callable
-        From test rows and vectors (k, v) to derivatives (m, C, v) of their outputs.
+        The gradients of rows: :math:`s_i g_i = B_i^\top reach_i`, with :math:`B_i` their `factors`.
     pull : Tensor of shape (k,) or None
         Gradient of a penalty that grows as the rows do.
     """
 
     loss: Tensor
     rest: Tensor
-    factors: Callable[[NDArray[np.int64]], Tensor]
     reach: Tensor
-    push: Callable[[Measured, Tensor], Tensor]
-    pull: Tensor | None = None
+    pull: Tensor | None
+
+    @abstractmethod
+    def factors(self, rows: NDArray[np.int64]) -> Tensor:
+        r"""Return the factors :math:`B_i` (b, C, k) of rows, with :math:`s_i C_i = B_i^\top B_i`."""
+
+    @abstractmethod
+    def push(self, test: Measured, steps: Tensor) -> Tensor:
+        """Return the derivatives (m, C, v) of the outputs of test rows along steps (k, v)."""
 
     def combined(self, coefficients: Tensor) -> Tensor:
         """Return sums (k, v) of the rows' shares of the gradient with coefficients (n, v)."""
@@ -87,9 +90,12 @@ class Coordinates:
         forces = self.combined((inside * (1 + grown) - grown).mT)
         if self.pull is not None:
             forces -= self.pull[:, None] * growth[:, 0]
-        found = torch.empty_like(forces)
+        found, touched = torch.empty_like(forces), np.flatnonzero(groups.any(0))
+        few = len(touched) * self.reach.shape[1] * len(self.loss) <= _NUMBERS
+        held = self.factors(touched) if few else None
         for j, (rows, rho) in enumerate(zip(groups, whole.tolist(), strict=True)):
-            B = self.factors(np.flatnonzero(rows)).flatten(0, 1) * (1 + rho) ** 0.5
+            own = self.factors(np.flatnonzero(rows)) if held is None else held[rows[touched]]
+            B = own.flatten(0, 1) * (1 + rho) ** 0.5
             step = self._newton if exact else self._second_order
             found[:, j] = step(B, rho, forces[:, j], j)
         return found

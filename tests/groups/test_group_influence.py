@@ -271,7 +271,8 @@ def test_further_training_without_a_group(small):
         y_test,
     )
     assert linear.method == "exact"
-    assert np.corrcoef(linear.effects[:, 0], found.effects[:, 2])[0, 1] > 0.9
+    assert np.sign(linear.effects[:, 0]).tolist() == np.sign(found.effects[:, 2]).tolist()
+    assert np.corrcoef(linear.effects[:, 0], found.effects[:, 2])[0, 1] > 0.8
 
 
 def test_further_training_keeps_groups_on_disk(small, tmp_path):
