@@ -79,12 +79,13 @@ def told(name: str, found: SmallestFlips, seconds: float, max_rows: int) -> None
     )
 
 
-def peer(args: Any, X: Any, y: Any, X_test: Any, predicted: Any, C: float) -> dict[str, Any]:
+def peer(args: Any, X: Any, y: Any, X_test: Any, predicted: Any, model: Any) -> dict[str, Any]:
     """Return what dattri finds for the same logistic regression."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "given.npz", Path(folder) / "out.npz"
         own = {"X": X.astype(float), "y": y, "X_test": X_test.astype(float), "predicted": predicted}
-        np.savez(given, **own, C=C, max_rows=args.max_rows)
+        P = model.predict_proba(X_test.astype(float))
+        np.savez(given, **own, P=P, C=model.C, max_rows=args.max_rows)
         command = [args.peer, HERE / "flips_peer.py", given, out]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         with np.load(out) as file:
@@ -111,7 +112,7 @@ def main() -> None:
             told(f"{name}, logistic regression, {what}", found, time.perf_counter() - start, args.max_rows)
             if args.peer and not relabel:
                 start = time.perf_counter()
-                theirs = peer(args, X, y, X_test[rows], found.predicted, C)
+                theirs = peer(args, X, y, X_test[rows], found.predicted, model)
                 size, best = theirs["fine"], np.nan_to_num(found.size, nan=np.inf)
                 least = np.nan_to_num(size, nan=np.inf)
                 print(

@@ -106,8 +106,9 @@ class ChangedRows(Preparation):
         .. math:: S_{z,i}(y_i) - S_{z,i}(y'_i),
 
         with :math:`S_{z,i}(y)` the score of row i if its target were y and the others kept their
-        weights. Exact in the linearised network for a squared error. Methods that train without rows
-        train with the new target.
+        weights, and its own follows from its new class where classes have weights (balanced ones stay as
+        they are). Exact in the linearised network for a squared error. Methods that train without rows train
+        with the new target.
 
         Parameters
         ----------

@@ -26,6 +26,7 @@ from ..base import BaseAttributor
 from ..evaluation._retraining import retraining_method
 from ..evaluation._tables import table
 from ..gradient_mode import with_gradients
+from ..losses import RowLoss
 from ..measured import Measured
 from ..model import FinalModel
 from ..training.retraining import SubsetTrainer
@@ -305,7 +306,8 @@ class _Retraining:
             with warnings.catch_warnings():  # copies of rows were not in its training
                 warnings.filterwarnings("ignore", message=".* was trained on .* rows and is given")
                 trainer = method.set_params(n_seeds=some).trainer(X, y, *test)
-            measure = partial(_turned, trainer.retraining.way.model)
+            model = trainer.retraining.way.model
+            measure = partial(_turned, model.loss, model.threshold)
             trainers.append(replace(trainer, measured=replace(trainer.measured, measure=measure)))
         return cls(*trainers, n, labels, copies)
 
@@ -327,9 +329,9 @@ class _Retraining:
         return np.nan_to_num(measured[place.ravel(), test_rows]).mean(1)
 
 
-def _turned(model: FinalModel, outputs: Tensor, targets: Tensor) -> Tensor:
+def _turned(loss: RowLoss, threshold: float, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return 1 where the predicted class is another than the target, 0 elsewhere."""
-    return (model.predicted_targets(outputs) != targets).to(outputs.dtype)
+    return (loss.predicted_targets(outputs, threshold) != targets).to(outputs.dtype)
 
 
 def _check(attributor: BaseAttributor, max_rows: int) -> None:
