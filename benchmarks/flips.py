@@ -32,7 +32,9 @@ HERE = Path(__file__).parent
 
 def digits() -> tuple[Any, Any, Any, Any]:
     X, y = load_digits(return_X_y=True)
-    split = train_test_split((X / 16).astype(np.float32), y, train_size=600, random_state=0, stratify=y)
+    split = train_test_split(
+        (X / 16).astype(np.float32), y, train_size=600, random_state=0, stratify=y
+    )
     return split[0], split[1], split[2], split[3]
 
 
@@ -103,13 +105,25 @@ def main() -> None:
         C = 1.0 if name == "digits" else 0.1
         model = LogisticRegression(C=C, max_iter=2000, tol=1e-8).fit(X.astype(float), y)
         rows = near(model, X_test.astype(float), y_test, args.rows)
-        given = {"X_train": X.astype(float), "y_train": y, "max_rows": args.max_rows, "random_state": 0}
+        given = {
+            "X_train": X.astype(float),
+            "y_train": y,
+            "max_rows": args.max_rows,
+            "random_state": 0,
+        }
         influence = ExactInfluence(model).fit(X.astype(float), y)
         for relabel in (False, True):
             start = time.perf_counter()
-            found = smallest_flip(influence, X_test[rows].astype(float), **given, n_seeds=1, relabel=relabel)
+            found = smallest_flip(
+                influence, X_test[rows].astype(float), **given, n_seeds=1, relabel=relabel
+            )
             what = "relabelled" if relabel else "removed"
-            told(f"{name}, logistic regression, {what}", found, time.perf_counter() - start, args.max_rows)
+            told(
+                f"{name}, logistic regression, {what}",
+                found,
+                time.perf_counter() - start,
+                args.max_rows,
+            )
             if args.peer and not relabel:
                 start = time.perf_counter()
                 theirs = peer(args, X, y, X_test[rows], found.predicted, model)
@@ -131,7 +145,11 @@ def main() -> None:
         for label, method in methods.items():
             start = time.perf_counter()
             found = smallest_flip(
-                method.fit(X, y), X_test[rows], **given, train=train, random_baseline=label == "ExactInfluence"
+                method.fit(X, y),
+                X_test[rows],
+                **given,
+                train=train,
+                random_baseline=label == "ExactInfluence",
             )
             told(f"{name}, network, {label}", found, time.perf_counter() - start, args.max_rows)
 

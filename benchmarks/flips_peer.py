@@ -21,7 +21,11 @@ def trained(X: torch.Tensor, y: torch.Tensor, n_classes: int, C: float) -> nn.Li
     for p in model.parameters():
         nn.init.zeros_(p)
     steps = torch.optim.LBFGS(
-        model.parameters(), max_iter=500, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        model.parameters(),
+        max_iter=500,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
     )
 
     def objective() -> torch.Tensor:
@@ -40,7 +44,9 @@ def main() -> None:
     data: dict[str, Any] = dict(np.load(given))
     X, y, X_test, predicted = (torch.from_numpy(data[k]) for k in ("X", "y", "X_test", "predicted"))
     n, n_classes = len(X), int(y.max()) + 1
-    C = float(data["C"]) / (2 if n_classes == 2 else 1)  # two columns of coefficients, each half of one
+    C = float(data["C"]) / (
+        2 if n_classes == 2 else 1
+    )  # two columns of coefficients, each half of one
     rows = TensorDataset(X, y)
     model = trained(X, y, n_classes, C)
     P = model(X_test).softmax(1)
@@ -71,7 +77,9 @@ def main() -> None:
         sizes = []
         for z in range(len(X_test)):
             one = DataLoader(TensorDataset(X_test[z : z + 1], predicted[z : z + 1]), batch_size=1)
-            size = brittleness(everything, one, scores[:, z].numpy(), train, predict, search_space=space)
+            size = brittleness(
+                everything, one, scores[:, z].numpy(), train, predict, search_space=space
+            )
             sizes.append(np.nan if size is None else size)
         found[name] = np.array(sizes, dtype=float)
     np.savez(out, scores=scores.numpy(), **found)

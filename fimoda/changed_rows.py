@@ -96,9 +96,7 @@ class ChangedRows(Preparation):
     # ---- targets ----------------------------------------------------------------------------
 
     @with_gradients
-    def relabel(
-        self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike
-    ) -> Floats:
+    def relabel(self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike) -> Floats:
         r"""Return the effect of giving training rows other targets, each row alone.
 
         To first order the row leaves with its gradient and comes back with another,

@@ -50,7 +50,9 @@ def test_ridge_is_linear_in_its_targets(method):
 
 @pytest.mark.parametrize("weight", [None, {0: 1.0, 1: 3.0}])
 def test_logistic_regression_with_another_label(weight):
-    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=2000, class_weight=weight).fit(X, CLASSES)
+    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=2000, class_weight=weight).fit(
+        X, CLASSES
+    )
     found = ExactInfluence(model).fit(X, CLASSES)
     y_test, rows = np.array([0, 1, 0, 1]), [3, 8]
     effect = found.relabel(X_TEST, y_test, rows=rows, targets=1 - CLASSES[rows])
@@ -67,7 +69,9 @@ def gradients(net, criterion, x, y):
     found = []
     for one, target in zip(torch.from_numpy(x), torch.from_numpy(y), strict=True):
         loss = criterion(net(one[None]), target[None])
-        found.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*net.parameters()])]))
+        found.append(
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*net.parameters()])])
+        )
     return torch.stack(found)
 
 
@@ -164,7 +168,9 @@ def test_a_mean_counts_the_others_more():
     root = np.sqrt(factors)[:, None]
     after = np.linalg.lstsq(A * root, Y * root[:, 0], rcond=None)[0]
     wanted = np.hstack([X_TEST, np.ones((4, 1))]) @ (after - solution)
-    assert np.linalg.norm(found.reweight(X_TEST, weights=factors) - wanted) < 1e-3 * np.linalg.norm(wanted)
+    assert np.linalg.norm(found.reweight(X_TEST, weights=factors) - wanted) < 1e-3 * np.linalg.norm(
+        wanted
+    )
 
 
 @pytest.mark.parametrize("weights", [np.ones(3), -np.ones(N), np.zeros(N), np.full(N, np.nan)])

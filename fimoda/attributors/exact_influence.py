@@ -285,8 +285,7 @@ class ExactInfluence(BaseInfluence):
         known, changed = self._with_targets(rows, targets)
         objective = self._objective.of_rows(known.rows).double
         before, after = (
-            row_factors(objective, one.targets)[1]
-            * (one.rows.shares / known.rows.shares)[:, None]
+            row_factors(objective, one.targets)[1] * (one.rows.shares / known.rows.shares)[:, None]
             for one in (known, changed)
         )
         found = self._dual.products(test, self.damping_, rows, before - after)

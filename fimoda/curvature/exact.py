@@ -141,7 +141,9 @@ class DualGaussNewton:
             return modes @ self._newton_steps(removal, curved, damping).mT
         return (self._solved(modes, curved + damping) * self.reach).sum(2)
 
-    def products(self, test: Measured, damping: float, rows: NDArray[np.int64], reach: Tensor) -> Tensor:
+    def products(
+        self, test: Measured, damping: float, rows: NDArray[np.int64], reach: Tensor
+    ) -> Tensor:
         """Return products (m, b) of the test rows with gradients of some rows that have another `reach`."""
         modes, curved, damping = self._modes(test, damping)
         return (self._solved(modes, curved + damping)[:, rows] * reach).sum(2)
@@ -300,7 +302,9 @@ def row_factors(objective: Objective, targets: Tensor | None = None) -> tuple[Te
     inside = values > 1e-12 * largest
     scale = torch.where(inside, values.clamp_min(0), 0).sqrt()
     inverse = torch.where(inside, 1 / scale.clamp_min(1e-300), 0)
-    residual = torch.einsum("nca,nc->na", vectors, model.loss.gradient(outputs, y if targets is None else targets))
+    residual = torch.einsum(
+        "nca,nc->na", vectors, model.loss.gradient(outputs, y if targets is None else targets)
+    )
     if bool(((residual.abs() > 1e-6 * residual.norm(dim=1, keepdim=True)) & ~inside).any()):
         raise ValueError(
             "the gradient of a row's loss in its outputs is outside the range of its second "

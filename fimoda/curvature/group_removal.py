@@ -77,7 +77,9 @@ class Coordinates(ABC):
         slopes = test.double.slopes(model.outputs(test.inputs).double())
         size = max(1, _NUMBERS // (slopes.numel() or 1))
         eye = torch.eye(len(self.loss)).to(self.loss)
-        parts = [torch.einsum("mc,mcv->mv", slopes, self.push(test, some)) for some in eye.split(size, 1)]
+        parts = [
+            torch.einsum("mc,mcv->mv", slopes, self.push(test, some)) for some in eye.split(size, 1)
+        ]
         return torch.cat(parts, dim=1)
 
     def steps(self, removal: Removal, groups: NDArray[np.bool_], exact: bool) -> Tensor:

@@ -13,9 +13,6 @@ Rows = NDArray[np.int64]
 #: From sets of rows, each with its test row, to the share of seeds in which its prediction turns.
 Turned = Callable[[Sequence[tuple[int, Rows]]], NDArray[np.float64]]
 
-#: Share of seeds above which a prediction has turned.
-MAJORITY = 0.5
-
 #: Parts of a set that are put back, each on its own, to see whether it is needed.
 _PARTS = 8
 
@@ -38,12 +35,14 @@ class Prefix:
     def next(self) -> int | None:
         """Length to try next, None at the end."""
         if self.found is None:
-            return None if self.below == len(self.order) else min(2 * self.below or 1, len(self.order))
+            return (
+                None if self.below == len(self.order) else min(2 * self.below or 1, len(self.order))
+            )
         return None if self.found - self.below <= 1 else (self.below + self.found) // 2
 
-    def learn(self, length: int, share: float) -> None:
-        """Take note of the share of seeds that a length turns."""
-        if share > MAJORITY:
+    def learn(self, length: int, share: float, least: float) -> None:
+        """Take note of the share of seeds that a length turns, and whether it is enough."""
+        if share >= least:
             self.found, self.share = length, share
         else:
             self.below = length
@@ -71,10 +70,10 @@ class Shrinking:
         sets = [np.delete(self.rows, slice(a, a + self.size)) for a in reversed(starts)]
         return [rows for rows in sets if len(rows)][:_PARTS]
 
-    def learn(self, shares: NDArray[np.float64], tried: list[Rows]) -> None:
-        """Keep the set that turns most seeds, or go on with smaller parts."""
+    def learn(self, shares: NDArray[np.float64], tried: list[Rows], least: float) -> None:
+        """Keep the set that turns most seeds, if that is enough, or go on with smaller parts."""
         best = int(shares.argmax())
-        if shares[best] > MAJORITY:
+        if shares[best] >= least:
             self.rows, self.share = tried[best], float(shares[best])
             self.size = min(self.size, max(1, len(self.rows) // 2))
             self._done = len(self.rows) < 2
@@ -84,18 +83,18 @@ class Shrinking:
             self.size = max(1, self.size // 2)
 
 
-def shortest(prefixes: Sequence[Prefix], turned: Turned) -> None:
-    """Search all orders, one length of each at a time."""
+def shortest(prefixes: Sequence[Prefix], turned: Turned, least: float) -> None:
+    """Search all orders, one length of each at a time; a set turns with that share of seeds at least."""
     while open_ := [(one, one.next) for one in prefixes if one.next is not None]:
         shares = turned([(one.test_row, one.order[:length]) for one, length in open_])
         for (one, length), share in zip(open_, shares, strict=True):
-            one.learn(length or 0, float(share))
+            one.learn(length or 0, float(share), least)
 
 
-def shrink(sets: Sequence[Shrinking], turned: Turned) -> None:
-    """Put rows of all sets back, a round of parts of each at a time."""
+def shrink(sets: Sequence[Shrinking], turned: Turned, least: float) -> None:
+    """Put rows of all sets back, a round of parts of each at a time; as `shortest` has it."""
     while asked := [(one, smaller) for one in sets if (smaller := one.smaller)]:
         shares = turned([(one.test_row, rows) for one, smaller in asked for rows in smaller])
         ends = np.cumsum([len(smaller) for _, smaller in asked])[:-1]
         for (one, smaller), found in zip(asked, np.split(shares, ends), strict=True):
-            one.learn(found, smaller)
+            one.learn(found, smaller, least)

@@ -78,7 +78,11 @@ class GroupComparison:
     def table(self) -> str:
         """Return a plain-text table of the methods' errors, medians over test rows."""
         cells = [
-            [f"{np.nanmedian(error):.2f}", f"{np.nanmedian(cosine):.2f}", f"{self.seconds[name]:.2g}"]
+            [
+                f"{np.nanmedian(error):.2f}",
+                f"{np.nanmedian(cosine):.2f}",
+                f"{self.seconds[name]:.2g}",
+            ]
             for name, error, cosine in zip(
                 self.methods, self.relative_error(), self.cosine(), strict=True
             )
@@ -143,7 +147,12 @@ def compare_group_influence(
     >>> model = Ridge(alpha=0.1).fit(X, y)
     >>> influence = ExactInfluence(model).fit(X, y)
     >>> found = compare_group_influence(
-    ...     influence, [range(40), range(40, 120)], X[:5], y[:5], X_train=X, y_train=y,
+    ...     influence,
+    ...     [range(40), range(40, 120)],
+    ...     X[:5],
+    ...     y[:5],
+    ...     X_train=X,
+    ...     y_train=y,
     ...     train=LeaveOneOut(model, n_seeds=1),
     ... )
     >>> found.relative_error().mean(1).round(2)

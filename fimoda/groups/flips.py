@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from .._arrays import n_rows, take_rows
 from .._validation import (
     POSITIVE_INTEGER,
+    Interval,
     check_is_fitted,
     check_random_state,
     check_seeds,
@@ -30,13 +32,13 @@ from ..losses import RowLoss
 from ..measured import Measured
 from ..model import FinalModel
 from ..training.retraining import SubsetTrainer
-from ._search import MAJORITY, Prefix, Rows, Shrinking, shortest, shrink
+from ._search import Prefix, Rows, Shrinking, shortest, shrink
 
 #: Test rows and training rows that are printed.
 _TESTS, _ROWS = 8, 6
 
-#: Orders in which rows are taken, from the scores to chance.
-ORDERS = ("top", "greedy", "random")
+#: Share of seeds above which a prediction has turned, where the search has not seen them.
+MAJORITY = 0.5
 
 #: Measurements whose scores say which rows hold a prediction, and the sign with which they do.
 _SIGNS = {"loss": 1.0, "margin": -1.0, "log_prob": -1.0}
@@ -133,6 +135,7 @@ class SmallestFlips:
 @checks_arguments(
     max_rows=[POSITIVE_INTEGER],
     n_seeds=[POSITIVE_INTEGER],
+    share=[Interval(Real, 0, 1, closed="right")],
     relabel=["boolean"],
     shrinking=["boolean"],
     random_baseline=["boolean"],
@@ -146,6 +149,7 @@ def smallest_flip(
     y_train: Any,
     max_rows: int = 32,
     n_seeds: int = 5,
+    share: float = 0.8,
     relabel: bool = False,
     train: Any = None,
     shrinking: bool = True,
@@ -156,10 +160,11 @@ def smallest_flip(
 
     Candidates are the rows that hold the prediction most: in the order of their scores and, where the
     attributor knows how rows act together, in that of `greedy_removal`. For either order the model is
-    trained again without its first 1, 2, 4, ... rows until the prediction turns in most of the seeds, and
-    then with numbers between. From the smaller set rows are put back, part by part, as long as the
-    prediction stays turned. What is left is verified with as many other seeds. All sets of all test rows
-    are trained together, networks in stacks.
+    trained again without its first 1, 2, 4, ... rows until the prediction turns with the `share` of seeds
+    that is asked for, and then with numbers between. From the smaller set rows are put back, part by part,
+    as long as the prediction stays turned. What is left is verified with as many other seeds: it is,
+    where the prediction turns in most of them. All sets of all test rows are trained together, networks in
+    stacks.
 
     A set found is an upper bound: there may be smaller ones. "None up to `max_rows`" is an answer, too.
 
@@ -177,7 +182,11 @@ def smallest_flip(
     max_rows : int, default=32
         Rows to remove at most.
     n_seeds : int, default=5
-        Seeds of the search, and as many others of the verification.
+        Seeds of the search, and as many others of the verification. Where fitting again has nothing random
+        in it, 1 is enough.
+    share : float, default=0.8
+        Part of the seeds of the search in which the prediction must turn. Sets that turn it in little more
+        than half of them often fail the verification.
     relabel : bool, default=False
         Do not remove rows but give them the class that the model holds for next likely at the test row.
     train : estimator or attributor, default=None
@@ -245,22 +254,21 @@ def smallest_flip(
     before = retrain.turned([(z, NO_ROWS) for z in range(len(test))])
     asked = np.flatnonzero((before <= MAJORITY) & _asked(attributor, X_test, y_test, likely[:, 0]))
     prefixes = {name: [Prefix(int(z), rows[z]) for z in asked] for name, rows in orders.items()}
-    shortest([one for each in prefixes.values() for one in each], retrain.turned)
+    shortest([one for each in prefixes.values() for one in each], retrain.turned, share)
     sets = _smaller_of(prefixes["top"], prefixes.get("greedy", []))
     if shrinking:
-        shrink(sets, retrain.turned)
+        shrink(sets, retrain.turned, share)
     shares = retrain.turned([(one.test_row, one.rows) for one in sets], fresh=True)
-    rows: list[Rows | None] = [NO_ROWS if turned else None for turned in before > MAJORITY]
-    share, sizes = np.full(len(test), np.nan), {}
-    share[before > MAJORITY] = before[before > MAJORITY]
+    rows: list[Rows | None] = [NO_ROWS if moved else None for moved in before > MAJORITY]
+    turned, sizes = np.where(before > MAJORITY, before, np.nan), {}
     for one, found in zip(sets, shares, strict=True):
-        rows[one.test_row], share[one.test_row] = one.rows, found
+        rows[one.test_row], turned[one.test_row] = one.rows, found
     for name, each in prefixes.items():
         sizes[name] = np.where(before > MAJORITY, 0.0, np.nan)
         for prefix in each:
             sizes[name][prefix.test_row] = prefix.found or np.nan
     return SmallestFlips(
-        rows, share, sizes, before, predicted, labels, max_rows, retrain.n_trained
+        rows, turned, sizes, before, predicted, labels, max_rows, retrain.n_trained
     )
 
 
@@ -296,7 +304,12 @@ class _Retraining:
         X, y = train
         n, copies = n_rows(X), {}
         if labels is not None:
-            pairs = {(int(i), labels[z]) for order in orders for z, rows in enumerate(order) for i in rows}
+            pairs = {
+                (int(i), labels[z])
+                for order in orders
+                for z, rows in enumerate(order)
+                for i in rows
+            }
             copies = {pair: n + k for k, pair in enumerate(sorted(pairs))}
             y = np.concatenate([np.asarray(y), np.array([label for _, label in copies])])
             X = take_rows(X, np.array([*range(n), *(row for row, _ in copies)]))
@@ -349,7 +362,9 @@ def _check(attributor: BaseAttributor, max_rows: int) -> None:
             f"{attributor.measurement!r}."
         )
     if max_rows >= n:
-        raise ValueError(f"max_rows must be below the number of training rows ({n}), got {max_rows}.")
+        raise ValueError(
+            f"max_rows must be below the number of training rows ({n}), got {max_rows}."
+        )
 
 
 def _likely_classes(model: FinalModel, test: Measured) -> NDArray[np.int64]:

@@ -61,7 +61,11 @@ class GreedyRemoval:
     def table(self) -> str:
         """Return a plain-text table: the rows of each test row, and the effects of both choices."""
         cells = [
-            [" ".join(map(str, rows[:_ROWS])) + " ..." * (len(rows) > _ROWS), f"{e:+.3g}", f"{t:+.3g}"]
+            [
+                " ".join(map(str, rows[:_ROWS])) + " ..." * (len(rows) > _ROWS),
+                f"{e:+.3g}",
+                f"{t:+.3g}",
+            ]
             for rows, e, t in zip(
                 self.rows[:_TESTS], self.effects[:, -1], self.top_effects[:, -1], strict=False
             )

@@ -163,7 +163,13 @@ def test_trees():
     y = (Y == "yes").astype(int)
     model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=3).fit(X, y)
     found = smallest_flip(
-        LeafInfluence(model).fit(X, y), X_TEST[:3], X_train=X, y_train=y, max_rows=8, n_seeds=1, random_state=0
+        LeafInfluence(model).fit(X, y),
+        X_TEST[:3],
+        X_train=X,
+        y_train=y,
+        max_rows=8,
+        n_seeds=1,
+        random_state=0,
     )
     assert set(found.sizes) == {"top", "random"}
     for z, rows in enumerate(found.rows):
@@ -207,9 +213,14 @@ def test_networks_are_the_same_for_any_stack_and_go_on(network, tmp_path):
 @pytest.mark.parametrize(
     ("method", "own", "message"),
     [
-        (ExactInfluence(MODEL), {"max_rows": N}, "max_rows must be below the number of training rows"),
+        (
+            ExactInfluence(MODEL),
+            {"max_rows": N},
+            "max_rows must be below the number of training rows",
+        ),
         (ExactInfluence(MODEL, measurement="output"), {}, "one of the measurements"),
         (ExactInfluence(MODEL), {"n_seeds": 0}, "n_seeds"),
+        (ExactInfluence(MODEL), {"share": 0.0}, "share"),
     ],
 )
 def test_bad_arguments(method, own, message):
@@ -235,7 +246,7 @@ def test_the_shortest_beginning_is_found(least):
         return np.array([float(least is not None and len(rows) >= least) for _, rows in sets])
 
     one = Prefix(0, np.arange(11))
-    shortest([one], turned)
+    shortest([one], turned, 0.8)
     assert one.found == least
     assert len(tried) == len(set(tried)) <= 8
 
@@ -246,5 +257,15 @@ def test_rows_that_are_not_needed_are_put_back(needed):
         return np.array([float(needed <= set(rows.tolist())) for _, rows in sets])
 
     one = Shrinking(0, np.arange(10), 1.0)
-    shrink([one], turned)
+    shrink([one], turned, 0.8)
     assert set(one.rows.tolist()) == needed
+
+
+def test_shares_below_the_one_asked_for_are_not_enough():
+    def turned(sets):
+        return np.array([len(rows) / 10 for _, rows in sets])
+
+    few, many = Prefix(0, np.arange(10)), Prefix(0, np.arange(10))
+    shortest([few], turned, 0.3)
+    shortest([many], turned, 0.8)
+    assert (few.found, many.found) == (3, 8)

@@ -71,7 +71,9 @@ def test_networks_without_the_mean_of_their_rows(width, n_outputs):
         wanted = tried(lambda masks, z=z: influence._without(test[z : z + 1], masks)[0][0])
         assert found.rows[z].tolist() == wanted
     together = greedy_removal(influence, X_TEST, y_test, n_rows=K, together=True)
-    assert together.rows.tolist() == [tried(lambda masks: influence._without(test, masks)[0].mean(0))]
+    assert together.rows.tolist() == [
+        tried(lambda masks: influence._without(test, masks)[0].mean(0))
+    ]
 
 
 def test_a_mean_counts_what_leaves_it():
@@ -87,7 +89,9 @@ def test_a_mean_counts_what_leaves_it():
 
 
 def test_trees_are_refitted_after_each_choice():
-    model = HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=4, min_samples_leaf=5).fit(X, Y)
+    model = HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=4, min_samples_leaf=5).fit(
+        X, Y
+    )
     refit = LeafRefit(model).fit(X, Y)
     found = greedy_removal(refit, X_TEST[:2], Y_TEST[:2], n_rows=3, n_candidates=N)
     test = refit._test(X_TEST[:2], Y_TEST[:2])
@@ -105,7 +109,9 @@ def test_trees_are_refitted_after_each_choice():
 
 def test_a_class_is_not_taken_whole_by_the_curvature():
     model = LogisticRegression(C=1.0).fit(X, np.arange(N) % 2)
-    found = greedy_removal(ExactInfluence(model).fit(X, np.arange(N) % 2), X_TEST, [0, 1, 0], n_rows=5)
+    found = greedy_removal(
+        ExactInfluence(model).fit(X, np.arange(N) % 2), X_TEST, [0, 1, 0], n_rows=5
+    )
     assert len(found.to_frame()) == 5 * M
     assert "greedily" in repr(found)
     assert all(len(set(rows)) == 5 for rows in found.rows)

@@ -191,11 +191,15 @@ def test_a_group_of_one_is_a_newton_step():
     alone = [[3], [9]]
     found = group_influence(ExactInfluence(net, **given).fit(X, y), alone, X_TEST, Y_TEST[:, None])
     steps = ExactInfluence(net, newton_step=True, **given).fit(X, y)
-    assert np.allclose(found.effects, steps.transform(X_TEST, Y_TEST[:, None])[:, [3, 9]], rtol=1e-8)
+    assert np.allclose(
+        found.effects, steps.transform(X_TEST, Y_TEST[:, None])[:, [3, 9]], rtol=1e-8
+    )
 
 
 def test_balanced_classes_are_balanced_anew():
-    model = LogisticRegression(class_weight="balanced", C=0.1, tol=1e-10, max_iter=2000).fit(X, CLASSES)
+    model = LogisticRegression(class_weight="balanced", C=0.1, tol=1e-10, max_iter=2000).fit(
+        X, CLASSES
+    )
     few = [np.flatnonzero(CLASSES == 1)[:2], np.flatnonzero(CLASSES == 0)[:3]]
 
     def logits(rows=slice(None)):
@@ -233,7 +237,9 @@ def test_logistic_regression_fitted_again():
 
 
 def test_leaves_are_refitted_without_a_group():
-    model = HistGradientBoostingRegressor(max_iter=4, max_leaf_nodes=4, min_samples_leaf=10).fit(X, Y)
+    model = HistGradientBoostingRegressor(max_iter=4, max_leaf_nodes=4, min_samples_leaf=10).fit(
+        X, Y
+    )
     refit = LeafRefit(model).fit(X, Y)
     alone = [[2], [30]]
     found = group_influence(refit, alone, X_TEST, Y_TEST)
@@ -243,7 +249,9 @@ def test_leaves_are_refitted_without_a_group():
     weights = np.ones(N)
     weights[GROUPS[1]] = 0
     run = refit._members[0].run
-    scores, full = run.without(weights[:, None] == 0, refit.model_.leaves(refit._test(X_TEST, Y_TEST).inputs))
+    scores, full = run.without(
+        weights[:, None] == 0, refit.model_.leaves(refit._test(X_TEST, Y_TEST).inputs)
+    )
     by_hand = (scores[0, :, 0] - Y_TEST) ** 2 - (full[0] - Y_TEST) ** 2
     found = group_influence(refit, [GROUPS[1]], X_TEST, Y_TEST).effects[:, 0]
     assert np.allclose(found, by_hand) or np.allclose(2 * found, by_hand)
@@ -314,12 +322,20 @@ def test_labels_columns_and_dicts_name_the_same_groups(influence):
     listed = [np.flatnonzero(labels == name) for name in "abc"]
     by_list = group_influence(influence, listed, X_TEST, Y_TEST)
     frame = pd.DataFrame({"region": labels})
-    for groups in (labels, list(labels), pd.Series(labels), dict(zip("abc", listed, strict=True)), "region"):
+    for groups in (
+        labels,
+        list(labels),
+        pd.Series(labels),
+        dict(zip("abc", listed, strict=True)),
+        "region",
+    ):
         found = group_influence(influence, groups, X_TEST, Y_TEST, X_train=frame)
         assert found.names == ["a", "b", "c"]
         assert np.array_equal(found.effects, by_list.effects)
     masks = np.stack([labels == name for name in "abc"])
-    assert np.array_equal(group_influence(influence, masks, X_TEST, Y_TEST).effects, by_list.effects)
+    assert np.array_equal(
+        group_influence(influence, masks, X_TEST, Y_TEST).effects, by_list.effects
+    )
 
 
 def test_rows_without_a_label_are_in_no_group(influence):
