@@ -55,8 +55,8 @@ def network(X: Any, y: Any) -> Any:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(X.shape[1], 16), nn.Tanh(), nn.Linear(16, int(y.max()) + 1))
     return NeuralNetClassifier(
-        module, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=0.2, batch_size=64, max_epochs=30,
-        train_split=None, verbose=0, iterator_train__shuffle=True,
+        module, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=0.2, batch_size=64,
+        max_epochs=30, train_split=None, verbose=0, iterator_train__shuffle=True,
     ).fit(X, y)  # fmt: skip
 
 
@@ -75,8 +75,8 @@ def told(name: str, found: SmallestFlips, seconds: float, max_rows: int) -> None
     cells = " ".join(f"{key} {median(one[stays], max_rows)}," for key, one in sizes.items())
     none = {key: int(np.isnan(one[stays]).sum()) for key, one in sizes.items()}
     print(
-        f"{name:38} {n:3} rows (of {len(stays)}): a set for {has.mean():.0%}, verified {verified:.0%}; medians: "
-        f"{cells} none up to {max_rows}: {none}; {found.n_trained} trainings, {seconds:.0f} s",
+        f"{name:38} {n:3} rows (of {len(stays)}): a set for {has.mean():.0%}, verified {verified:.0%}; "
+        f"medians: {cells} none up to {max_rows}: {none}; {found.n_trained} trainings, {seconds:.0f} s",
         flush=True,
     )
 
@@ -129,11 +129,17 @@ def main() -> None:
                 theirs = peer(args, X, y, X_test[rows], found.predicted, model)
                 size, best = theirs["fine"], np.nan_to_num(found.size, nan=np.inf)
                 least = np.nan_to_num(size, nan=np.inf)
+                smaller, same, larger = (
+                    (best < least).mean(),
+                    (best == least).mean(),
+                    (best > least).mean(),
+                )
+                default = median(theirs["default"], 200)
                 print(
                     f"{'  dattri, brittleness':38} medians: sizes 1 to {args.max_rows} "
-                    f"{median(size, args.max_rows)}, its default grid {median(theirs['default'], 200)}; ours is smaller "
-                    f"for {(best < least).mean():.0%}, as large for {(best == least).mean():.0%}, larger for "
-                    f"{(best > least).mean():.0%}; {time.perf_counter() - start:.0f} s",
+                    f"{median(size, args.max_rows)}, its default grid {default}; ours is smaller for "
+                    f"{smaller:.0%}, as large for {same:.0%}, larger for {larger:.0%}; "
+                    f"{time.perf_counter() - start:.0f} s",
                     flush=True,
                 )
     for name, (X, X_test, y, y_test) in (("digits", digits()), ("HELOC", heloc())):

@@ -1,4 +1,4 @@
-"""Brittleness of predictions by dattri, of logistic regressions: run by flips.py in an environment with dattri."""
+"""Brittleness of predictions of a logistic regression by dattri: run by flips.py, where dattri is."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def network(name: str, n_seeds: int) -> list[Case]:
 
 
 def boosted() -> list[Case]:
-    """Return boosting with training again, and with training again with the splits held, as gold standards."""
+    """Return boosting, with its splits held or grown anew in the gold standard."""
     X, X_test, y, y_test = concrete()
     y, y_test = np.ravel(y), np.ravel(y_test)
     model = HistGradientBoostingRegressor(max_iter=50, early_stopping=False, random_state=0).fit(

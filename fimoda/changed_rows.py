@@ -75,9 +75,9 @@ class ChangedRows(Preparation):
             return np.zeros(len(self.train_indices_))
         if model.weighting.total == "rows":
             return np.full(len(self.train_indices_), 1 / n)
-        return self._shares()
+        return self._row_shares()
 
-    def _shares(self) -> Floats:
+    def _row_shares(self) -> Floats:
         """Return the share (n_columns,) of each scored row in the objective."""
         return self._objective.rows.shares.cpu().numpy()[self.train_indices_]
 
@@ -89,7 +89,7 @@ class ChangedRows(Preparation):
                 f"weights must hold one non-negative number for each of the {n} scored rows, got "
                 f"shape {factors.shape}. Use 0 for rows to remove and 1 for the others."
             )
-        if n == len(self._objective) and 1 + ((factors - 1) * self._shares()).sum() <= 1e-12:
+        if n == len(self._objective) and 1 + ((factors - 1) * self._row_shares()).sum() <= 1e-12:
             raise ValueError("weights must leave some row with a positive weight.")
         return factors
 
@@ -136,8 +136,8 @@ class ChangedRows(Preparation):
         effects = self._relabelled(self._test(X, y), chosen, new)
         if not np.isfinite(effects).all():
             raise FloatingPointError(
-                f"{type(self).__name__} gave effects of relabelling that are NaN or infinite: training failed "
-                "with another target, or the measurement of a test row is not finite there."
+                f"{type(self).__name__} gave effects of relabelling that are NaN or infinite: training "
+                "failed with another target, or the measurement of a test row is not finite there."
             )
         return effects
 

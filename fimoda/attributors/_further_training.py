@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import (
@@ -16,10 +16,7 @@ from .._validation import (
     POSITIVE_REAL,
     check_horizons,
     check_is_fitted,
-    check_row_indices,
-    check_targets,
     in_steps,
-    is_integer,
 )
 from ..adapters import (
     OwnRows,
@@ -273,4 +270,4 @@ class HorizonsMixin(_FurtherTraining):
         return self._horizon_scores(test, self._steps[-1:])[0]
 
     def _mean_shares(self) -> NDArray[np.float64]:
-        return self._shares()
+        return self._row_shares()

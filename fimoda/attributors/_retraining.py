@@ -316,7 +316,9 @@ class BaseRetraining(BaseAttributor):
         both = np.append(np.arange(n), rows)
         own, changed = copy.copy(self), self._with_targets(rows, targets)[1].rows
         known = self._objective.rows
-        weights = None if known.weights is None else torch.cat([known.weights, changed.weights])
+        weights = None
+        if known.weights is not None and changed.weights is not None:
+            weights = torch.cat([known.weights, changed.weights])
         encoded = torch.cat([known.targets, changed.targets.to(known.targets)])
         own._objective = self._objective.of_rows(Rows(known.inputs[both], encoded, weights))
         if isinstance(self.model_, RefittableModel):

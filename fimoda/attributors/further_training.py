@@ -301,7 +301,7 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     # ---- groups -----------------------------------------------------------------------------
 
     def _mean_shares(self) -> NDArray[np.float64]:
-        return super()._mean_shares() if self._goes_on else self._shares()
+        return super()._mean_shares() if self._goes_on else self._row_shares()
 
     def _group_methods(self) -> tuple[str, ...]:
         return ("first-order",) if self._goes_on else ("first-order", "exact")

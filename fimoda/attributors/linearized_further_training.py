@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     StrOptions,
-    check_is_fitted,
     check_seeds,
     in_steps,
 )
@@ -26,7 +25,6 @@ from ..curvature.segmented_run import (
     cut,
     segmented_runs,
 )
-from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate

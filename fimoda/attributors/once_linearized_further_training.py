@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import (
     POSITIVE_REAL,
     StrOptions,
-    check_is_fitted,
     check_seeds,
     in_steps,
 )
@@ -30,7 +29,6 @@ from ..curvature.linearized import (
     warn_of_discrepancy,
 )
 from ..curvature.stepped_run import stepped_runs
-from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate

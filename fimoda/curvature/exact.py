@@ -228,7 +228,7 @@ class NewtonSteps:
         return torch.cat(parts, dim=1)
 
     def _basis(self, damping: float, apart: bool) -> tuple[Tensor, Tensor]:
-        """Return columns (p, p) that make the damped curvature the identity and, `apart`, the loss' diagonal."""
+        """Return columns (p, p) that make the damped curvature the identity, and `apart` the loss' diagonal."""
         eigenvalues, penalty = self.solver.eigenvalues, self.objective.model.penalty
         basis = self.solver.half(torch.eye(len(eigenvalues)).to(eigenvalues), damping)
         if not apart:
@@ -290,8 +290,9 @@ def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def row_factors(objective: Objective, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""Return factors of each row's share in the Gauss-Newton matrix and in the gradient.
 
-    The gradient may be that with other `targets`. With ``root`` (n, C, C) and :math:`B_i = root_i^\top J_i` the matrix is :math:`\sum_i B_i^\top B_i`,
-    and with ``reach`` (n, C) the gradient of row i times its share is :math:`B_i^\top reach_i`.
+    The gradient may be that with other `targets`. With ``root`` (n, C, C) and :math:`B_i = root_i^\top
+    J_i` the matrix is :math:`\sum_i B_i^\top B_i`, and with ``reach`` (n, C) the gradient of row i times
+    its share is :math:`B_i^\top reach_i`.
     """
     model, y = objective.model, objective.rows.targets
     outputs, share = objective.outputs, objective.rows.shares[:, None]

@@ -58,19 +58,24 @@ class Removal:
         kind = model.weighting
         at_minimum = kind.total == "sum" and model.recipe.solved
         penalty = None if kind.total != "sum" or at_minimum else model.penalty
-        is_balanced = kind.balanced is not None and model.class_weight is not None
-        group = objective.rows.targets.long() if is_balanced else torch.zeros_like(share).long()
-        K = len(model.class_weight) if is_balanced else 1
+        by_class = model.class_weight if kind.balanced is not None else None
+        group = (
+            torch.zeros_like(share).long() if by_class is None else objective.rows.targets.long()
+        )
+        K = 1 if by_class is None else len(by_class)
 
         def taken(mass: Tensor) -> Tensor:
             """Return what each removal takes of a mass (n,) by class, (k, K)."""
-            by_class = functional.one_hot(group, K) * mass[:, None]
-            return by_class if masks is None else masks @ by_class
+            of_rows = functional.one_hot(group, K) * mass[:, None]
+            return of_rows if masks is None else masks @ of_rows
 
         factors = share.new_ones(n_removals, K)
-        if is_balanced:
-            by_rows = kind.balanced == "rows"
-            v = torch.ones_like(share) if by_rows else share / model.class_weight.double()[group]
+        if by_class is not None:
+            v = (
+                torch.ones_like(share)
+                if kind.balanced == "rows"
+                else share / by_class.double()[group]
+            )
             factors = _balanced(taken(v), share.new_zeros(K).index_add(0, group, v))
         if kind.total == "rows":
             removed = taken(torch.ones_like(share)).sum(1, keepdim=True)

@@ -24,6 +24,7 @@ def as_groups(
         groups = _clusters(groups, attributor, random_state)
     elif isinstance(groups, str):
         groups = _column(groups, X_train)
+    listed: Any
     if isinstance(groups, Mapping):
         names, listed = list(groups), list(groups.values())
     elif _are_labels(groups):

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+#: No training rows.
+NO_ROWS = np.zeros(0, dtype=np.int64)
+
 #: From sets of rows, each with its test row, to the share of seeds in which its prediction turns.
 Turned = Callable[[Sequence[tuple[int, Rows]]], NDArray[np.float64]]
 

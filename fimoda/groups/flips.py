@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .._arrays import n_rows, take_rows
 from .._validation import (
     POSITIVE_INTEGER,
     Interval,
-    check_is_fitted,
     check_random_state,
     check_seeds,
     checks_arguments,
 )
-from ..attributors._retraining import BaseRetraining
 from ..base import BaseAttributor
 from ..evaluation._retraining import retraining_method
 from ..evaluation._tables import table
 from ..gradient_mode import with_gradients
-from ..losses import RowLoss
-from ..measured import Measured
-from ..model import FinalModel
-from ..training.retraining import SubsetTrainer
-from ._search import Prefix, Rows, Shrinking, shortest, shrink
+from ._candidates import asked, checked, likely_classes, orders_of, random_rows
+from ._search import NO_ROWS, Prefix, Rows, Shrinking, shortest, shrink
+from ._turning import Turning
 
 #: Test rows and training rows that are printed.
 _TESTS, _ROWS = 8, 6
 
 #: Share of seeds above which a prediction has turned, where the search has not seen them.
 MAJORITY = 0.5
-
-#: Measurements whose scores say which rows hold a prediction, and the sign with which they do.
-_SIGNS = {"loss": 1.0, "margin": -1.0, "log_prob": -1.0}
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +77,7 @@ class SmallestFlips:
 
     @property
     def verified(self) -> NDArray[np.bool_]:
-        """True where the set turns the prediction in most of the seeds that the search has not seen, (n_test,)."""
+        """True where the set turns the prediction in most of the seeds of the verification, (n_test,)."""
         with np.errstate(invalid="ignore"):
             return self.share > MAJORITY
 
@@ -234,16 +222,16 @@ def smallest_flip(
     >>> bool((found.size <= found.sizes["top"]).all()), found.verified.tolist()
     (True, [True, True, True])
     """
-    _check(attributor, max_rows)
+    classes, sign = checked(attributor, max_rows)
     rng = check_random_state(random_state)
     seeds = check_seeds(2 * n_seeds, rng)
-    test, classes = attributor._test(X_test, None), attributor.model_.classes
-    likely = _likely_classes(attributor.model_, test)
+    test = attributor._test(X_test, None)
+    likely = likely_classes(attributor.model_, test)
     predicted, labels = classes[likely[:, 0]], classes[likely[:, 1]] if relabel else None
-    orders = _orders(attributor, test, likely, max_rows, relabel)
+    orders = orders_of(attributor, test, sign, likely, max_rows, relabel)
     if random_baseline:
-        orders["random"] = _random_rows(attributor, likely, max_rows, rng)
-    retrain = _Retraining.of(
+        orders["random"] = random_rows(attributor, likely, max_rows, rng)
+    retrain = Turning.of(
         retraining_method(attributor if train is None else train),
         (X_train, y_train),
         (X_test, predicted),
@@ -252,8 +240,8 @@ def smallest_flip(
         orders.values(),
     )
     before = retrain.turned([(z, NO_ROWS) for z in range(len(test))])
-    asked = np.flatnonzero((before <= MAJORITY) & _asked(attributor, X_test, y_test, likely[:, 0]))
-    prefixes = {name: [Prefix(int(z), rows[z]) for z in asked] for name, rows in orders.items()}
+    open_ = np.flatnonzero((before <= MAJORITY) & asked(attributor, X_test, y_test, likely[:, 0]))
+    prefixes = {name: [Prefix(int(z), rows[z]) for z in open_] for name, rows in orders.items()}
     shortest([one for each in prefixes.values() for one in each], retrain.turned, share)
     sets = _smaller_of(prefixes["top"], prefixes.get("greedy", []))
     if shrinking:
@@ -270,166 +258,6 @@ def smallest_flip(
     return SmallestFlips(
         rows, turned, sizes, before, predicted, labels, max_rows, retrain.n_trained
     )
-
-
-#: No training rows.
-NO_ROWS = np.zeros(0, dtype=np.int64)
-
-
-@dataclass
-class _Retraining:
-    """Trains without sets of rows, or with other labels for them, and sees which predictions turn.
-
-    `search` and `fresh` have other seeds. `copies` are the places, behind the `n_rows` training rows, of
-    rows with another label, by row and label.
-    """
-
-    search: SubsetTrainer
-    fresh: SubsetTrainer
-    n_rows: int
-    labels: NDArray[Any] | None
-    copies: dict[tuple[int, Any], int]
-    n_trained: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        method: BaseRetraining,
-        train: tuple[Any, Any],
-        test: tuple[Any, NDArray[Any]],
-        seeds: list[int],
-        labels: NDArray[Any] | None,
-        orders: Iterable[NDArray[np.int64]],
-    ) -> _Retraining:
-        X, y = train
-        n, copies = n_rows(X), {}
-        if labels is not None:
-            pairs = {
-                (int(i), labels[z])
-                for order in orders
-                for z, rows in enumerate(order)
-                for i in rows
-            }
-            copies = {pair: n + k for k, pair in enumerate(sorted(pairs))}
-            y = np.concatenate([np.asarray(y), np.array([label for _, label in copies])])
-            X = take_rows(X, np.array([*range(n), *(row for row, _ in copies)]))
-        half = len(seeds) // 2
-        trainers = []
-        for some in (seeds[:half], seeds[half:]):
-            with warnings.catch_warnings():  # copies of rows were not in its training
-                warnings.filterwarnings("ignore", message=".* was trained on .* rows and is given")
-                trainer = method.set_params(n_seeds=some).trainer(X, y, *test)
-            model = trainer.retraining.way.model
-            measure = partial(_turned, model.loss, model.threshold)
-            trainers.append(replace(trainer, measured=replace(trainer.measured, measure=measure)))
-        return cls(*trainers, n, labels, copies)
-
-    def turned(self, sets: Sequence[tuple[int, Rows]], fresh: bool = False) -> NDArray[np.float64]:
-        """Return the share of seeds in which each set turns the prediction of its test row."""
-        if not sets:
-            return np.zeros(0)
-        trainer = self.fresh if fresh else self.search
-        subsets = np.zeros((len(sets), self.n_rows + len(self.copies)), dtype=bool)
-        subsets[:, : self.n_rows] = True
-        for subset, (z, rows) in zip(subsets, sets, strict=True):
-            subset[rows] = False
-            if self.labels is not None:
-                subset[[self.copies[int(row), self.labels[z]] for row in rows]] = True
-        distinct, place = np.unique(subsets, axis=0, return_inverse=True)
-        measured = trainer(distinct).measured  # NaN where training failed: nothing turned
-        self.n_trained += measured.shape[0] * measured.shape[2]
-        test_rows = [z for z, _ in sets]
-        return np.nan_to_num(measured[place.ravel(), test_rows]).mean(1)
-
-
-def _turned(loss: RowLoss, threshold: float, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return 1 where the predicted class is another than the target, 0 elsewhere."""
-    return (loss.predicted_targets(outputs, threshold) != targets).to(outputs.dtype)
-
-
-def _check(attributor: BaseAttributor, max_rows: int) -> None:
-    """Raise ValueError unless scores of the attributor say which rows hold a prediction."""
-    check_is_fitted(attributor, "model_")
-    loss, n = attributor.model_.loss, len(attributor._objective)
-    if not loss.is_classifier or attributor.model_.classes is None:
-        raise ValueError(
-            f"attributor must be of a classifier, whose predictions turn, got outputs that are {loss.outputs_are}. "
-            "For a number take greedy_removal."
-        )
-    if attributor.measurement not in _SIGNS:
-        raise ValueError(
-            f"attributor must have one of the measurements {list(_SIGNS)}, got "
-            f"{attributor.measurement!r}."
-        )
-    if max_rows >= n:
-        raise ValueError(
-            f"max_rows must be below the number of training rows ({n}), got {max_rows}."
-        )
-
-
-def _likely_classes(model: FinalModel, test: Measured) -> NDArray[np.int64]:
-    """Return the predicted class of each test row and the next likely one (n_test, 2), by number."""
-    outputs = model.outputs(test.inputs)
-    first = model.predicted_targets(outputs)
-    if outputs.shape[1] == 1:
-        return torch.stack([first, 1 - first], dim=1).long().cpu().numpy()
-    others = outputs.scatter(1, first.long()[:, None], -torch.inf)
-    return torch.stack([first.long(), others.argmax(1)], dim=1).cpu().numpy()
-
-
-def _asked(
-    attributor: BaseAttributor, X_test: Any, y_test: Any, predicted: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return which test rows are to be looked at: those that are predicted right, if that is known."""
-    if y_test is None:
-        return np.ones(len(predicted), dtype=bool)
-    return attributor._test(X_test, y_test).targets.cpu().numpy().ravel() == predicted
-
-
-def _orders(
-    attributor: BaseAttributor,
-    test: Measured,
-    likely: NDArray[np.int64],
-    max_rows: int,
-    relabel: bool,
-) -> dict[str, Any]:
-    """Return the first rows of each test row in the orders that the attributor knows."""
-    sign = _SIGNS[attributor.measurement]
-    if relabel:
-        return {"top": _relabelled_rows(attributor, test, sign, likely[:, 1], max_rows)}
-    scores = np.nan_to_num(sign * attributor._scores(test), nan=-np.inf)
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :max_rows]
-    greedy = attributor._greedy_rows(test, max_rows, sign, False)
-    orders = {"top": attributor.train_indices_[top]}
-    return orders if greedy is None else orders | {"greedy": greedy}
-
-
-def _relabelled_rows(
-    attributor: BaseAttributor,
-    test: Measured,
-    sign: float,
-    wanted: NDArray[np.int64],
-    max_rows: int,
-) -> list[Rows]:
-    """Return the rows whose relabelling to the class that is wanted does most, for each test row."""
-    found = [NO_ROWS] * len(test)
-    known = attributor._objective.rows.targets.cpu().numpy().ravel()
-    for label in np.unique(wanted):
-        rows, at = np.flatnonzero(known != label), np.flatnonzero(wanted == label)
-        targets = np.repeat(attributor.model_.classes[[label]], len(rows))
-        effects = sign * attributor._relabelled(test[at], rows, targets)
-        order = np.argsort(-effects, axis=1, kind="stable")[:, :max_rows]
-        for z, first in zip(at, rows[order], strict=True):
-            found[z] = first
-    return found
-
-
-def _random_rows(
-    attributor: BaseAttributor, likely: NDArray[np.int64], max_rows: int, rng: Any
-) -> list[Rows]:
-    """Return random rows of the class that is predicted of each test row."""
-    known = attributor._objective.rows.targets.cpu().numpy().ravel()
-    return [rng.permutation(np.flatnonzero(known == label))[:max_rows] for label in likely[:, 0]]
 
 
 def _smaller_of(top: Sequence[Prefix], greedy: Sequence[Prefix]) -> list[Shrinking]:

@@ -151,8 +151,8 @@ def greedy_removal(
     if known == ("first-order",):
         raise TypeError(
             f"attributor must know how rows act together, and {type(attributor).__name__} knows the sum of "
-            "their scores only, whose largest are `top`. Use ExactInfluence, LeafRefit, or another that knows "
-            "more than 'first-order' of groups."
+            "their scores only, whose largest are `top`. Use ExactInfluence, LeafRefit, or another that "
+            "knows more than 'first-order' of groups."
         )
     n, columns = len(attributor._objective), attributor.train_indices_
     if n_rows >= min(n, len(columns) + 1):

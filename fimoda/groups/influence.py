@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def group_influence(
     X_test: Any,
     y_test: Any = None,
     *,
-    method: Literal["auto", "first-order", "second-order", "exact", "retraining"] = "auto",
+    method: str = "auto",
     X_train: Any = None,
     y_train: Any = None,
     train: Any = None,
@@ -174,7 +174,7 @@ def group_influence(
     names, masks = as_groups(groups, attributor, X_train, random_state)
     known = attributor._group_methods()
     if method == "auto":
-        method = known[-1]  # type: ignore[assignment]
+        method = known[-1]
     if method == "retraining":
         effects, errors = _retrained(attributor, masks, X_test, y_test, X_train, y_train, train)
     elif method not in known:
@@ -207,7 +207,7 @@ def _attributed(
                 f"groups must hold rows that {type(attributor).__name__} scores, got others in group "
                 f"{missing[0]}. Fit it with leave_out=None, or take another method than 'first-order'."
             )
-        effects = attributor._summed(attributor._scores(test), 1.0 - masks[:, scored])
+        effects = attributor._summed(attributor._scores(test), (~masks[:, scored]).astype(float))
     return effects, np.full_like(effects, np.nan)
 
 

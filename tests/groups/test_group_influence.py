@@ -103,7 +103,7 @@ def network(width, n_outputs=1):
 
 def by_hand(net, criterion, y, rows, damping, terms):
     """The change of the outputs from dense float64 matrices: (H - E)^{-1} f, or two terms of its series."""
-    parameters = [p for p in net.parameters()]
+    parameters = list(net.parameters())
     theta = torch.cat([p.detach().reshape(-1) for p in parameters])
     names = [name for name, _ in net.named_parameters()]
 
