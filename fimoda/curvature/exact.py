@@ -228,7 +228,7 @@ class NewtonSteps:
         return torch.cat(parts, dim=1)
 
     def _basis(self, damping: float, apart: bool) -> tuple[Tensor, Tensor]:
-        """Return columns (p, p) that make the damped curvature the identity, and `apart` the loss' diagonal."""
+        """Return columns (p, p) that make the damped curvature the identity, `apart` the loss' diagonal."""
         eigenvalues, penalty = self.solver.eigenvalues, self.objective.model.penalty
         basis = self.solver.half(torch.eye(len(eigenvalues)).to(eigenvalues), damping)
         if not apart:
