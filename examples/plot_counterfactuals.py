@@ -2,8 +2,8 @@
 Which rows would turn a decision?
 =================================
 
-A logistic regression calls a tumour malignant or benign. For a few test rows that it is not sure of, which training rows
-would have to go, or to have another label, for the decision to turn?
+A logistic regression calls a tumour malignant or benign. For a few test rows that it is not sure of, which
+training rows would have to go, or to have another label, for the decision to turn?
 """
 
 # %%
@@ -25,8 +25,8 @@ influence = ExactInfluence(model).fit(X_train, y_train)
 # %%
 # The smallest sets
 # -----------------
-# Rows are tried in the order of their scores and in that of a greedy choice; the model is fitted again without them until the
-# prediction turns. Random rows of the predicted class are counted beside them.
+# Rows are tried in the order of their scores and in that of a greedy choice; the model is fitted again without
+# them until the prediction turns. Random rows of the predicted class are counted beside them.
 
 settings = {"X_train": X_train, "y_train": y_train, "n_seeds": 1, "random_state": 0}
 removed = smallest_flip(influence, X_test[near], max_rows=48, **settings)
@@ -41,8 +41,8 @@ relabelled
 # %%
 # Rows that act together
 # ----------------------
-# The rows with the largest scores of their own are not those with the largest effect together. The greedy choice takes
-# each next row given that those before it are gone.
+# The rows with the largest scores of their own are not those with the largest effect together. The greedy
+# choice takes each next row given that those before it are gone.
 
 k = 40
 found = greedy_removal(influence, X_test[near], y_test[near], n_rows=k)
@@ -57,8 +57,8 @@ plt.show()
 # %%
 # What a kind of rows does
 # ------------------------
-# Clusters of the training rows, each removed as a whole. In the quadratic model of the objective all of a group's rows count
-# with each other; their sum does not know that.
+# Clusters of the training rows, each removed as a whole. In the quadratic model of the objective all of a
+# group's rows count with each other; their sum does not know that.
 
 exact = group_influence(influence, 5, X_test[near], y_test[near], random_state=0)
 summed = group_influence(
