@@ -56,6 +56,10 @@ from .evaluation.scorers import (
     MislabelScorer,
 )
 from .evaluation.significance import Significance, significant_scores
+from .groups.comparison import GroupComparison, compare_group_influence
+from .groups.flips import SmallestFlips, smallest_flip
+from .groups.greedy import GreedyRemoval, greedy_removal
+from .groups.influence import GroupInfluence, group_influence
 from .model import FinalModel
 from .plotting.outcomes import MeanVarianceDisplay, OutcomeDensityDisplay
 from .plotting.results import (
@@ -109,6 +113,9 @@ __all__ = [
     "FurtherTrainingCurve",
     "GradCos",
     "GradDot",
+    "GreedyRemoval",
+    "GroupComparison",
+    "GroupInfluence",
     "Hydra",
     "InfluencePruner",
     "JackknifePlusRegressor",
@@ -139,6 +146,7 @@ __all__ = [
     "SeedsNeededDisplay",
     "SelfInfluenceDisplay",
     "Significance",
+    "SmallestFlips",
     "Stage",
     "SubsetOutcomes",
     "SubsetRemovalCurve",
@@ -153,10 +161,13 @@ __all__ = [
     "as_final_model",
     "attribute",
     "class_detection",
+    "compare_group_influence",
     "compare_methods",
     "distributional_agreement",
     "flip_labels",
     "further_training_curve",
+    "greedy_removal",
+    "group_influence",
     "joint_distance",
     "linear_datamodeling_score",
     "metric_influence",
@@ -164,6 +175,7 @@ __all__ = [
     "noise_ceiling",
     "random_subsets",
     "significant_scores",
+    "smallest_flip",
     "subset_removal_curve",
     "train_ensemble",
     "train_on_subsets",

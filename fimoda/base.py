@@ -24,17 +24,17 @@ from ._validation import (
     checks_parameters,
 )
 from .adapters import caveats, is_fitted, takes_sparse_rows
+from .changed_rows import ChangedRows
 from .fallbacks import explanations
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
 from .objective import Objective
-from .preparation import Preparation
 from .top_rows import TopRows, as_text, distinct
 from .trials import Trial
 
 
-class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
+class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
     """Base of all attributors: ``fit`` on training rows, ``transform`` of test rows to scores.
 
     ``S[z, i]`` estimates ``E[m_z(model without row i)] - E[m_z(model with all rows)]`` for the

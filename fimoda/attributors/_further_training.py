@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._validation import (
@@ -16,10 +16,7 @@ from .._validation import (
     POSITIVE_REAL,
     check_horizons,
     check_is_fitted,
-    check_row_indices,
-    check_targets,
     in_steps,
-    is_integer,
 )
 from ..adapters import (
     OwnRows,
@@ -272,65 +269,5 @@ class HorizonsMixin(_FurtherTraining):
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         return self._horizon_scores(test, self._steps[-1:])[0]
 
-    # ---- other questions than the removal of one row ----------------------------------------
-
-    @with_gradients
-    def reweight(self, X: Any, y: Any = None, *, weights: ArrayLike) -> NDArray[np.float64]:
-        r"""Return the effect of multiplying the weights of rows, for example of removing a set.
-
-        To first order the sum of the rows' scores,
-        :math:`\sum_i S_{z,i} (1 - c_i) \frac{1 - s_i}{1 + \sum_j (c_j - 1) s_j}`, with
-        :math:`c_i` the factor of row i and :math:`s_i` its share of the objective.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_test, n_features)
-            Test rows.
-        y : array-like of shape (n_test,), default=None
-            Their targets, as in `transform`.
-        weights : array-like of shape (n_columns,)
-            Factor of each row's weight, in the order of ``train_indices_``: 0 removes the row, 1
-            leaves it as it is, 2 counts it twice.
-
-        Returns
-        -------
-        effect : ndarray of shape (n_test,)
-            Change of the measurement at the last horizon.
-
-        Raises
-        ------
-        ValueError
-            If `weights` has the wrong length, is negative or not finite, or leaves no weight.
-        """
-        check_is_fitted(self, "model_")
-        factors = self._check_factors(weights)
-        return self._finite(self._reweighted(self._test(X, y), factors))
-
-    def _reweighted(self, test: Measured, factors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Hook of `reweight`."""
-        share = self._shares()
-        scale = (1 - factors) * (1 - share) / (1 + ((factors - 1) * share).sum())
-        return self._scores(test) @ scale
-
-    def _check_factors(self, weights: ArrayLike) -> NDArray[np.float64]:
-        factors = np.asarray(weights, dtype=np.float64)
-        n = len(self.train_indices_)
-        if factors.shape != (n,) or not np.isfinite(factors).all() or (factors < 0).any():
-            raise ValueError(
-                f"weights must hold one non-negative number for each of the {n} scored rows, got "
-                f"shape {factors.shape}. Use 0 for rows to remove and 1 for the others."
-            )
-        if 1 + ((factors - 1) * self._shares()).sum() <= 1e-12:
-            raise ValueError("weights must leave some row with a positive weight.")
-        return factors
-
-    def _shares(self) -> NDArray[np.float64]:
-        """Return the share (n_columns,) of each scored row in the objective."""
-        return self._objective.rows.shares.cpu().numpy()[self.train_indices_]
-
-    def _new_targets(self, rows: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], Tensor]:
-        """Return rows to relabel, one or several, and their new targets as the model has them."""
-        if is_integer(rows):
-            rows, targets = [rows], np.atleast_1d(np.asarray(targets))
-        chosen = check_row_indices(rows, len(self._objective), "rows")
-        return chosen, self.model_.encode_y(check_targets(targets, len(chosen)), self.n_outputs_)
+    def _mean_shares(self) -> NDArray[np.float64]:
+        return self._row_shares()

@@ -22,6 +22,7 @@ from .._validation import (
 from ..base import BaseAttributor
 from ..curvature.checks import check_curvature, check_gradients
 from ..curvature.damping import automatic_damping, curvature_trace, damping_unit
+from ..curvature.group_removal import measured_change, outputs_along, second_order_steps
 from ..curvature.iterative import IterativeSolver
 from ..curvature.operators import CURVATURES, Curvature
 from ..curvature.removal import Removal
@@ -156,10 +157,13 @@ class BaseInfluence(BaseAttributor):
 
     def _curvature(self) -> Curvature:
         """Return the curvature of the training objective, its L2 penalty included."""
+        return self._curvature_of(self._curved, penalty=True)
+
+    def _curvature_of(self, objective: Objective, penalty: bool = False) -> Curvature:
         own = {}
         if self.curvature == "sampled-fisher":
             own["seed"] = int(check_random_state(self.random_state).randint(MAX_SEED))
-        return CURVATURES[self.curvature](self._curved, penalty=True, **own)
+        return CURVATURES[self.curvature](objective, penalty=penalty, **own)
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -226,3 +230,33 @@ class BaseInfluence(BaseAttributor):
         """Return sums (K, p) of the rows' shares of the gradient over the groups that removal tells apart."""
         member = self._removal.members() * self._share[:, None]
         return self._objective.combined(torch.from_numpy(member))
+
+    # ---- groups and targets -----------------------------------------------------------------
+
+    def _group_methods(self) -> tuple[str, ...]:
+        return "first-order", "second-order"
+
+    def _removal_of(self, groups: NDArray[np.bool_]) -> Removal:
+        """Return what the removal of groups (k, n) does to the weights of the others."""
+        return Removal.of(self._objective, self.reweight_others, groups)
+
+    def _second_order(self, test: Measured, groups: NDArray[np.bool_]) -> NDArray[np.float64]:
+        removal = self._removal_of(groups)
+        steps = second_order_steps(
+            self._objective, removal, groups, self._solve, self._curvature_of
+        )
+        return measured_change(self.model_, test, outputs_along(self.model_, test, steps))
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        found = np.empty((len(test), len(rows)))
+        states = self._with_targets(rows, targets)
+        for at, V in self._right_hand_sides(test, self._COPIES):
+            solved = self._solve(V).to(self.model_.dtype)
+            before, after = (
+                (self._objective.along(solved, one).mT * one.rows.shares).cpu().numpy()
+                for one in states
+            )
+            found[at] = before - after
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..model import FinalModel
-from ..rows import RawRows
+from ..rows import RawRows, Rows
 from ..training.optimizers import LearningRate
 from ..training.random_subsets import drawn_subsets, n_to_cover, require_both
 from ..training.refits import (
@@ -295,6 +296,41 @@ class BaseRetraining(BaseAttributor):
                 f"max_seconds={self.max_seconds} were over before every row had a score. Call transform "
                 "again to go on from what checkpoint_dir holds, or raise max_seconds."
             )
+
+    # ---- groups and targets -----------------------------------------------------------------
+
+    def _group_methods(self) -> tuple[str, ...]:
+        return "first-order", "exact"
+
+    def _without(
+        self, test: Measured, groups: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        subsets = np.concatenate([np.ones((1, groups.shape[1]), dtype=bool), ~groups])
+        return self._retraining.differences(subsets, test)
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Train on the other rows and a copy of the row that has the new target."""
+        n = len(self._objective)
+        both = np.append(np.arange(n), rows)
+        own, changed = copy.copy(self), self._with_targets(rows, targets)[1].rows
+        known = self._objective.rows
+        weights = None
+        if known.weights is not None and changed.weights is not None:
+            weights = torch.cat([known.weights, changed.weights])
+        encoded = torch.cat([known.targets, changed.targets.to(known.targets)])
+        own._objective = self._objective.of_rows(Rows(known.inputs[both], encoded, weights))
+        if isinstance(self.model_, RefittableModel):
+            X, y, given = self._seen_rows
+            y = np.concatenate([y, np.asarray(targets).astype(y.dtype)])
+            own._seen_rows = X[both], y, None if given is None else given[both]
+        subsets = np.zeros((len(rows) + 1, len(both)), dtype=bool)
+        subsets[:, :n] = True
+        subsets[np.arange(1, len(subsets)), rows] = False
+        subsets[1:, n:] = np.eye(len(rows), dtype=bool)
+        retraining = replace(own._retrained_with(self.seeds_), checkpoint_dir=None)
+        return retraining.differences(subsets, test)[0]
 
     scores_sem_ = of_last_call(
         "scores_sem_",

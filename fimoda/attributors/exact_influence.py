@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..curvature.cg import USUAL_ITERATIONS
-from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver
+from ..curvature.exact import DualGaussNewton, NewtonSteps, PrimalSolver, row_factors
+from ..curvature.greedy_removal import GreedyRemoval
+from ..curvature.group_removal import Coordinates, measured_change
 from ..measured import Measured
 from ..measurements import Measurement
 from ..trials import Trial
@@ -183,12 +185,16 @@ class ExactInfluence(BaseInfluence):
         self._dual: DualGaussNewton | None = None
         self._primal: PrimalSolver | None = None
         self._newton: NewtonSteps | None = None
+        self._known: dict[float, Coordinates] = {}
         if self.curvature == "gauss-newton" and DualGaussNewton.is_smaller(self._objective):
             self._dual = DualGaussNewton(self._objective)
             return
         self._primal = PrimalSolver(self._curvature())
         if self.newton_step:
-            self._newton = NewtonSteps(self._primal, self._objective, self._removal)
+            self._newton = self._newton_steps(self._primal)
+
+    def _newton_steps(self, solver: PrimalSolver) -> NewtonSteps:
+        return NewtonSteps(solver, self._objective, self._removal)
 
     def _warn_of_size(self) -> None:
         """Say for how many test rows conjugate gradients take less, if the decomposition is large."""
@@ -223,3 +229,64 @@ class ExactInfluence(BaseInfluence):
         if self._primal is None:
             raise RuntimeError("the dual solution never forms vectors of parameters")
         return self._primal.solve(V, self.damping_)
+
+    # ---- groups -----------------------------------------------------------------------------
+
+    def _group_methods(self) -> tuple[str, ...]:
+        known = super()._group_methods()
+        return (*known, "exact") if self.curvature == "gauss-newton" else known
+
+    def _coordinates(self) -> Coordinates:
+        """Return coordinates in which the Gauss-Newton matrix is diagonal, kept for this damping."""
+        if self.damping_ not in self._known:
+            if self._primal is not None:
+                solver: DualGaussNewton | NewtonSteps = self._newton_steps(self._primal)
+            elif self._dual is not None:
+                solver = self._dual
+            self._known = {self.damping_: solver.coordinates(self.damping_)}
+        return self._known[self.damping_]
+
+    def _second_order(self, test: Measured, groups: NDArray[np.bool_]) -> NDArray[np.float64]:
+        if self.curvature != "gauss-newton":
+            return super()._second_order(test, groups)
+        return self._together(test, groups, exact=False)
+
+    def _without(
+        self, test: Measured, groups: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        effects = self._together(test, groups, exact=True)
+        return effects, np.full_like(effects, np.nan)
+
+    def _together(
+        self, test: Measured, groups: NDArray[np.bool_], exact: bool
+    ) -> NDArray[np.float64]:
+        """Return the effects (n_test, k) of groups in the quadratic model."""
+        coordinates = self._coordinates()
+        steps = coordinates.steps(self._removal_of(groups), groups, exact)
+        return measured_change(self.model_, test, coordinates.push(test, steps))
+
+    def _greedy_rows(
+        self, test: Measured, n_rows: int, sign: float, together: bool
+    ) -> NDArray[np.int64] | None:
+        if self.curvature != "gauss-newton":
+            return None
+        coordinates, share = self._coordinates(), self._mean_shares()
+        gradients = sign * coordinates.gradients(self.model_, test)
+        if together:
+            gradients = gradients.mean(0, keepdim=True)
+        greedy = GreedyRemoval(coordinates, share)
+        return np.array([greedy.rows(one, n_rows) for one in gradients])
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        if self._dual is None:
+            return super()._relabelled(test, rows, targets)
+        known, changed = self._with_targets(rows, targets)
+        objective = self._objective.of_rows(known.rows).double
+        before, after = (
+            row_factors(objective, one.targets)[1] * (one.rows.shares / known.rows.shares)[:, None]
+            for one in (known, changed)
+        )
+        found = self._dual.products(test, self.damping_, rows, before - after)
+        return found.cpu().numpy()

@@ -28,7 +28,9 @@ from ..training.continued import continued_runs
 from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.retraining import Retraining
 from ..training.run import WAYS, Way
+from ..training.subsets import StackedRetraining
 from ..trials import SHARE, Trial
 from ._further_training import BaseFurtherTraining, GoesOnMixin
 
@@ -295,6 +297,40 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     def _in_epochs(self, n_steps: int) -> float:
         """Return the epochs of so many steps: those are rounds or epochs, where no optimiser takes them."""
         return n_steps if self._goes_on else self._run().n_epochs(n_steps)
+
+    # ---- groups -----------------------------------------------------------------------------
+
+    def _mean_shares(self) -> NDArray[np.float64]:
+        return super()._mean_shares() if self._goes_on else self._row_shares()
+
+    def _group_methods(self) -> tuple[str, ...]:
+        return ("first-order",) if self._goes_on else ("first-order", "exact")
+
+    def _without(
+        self, test: Measured, groups: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Train further without each group, with rows left out in place, or cut anew in mode "drop"."""
+        runs = self._trained.runs
+        mode: LeaveOutMode = "drop" if self.leave_out_mode == "drop" else "mask"
+        starts = dict.fromkeys(self.seeds_, runs.run.first)
+        way = StackedRetraining(
+            runs.run, self.n_epochs, starts, runs.run.first, self.chunk_size, mode
+        )
+        kept = self.checkpoint_dir
+        retraining = Retraining(
+            way,
+            self.seeds_,
+            self.n_outputs_,
+            self.compile,
+            self.engine,
+            None if kept is None else os.path.join(kept, "groups"),
+            self.memory_budget,
+            None,
+            self.n_jobs,
+            self.verbose,
+        )
+        subsets = np.concatenate([np.ones((1, groups.shape[1]), dtype=bool), ~groups])
+        return retraining.differences(subsets, test)
 
     # ---- transform --------------------------------------------------------------------------
 

@@ -165,3 +165,12 @@ class GradDot(BaseAttributor):
             return None
         found = self._objective.along(self._removal.pull[None], test)[:, 0]
         return found.cpu().numpy() * self._scale
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        before, after = (
+            self._objective.pairs(test, one) * one.rows.shares.cpu().numpy()
+            for one in self._with_targets(rows, targets)
+        )
+        return self._scale * (before - after)

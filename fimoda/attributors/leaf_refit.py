@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..measured import Measured
 from ..measurements import values
+from ..training.subset_outcomes import mean_and_error
 from ..trees import CACHED
 from ..trials import Trial
 from ._trees import BaseBoosting, Floats, Member
@@ -93,19 +95,35 @@ class LeafRefit(BaseBoosting):
         own = trial.prepared(self, n_models=1)
         own._fit()
         member, test = own._members[0], own._test(*trial.test)
-        leaves, rows = member.model.leaves(test.inputs), np.arange(min(_TRIED, len(member.run)))
+        leaves, n = member.model.leaves(test.inputs), len(member.run)
+        rows = np.eye(n, min(_TRIED, n), dtype=bool)
         few = trial.timed(lambda: member.run.without(rows, leaves, member.first))
-        return self.n_models * few * len(member.run) / len(rows)
+        return self.n_models * few * n / rows.shape[1]
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
+        return self._removed(member, test, np.eye(len(member.run), dtype=bool))
+
+    def _group_methods(self) -> tuple[str, ...]:
+        return "first-order", "exact"
+
+    def _without(self, test: Measured, groups: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        share = self.share if len(self._members) > 1 else 1.0  # as in the scores of single rows
+        each = [
+            share * self._removed(member, test, groups[:, member.rows].T)
+            for member in self._members
+        ]
+        return mean_and_error(np.stack(each, axis=-1))
+
+    def _removed(self, member: Member, test: Measured, removed: NDArray[np.bool_]) -> Floats:
+        """Return the effects (n_test, k) of leaving out the rows of each column of `removed` (n, k)."""
         run, leaves = member.run, member.model.leaves(test.inputs)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 4 * CACHED // (C * n))))
-        rows = np.arange(n)
-        found = np.empty((len(test), n))
-        for block in np.split(rows, np.arange(size, n, size)):
-            without, full = run.without(block, leaves, member.first)
+        found = np.empty((len(test), removed.shape[1]))
+        for start in range(0, removed.shape[1], size):
+            block = slice(start, start + size)
+            without, full = run.without(removed[:, block], leaves, member.first)
             found[:, block] = self._measured(test, without) - self._measured(test, full[..., None])
         return found
 

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     StrOptions,
-    check_is_fitted,
     check_seeds,
     in_steps,
 )
@@ -26,7 +25,6 @@ from ..curvature.segmented_run import (
     cut,
     segmented_runs,
 )
-from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -274,30 +272,8 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         ends = torch.stack([run.observed.theta(horizons[-1]) for run in self._runs])
         return torch.stack(scores, -1).double().cpu().numpy(), ends
 
-    @with_gradients
-    def relabel(
-        self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
     ) -> NDArray[np.float64]:
-        """Return the effect of giving training rows other targets, each row alone, to first order.
-
-        Exact in the linearised network for a squared error.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_test, n_features)
-            Test rows.
-        y : array-like of shape (n_test,), default=None
-            Their targets, as in `transform`.
-        rows : int or array-like of int of shape (n_rows,)
-            Indices of the training rows to relabel, none twice. 5 is row 5.
-        targets : array-like of shape (n_rows,) or (n_rows, n_outputs)
-            Their new targets; of one row, a scalar will do.
-
-        Returns
-        -------
-        effect : ndarray of shape (n_test, n_rows)
-            Change of the measurement at the last horizon.
-        """
-        check_is_fitted(self, "model_")
-        changed, test = self._new_targets(rows, targets), self._test(X, y)
-        return self._finite(relabelled(self._runs, test, self._steps[-1], *changed))
+        encoded = self.model_.encode_y(targets, self.n_outputs_)
+        return relabelled(self._runs, test, self._steps[-1], rows, encoded)

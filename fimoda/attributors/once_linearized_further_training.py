@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._validation import (
     POSITIVE_REAL,
     StrOptions,
-    check_is_fitted,
     check_seeds,
     in_steps,
 )
@@ -30,7 +29,6 @@ from ..curvature.linearized import (
     warn_of_discrepancy,
 )
 from ..curvature.stepped_run import stepped_runs
-from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
@@ -294,30 +292,17 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
         effects = [run.reweighted(test, self._steps[-1], weights) for run in self._runs]
         return torch.stack(effects).mean(0).cpu().numpy()
 
-    @with_gradients
-    def relabel(
-        self, X: Any, y: Any = None, *, rows: ArrayLike, targets: ArrayLike
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
     ) -> NDArray[np.float64]:
-        """Return the effect of giving training rows other targets, each row alone, to first order.
+        encoded = self.model_.encode_y(targets, self.n_outputs_)
+        return relabelled(self._runs, test, self._steps[-1], rows, encoded)
 
-        Exact in the linearised network for a squared error.
+    def _group_methods(self) -> tuple[str, ...]:
+        return ("first-order", "exact") if self.removal == "exact" else ("first-order",)
 
-        Parameters
-        ----------
-        X : array-like of shape (n_test, n_features)
-            Test rows.
-        y : array-like of shape (n_test,), default=None
-            Their targets, as in `transform`.
-        rows : int or array-like of int of shape (n_rows,)
-            Indices of the training rows to relabel, none twice. 5 is row 5.
-        targets : array-like of shape (n_rows,) or (n_rows, n_outputs)
-            Their new targets; of one row, a scalar will do.
-
-        Returns
-        -------
-        effect : ndarray of shape (n_test, n_rows)
-            Change of the measurement at the last horizon.
-        """
-        check_is_fitted(self, "model_")
-        changed, test = self._new_targets(rows, targets), self._test(X, y)
-        return self._finite(relabelled(self._runs, test, self._steps[-1], *changed))
+    def _without(
+        self, test: Measured, groups: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        effects = np.stack([self._reweighted(test, 1.0 - group) for group in groups], axis=1)
+        return effects, np.full_like(effects, np.nan)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..derivatives import row_jacobians
 from ..measured import Measured
 from ..objective import Objective
+from .group_removal import Coordinates, outputs_along
 from .kernel import OutputKernel
 from .operators import Curvature
 from .removal import Removal
@@ -118,11 +122,34 @@ class DualGaussNewton:
         gram = torch.einsum("nca,ncmd,mdb->namb", self.root, gram, self.root).reshape(n * c, n * c)
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh((gram + gram.mT) / 2)
 
+    def coordinates(self, damping: float) -> Coordinates:
+        """Return the modes as coordinates of parameters, those without curvature left out."""
+        penalty = self.model.penalty
+        damping += 0.0 if penalty is None else float(penalty[0])
+        kept = self.eigenvalues > 1e-13 * self.eigenvalues[-1]
+        loss = self.eigenvalues[kept]
+        rest = torch.full_like(loss, damping)
+        return _Modes(loss, rest, self.reach, None, self, self.eigenvectors[:, kept])
+
     def scores(self, test: Measured, damping: float, removal: Removal | None = None) -> Tensor:
         """Return products (m, n) of the test rows with each training row's share of the gradient.
 
         With `removal` they are scores of a Newton step of the objective without each row.
         """
+        modes, curved, damping = self._modes(test, damping)
+        if removal is not None:
+            return modes @ self._newton_steps(removal, curved, damping).mT
+        return (self._solved(modes, curved + damping) * self.reach).sum(2)
+
+    def products(
+        self, test: Measured, damping: float, rows: NDArray[np.int64], reach: Tensor
+    ) -> Tensor:
+        """Return products (m, b) of the test rows with gradients of some rows that have another `reach`."""
+        modes, curved, damping = self._modes(test, damping)
+        return (self._solved(modes, curved + damping)[:, rows] * reach).sum(2)
+
+    def _modes(self, test: Measured, damping: float) -> tuple[Tensor, Tensor, float]:
+        """Return test rows in the modes (m, nC), the curvature of these, and damping with penalty."""
         rows = test.double.rows
         slope = test.slopes(self.model.outputs(rows.inputs))  # (m, C)
         pushed = torch.einsum("mc,mcnd,nda->mna", slope, self.kernel(rows), self.root)
@@ -130,11 +157,11 @@ class DualGaussNewton:
         penalty = self.model.penalty
         damping += 0.0 if penalty is None else float(penalty[0])
         check_definite(curved + damping, self.eigenvalues, damping)
-        modes = pushed.flatten(1) @ self.eigenvectors
-        if removal is not None:
-            return modes @ self._newton_steps(removal, curved, damping).mT
-        solved = (modes / (curved + damping) @ self.eigenvectors.mT).unflatten(1, self.reach.shape)
-        return (solved * self.reach).sum(2)
+        return pushed.flatten(1) @ self.eigenvectors, curved, damping
+
+    def _solved(self, modes: Tensor, curved: Tensor) -> Tensor:
+        """Return solutions (m, n, C) for test rows in the modes, as coefficients of the rows' factors."""
+        return (modes / curved @ self.eigenvectors.mT).unflatten(1, self.reach.shape)
 
     def _newton_steps(self, removal: Removal, curved: Tensor, damping: float) -> Tensor:
         """Return the steps without each row (n, nC), as coefficients of the modes."""
@@ -167,10 +194,17 @@ class NewtonSteps:
         self.root, self.reach = row_factors(self.objective)
         self.removal = removal
 
+    def coordinates(self, damping: float) -> Coordinates:
+        """Return coordinates in which the damped curvature is the identity, and the loss' part diagonal."""
+        basis, loss = self._basis(damping, apart=True)
+        pull = self.removal.pull
+        pulled = None if pull is None else basis.mT @ pull.double()
+        return _Parameters(loss, 1 - loss, self.reach, pulled, self, basis)
+
     def scores(self, gradients: Tensor, damping: float) -> Tensor:
         """Return scores (m, n) of all training rows for measurements with gradients (m, p)."""
         own, growth, whole = on_device(self.removal, self.reach)
-        basis, of_loss = self._basis(damping)
+        basis, of_loss = self._basis(damping, self.removal.changes_others)
         fixed = gradients.new_zeros(growth.shape[1], basis.shape[1], dtype=torch.float64)
         if self.removal.changes_others:
             member = torch.from_numpy(self.removal.members()).to(own)
@@ -193,11 +227,11 @@ class NewtonSteps:
             parts.append(tested @ steps.mT)
         return torch.cat(parts, dim=1)
 
-    def _basis(self, damping: float) -> tuple[Tensor, Tensor]:
-        """Return columns (p, p) that make the damped curvature the identity and the loss' part diagonal."""
+    def _basis(self, damping: float, apart: bool) -> tuple[Tensor, Tensor]:
+        """Return columns (p, p) that make the damped curvature the identity, `apart` the loss' diagonal."""
         eigenvalues, penalty = self.solver.eigenvalues, self.objective.model.penalty
         basis = self.solver.half(torch.eye(len(eigenvalues)).to(eigenvalues), damping)
-        if not self.removal.changes_others:
+        if not apart:
             return basis, torch.zeros_like(eigenvalues)
         rest = torch.full_like(eigenvalues, damping)
         if penalty is not None:
@@ -214,6 +248,38 @@ class NewtonSteps:
             start = rows.stop
 
 
+@dataclass(frozen=True, eq=False)
+class _Modes(Coordinates):
+    """The modes (nC, k) of the Gauss-Newton matrix in the space of outputs."""
+
+    solver: DualGaussNewton
+    modes: Tensor
+
+    def factors(self, rows: NDArray[np.int64]) -> Tensor:
+        return self.modes.unflatten(0, self.reach.shape)[rows] * self.loss.sqrt()
+
+    def push(self, test: Measured, steps: Tensor) -> Tensor:
+        of_rows = (self.modes @ (steps / self.loss.sqrt()[:, None])).unflatten(0, self.reach.shape)
+        weighted = torch.einsum("nda,nav->ndv", self.solver.root, of_rows)
+        return torch.einsum("mcnd,ndv->mcv", self.solver.kernel(test.double.rows), weighted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parameters(Coordinates):
+    """All parameters, in a basis (p, p)."""
+
+    solver: NewtonSteps
+    basis: Tensor
+
+    def factors(self, rows: NDArray[np.int64]) -> Tensor:
+        objective = self.solver.objective
+        jacobian = row_jacobians(objective.model, objective.rows.inputs[rows])
+        return torch.einsum("nca,ncp->nap", self.solver.root[rows], jacobian) @ self.basis
+
+    def push(self, test: Measured, steps: Tensor) -> Tensor:
+        return outputs_along(self.solver.objective.model, test.double, (self.basis @ steps).mT)
+
+
 def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return factors of the rows' own weights (n,), growth (n, K), and factors of all rows' mean (n,)."""
     mass = torch.from_numpy(removal.members()).to(like).mean(0)
@@ -221,11 +287,12 @@ def on_device(removal: Removal, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(removal.own).to(like), growth, 1 + growth @ mass
 
 
-def row_factors(objective: Objective) -> tuple[Tensor, Tensor]:
+def row_factors(objective: Objective, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""Return factors of each row's share in the Gauss-Newton matrix and in the gradient.
 
-    With ``root`` (n, C, C) and :math:`B_i = root_i^\top J_i` the matrix is :math:`\sum_i B_i^\top B_i`,
-    and with ``reach`` (n, C) the gradient of row i times its share is :math:`B_i^\top reach_i`.
+    The gradient may be that with other `targets`. With ``root`` (n, C, C) and :math:`B_i = root_i^\top
+    J_i` the matrix is :math:`\sum_i B_i^\top B_i`, and with ``reach`` (n, C) the gradient of row i times
+    its share is :math:`B_i^\top reach_i`.
     """
     model, y = objective.model, objective.rows.targets
     outputs, share = objective.outputs, objective.rows.shares[:, None]
@@ -236,7 +303,9 @@ def row_factors(objective: Objective) -> tuple[Tensor, Tensor]:
     inside = values > 1e-12 * largest
     scale = torch.where(inside, values.clamp_min(0), 0).sqrt()
     inverse = torch.where(inside, 1 / scale.clamp_min(1e-300), 0)
-    residual = torch.einsum("nca,nc->na", vectors, model.loss.gradient(outputs, y))
+    residual = torch.einsum(
+        "nca,nc->na", vectors, model.loss.gradient(outputs, y if targets is None else targets)
+    )
     if bool(((residual.abs() > 1e-6 * residual.norm(dim=1, keepdim=True)) & ~inside).any()):
         raise ValueError(
             "the gradient of a row's loss in its outputs is outside the range of its second "

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ..objective import Objective
 
@@ -38,27 +39,50 @@ class Removal:
     pull: Tensor | None = None
 
     @classmethod
-    def of(cls, objective: Objective, reweight_others: bool = True) -> Removal:
+    def of(
+        cls,
+        objective: Objective,
+        reweight_others: bool = True,
+        groups: NDArray[np.bool_] | None = None,
+    ) -> Removal:
         """Read it off an objective, whose shares have class weights in them.
 
-        Without `reweight_others` the weights of the others stay as they are: the field's formula.
+        Without `reweight_others` the weights of the others stay as they are: the field's formula. With
+        `groups` (k, n) the growth (k, K) is that of their removal, each together.
         """
         n, model, share = len(objective), objective.model, objective.rows.shares
+        masks = None if groups is None else torch.from_numpy(groups).to(share)
+        n_removals = n if masks is None else len(masks)
         if not reweight_others:
-            return cls(np.zeros(n, dtype=np.int64), np.zeros((n, 1)))
+            return cls(np.zeros(n, dtype=np.int64), np.zeros((n_removals, 1)))
         kind = model.weighting
         at_minimum = kind.total == "sum" and model.recipe.solved
         penalty = None if kind.total != "sum" or at_minimum else model.penalty
-        group, factors = torch.zeros_like(share, dtype=torch.long), torch.ones_like(share)[:, None]
-        if kind.balanced is not None and model.class_weight is not None:
-            group, by_class = objective.rows.targets.long(), model.class_weight.double()
-            v = torch.ones_like(share) if kind.balanced == "rows" else share / by_class[group]
-            factors = _balanced(v, group, len(by_class))
+        by_class = model.class_weight if kind.balanced is not None else None
+        group = (
+            torch.zeros_like(share).long() if by_class is None else objective.rows.targets.long()
+        )
+        K = 1 if by_class is None else len(by_class)
+
+        def taken(mass: Tensor) -> Tensor:
+            """Return what each removal takes of a mass (n,) by class, (k, K)."""
+            of_rows = functional.one_hot(group, K) * mass[:, None]
+            return of_rows if masks is None else masks @ of_rows
+
+        factors = share.new_ones(n_removals, K)
+        if by_class is not None:
+            v = (
+                torch.ones_like(share)
+                if kind.balanced == "rows"
+                else share / by_class.double()[group]
+            )
+            factors = _balanced(taken(v), share.new_zeros(K).index_add(0, group, v))
         if kind.total == "rows":
-            factors = factors * (n / max(n - 1, 1))
+            removed = taken(torch.ones_like(share)).sum(1, keepdim=True)
+            factors = factors * (n / (n - removed).clamp_min(1))
         elif not at_minimum:  # a sum may be taken for a mean, if its penalty grows as the rows do
-            sums = torch.zeros_like(factors[0]).index_add(0, group, share)
-            left = factors @ sums - share * factors.gather(1, group[:, None])[:, 0]
+            sums = share.new_zeros(K).index_add(0, group, share)
+            left = factors @ sums - (factors * taken(share)).sum(1)
             factors = factors / _positive(left)[:, None]
         return cls(
             group.cpu().numpy(),
@@ -107,14 +131,11 @@ class Removal:
         return scores if pulled is None else scores - pulled * self.growth[:, 0]
 
 
-def _balanced(v: Tensor, group: Tensor, n_classes: int) -> Tensor:
-    r"""Return the factors (n, K) of the balanced weights :math:`V / (K V_c)` when a row is removed."""
-    by_class = torch.zeros(n_classes, dtype=v.dtype, device=v.device).index_add(0, group, v)
-    factors = (1 - v / v.sum())[:, None].repeat(1, n_classes)
-    rows = torch.arange(len(v), device=v.device)
-    # a class that loses its only row has no others whose weight could matter
-    factors[rows, group] /= _positive(1 - v / by_class[group])
-    return factors
+def _balanced(taken: Tensor, by_class: Tensor) -> Tensor:
+    r"""Return factors (k, K) of the balanced weights :math:`V / (K V_c)` when (k, K) is taken of V (K,)."""
+    factors = 1 - taken.sum(1, keepdim=True) / by_class.sum()
+    # a class that loses all its rows has no others whose weight could matter
+    return factors / _positive(1 - taken / by_class)
 
 
 def _positive(left: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def as_train(
         raise ValueError(
             f"{' and '.join(missing)} must be given to train {type(train).__name__} on subsets."
         )
-    trainer = _method(train).trainer(X_train, y_train, X_test, y_test)
+    trainer = retraining_method(train).trainer(X_train, y_train, X_test, y_test)
     model = trainer.retraining.way.model
     if classification != model.loss.is_classifier:
         task = "classification" if classification else "regression"
@@ -46,7 +46,7 @@ def as_train(
     return replace(trainer, measured=replace(trainer.measured, measure=measure))
 
 
-def _method(train: Any) -> BaseRetraining:
+def retraining_method(train: Any) -> BaseRetraining:
     """Return the retraining method that an estimator or attributor stands for."""
     if not isinstance(train, BaseAttributor):
         return LeaveOneOut(train)

@@ -18,7 +18,7 @@ from ..measured import Measured
 from .refits import Refits
 from .run import Way
 from .store import UnitStore, one_warning
-from .subset_outcomes import SubsetOutcomes, assemble_subsets
+from .subset_outcomes import SubsetOutcomes, assemble_subsets, mean_and_error
 from .subsets import StackedRetraining, SubsetUnit
 from .workers import Result, run_units
 
@@ -94,6 +94,19 @@ class Retraining:
         )
         # the order of workers must not show
         return {unit: found[unit] for unit in units if unit in found}
+
+    def differences(
+        self, subsets: NDArray[np.bool_], measured: Measured
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return how measurements differ from those of the first subset, and standard errors over seeds.
+
+        Both are (n_test, M - 1), NaN where every training failed.
+        """
+        readings = replace(self, max_seconds=None).train(subsets, measured)
+        outcomes = assemble_subsets(subsets, self.seeds, readings)
+        outcomes.require_some()
+        change, errors = mean_and_error(outcomes.measured[1:] - outcomes.measured[:1])
+        return change.T, errors.T
 
     def measure(
         self, models: Mapping[SubsetUnit, Result], measured: Measured

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._identity import identity_of
 from ..measured import Measured
 from ..model import FinalModel
+from .batches import LeaveOutMode
 from .choice import Agreed, decided
 from .run import Run, Way
 from .subset_outcomes import as_reading
@@ -61,16 +62,17 @@ class StackedRetraining:
     """Retraining of a network from scratch, in stacks of `chunk_size` models.
 
     `start` has the initial parameters (p,) of each seed; those of seed 0, `probe`, tell one way of
-    initialising from another.
+    initialising from another. Rows leave their batches as `mode` says (see `Plan`).
     """
 
     may_be_stored: ClassVar[bool] = True
 
     run: Run
-    n_epochs: int
+    n_epochs: float
     start: dict[int, Tensor]
     probe: Tensor
     chunk_size: int | None = None
+    mode: LeaveOutMode = "drop"
 
     @property
     def model(self) -> FinalModel:
@@ -106,6 +108,7 @@ class StackedRetraining:
             "model": untrained,
             "initial parameters": identity_of(self.probe),
             "shuffle": self.run.shuffle,
+            **({} if self.mode == "drop" else {"rows leave by": self.mode}),
         }
 
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
@@ -119,7 +122,7 @@ class StackedRetraining:
     def train(self, unit: SubsetUnit) -> NDArray[Any]:
         """Return the parameters (L, p) after training."""
         run = replace(self.run, start=self.start[unit.seed])
-        plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks))
+        plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks), self.mode)
         with one_thread():
             theta = run.train(plan, [run.n_steps(self.n_epochs)], require_finite=False)
         return theta.cpu().numpy()

@@ -78,10 +78,13 @@ class BoostingLoss(ABC):
         changes = -(targets - means[:, None]) * (weights / weights.sum())
         return self.link_slopes(means, changes)
 
-    def starts_without(self, targets: Floats, weights: Floats, rows: NDArray[np.int64]) -> Floats:
-        """Return the constant scores (C, len(rows)) without each of some rows."""
-        total = (targets * weights).sum(1, keepdims=True) - targets[:, rows] * weights[rows]
-        return self.link(total / (weights.sum() - weights[rows]))
+    def starts_without(
+        self, targets: Floats, weights: Floats, removed: NDArray[np.bool_]
+    ) -> Floats:
+        """Return the constant scores (C, k) without the rows of each column of `removed` (n, k)."""
+        weighted = targets * weights
+        total = weighted.sum(1, keepdims=True) - weighted @ removed
+        return self.link(total / (weights.sum() - weights @ removed))
 
 
 @dataclass(frozen=True)

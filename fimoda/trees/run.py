@@ -200,17 +200,18 @@ class BoostingRun:
     # ---- forwards ---------------------------------------------------------------------------
 
     def without(
-        self, rows: NDArray[np.int64], test: Leaves, first: int = 0
+        self, removed: NDArray[np.bool_], test: Leaves, first: int = 0
     ) -> tuple[Floats, Floats]:
-        """Return scores (C, n_test, len(rows)) of test rows after the run without each row, and with all.
+        """Return scores (C, n_test, k) of test rows after the runs without some rows, and with all.
 
-        The splits are held: the values of the leaves are computed anew, from round `first` on.
+        Each column of `removed` (n, k) says which rows a run is without. The splits are held: the values of
+        the leaves are computed anew, from round `first` on.
         """
         boosting = self.boosting
         known = [_before(boosting, leaves, first) for leaves in (self.leaves, test)]
-        scores, found = (np.repeat(one[..., None], len(rows) + 1, axis=2) for one in known)
+        scores, found = (np.repeat(one[..., None], removed.shape[1] + 1, axis=2) for one in known)
         if first == 0 and boosting.start_is_fitted:
-            starts = boosting.loss.starts_without(self.targets, self.start_weights, rows)
+            starts = boosting.loss.starts_without(self.targets, self.start_weights, removed)
             change = starts - boosting.loss.start(self.targets, self.start_weights)[:, None]
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
@@ -219,7 +220,7 @@ class BoostingRun:
             totals: dict[int, Floats] = {}
             moved = scores.copy() if boosting.n_steps > 1 else scores
             for step in range(boosting.n_steps):
-                weighted = self._weighted(moved, number, rows)
+                weighted = self._weighted(moved, number, removed)
                 for t in members:
                     asked = boosting.value(*self._sums(t, members[t], *weighted))
                     totals[t] = totals[t] + asked if step else asked
@@ -234,16 +235,17 @@ class BoostingRun:
         return found[..., :-1], found[..., -1]
 
     def _weighted(
-        self, scores: Floats, number: int, rows: NDArray[np.int64]
+        self, scores: Floats, number: int, removed: NDArray[np.bool_]
     ) -> tuple[Floats, Floats]:
-        """Return g and h by weight at scores (C, n, len(rows) + 1), 0 for the row that a run is without."""
+        """Return g and h by weight at scores (C, n, k + 1), 0 for the rows that a run is without."""
         C, n, runs = scores.shape
         weights, loss = self.weights_in(number), self.boosting.loss
         g, h = np.empty_like(scores), np.empty((C, C, n, runs) if loss.is_coupled else (C, n, runs))
         for part in self._parts(scores):
             at = loss.derivatives(scores[:, part], self.targets[:, part, None])
             g[:, part], h[..., part, :] = (one * weights[part, None] for one in at)
-        g[..., rows, np.arange(len(rows))] = h[..., rows, np.arange(len(rows))] = 0
+        rows, run = np.nonzero(removed)
+        g[..., rows, run] = h[..., rows, run] = 0
         return g, h
 
     def _add(self, scores: Floats, t: int, value: Floats) -> None:

@@ -112,7 +112,7 @@ def remade(method, X):
     """Return the scores of the view, and those of the run made again on all training rows."""
     leaves = method.model_.leaves(method.model_.encode_X(X))
     return method.model_.ensemble.outputs(leaves), method._members[0].run.without(
-        np.arange(1), leaves
+        np.eye(len(leaves), 1, dtype=bool), leaves
     )[1]
 
 

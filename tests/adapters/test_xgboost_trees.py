@@ -217,7 +217,7 @@ def test_trees_without_a_split_add_nothing_where_rows_are_too_few():
     still = [tree for tree in method.model_.ensemble.trees if tree.outputs == slice(0, 0)]
     assert 0 < len(still) < 3 * ROUNDS
     leaves = method.model_.leaves(method.model_.encode_X(X))
-    again = method._members[0].run.without(np.arange(1), leaves)[1]
+    again = method._members[0].run.without(np.eye(len(leaves), 1, dtype=bool), leaves)[1]
     assert_close(again, method.model_.ensemble.outputs(leaves), 1e-5)
 
 
@@ -260,7 +260,7 @@ def test_categories_and_frames():
     for one in (model, bare):
         method = LeafRefit(one).fit(frame, y, sample_weight=w)
         leaves = method.model_.leaves(method.model_.encode_X(frame))
-        again = method._members[0].run.without(np.arange(1), leaves)[1]
+        again = method._members[0].run.without(np.eye(len(leaves), 1, dtype=bool), leaves)[1]
         assert_close(again, method.model_.ensemble.outputs(leaves), 1e-5)
         with pytest.raises(ValueError, match="feature_names"):
             LeafRefit(one).fit(frame[list("badc")], y, sample_weight=w)

@@ -1,0 +1,1 @@
+"""Effects of groups of rows, and the smallest sets that turn a prediction."""

@@ -1,0 +1,180 @@
+"""Rows reweighted and relabelled, against models that are fitted again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from problems import tanh_network
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
+
+from fimoda import (
+    TRAK,
+    CGInfluence,
+    EKFACInfluence,
+    ExactInfluence,
+    GradDot,
+    LeafInfluence,
+    LeaveOneOut,
+)
+
+N, D = 30, 3
+RNG = np.random.default_rng(3)
+X, X_TEST = RNG.normal(size=(N, D)), RNG.normal(size=(4, D))
+Y = X @ RNG.normal(size=D) + RNG.normal(size=N)
+Y_TEST = X_TEST.sum(1)
+CLASSES = (Y > 0).astype(int)
+ROWS, TARGETS = [4, 17], [1.5, -2.0]
+
+
+def relabelled(model, y, row, target):
+    other = y.copy()
+    other[row] = target
+    return clone(model).fit(X, other)
+
+
+@pytest.mark.parametrize("method", [ExactInfluence, CGInfluence, LeaveOneOut])
+def test_ridge_is_linear_in_its_targets(method):
+    model = Ridge(alpha=0.5).fit(X, Y)
+    own = {"tol": 1e-12} if method is CGInfluence else {}
+    own = {"n_seeds": 1, "leave_out": [0]} if method is LeaveOneOut else own
+    found = method(model, measurement="output", **own).fit(X, Y)
+    effect = found.relabel(X_TEST, rows=ROWS, targets=TARGETS)
+    for k, (row, target) in enumerate(zip(ROWS, TARGETS, strict=True)):
+        wanted = relabelled(model, Y, row, target).predict(X_TEST) - model.predict(X_TEST)
+        assert np.allclose(effect[:, k], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [None, {0: 1.0, 1: 3.0}])
+def test_logistic_regression_with_another_label(weight):
+    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=2000, class_weight=weight).fit(
+        X, CLASSES
+    )
+    found = ExactInfluence(model).fit(X, CLASSES)
+    y_test, rows = np.array([0, 1, 0, 1]), [3, 8]
+    effect = found.relabel(X_TEST, y_test, rows=rows, targets=1 - CLASSES[rows])
+
+    def loss(fitted):
+        return -np.log(fitted.predict_proba(X_TEST)[np.arange(4), y_test])
+
+    for k, row in enumerate(rows):
+        wanted = loss(relabelled(model, CLASSES, row, 1 - CLASSES[row])) - loss(model)
+        assert np.linalg.norm(effect[:, k] - wanted) < 0.25 * np.linalg.norm(wanted)
+
+
+def gradients(net, criterion, x, y):
+    found = []
+    for one, target in zip(torch.from_numpy(x), torch.from_numpy(y), strict=True):
+        loss = criterion(net(one[None]), target[None])
+        found.append(
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*net.parameters()])])
+        )
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("width", [2, 20], ids=["primal", "dual"])
+def test_networks_swap_a_gradient(width):
+    net, criterion = tanh_network(D, width, 3), nn.CrossEntropyLoss()
+    y, y_test, new = np.arange(N) % 3, np.array([0, 1, 2, 0]), np.array([2, 0])
+    rows = np.array(ROWS)
+    test = gradients(net, criterion, X_TEST, y_test)
+    swapped = gradients(net, criterion, X[rows], y[rows]) - gradients(net, criterion, X[rows], new)
+    dot = GradDot(net, criterion=criterion, lr=0.1, batch_size=N).fit(X, y)
+    found = dot.relabel(X_TEST, y_test, rows=rows, targets=new)
+    assert np.allclose(found, 0.1 / N * (test @ swapped.T).numpy())
+    exact = ExactInfluence(net, criterion=criterion, damping=0.2).fit(X, y)
+    assert (exact._dual is None) == (width == 2)
+    iterative = CGInfluence(net, criterion=criterion, damping=0.2, tol=1e-12).fit(X, y)
+    effects = [one.relabel(X_TEST, y_test, rows=rows, targets=new) for one in (exact, iterative)]
+    assert np.allclose(*effects, rtol=1e-6)
+    # back to what it was: nothing
+    assert np.allclose(exact.relabel(X_TEST, y_test, rows=rows, targets=y[rows]), 0)
+    factored = EKFACInfluence(net, criterion=criterion, damping=0.2).fit(X, y)
+    assert np.isfinite(factored.relabel(X_TEST, y_test, rows=rows, targets=new)).all()
+
+
+def test_trees_and_networks_are_trained_with_the_label():
+    model = HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=3).fit(X, CLASSES)
+    found = LeaveOneOut(model, n_seeds=1, leave_out=[0], measurement="output").fit(X, CLASSES)
+    effect = found.relabel(X_TEST, rows=[5], targets=[1 - CLASSES[5]])[:, 0]
+    after = relabelled(model, CLASSES, 5, 1 - CLASSES[5])
+    moved = after.decision_function(X_TEST) - model.decision_function(X_TEST)
+    sure = abs(moved) > 1e-9
+    assert (abs(effect[sure]) > 0).all()
+    net = nn.Sequential(nn.Linear(D, 1)).double()
+    own = {"criterion": nn.MSELoss(), "lr": 0.1, "batch_size": N, "random_state": 0}
+    scratch = LeaveOneOut(net, n_epochs=3, n_seeds=1, leave_out=[0], **own, measurement="output")
+    effect = scratch.fit(X, Y[:, None]).relabel(X_TEST, rows=[5], targets=[[4.0]])[:, 0]
+    # by hand: full batches, both runs begin alike, and the run is linear in the targets
+    A, theta = np.hstack([X, np.ones((N, 1))]), np.zeros(D + 1)
+    for _ in range(3):
+        pull = np.zeros(N)
+        pull[5] = 4.0 - Y[5]
+        theta = theta - 0.1 * 2 / N * A.T @ (A @ theta - pull)
+    assert np.allclose(effect, np.hstack([X_TEST, np.ones((4, 1))]) @ theta, atol=1e-6)
+
+
+def test_methods_without_gradients_of_rows_say_so():
+    model = HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=3).fit(X, Y)
+    with pytest.raises(TypeError, match="LeafInfluence does not know what another target"):
+        LeafInfluence(model).fit(X, Y).relabel(X_TEST, rows=[0], targets=[1.0])
+    trak = TRAK(LogisticRegression().fit(X, CLASSES)).fit(X, CLASSES)
+    with pytest.raises(TypeError, match="TRAK does not know"):
+        trak.relabel(X_TEST, rows=[0], targets=[1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "targets", "message"),
+    [
+        ([0, 1], [1], "targets must have one entry"),
+        ([0, 0], [1, 1], "rows must not repeat"),
+        ([N], [1], "rows must hold indices"),
+        ([0], [7], "7"),
+    ],
+)
+def test_bad_targets(rows, targets, message):
+    found = ExactInfluence(LogisticRegression().fit(X, CLASSES)).fit(X, CLASSES)
+    with pytest.raises(ValueError, match=message):
+        found.relabel(X_TEST, rows=rows, targets=targets)
+
+
+# ---- weights --------------------------------------------------------------------------------
+
+
+def test_a_sum_of_losses_keeps_the_others():
+    model = Ridge(alpha=0.5).fit(X, Y)
+    found = ExactInfluence(model, measurement="output").fit(X, Y)
+    factors = np.ones(N)
+    factors[4], factors[9] = 1.01, 0.99
+    wanted = clone(model).fit(X, Y, sample_weight=factors).predict(X_TEST) - model.predict(X_TEST)
+    effect = found.reweight(X_TEST, weights=factors)
+    assert np.linalg.norm(effect - wanted) < 0.02 * np.linalg.norm(wanted)
+    assert np.allclose(effect, found.transform(X_TEST) @ (1 - factors))
+
+
+def test_a_mean_counts_the_others_more():
+    net = nn.Linear(D, 1).double()
+    A = np.hstack([X, np.ones((N, 1))])
+    solution = np.linalg.lstsq(A, Y, rcond=None)[0]
+    with torch.no_grad():
+        net.weight[0] = torch.from_numpy(solution[:-1])
+        net.bias[0] = float(solution[-1])
+    found = ExactInfluence(net, criterion=nn.MSELoss(), damping=0.0, measurement="output")
+    found.fit(X, Y[:, None])
+    factors = 1 + 1e-4 * RNG.normal(size=N)
+    root = np.sqrt(factors)[:, None]
+    after = np.linalg.lstsq(A * root, Y * root[:, 0], rcond=None)[0]
+    wanted = np.hstack([X_TEST, np.ones((4, 1))]) @ (after - solution)
+    assert np.linalg.norm(found.reweight(X_TEST, weights=factors) - wanted) < 1e-3 * np.linalg.norm(
+        wanted
+    )
+
+
+@pytest.mark.parametrize("weights", [np.ones(3), -np.ones(N), np.zeros(N), np.full(N, np.nan)])
+def test_bad_weights(weights):
+    found = ExactInfluence(Ridge().fit(X, Y)).fit(X, Y)
+    with pytest.raises(ValueError, match="weights must"):
+        found.reweight(X_TEST, weights=weights)
