@@ -5,9 +5,12 @@ from .attribution.call import attribute
 from .attribution.result import Attribution
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.axil import AXIL
+from .attributors.beta_shapley import BetaShapley
 from .attributors.boost_in import BoostIn
 from .attributors.cg_influence import CGInfluence
+from .attributors.data_banzhaf import DataBanzhaf
 from .attributors.data_inf import DataInf
+from .attributors.data_shapley import DataShapley
 from .attributors.datamodel import Datamodel
 from .attributors.distributional_influence import DistributionalInfluence
 from .attributors.downsampling import Downsampling
@@ -22,6 +25,7 @@ from .attributors.hydra import Hydra
 from .attributors.leaf_influence import LeafInfluence
 from .attributors.leaf_kernel import LeafKernel
 from .attributors.leaf_refit import LeafRefit
+from .attributors.least_core import LeastCore
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
@@ -88,9 +92,12 @@ __all__ = [
     "ArnoldiInfluence",
     "Attribution",
     "BaseAttributor",
+    "BetaShapley",
     "BoostIn",
     "CGInfluence",
+    "DataBanzhaf",
     "DataInf",
+    "DataShapley",
     "Datamodel",
     "DistributionalAgreement",
     "DistributionalInfluence",
@@ -109,6 +116,7 @@ __all__ = [
     "LeafInfluence",
     "LeafKernel",
     "LeafRefit",
+    "LeastCore",
     "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",

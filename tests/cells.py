@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import fimoda
 import fimoda.attributors
 from fimoda import BaseAttributor, GradDot, UnrolledDifferentiation
-from fimoda.attributors._retraining import BaseRetraining
+from fimoda.attributors._trained_again import BaseTrainedAgain
 
 #: Errors with which the package refuses.
 REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, FloatingPointError)
@@ -63,7 +63,7 @@ def make(name: str, model: Any, **params: Any) -> BaseAttributor:
     """Return an attributor with small parameters."""
     cls = ATTRIBUTORS[name]
     known = set(inspect.signature(cls).parameters)
-    if issubclass(cls, BaseRetraining):
+    if issubclass(cls, BaseTrainedAgain):
         known.discard("n_epochs")  # a model with a fit of its own refuses it
     return cls(model, **{k: v for k, v in SMALL.items() if k in known}, **params)
 

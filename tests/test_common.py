@@ -34,7 +34,7 @@ from torch import nn
 
 import fimoda
 from fimoda import BaseAttributor, GradCos, GradDot, RepSim
-from fimoda.attributors._retraining import BaseRetraining
+from fimoda.attributors._trained_again import BaseTrainedAgain
 from fimoda.utils.estimator_checks import attributor_checks, check_attributor
 
 # The default MLP of scikit-learn's checks, and small fits here, may stop early.
@@ -64,7 +64,7 @@ SMALL = {
 def make(cls: type[BaseAttributor], estimator=None, **params) -> BaseAttributor:
     """An attributor with small parameters."""
     known = set(inspect.signature(cls).parameters)
-    if issubclass(cls, BaseRetraining):
+    if issubclass(cls, BaseTrainedAgain):
         known.discard("n_epochs")  # a model with a fit of its own refuses it
     small = {name: value for name, value in SMALL.items() if name in known}
     return cls(estimator, **{**small, **params})
@@ -132,7 +132,7 @@ def test_sample_weight_is_repetition(cls):
     weight = np.tile([1, 2, 0, 3], 3)
     model = Ridge().fit(X, y, weight)
     steps = "batch_size" in inspect.signature(cls).parameters
-    params = {"batch_size": 100} if steps and not issubclass(cls, BaseRetraining) else {}
+    params = {"batch_size": 100} if steps and not issubclass(cls, BaseTrainedAgain) else {}
     weighted = make(cls, model, **params).fit(X, y, sample_weight=weight).transform(X, y)
     copies = np.repeat(np.arange(12), weight)
     repeated = make(cls, model, **params).fit(X[copies], y[copies]).transform(X, y)
@@ -465,7 +465,7 @@ def test_sparse_rows(cls):
     sparse = make(cls, estimator).fit(scipy.sparse.csr_array(X), y)
     scores = sparse.transform(scipy.sparse.csr_array(X_test), y_test)
     dense = make(cls, estimator).fit(X, y).transform(X_test, y_test)
-    rounding = 1e-3 if issubclass(cls, BaseRetraining) else 1e-9  # solvers differ
+    rounding = 1e-3 if issubclass(cls, BaseTrainedAgain) else 1e-9  # solvers differ
     assert_allclose(scores, dense, rtol=rounding, atol=rounding * np.abs(dense).max())
 
 

@@ -46,6 +46,7 @@ ORDER = [
     "trials",
     "base",
     "training",
+    "games",
     "curvature",
     "attributors",
     "evaluation",
@@ -70,6 +71,7 @@ SCIKIT_LEARN = {
     "_validation",
     "preparation",
     "base",
+    "games",
     "selection",
     "utils",
 }

@@ -1,5 +1,6 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
+from .closed_forms import Form, LeastSquaresForm, LogisticForm, NeighboursForm, closed_form
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
 from .going_on import continued, how_to_continue, with_rounds_held
@@ -50,6 +51,10 @@ from .wrappers import (
 
 __all__ = [
     "Continuing",
+    "Form",
+    "LeastSquaresForm",
+    "LogisticForm",
+    "NeighboursForm",
     "OwnRows",
     "RefittableModel",
     "TrajectoryRecorder",
@@ -61,6 +66,7 @@ __all__ = [
     "check_fitted",
     "check_ids",
     "check_shapes",
+    "closed_form",
     "continued",
     "continues_itself",
     "default_estimator",
