@@ -10,6 +10,7 @@ from .attributors.boost_in import BoostIn
 from .attributors.cg_influence import CGInfluence
 from .attributors.data_banzhaf import DataBanzhaf
 from .attributors.data_inf import DataInf
+from .attributors.data_oob import DataOOB
 from .attributors.data_shapley import DataShapley
 from .attributors.datamodel import Datamodel
 from .attributors.distributional_influence import DistributionalInfluence
@@ -22,6 +23,7 @@ from .attributors.further_training_curve import FurtherTrainingCurve, further_tr
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
 from .attributors.hydra import Hydra
+from .attributors.knn_shapley import KNNShapley
 from .attributors.leaf_influence import LeafInfluence
 from .attributors.leaf_kernel import LeafKernel
 from .attributors.leaf_refit import LeafRefit
@@ -97,6 +99,7 @@ __all__ = [
     "CGInfluence",
     "DataBanzhaf",
     "DataInf",
+    "DataOOB",
     "DataShapley",
     "Datamodel",
     "DistributionalAgreement",
@@ -113,6 +116,7 @@ __all__ = [
     "GradDot",
     "Hydra",
     "InfluencePruner",
+    "KNNShapley",
     "LeafInfluence",
     "LeafKernel",
     "LeafRefit",

@@ -54,6 +54,9 @@ class BaseAttributor(Preparation, TransformerMixin, BaseEstimator, ABC):
     #: The model is an ensemble of trees, and rows stay as its library takes them.
     _of_trees: ClassVar[bool] = False
 
+    #: Scores are about test rows; otherwise each training row has one score, whatever they are.
+    _of_test_rows: ClassVar[bool] = True
+
     #: The method averages over several models itself (parameter ``models``), not its scores.
     _averages_models: ClassVar[bool] = False
 

@@ -31,6 +31,7 @@ SMALL = {
     "n_epochs": 1,
     "n_seeds": 1,
     "n_subsets": 8,
+    "n_samples": 4,
     "n_components": 16,
     "regression": "ridge",
     "n_bootstrap": 2,

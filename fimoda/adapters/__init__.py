@@ -1,6 +1,12 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
-from .closed_forms import Form, LeastSquaresForm, LogisticForm, NeighboursForm, closed_form
+from .closed_forms import (
+    LeastSquaresForm,
+    LogisticForm,
+    NeighboursForm,
+    closed_form,
+    default_neighbours,
+)
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
 from .going_on import continued, how_to_continue, with_rounds_held
@@ -51,7 +57,6 @@ from .wrappers import (
 
 __all__ = [
     "Continuing",
-    "Form",
     "LeastSquaresForm",
     "LogisticForm",
     "NeighboursForm",
@@ -72,6 +77,7 @@ __all__ = [
     "default_estimator",
     "default_forest",
     "default_linear_model",
+    "default_neighbours",
     "default_trees",
     "fit_with",
     "fits_itself",

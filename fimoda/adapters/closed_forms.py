@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     Ridge,
 )
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+from .mlp import is_class_target
 
 #: Numbers that a linear model may have: its equations are solved for each subset.
 _MOST_NUMBERS = 128
@@ -77,3 +81,9 @@ def _is_smooth(estimator: LogisticRegression) -> bool:
         and getattr(estimator, "multi_class", "deprecated") in ("deprecated", "auto", "multinomial")
         and (len(estimator.classes_) == 2 or len(estimator.coef_) == len(estimator.classes_))
     )
+
+
+def default_neighbours(y: ArrayLike, n_neighbors: int) -> BaseEstimator:
+    """Return the nearest neighbours that stand in for ``estimator=None`` where rows are only compared."""
+    model = KNeighborsClassifier if is_class_target(y) else KNeighborsRegressor
+    return model(min(n_neighbors, len(np.asarray(y))))

@@ -34,6 +34,10 @@ class ClosedFits(Refits):
     #: Why a subset has no fit.
     _reason = "its rows have not every class"
 
+    def identity(self) -> dict[str, Any]:
+        """Return what the run is, for the directory that keeps it."""
+        return {**super().identity(), "solver": type(self).__name__}
+
     def units(self, subsets: NDArray[np.bool_], seeds: Sequence[int]) -> list[SubsetUnit]:
         """Cut seeds x subsets into units of work."""
         return cut_units(subsets, seeds, np.zeros(len(subsets)), self.chunk_size or UNIT)

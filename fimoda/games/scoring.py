@@ -22,13 +22,13 @@ Scoring = str | Callable[[Any, Any, Any], float]
 
 
 def as_scorer(scoring: Scoring) -> Any:
-    """Return the callable ``f(estimator, X, y)`` behind a scoring; ValueError if there is none of its name."""
+    """Return the callable ``f(estimator, X, y)`` behind a scoring; ValueError for an unknown name."""
     if not isinstance(scoring, str):
         return scoring
     if scoring not in get_scorer_names():
         raise ValueError(
-            "scoring must be the name of a scorer, as sklearn.metrics.get_scorer_names lists them, a scorer, or "
-            f"a callable f(estimator, X, y), got {scoring!r}."
+            "scoring must be the name of a scorer, as sklearn.metrics.get_scorer_names lists them, a "
+            f"scorer, or a callable f(estimator, X, y), got {scoring!r}."
         )
     return get_scorer(scoring)
 

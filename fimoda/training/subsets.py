@@ -16,6 +16,7 @@ from torch import Tensor
 from .._identity import identity_of
 from ..measured import Measured
 from ..model import FinalModel
+from .batches import LeaveOutMode
 from .choice import Agreed, decided
 from .run import Run, Way
 from .subset_outcomes import as_reading
@@ -42,7 +43,8 @@ class SubsetUnit:
     @cached_property
     def key(self) -> str:
         """Name of the unit's file."""
-        rows = hashlib.sha256(repr(self.masks.shape).encode() + np.packbits(self.masks).tobytes())
+        own = np.packbits(self.masks) if self.masks.dtype == bool else self.masks
+        rows = hashlib.sha256(repr(self.masks.shape).encode() + own.tobytes())
         kept = f"-measured-{self.measured}" if self.measured else ""
         return f"seed-{self.seed}-subsets-{rows.hexdigest()[:16]}{kept}"
 
@@ -65,6 +67,7 @@ class StackedRetraining:
     """
 
     may_be_stored: ClassVar[bool] = True
+    mode: ClassVar[LeaveOutMode] = "drop"
 
     run: Run
     n_epochs: int
@@ -119,7 +122,7 @@ class StackedRetraining:
     def train(self, unit: SubsetUnit) -> NDArray[Any]:
         """Return the parameters (L, p) after training."""
         run = replace(self.run, start=self.start[unit.seed])
-        plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks))
+        plan = run.plan_of(unit.seed, torch.from_numpy(unit.masks), self.mode)
         with one_thread():
             theta = run.train(plan, [run.n_steps(self.n_epochs)], require_finite=False)
         return theta.cpu().numpy()
