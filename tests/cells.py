@@ -31,7 +31,7 @@ SMALL = {
     "n_epochs": 1,
     "n_seeds": 1,
     "n_subsets": 8,
-    "n_samples": 4,
+    "n_samples": 20,
     "n_components": 16,
     "regression": "ridge",
     "n_bootstrap": 2,
@@ -66,7 +66,10 @@ def make(name: str, model: Any, **params: Any) -> BaseAttributor:
     known = set(inspect.signature(cls).parameters)
     if issubclass(cls, BaseTrainedAgain):
         known.discard("n_epochs")  # a model with a fit of its own refuses it
-    return cls(model, **{k: v for k, v in SMALL.items() if k in known}, **params)
+    small = {k: v for k, v in SMALL.items() if k in known}
+    if "sampling" in known:  # a permutation is many trainings
+        small["n_samples"] = 1
+    return cls(model, **small, **params)
 
 
 @functools.cache

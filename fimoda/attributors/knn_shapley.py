@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from .._arrays import check_rows
-from .._validation import POSITIVE_INTEGER, StrOptions
+from .._arrays import check_rows, n_rows
+from .._validation import POSITIVE_INTEGER, StrOptions, check_weights
 from ..adapters import default_neighbours
 from ..games.nearest import of_mean, of_vote
 from ..last_call import of_last_call
@@ -131,6 +131,12 @@ class KNNShapley(BaseRefittable):
     values_ = of_last_call(
         "values_", "Means of the scores last returned over test rows, (n_train,)."
     )
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        if self.estimator is None and sample_weight is not None:
+            check_weights(sample_weight, np.zeros((n_rows(X), 1)))
+            sample_weight = None  # of no use to nearest rows
+        super()._prepare(X, y, sample_weight)
 
     def _default(self, y: NDArray[Any]) -> Any:
         return default_neighbours(y, self.n_neighbors)

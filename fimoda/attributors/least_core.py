@@ -43,7 +43,8 @@ class LeastCore(BaseGame):
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
         small MLP. Its parameters are not where training starts.
     n_samples : int or "exact", default=1000
-        Number of random sets of rows; "exact" trains on all sets of at most 14 rows.
+        Number of random sets of rows, each with that of all other rows; "exact" trains on all sets of at most
+        14 rows.
     scoring : str or callable, default=None
         What `values` shares among the rows: a scorer of scikit-learn's by name, a scorer, or a callable
         ``f(estimator, X, y)`` giving one number for all test rows, more being better. The estimator predicts
@@ -223,8 +224,10 @@ class LeastCore(BaseGame):
 
     def _sampled(self, utility: Utility, random_state: np.random.RandomState) -> Estimate:
         n = utility.n_rows
-        sets = random_state.rand(int(self.n_samples), n) < 0.5
-        sets = np.concatenate([np.zeros((1, n), dtype=bool), np.ones((1, n), dtype=bool), sets])
+        drawn = random_state.rand(-(-int(self.n_samples) // 2), n) < 0.5
+        ends = np.array([[False] * n, [True] * n])
+        # each set with the one of all other rows, without which e would have no bound
+        sets = np.concatenate([ends, drawn, ~drawn])
         sets = np.unique(sets, axis=0)
         values = self._core(sets, with_mean(utility(sets)))
         all_known = len(sets) == 2.0**n
