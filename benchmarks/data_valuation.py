@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data_valuation.py --seeds 3
 
-A logistic regression is trained on 200 rows (wine: 80), valued by 100 others (wine: 40) and tested on the
-rest. A fifth of the rows has a flipped label, or noise of a standard deviation in all features. Noise is found
-by cutting the values in two by 2-means: F1 of the lower part. Points are removed from the most valuable on, or
-added from the least valuable on, and the test accuracy is averaged over the course: lower is better in both.
+A logistic regression is trained on 200 rows (wine: 80), valued by 100 others (wine: 40) and tested on
+the rest. A fifth of the rows has a flipped label, or noise of a standard deviation in all features. Noise
+is found by cutting the values in two by 2-means: F1 of the lower part. Points are removed from the most
+valuable on, or added from the least valuable on, until half of them are, and the test accuracy is averaged
+over the course: lower is better in both.
 Tasks as in Jiang et al., "OpenDataVal: a Unified Benchmark for Data Valuation", NeurIPS 2023.
 """
 

@@ -203,7 +203,8 @@ def main() -> None:
     default = float(np.mean(data[3] == np.bincount(data[1]).argmax()))
     print(f"{N} rows, {N_TEST} test rows; milliseconds an evaluation, and the ratio to fimoda's\n")
     print(
-        "| utility, method | evaluations | fimoda | pyDVL | times | agreement | OpenDataVal | times | agreement |"
+        "| utility, method | evaluations | fimoda | pyDVL | times | agreement "
+        "| OpenDataVal | times | agreement |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     evaluations = ORDERS * N

@@ -280,7 +280,7 @@ def test_fit_transform(cls, model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("measurement", ["loss", "log_prob"])
 def test_self_influence_is_the_diagonal(cls, model, measurement):
-    if measurement == "log_prob" and model != "skorch":
+    if measurement == "log_prob" and (model != "skorch" or cls is KNNShapley):
         measurement = "output"
     estimator, X, y, _, _ = problem(model)
     attributor = make(cls, estimator, measurement=measurement).fit(X, y)
@@ -548,8 +548,11 @@ def test_top(cls):
     top = attributor.top(X_test, y_test, k=4)
     for z in range(N_TEST):
         order = np.argsort(scores[z])
-        assert_array_equal(top.helpful[z], order[::-1][:4])
-        assert_array_equal(top.harmful[z], order[:4])
+        if len(np.unique(scores[z])) == len(X):  # equal ones have no order
+            assert_array_equal(top.helpful[z], order[::-1][:4])
+            assert_array_equal(top.harmful[z], order[:4])
+        assert_array_equal(scores[z, top.helpful[z]], scores[z, order[::-1][:4]])
+        assert_array_equal(scores[z, top.harmful[z]], scores[z, order[:4]])
         assert_array_equal(top.helpful_scores[z], scores[z, top.helpful[z]])
         assert_array_equal(top.harmful_scores[z], scores[z, top.harmful[z]])
     assert attributor.top(X_test, k=len(X)).helpful.shape == (N_TEST, len(X))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import (
     LinearRegression,
@@ -16,6 +17,8 @@ from sklearn.linear_model import (
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from .mlp import is_class_target
+
+_KINDS = (KNeighborsClassifier, KNeighborsRegressor, LinearRegression, Ridge, LogisticRegression)
 
 #: Numbers that a linear model may have: its equations are solved for each subset.
 _MOST_NUMBERS = 128
@@ -50,7 +53,10 @@ Form = LeastSquaresForm | LogisticForm | NeighboursForm
 def closed_form(estimator: Any, X: Any, n_outputs: int) -> Form | None:
     """Return the form of a fitted estimator's fits to rows X, or None if it is fitted one at a time."""
     kind = type(estimator)
-    if not (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub"):
+    if kind not in _KINDS or issparse(X):
+        return None
+    X = np.asarray(X)
+    if X.ndim != 2 or X.dtype.kind not in "fiub":
         return None
     if kind in (KNeighborsClassifier, KNeighborsRegressor):
         if estimator.weights == "uniform" and estimator.metric != "precomputed":
