@@ -41,8 +41,8 @@ def data_sets() -> dict[str, Rows]:
     """Return rows and classes of five data sets, as they are."""
     digits = load_digits()
     heloc = load_heloc(n_rows=2000, return_X_y=True)
-    concrete = split_concrete()
-    strength = np.concatenate([concrete.y_train, concrete.y_test]).ravel()
+    X_train, X_test, y_train, y_test = split_concrete()
+    strength = np.concatenate([y_train, y_test]).ravel()
     return {
         "breast cancer": load_breast_cancer(return_X_y=True),
         "digits, even or odd": (
@@ -51,7 +51,7 @@ def data_sets() -> dict[str, Rows]:
         ),
         "HELOC": (np.asarray(heloc[0]), np.asarray(heloc[1])),
         "concrete, strong": (
-            np.concatenate([concrete.X_train, concrete.X_test]),
+            np.concatenate([X_train, X_test]),
             (strength > np.median(strength)).astype(int),
         ),
         "wine": load_wine(return_X_y=True),

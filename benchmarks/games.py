@@ -37,7 +37,13 @@ from fimoda import DataBanzhaf, DataOOB, DataShapley, KNNShapley
 warnings.simplefilter("ignore")
 for absent in (  # of OpenDataVal, for images and texts, which play no part here
     *("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.models"),
-    *("torchvision.models.feature_extraction", "transformers", "geomloss", "openml"),
+    *(
+        "torchvision.models.feature_extraction",
+        "torchvision.transforms.functional",
+        "transformers",
+        "geomloss",
+        "openml",
+    ),
 ):
     sys.modules.setdefault(absent, mock.MagicMock())
 
@@ -136,7 +142,9 @@ def agreement(own: Values, other: Values) -> str:
     r = np.corrcoef(a, b)[0, 1]
     if b_sem is None or a_sem is None:
         return f"r {r:.2f}"
-    return f"z {np.mean(np.abs(a - b) / np.sqrt(a_sem**2 + b_sem**2 + 1e-12)):.2f}, r {r:.2f}"
+    both = np.hypot(a_sem, b_sem)
+    known = both > 1e-6  # rows that never changed a prediction have no error
+    return f"z {np.mean(np.abs(a - b)[known] / both[known]):.2f}, r {r:.2f}"
 
 
 def line(

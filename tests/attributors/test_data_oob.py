@@ -104,7 +104,7 @@ def test_networks_take_twice_the_weight():
     right = np.full(method.bags_.shape, np.nan)
     for own, bag in zip(right, method.bags_, strict=True):
         module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-        nn.utils.vector_to_parameters(start, module.parameters())
+        nn.utils.vector_to_parameters(start.clone(), module.parameters())
         optimizer, weights = torch.optim.SGD(module.parameters(), lr=0.5), torch.tensor(bag / 20.0)
         for _ in range(15):
             optimizer.zero_grad()

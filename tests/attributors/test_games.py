@@ -48,7 +48,8 @@ def net(X, y) -> NeuralNetClassifier:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     made = NeuralNetClassifier(
-        *(module, nn.CrossEntropyLoss),
+        module,
+        criterion=nn.CrossEntropyLoss,
         lr=0.3,
         max_epochs=3,
         batch_size=3,
@@ -89,7 +90,7 @@ def remembered(value):
 @pytest.mark.parametrize("model", [Ridge(), DecisionTreeRegressor(max_depth=2, random_state=0)])
 def test_losses_of_numbers(cls, model):
     X, y, X_test, y_test = numbers()
-    found = cls(model, n_samples="exact", random_state=0).fit(X, y)
+    found = cls(model, n_samples="exact", n_seeds=[0]).fit(X, y)
     scores = found.transform(X_test, y_test)
     for z in range(2):
 
@@ -190,9 +191,11 @@ def test_samples_agree_within_their_errors(cls, sampling):
     found, errors = game.transform(X_test, y_test), game.scores_sem_
     assert game.n_samples_ == 2000
     z = (found - exact)[errors > 0] / errors[errors > 0]
-    assert np.abs(z).max() < 4.5 and 0.5 < np.sqrt((z**2).mean()) < 1.6
+    assert np.abs(z).max() < 4.5
+    assert 0.5 < np.sqrt((z**2).mean()) < 1.6
     assert_allclose(found[errors == 0], exact[errors == 0], atol=1e-12)
-    assert (errors > 0).mean() > 0.5 and errors.max() < 0.1
+    assert (errors > 0).mean() > 0.5
+    assert errors.max() < 0.1
 
 
 def test_least_core_of_enough_samples_is_that_of_all_sets():
@@ -225,17 +228,17 @@ def test_truncation_trains_less_and_changes_little():
     X, y, X_test, y_test = numbers(30)
     trained = []
 
-    class Counted(DecisionTreeRegressor):
-        def fit(self, X, y, **params):
+    class Counted(Ridge):
+        def fit(self, X, y, sample_weight=None):
             trained.append(len(X))
-            return super().fit(X, y, **params)
+            return super().fit(X, y, sample_weight)
 
     def values(truncation):
         trained.clear()
-        game = DataShapley(Counted(max_depth=2), n_samples=8, truncation=truncation, random_state=0)
+        game = DataShapley(Counted(), n_samples=8, truncation=truncation, random_state=0)
         return game.fit(X, y).values(X_test, y_test), len(trained)
 
-    (whole, n_whole), (cut, n_cut) = values(0.0), values(0.2)
+    (whole, n_whole), (cut, n_cut) = values(0.0), values(0.05)
     assert n_cut < 0.8 * n_whole
     assert np.corrcoef(whole, cut)[0, 1] > 0.8
 
@@ -246,7 +249,7 @@ def test_banzhaf_and_downsampling_at_one_half():
     banzhaf = (
         DataBanzhaf(Ridge(), n_samples=4000, random_state=0).fit(X, y).transform(X_test, y_test)
     )
-    halves = Downsampling(Ridge(), n_subsets=4000, n_seeds=1, random_state=0).fit(X, y)
+    halves = Downsampling(Ridge(), n_subsets=800, n_seeds=1, random_state=0).fit(X, y)
     against_mean = banzhaf - banzhaf.mean(1, keepdims=True)
     for own, other in zip(against_mean, halves.transform(X_test, y_test), strict=True):
         assert np.corrcoef(own, other)[0, 1] > 0.8
@@ -293,10 +296,13 @@ def test_checkpoints(model, tmp_path):
     assert len(list(tmp_path.iterdir())) > len(files)
     damaged = next(path for path in tmp_path.iterdir() if path.suffix == ".npy")
     damaged.write_bytes(b"nothing")
+    found = []
     with pytest.warns(RuntimeWarning, match="computed again"):
-        found = DataShapley(estimator, **params).fit(X, y).transform(X_test, y_test)
-        DataShapley(estimator, **params).fit(X, y).transform(X_test[:2], y_test[:2])
-    assert_allclose(found, first, rtol=1e-6)
+        found += [
+            DataShapley(estimator, **params).fit(X, y).transform(X_test[rows], y_test[rows])
+            for rows in (slice(None), slice(2))  # whichever the file is of
+        ]
+    assert_allclose(found[0], first, rtol=1e-6)
 
 
 def test_repeated_calls_draw_the_same_samples():
@@ -311,7 +317,7 @@ def test_repeated_calls_draw_the_same_samples():
 
 
 @pytest.mark.parametrize(
-    "params, match",
+    ("params", "match"),
     [
         ({"n_samples": "many"}, "n_samples"),
         ({"n_samples": 0}, "n_samples"),

@@ -110,7 +110,7 @@ def test_a_sampled_game_of_numbers_agrees():
 
 
 @pytest.mark.parametrize(
-    "params, kind, match",
+    ("params", "kind", "match"),
     [
         ({"measurement": "margin"}, "classes", "measurement must be 'loss' or 'output'.*'margin'"),
         ({"weights": np.exp}, "numbers", "weights must be 'uniform'"),

@@ -20,7 +20,7 @@ def game(seed: int = 0):
     return utilities, lambda rows: utilities[place[rows], 0]
 
 
-@pytest.mark.parametrize("alpha, beta", [(1, 1), (16, 1), (4, 1), (1, 4), (2.5, 0.5)])
+@pytest.mark.parametrize(("alpha", "beta"), [(1, 1), (16, 1), (4, 1), (1, 4), (2.5, 0.5)])
 def test_beta_shapley(alpha, beta):
     utilities, value = game()
     found = semivalues(utilities, beta_probabilities(N, alpha, beta))
@@ -51,6 +51,7 @@ def test_probabilities_sum_to_one(n):
 def test_all_subsets():
     sets = all_subsets(3)
     assert len({tuple(rows) for rows in sets}) == 8
-    assert not sets[0].any() and sets[-1].all()
+    assert not sets[0].any()
+    assert sets[-1].all()
     with pytest.raises(ValueError, match=f"at most {MOST_ROWS} rows, got {MOST_ROWS + 1}"):
         all_subsets(MOST_ROWS + 1)

@@ -21,7 +21,8 @@ def score_of(model, scoring, X, y):
     test = method._test(X, y)
     measured = scored(method.model_, scoring, test.rows, X, y)
     found = measured.measure(method.model_.outputs(test.inputs), test.targets)
-    assert found.shape == (len(X),) and (found == found[0]).all()
+    assert found.shape == (len(X),)
+    assert (found == found[0]).all()
     return float(found[0])
 
 
@@ -53,7 +54,7 @@ def test_numbers(scoring, n_targets):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="scoring must be the name of a scorer.*'acuracy'"):
+    with pytest.raises(ValueError, match=r"scoring must be the name of a scorer.*'acuracy'"):
         as_scorer("acuracy")
 
 

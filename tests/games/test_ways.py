@@ -113,7 +113,7 @@ def test_least_squares_of_fewer_rows_than_features():
 
 
 @pytest.mark.parametrize(
-    "model, kind",
+    ("model", "kind"),
     [
         (Ridge(positive=True), "regression"),
         (Ridge([1.0, 2.0]), "two outputs"),
