@@ -154,7 +154,7 @@ def line(
     cells = [f"{1e3 * seconds / n:.2f}"]
     for found, other, n_other in peers.values():
         ratio = (other / n_other) / (seconds / n)
-        cells.append(f"{1e3 * other / n_other:.2f} | {ratio:.0f} | {agreement(values, found)}")
+        cells.append(f"{1e3 * other / n_other:.2f} | {ratio:.2g} | {agreement(values, found)}")
     print(f"| {name} | {n} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -35,12 +35,14 @@ from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
     RefittableModel,
     as_refittable,
+    fit_anew,
     fit_with,
     part_to_refit,
     refit,
     refit_outputs,
     takes_pairs,
     trained_in_stacks,
+    unfitted,
     weights_name,
 )
 from .rows_of_training import training_rows
@@ -79,6 +81,7 @@ __all__ = [
     "default_linear_model",
     "default_neighbours",
     "default_trees",
+    "fit_anew",
     "fit_with",
     "fits_itself",
     "has_earlier_steps",
@@ -106,6 +109,7 @@ __all__ = [
     "transform_targets",
     "transforms",
     "trees_of",
+    "unfitted",
     "warn_of_rows",
     "weights_name",
     "with_rounds_held",

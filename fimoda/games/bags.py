@@ -27,8 +27,8 @@ def draw_bags(n: int, n_bags: int, random_state: np.random.RandomState) -> NDArr
 class BaggedRefits(Refits):
     """Refits of an estimator to bags, in which a row comes as often as it was drawn."""
 
-    def _fitted(self, mask: NDArray[Any], seed: int) -> Any:
-        return super()._fitted(np.repeat(np.arange(len(mask)), mask), seed)
+    def _fitted(self, fresh: Any, mask: NDArray[Any], seed: int) -> Any:
+        return super()._fitted(fresh, np.repeat(np.arange(len(mask)), mask), seed)
 
 
 @dataclass(frozen=True)
