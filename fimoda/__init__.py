@@ -5,9 +5,13 @@ from .attribution.call import attribute
 from .attribution.result import Attribution
 from .attributors.arnoldi_influence import ArnoldiInfluence
 from .attributors.axil import AXIL
+from .attributors.beta_shapley import BetaShapley
 from .attributors.boost_in import BoostIn
 from .attributors.cg_influence import CGInfluence
+from .attributors.data_banzhaf import DataBanzhaf
 from .attributors.data_inf import DataInf
+from .attributors.data_oob import DataOOB
+from .attributors.data_shapley import DataShapley
 from .attributors.datamodel import Datamodel
 from .attributors.distributional_influence import DistributionalInfluence
 from .attributors.downsampling import Downsampling
@@ -19,9 +23,11 @@ from .attributors.further_training_curve import FurtherTrainingCurve, further_tr
 from .attributors.grad_cos import GradCos
 from .attributors.grad_dot import GradDot
 from .attributors.hydra import Hydra
+from .attributors.knn_shapley import KNNShapley
 from .attributors.leaf_influence import LeafInfluence
 from .attributors.leaf_kernel import LeafKernel
 from .attributors.leaf_refit import LeafRefit
+from .attributors.least_core import LeastCore
 from .attributors.leave_one_out import LeaveOneOut
 from .attributors.linearized_further_training import LinearizedFurtherTraining
 from .attributors.lissa_influence import LiSSAInfluence
@@ -96,10 +102,14 @@ __all__ = [
     "ArnoldiInfluence",
     "Attribution",
     "BaseAttributor",
+    "BetaShapley",
     "BoostIn",
     "CGInfluence",
     "CVPlusRegressor",
+    "DataBanzhaf",
     "DataInf",
+    "DataOOB",
+    "DataShapley",
     "Datamodel",
     "DistributionalAgreement",
     "DistributionalInfluence",
@@ -119,9 +129,11 @@ __all__ = [
     "Hydra",
     "InfluencePruner",
     "JackknifePlusRegressor",
+    "KNNShapley",
     "LeafInfluence",
     "LeafKernel",
     "LeafRefit",
+    "LeastCore",
     "LeaveOneOut",
     "LiSSAInfluence",
     "LinearDatamodelingScore",

@@ -56,6 +56,8 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
 
     #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
     _in_unit: ClassVar[bool] = True
+    #: Scores are about test rows; otherwise each training row has one score, whatever they are.
+    _of_test_rows: ClassVar[bool] = True
 
     #: The method averages over several models itself (parameter ``models``), not its scores.
     _averages_models: ClassVar[bool] = False

@@ -60,7 +60,9 @@ class Measured:
         """Return the measurements (L, n) of the models with parameters (L, p), in float64."""
         return torch.cat(
             [
-                stacked_values(self.measure, _outputs(model, thetas, rows.inputs), rows.targets)
+                stacked_values(
+                    self.measure, outputs_of_stack(model, thetas, rows.inputs), rows.targets
+                )
                 for rows in self.rows.split(ROWS)
             ],
             dim=1,
@@ -100,7 +102,7 @@ class Measured:
             return type(error).__name__
 
 
-def _outputs(model: FinalModel, thetas: Tensor, inputs: Inputs) -> Tensor:
+def outputs_of_stack(model: FinalModel, thetas: Tensor, inputs: Inputs) -> Tensor:
     """Return outputs (L, n, C) in float64, computed in it unless the forward names another type."""
     try:
         return model.double.stacked_outputs(thetas.double(), mapped(doubled, inputs))

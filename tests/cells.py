@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import fimoda
 import fimoda.attributors
 from fimoda import BaseAttributor, FurtherTraining, GradDot, UnrolledDifferentiation
-from fimoda.attributors._retraining import BaseRetraining
+from fimoda.attributors._trained_again import BaseTrainedAgain
 
 #: Errors with which the package refuses.
 REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, FloatingPointError)
@@ -31,6 +31,7 @@ SMALL = {
     "n_epochs": 1,
     "n_seeds": 1,
     "n_subsets": 8,
+    "n_samples": 20,
     "n_components": 16,
     "regression": "ridge",
     "n_bootstrap": 2,
@@ -64,9 +65,12 @@ def make(name: str, model: Any, **params: Any) -> BaseAttributor:
     """Return an attributor with small parameters."""
     cls = ATTRIBUTORS[name]
     known = set(inspect.signature(cls).parameters)
-    if issubclass(cls, BaseRetraining):
+    if issubclass(cls, BaseTrainedAgain):
         known.discard("n_epochs")  # a model with a fit of its own refuses it
-    return cls(model, **{k: v for k, v in SMALL.items() if k in known}, **params)
+    small = {k: v for k, v in SMALL.items() if k in known}
+    if "sampling" in known:  # a permutation is many trainings
+        small["n_samples"] = 1
+    return cls(model, **small, **params)
 
 
 @functools.cache

@@ -88,6 +88,9 @@ ATTRIBUTORS = {
     ),
     "TracIn": (fimoda.TracIn, RECIPE),
     "leave one out": (fimoda.LeaveOneOut, {"leave_out": 3, "compile": False, **RUN}),
+    "DataShapley": (fimoda.DataShapley, {"n_samples": 1, "compile": False, **RUN}),
+    "DataOOB": (fimoda.DataOOB, {"n_samples": 24, "compile": False, **RUN}),
+    "KNNShapley": (fimoda.KNNShapley, {}),
     "Downsampling": (fimoda.Downsampling, {"n_subsets": 8, "compile": False, **RUN}),
     "Datamodel": (
         fimoda.Datamodel,

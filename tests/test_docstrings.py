@@ -28,6 +28,7 @@ FAMILIES = {
         "UnrolledDifferentiation", "further_training_curve",
     ],
     "retraining": ["Datamodel", "Downsampling", "LeaveOneOut", "train_on_subsets"],
+    "games": ["BetaShapley", "DataBanzhaf", "DataOOB", "DataShapley", "KNNShapley", "LeastCore"],
     "trees": ["AXIL", "BoostIn", "LeafInfluence", "LeafKernel", "LeafRefit", "TREX"],
     "of other attributors": ["DistributionalInfluence", "EnsembleAttributor", "RefinedAttributor"],
     "selection": ["InfluencePruner", "MislabelDetector", "PrunedClassifier", "PrunedRegressor"],

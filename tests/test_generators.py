@@ -16,7 +16,7 @@ from test_common import ATTRIBUTORS, make
 from torch import nn
 
 import fimoda
-from fimoda.attributors._retraining import BaseRetraining
+from fimoda.attributors._trained_again import BaseTrainedAgain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
@@ -72,7 +72,7 @@ def test_attributors(cls, name):
     params = {"criterion": nn.CrossEntropyLoss()} if name == "dropout" else {}
     if name == "dropout" and cls in (fimoda.EnsembleAttributor, fimoda.DistributionalInfluence):
         pytest.skip("its inner method has the criterion, tested by itself")
-    if name == "dropout" and issubclass(cls, BaseRetraining):
+    if name == "dropout" and issubclass(cls, BaseTrainedAgain):
         params["n_epochs"] = 1
     if cls is fimoda.Datamodel:
         params["regression"] = "lasso"

@@ -17,7 +17,7 @@ from fimoda import (
     further_training_curve,
     train_ensemble,
 )
-from fimoda.attributors._retraining import BaseRetraining
+from fimoda.attributors._trained_again import BaseTrainedAgain
 
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(20, 3)), rng.integers(2, size=20)
@@ -34,7 +34,7 @@ MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 @pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cls.__name__)
 def test_every_attributor(cls, mode):
     model = module()
-    settings = {"n_epochs": 2} if issubclass(cls, BaseRetraining) else {}
+    settings = {"n_epochs": 2} if issubclass(cls, BaseTrainedAgain) else {}
 
     def scores():
         attributor = make(cls, model, criterion=nn.CrossEntropyLoss(), **settings).fit(X, y)

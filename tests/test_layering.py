@@ -47,6 +47,7 @@ ORDER = [
     "changed_rows",
     "base",
     "training",
+    "games",
     "curvature",
     "attributors",
     "evaluation",
@@ -73,6 +74,7 @@ SCIKIT_LEARN = {
     "_validation",
     "preparation",
     "base",
+    "games",
     "selection",
     "utils",
 }

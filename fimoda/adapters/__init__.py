@@ -1,6 +1,13 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
 from .answers import Answers, check_answers
+from .closed_forms import (
+    LeastSquaresForm,
+    LogisticForm,
+    NeighboursForm,
+    closed_form,
+    default_neighbours,
+)
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
 from .going_on import continued, how_to_continue, with_rounds_held
@@ -29,12 +36,14 @@ from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
     RefittableModel,
     as_refittable,
+    fit_anew,
     fit_with,
     part_to_refit,
     refit,
     refit_outputs,
     takes_pairs,
     trained_in_stacks,
+    unfitted,
     weights_name,
 )
 from .rows_of_training import training_rows
@@ -52,6 +61,9 @@ from .wrappers import (
 __all__ = [
     "Answers",
     "Continuing",
+    "LeastSquaresForm",
+    "LogisticForm",
+    "NeighboursForm",
     "OwnRows",
     "RefittableModel",
     "TrajectoryRecorder",
@@ -64,12 +76,15 @@ __all__ = [
     "check_fitted",
     "check_ids",
     "check_shapes",
+    "closed_form",
     "continued",
     "continues_itself",
     "default_estimator",
     "default_forest",
     "default_linear_model",
+    "default_neighbours",
     "default_trees",
+    "fit_anew",
     "fit_with",
     "fits_itself",
     "has_earlier_steps",
@@ -97,6 +112,7 @@ __all__ = [
     "transform_targets",
     "transforms",
     "trees_of",
+    "unfitted",
     "warn_of_rows",
     "weights_name",
     "with_rounds_held",

@@ -157,10 +157,21 @@ def refit(
     `seed` is every ``random_state`` that it has, and that of the global generators of numpy and torch
     for what has none; these are put back afterwards. Nothing is cached on disk.
     """
+    return fit_anew(unfitted(estimator, seed), X, y, sample_weight, seed)
+
+
+def unfitted(estimator: Any, seed: int) -> Any:
+    """Return a clone of the estimator with a seed, which caches nothing: what `fit_anew` fits clones of."""
     fresh = uncached(clone(estimator))
-    fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
+    return fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
+
+
+def fit_anew(
+    fresh: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None, seed: int
+) -> Any:
+    """Return a clone of an estimator that `unfitted` has made, fitted as `refit` does."""
     with global_generators(seed):
-        fitted = fit_with(fresh, X, y, sample_weight)
+        fitted = fit_with(clone(fresh), X, y, sample_weight)
     kind_of(fitted).let_be_pickled()
     return fitted
 

@@ -15,7 +15,7 @@ from ..batch_statistics import BatchStatistics
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ..training.subset_outcomes import SubsetOutcomes
+from ..training.subset_outcomes import SubsetOutcomes, means_of_groups
 from ._retraining import OF_SUBSETS, BaseRetraining
 
 
@@ -227,20 +227,6 @@ class Downsampling(BaseRetraining):
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         measured = outcomes.mean.T  # (n_test, M)
         inside = outcomes.subsets.astype(float)
-        without, error_without = _means_of_groups(measured, 1 - inside)
-        with_row, error_with = _means_of_groups(measured, inside)
+        without, error_without = means_of_groups(measured, 1 - inside)
+        with_row, error_with = means_of_groups(measured, inside)
         return without - with_row, {"scores_sem_": np.hypot(error_without, error_with)}
-
-
-def _means_of_groups(
-    measured: NDArray[np.float64], members: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return means (n_test, n) over the subsets of each group (M, n), and their errors, NaNs ignored."""
-    finite = np.isfinite(measured)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centre = np.nansum(measured, axis=1, keepdims=True) / finite.sum(1, keepdims=True)
-        centred = np.where(finite, measured - centre, 0.0)
-        number = finite.astype(float) @ members
-        mean = centred @ members / number
-        squares = np.maximum(centred**2 @ members - number * mean**2, 0) / (number - 1)
-        return mean + centre, np.sqrt(np.where(number > 1, squares / number, np.nan))

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from .._identity import identity_of
 from ..adapters import (
     RefittableModel,
+    fit_anew,
     is_network,
     last_step,
     own_training,
     part_to_refit,
-    refit,
     refit_outputs,
     takes_pairs,
     trained_in_stacks,
+    unfitted,
 )
 from ..measured import Measure, Measured
 from ..measurements import values
@@ -96,14 +97,15 @@ class Refits:
     def train(self, unit: SubsetUnit) -> NDArray[np.uint8]:
         """Return the fitted estimators, or the reason why there is none, pickled."""
         with one_thread(), one_thread_in_libraries():
-            fitted = [(self._fitted(mask, unit.seed), mask) for mask in unit.masks]
+            fresh = unfitted(self.estimator, unit.seed)
+            fitted = [(self._fitted(fresh, mask, unit.seed), mask) for mask in unit.masks]
         return np.frombuffer(pickled(fitted), np.uint8)
 
-    def _fitted(self, mask: NDArray[np.bool_], seed: int) -> Any:
+    def _fitted(self, fresh: Any, mask: NDArray[Any], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
         try:
             rows = self._columns(self.X[mask], mask).values
-            return refit(self.estimator, rows, self.y[mask], weights, seed)
+            return fit_anew(fresh, rows, self.y[mask], weights, seed)
         except FIT_ERRORS as error:
             if self.model.classes is not None and len(np.unique(self.y[mask])) == 1:
                 return f"its rows are all of class {self.y[mask][0]}"

@@ -63,6 +63,20 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
         return mean, np.sqrt(np.where(number > 1, squares / number, np.nan))
 
 
+def means_of_groups(
+    measured: NDArray[np.float64], members: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return means (n_test, n) over the subsets of each group (M, n), and their errors, NaNs ignored."""
+    finite = np.isfinite(measured)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.nansum(measured, axis=1, keepdims=True) / finite.sum(1, keepdims=True)
+        centred = np.where(finite, measured - centre, 0.0)
+        number = finite.astype(float) @ members
+        mean = centred @ members / number
+        squares = np.maximum(centred**2 @ members - number * mean**2, 0) / (number - 1)
+        return mean + centre, np.sqrt(np.where(number > 1, squares / number, np.nan))
+
+
 def as_reading(measured: NDArray[np.float64], reasons: Sequence[str]) -> NDArray[Any]:
     """Return records of measurements (L, n_test), and why there are none (empty where there are)."""
     n_models, n_test = measured.shape

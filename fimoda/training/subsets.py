@@ -43,7 +43,8 @@ class SubsetUnit:
     @cached_property
     def key(self) -> str:
         """Name of the unit's file."""
-        rows = hashlib.sha256(repr(self.masks.shape).encode() + np.packbits(self.masks).tobytes())
+        own = np.packbits(self.masks) if self.masks.dtype == bool else self.masks
+        rows = hashlib.sha256(repr(self.masks.shape).encode() + own.tobytes())
         kept = f"-measured-{self.measured}" if self.measured else ""
         return f"seed-{self.seed}-subsets-{rows.hexdigest()[:16]}{kept}"
 

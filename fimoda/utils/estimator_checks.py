@@ -88,6 +88,8 @@ def attributor_checks(attributor: BaseAttributor) -> Iterator[tuple[str, Callabl
     for check in _CHECKS:
         if attributor._of_trees and check is check_module_is_not_changed:
             continue
+        if not attributor._of_test_rows and check is check_without_targets:
+            continue
         for kind, model, rows in _problems(attributor):
             yield f"{check.__name__} ({kind})", partial(check, attributor, model, rows)
 
