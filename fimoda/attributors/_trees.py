@@ -104,12 +104,11 @@ class BaseTrees(BaseAttributor):
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model whose run of boosting is followed from round `first` on, and its training rows."""
+    """A model whose run of boosting is followed, and its training rows."""
 
     model: TreeModel
     run: BoostingRun
     rows: NDArray[np.int64]
-    first: int = 0
 
 
 class BaseBoosting(BaseTrees):
@@ -195,7 +194,8 @@ class BaseBoosting(BaseTrees):
 
     def _scores(self, test: Measured) -> Floats:
         if len(self._members) == 1:
-            self._seen["scores_sem_"] = np.full((len(test), len(self.train_indices_)), np.nan)
+            unknown = np.broadcast_to(np.nan, (len(test), len(self.train_indices_)))
+            self._seen["scores_sem_"] = unknown
             return self._of_member(self._members[0], test)
         each = self._each(test)
         found, errors = mean_and_error(np.moveaxis(each, 0, -1))
@@ -284,7 +284,7 @@ def _grown(
         grown = continued(model, X, y, weights, n_rounds, seed)
     view = as_tree_model(grown, X.values, y, weights)
     first = 0 if n_rounds is None else view.n_rounds - n_rounds
-    return Member(view, view.run(view.rows(X, y, weights), first), rows, first)
+    return Member(view, view.run(view.rows(X, y, weights), first), rows)
 
 
 def _agreement(each: Floats) -> float:
@@ -299,6 +299,6 @@ def _agreement(each: Floats) -> float:
 
 
 def slopes(test: Measured, outputs: Floats) -> Floats:
-    """Return the gradient (C, n) of each row's measurement in its raw scores (C, n)."""
-    found: Floats = test.slopes(torch.from_numpy(outputs.T.copy())).numpy()
-    return found.T
+    """Return the gradient of each row's measurement in its raw scores (C, n), or (C, k, n) of k models."""
+    rows = torch.from_numpy(np.moveaxis(outputs, 0, -1).copy())
+    return np.moveaxis(test.slopes(rows).numpy(), -1, 0)

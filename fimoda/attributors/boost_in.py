@@ -10,36 +10,29 @@ from torch import nn
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import CACHED, BoostingRun
+from ..trees import BoostingRun, LeafSums
 from ..trees.ensemble import Leaves
 from ._trees import BaseBoosting, Floats, Member, slopes
 
 
 def boost_in_scores(
-    run: BoostingRun, test: Measured, leaves: Leaves, first: int = 0, shrunken: bool = True
+    run: BoostingRun, test: Measured, leaves: Leaves, shrunken: bool = True
 ) -> Floats:
-    """Return the scores (n_test, n) of test rows, which fall into these leaves, from round `first` on."""
-    n, m = len(run), len(test)
-    scores, each, step = np.zeros((n, m)), np.arange(m), max(1, CACHED // m)
-    outputs = run.boosting.outputs(leaves)
-    for round_ in run.backwards(first):
-        for t in run.trees(round_.number):
-            tree = run.boosting.trees[t]
-            outputs[tree.outputs] -= tree.values[leaves[:, t]].T
-        cotangents = slopes(test, outputs)
+    """Return the scores (n_test, n) of test rows, which fall into these leaves."""
+    each = np.arange(len(test))
+    cotangents = slopes(test, run.boosting.stages(leaves, run.first))
+    scores = LeafSums(len(run), len(test))
+    for round_ in run.backwards():
         pulls = []
         for grown in round_.trees:
-            c = np.zeros((len(grown.values), m))
-            c[leaves[:, grown.number], each] = cotangents[grown.output]
+            c = np.zeros((len(grown.values), len(test)))
+            c[leaves[:, grown.number], each] = cotangents[grown.output, round_.number - run.first]
             pulls.append(c)
         kept = run.boosting.learning_rates[round_.number] if shrunken else 1.0
         for taken, asked in round_.asked(pulls):
             for grown, b in zip(taken.trees, asked, strict=True):
-                pushes = grown.pushes - (1 - kept) * grown.curved
-                for start in range(0, n, step):
-                    part = slice(start, start + step)
-                    scores[part] += pushes[part, None] * b[grown.leaf[part]]
-    return scores.T
+                scores.add(grown.leaf, grown.pushes - (1 - kept) * grown.curved, b)
+    return scores.total().T
 
 
 class BoostIn(BaseBoosting):
@@ -154,7 +147,8 @@ class BoostIn(BaseBoosting):
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
         run, found = member.run, []
-        for block in self._blocks(test, self._bytes_of_row(run)):
+        stages = 4 * run.boosting.n_outputs * (run.boosting.n_rounds - run.first)
+        for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
             leaves = member.model.leaves(block.inputs)
-            found.append(boost_in_scores(run, block, leaves, member.first, self.shrunken))
+            found.append(boost_in_scores(run, block, leaves, self.shrunken))
         return np.concatenate(found)

@@ -90,5 +90,5 @@ class LeafInfluence(BaseBoosting):
         for block in self._blocks(test, self._bytes_of_row(run)):
             leaves = member.model.leaves(block.inputs)
             cotangents = slopes(block, run.boosting.outputs(leaves))
-            found.append(row_derivatives(run, cotangents, leaves, member.first))
+            found.append(row_derivatives(run, cotangents, leaves))
         return np.concatenate(found)

@@ -94,7 +94,7 @@ class LeafRefit(BaseBoosting):
         own._fit()
         member, test = own._members[0], own._test(*trial.test)
         leaves, rows = member.model.leaves(test.inputs), np.arange(min(_TRIED, len(member.run)))
-        few = trial.timed(lambda: member.run.without(rows, leaves, member.first))
+        few = trial.timed(lambda: member.run.without(rows, leaves))
         return self.n_models * few * len(member.run) / len(rows)
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
@@ -105,7 +105,7 @@ class LeafRefit(BaseBoosting):
         rows = np.arange(n)
         found = np.empty((len(test), n))
         for block in np.split(rows, np.arange(size, n, size)):
-            without, full = run.without(block, leaves, member.first)
+            without, full = run.without(block, leaves)
             found[:, block] = self._measured(test, without) - self._measured(test, full[..., None])
         return found
 

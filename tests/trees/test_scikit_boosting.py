@@ -541,7 +541,7 @@ def test_several_models_look_ahead_with_other_rows():
         weights = member.run.weights
         assert_array_equal(np.flatnonzero(weights), member.rows)
         assert member.run.boosting.n_rounds == 6
-        assert member.first == 4
+        assert member.run.first == 4
 
 
 def test_other_rows_are_found_out_where_rows_were_drawn():
