@@ -83,12 +83,13 @@ def ours(
     """Return scores (n_train, n_test) by the text of a model, and their seconds."""
     start = time.process_time()
     booster = lightgbm.Booster(model_str=text)
-    given = {"shrunken": shrunken} if kind == "BoostIn" else {}
+    given: dict[str, Any] = {"shrunken": shrunken} if kind == "BoostIn" else {}
+    given |= {} if moves_start else {"first_score": "held"}
     method = getattr(fimoda, kind)(booster, **given).fit(data["X"], data["y"])
-    if apart or not moves_start:
+    if apart:
         (member,) = method._members
-        boosting = replace(member.run.boosting, start_is_fitted=moves_start)
-        if apart and isinstance(boosting.loss, Softmax):
+        boosting = member.run.boosting
+        if isinstance(boosting.loss, Softmax):
             loss = Apart(boosting.loss.factor, boosting.loss.is_centred)
             boosting = replace(boosting, loss=loss)
         member = replace(member, run=replace(member.run, boosting=boosting))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,9 +56,10 @@ class BoostIn(BaseBoosting):
     shrunken : bool, default=True
         Whether the value of a leaf counts after the learning rate, as the method was published; False is
         the derivative of the leaf. Measured on classifications, the former predicts more.
-    n_rounds : int, default=None
-        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
-        looks back on the whole training.
+    n_rounds : int or list of int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does;
+        several, increasing, are horizons of one run (`transform_horizons`). None looks back on the whole
+        training.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -83,6 +85,8 @@ class BoostIn(BaseBoosting):
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    horizons_ : list of int or None
+        Rounds looked ahead by; ``[None]`` for the whole training.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over models of the scores last returned by `transform`; NaN for one model.
 
@@ -123,7 +127,7 @@ class BoostIn(BaseBoosting):
         estimator: Any = None,
         *,
         shrunken: bool = True,
-        n_rounds: int | None = None,
+        n_rounds: int | Iterable[int] | None = None,
         n_models: int = 1,
         share: float = 0.7,
         measurement: Measurement = "loss",
@@ -149,6 +153,6 @@ class BoostIn(BaseBoosting):
         run, found = member.run, []
         stages = 4 * run.boosting.n_outputs * (run.boosting.n_rounds - run.first)
         for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
-            leaves = member.model.leaves(block.inputs)
+            leaves = member.leaves(block)
             found.append(boost_in_scores(run, block, leaves, self.shrunken))
         return np.concatenate(found)

@@ -29,9 +29,13 @@ class LeafRefit(BaseBoosting):
     estimator : object, default=None
         Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be
         boosted; None is a small HistGradientBoosting model.
-    n_rounds : int, default=None
-        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
-        looks back on the whole training.
+    n_rounds : int or list of int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does;
+        several, increasing, are horizons of one run (`transform_horizons`). None looks back on the whole
+        training.
+    first_score : {"moves", "held"}, default="moves"
+        The score before the first tree, if fitted to the rows: ``"moves"`` without one, as in training
+        anew; ``"held"`` leaves it, as tree-influence does.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -57,6 +61,8 @@ class LeafRefit(BaseBoosting):
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    horizons_ : list of int or None
+        Rounds looked ahead by; ``[None]`` for the whole training.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over models of the scores last returned by `transform`; NaN for one model.
 
@@ -93,12 +99,12 @@ class LeafRefit(BaseBoosting):
         own = trial.prepared(self, n_models=1)
         own._fit()
         member, test = own._members[0], own._test(*trial.test)
-        leaves, rows = member.model.leaves(test.inputs), np.arange(min(_TRIED, len(member.run)))
+        leaves, rows = member.leaves(test), np.arange(min(_TRIED, len(member.run)))
         few = trial.timed(lambda: member.run.without(rows, leaves))
         return self.n_models * few * len(member.run) / len(rows)
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
-        run, leaves = member.run, member.model.leaves(test.inputs)
+        run, leaves = member.run, member.leaves(test)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 4 * CACHED // (C * n))))

@@ -95,6 +95,11 @@ class BoostingRun:
         size = self.boosting.trees_of_round
         return range(number * size, (number + 1) * size)
 
+    def until(self, n_rounds: int) -> BoostingRun:
+        """Return the same run stopped after so many rounds."""
+        leaves = self.leaves[:, : n_rounds * self.boosting.trees_of_round]
+        return replace(self, boosting=self.boosting.until(n_rounds), leaves=leaves)
+
     # ---- backwards --------------------------------------------------------------------------
 
     def backwards(self) -> Iterable[Round]:
