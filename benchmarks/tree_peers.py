@@ -46,15 +46,15 @@ class Apart(Softmax):
         return (self.factor * p * (1 - p) * (1 + values * (1 - 2 * p)))[..., None] * vectors
 
 
-def rows(task: str, n: int) -> Kept:
+def rows(task: str, n: int, n_test: int = N_TEST) -> Kept:
     """Return rows to train on and to look at."""
     if task == "regression":
-        X, y = make_regression(n + N_TEST, 20, n_informative=8, noise=10, random_state=0)
+        X, y = make_regression(n + n_test, 20, n_informative=8, noise=10, random_state=0)
         y = y / 100
     else:
         classes = 3 if task == "multiclass" else 2
         X, y = make_classification(
-            n + N_TEST, 20, n_informative=8, n_classes=classes, flip_y=0.05, random_state=0
+            n + n_test, 20, n_informative=8, n_classes=classes, flip_y=0.05, random_state=0
         )
     return {"X": X[:n], "y": y[:n], "X_test": X[n:], "y_test": y[n:]}
 
@@ -62,7 +62,7 @@ def rows(task: str, n: int) -> Kept:
 def peer(args: argparse.Namespace, task: str, data: Kept, *options: str) -> Kept:
     """Return what the peer has found, from the disk if it is there."""
     args.output.mkdir(parents=True, exist_ok=True)
-    name = "-".join([task, str(len(data["y"])), *options[1::2]])
+    name = "-".join([task, str(len(data["y"])), str(len(data["y_test"])), *options[1::2]])
     given, out = args.output / f"{name}-rows.npz", args.output / f"{name}.npz"
     if not out.exists() or options:  # seconds are those of the same moment
         np.savez(given, **data)
@@ -83,12 +83,13 @@ def ours(
     """Return scores (n_train, n_test) by the text of a model, and their seconds."""
     start = time.process_time()
     booster = lightgbm.Booster(model_str=text)
-    given = {"shrunken": shrunken} if kind == "BoostIn" else {}
+    given: dict[str, Any] = {"shrunken": shrunken} if kind == "BoostIn" else {}
+    given |= {} if moves_start else {"first_score": "held"}
     method = getattr(fimoda, kind)(booster, **given).fit(data["X"], data["y"])
-    if kind != "TREX":
+    if apart:
         (member,) = method._members
-        boosting = replace(member.run.boosting, start_is_fitted=moves_start)
-        if apart and isinstance(boosting.loss, Softmax):
+        boosting = member.run.boosting
+        if isinstance(boosting.loss, Softmax):
             loss = Apart(boosting.loss.factor, boosting.loss.is_centred)
             boosting = replace(boosting, loss=loss)
         member = replace(member, run=replace(member.run, boosting=boosting))
@@ -155,15 +156,39 @@ def speed(args: argparse.Namespace, n: int, trees: int, timed: int) -> None:
         f"\n{n} rows, {trees} trees of 31 leaves, {N_TEST} test rows; {timed} rows of the peer timed\n"
     )
     print("| | fimoda | peer | a row of the peer | times faster |\n| --- | --- | --- | --- | --- |")
-    for kind in ("BoostIn", "LeafInfluence", "LeafRefit"):
+    for kind in ("LeafInfluence", "LeafRefit"):
         _, seconds = ours(kind, text, data)
-        if kind == "BoostIn":
-            theirs, of_row = float(found["seconds/BoostIn"]), ""
-        else:
-            before, each = found[f"row/{kind}"]
-            theirs, of_row = before + n * each, f"{each:.3f}"
+        before, each = found[f"row/{kind}"]
+        theirs = before + n * each
         print(
-            f"| {kind} | {seconds:.2f} | {theirs:.1f} | {of_row} | {theirs / seconds:.0f} |",
+            f"| {kind} | {seconds:.2f} | {theirs:.1f} | {each:.3f} | {theirs / seconds:.0f} |",
+            flush=True,
+        )
+
+
+def boost_in(args: argparse.Namespace, n: int, trees: int, times: int = 5) -> None:
+    """Print seconds of BoostIn, both in turn, by the number of test rows."""
+    print(f"\nBoostIn: {n} rows, {trees} trees of 31 leaves; medians of {times} in turn\n")
+    print("| test rows | fimoda | LightGBM's leaves | peer | times faster |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    given = ["--trees", str(trees), "--leaves", "31", "--only", "BoostIn"]
+    for n_test in (N_TEST, 100, 1000):
+        data, seconds = rows("binary", n, n_test), []
+        for _ in range(times):
+            found = peer(args, "binary", data, *given)
+            text = str(found["text"])
+            ours("BoostIn", text, data)  # warm
+            _, own = ours("BoostIn", text, data)
+            start = time.process_time()
+            for part in ("X", "X_test"):
+                lightgbm.Booster(model_str=text).predict(data[part], pred_leaf=True)
+            leaves = time.process_time() - start
+            seconds.append((own, leaves, float(found["seconds/BoostIn"])))
+        own, leaves, theirs = np.median(seconds, axis=0)
+        ratios = [c / a for a, _, c in seconds]
+        print(
+            f"| {n_test} | {own:.3f} | {leaves:.3f} | {theirs:.2f} | "
+            f"{np.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f}) |",
             flush=True,
         )
 
@@ -200,6 +225,7 @@ def main() -> None:
     if args.peer and "correlations" in args.parts:
         correlations(args)
     if args.peer and "speed" in args.parts:
+        boost_in(args, *((1000, 50) if args.small else (5000, 200)))
         speed(args, *((1000, 50, 5) if args.small else (5000, 200, 15)))
     if "large" in args.parts:
         print(f"\nHistGradientBoosting, {n_large} rows x 20 features, 200 trees, 100 test rows\n")

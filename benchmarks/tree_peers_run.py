@@ -84,6 +84,7 @@ def main():
     parser.add_argument("--trees", type=int, default=30)
     parser.add_argument("--leaves", type=int, default=15)
     parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--only", choices=["BoostIn"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     with np.load(args.data) as file:
@@ -97,7 +98,7 @@ def main():
     model.fit(X, y)
     found = {"text": np.array(model.booster_.model_to_string())}
     explainers = {"BoostIn": peers.BoostIn()}
-    if not args.rows:
+    if not (args.rows or args.only):
         explainers["LeafInfluence"] = peers.LeafInfluence(atol=TOLERANCE)
         explainers["LeafRefit"] = peers.LeafRefit(atol=TOLERANCE)
         explainers["LeafRefit, corrected"] = LeafRefitBefore(atol=TOLERANCE)

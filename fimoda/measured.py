@@ -74,8 +74,12 @@ class Measured:
         return self.of_stack(model, theta[None])[0].cpu().numpy()
 
     def slopes(self, outputs: Tensor) -> Tensor:
-        """Return the gradient of each row's measurement in its outputs, (n, C)."""
-        return torch.func.grad(lambda f: self.measure(f, self.targets).sum())(outputs)
+        """Return the gradient of each row's measurement in its outputs, (n, C), or (k, n, C) of k models."""
+        flat = outputs.reshape(-1, outputs.shape[-1])
+        times = len(flat) // max(len(self), 1)
+        targets = self.targets.repeat(times, *[1] * (self.targets.ndim - 1))
+        found = torch.func.grad(lambda f: self.measure(f, targets).sum())(flat)
+        return found.reshape(outputs.shape)
 
     def identity(self, n_outputs: int) -> dict[str, str]:
         """Return what is measured, for the directory that keeps it.

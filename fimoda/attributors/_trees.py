@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,12 +19,16 @@ from .._arrays import n_rows
 from .._validation import (
     POSITIVE_INTEGER,
     Interval,
+    StrOptions,
+    check_horizons,
+    check_is_fitted,
     check_random_state,
     check_seeds,
     may_miss_values,
 )
 from ..adapters import as_tree_model, continued, default_trees, last_step, refit, with_rounds_held
 from ..base import BaseAttributor
+from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement, values
@@ -32,6 +37,7 @@ from ..rows import RawRows
 from ..training.random_subsets import drawn_subsets
 from ..training.subset_outcomes import mean_and_error
 from ..trees import BoostingRun, TreeModel
+from ..trees.ensemble import Leaves
 
 Floats = NDArray[np.float64]
 
@@ -104,12 +110,22 @@ class BaseTrees(BaseAttributor):
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model whose run of boosting is followed from round `first` on, and its training rows."""
+    """A model whose run of boosting is followed, and its training rows."""
 
     model: TreeModel
     run: BoostingRun
     rows: NDArray[np.int64]
-    first: int = 0
+
+    def leaves(self, test: Measured) -> Leaves:
+        """Return the leaves (n_test, n_trees) of test rows in the trees of the run."""
+        return self.model.leaves(test.inputs)[:, : len(self.run.boosting.trees)]
+
+    def after(self, n_rounds: int | None) -> Member:
+        """Return the same run stopped after so many rounds of those that are followed; None are all."""
+        run = self.run
+        if n_rounds is None or run.first + n_rounds == run.boosting.n_rounds:
+            return self
+        return replace(self, run=run.until(run.first + n_rounds))
 
 
 class BaseBoosting(BaseTrees):
@@ -120,7 +136,8 @@ class BaseBoosting(BaseTrees):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseTrees._parameter_constraints,
-        "n_rounds": [POSITIVE_INTEGER, None],
+        "n_rounds": [POSITIVE_INTEGER, "array-like", None],
+        "first_score": [StrOptions({"moves", "held"})],
         "n_models": [POSITIVE_INTEGER],
         "share": [Interval(Real, 0, 1, closed="right")],
         "n_jobs": [Integral, None],
@@ -130,7 +147,8 @@ class BaseBoosting(BaseTrees):
         self,
         estimator: Any = None,
         *,
-        n_rounds: int | None = None,
+        n_rounds: int | Iterable[int] | None = None,
+        first_score: str = "moves",
         n_models: int = 1,
         share: float = 0.7,
         measurement: Measurement = "loss",
@@ -143,6 +161,7 @@ class BaseBoosting(BaseTrees):
             estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
         self.n_rounds = n_rounds
+        self.first_score = first_score
         self.n_models = n_models
         self.share = share
         self.memory_budget = memory_budget
@@ -152,11 +171,10 @@ class BaseBoosting(BaseTrees):
 
     def _fit(self) -> None:
         rng, n = check_random_state(self.random_state), len(self._objective)
-        own = self.model_.run(
-            self._objective.rows
-        )  # which looks whether the leaves come from these rows
+        self.horizons_ = self._check_horizons()
+        own = self.model_.run(self._objective.rows)  # which looks whether leaves come from these
         if self.n_models == 1 and self.n_rounds is None:
-            self._members = [Member(self.model_, own, np.arange(n))]
+            self._members = [Member(self.model_, self._started(own), np.arange(n))]
             return
         subsets = self._subsets(rng)
         self.seeds_ = check_seeds(self.n_models, rng)
@@ -167,16 +185,32 @@ class BaseBoosting(BaseTrees):
                 f"own to be grown by; got {self.n_models} and {self.n_rounds}. Pass the library's "
                 "scikit-learn estimator."
             )
-        given = model, self._seen_rows, self.n_rounds
-        self._members = Parallel(n_jobs=self.n_jobs)(
+        given = model, self._seen_rows, self.horizons_[-1]
+        members = Parallel(n_jobs=self.n_jobs)(
             delayed(_grown)(*given, np.flatnonzero(subset), seed)
             for subset, seed in zip(subsets, self.seeds_, strict=True)
         )
+        self._members = [replace(one, run=self._started(one.run)) for one in members]
         if any(member.model.ensemble.n_outputs != self.n_outputs_ for member in self._members):
             raise ValueError(
                 f"share must leave rows of every class to each model, got {self.share:g} of rows of which a "
                 "class has few. Raise it, or leave n_models=1."
             )
+
+    def _check_horizons(self) -> list[int | None]:
+        """Return the numbers of rounds to look ahead by, or None for the whole training."""
+        if self.n_rounds is None:
+            return [None]
+        rounds = check_horizons(self.n_rounds, "n_rounds")
+        if not all(isinstance(one, int) for one in rounds):
+            raise ValueError(f"n_rounds must be whole numbers of rounds, got {self.n_rounds!r}.")
+        return [int(one) for one in rounds]
+
+    def _started(self, run: BoostingRun) -> BoostingRun:
+        """Return the run with a first score that moves without a row, or is held."""
+        if self.first_score == "moves":
+            return run
+        return replace(run, boosting=replace(run.boosting, start_is_fitted=False))
 
     def _subsets(self, rng: np.random.RandomState) -> NDArray[np.bool_]:
         """Return the rows (n_models, n) that each model is grown on."""
@@ -194,22 +228,55 @@ class BaseBoosting(BaseTrees):
     # ---- transform --------------------------------------------------------------------------
 
     def _scores(self, test: Measured) -> Floats:
-        if len(self._members) == 1:
-            self._seen["scores_sem_"] = np.full((len(test), len(self.train_indices_)), np.nan)
-            return self._of_member(self._members[0], test)
-        each = self._each(test)
+        return self._after(self.horizons_[-1], test)
+
+    @with_gradients
+    def transform_horizons(self, X: Any, y: Any = None) -> Floats:
+        """Score at every horizon of `n_rounds`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_test, n_features)
+            Test rows.
+        y : array-like of shape (n_test,), default=None
+            Their targets, as in `transform`.
+
+        Returns
+        -------
+        S : ndarray of shape (n_horizons, n_test, n_columns)
+            ``S[k]`` belongs to ``horizons_[k]``; the last is what `transform` gives, and the only one where
+            `n_rounds` is None.
+        """
+        check_is_fitted(self, "model_")
+        test = self._test(X, y)
+        return self._finite(np.stack([self._after(one, test) for one in self.horizons_]))
+
+    def _at_horizons(self, X: Any, y: Any, epochs: list[float]) -> Floats:
+        if not set(epochs) <= set(self.horizons_):
+            return super()._at_horizons(X, y, epochs)
+        known: list[Any] = self.horizons_
+        return self.transform_horizons(X, y)[[known.index(one) for one in epochs]]
+
+    def _after(self, n_rounds: int | None, test: Measured) -> Floats:
+        """Return the scores (n_test, n) at a horizon."""
+        members = [member.after(n_rounds) for member in self._members]
+        if len(members) == 1:
+            unknown = np.broadcast_to(np.nan, (len(test), len(self.train_indices_)))
+            self._seen["scores_sem_"] = unknown
+            return self._of_member(members[0], test)
+        each = self._each(members, test)
         found, errors = mean_and_error(np.moveaxis(each, 0, -1))
         self._seen["scores_sem_"] = errors
         self._agreement = _agreement(each)
         return found
 
-    def _each(self, test: Measured) -> Floats:
+    def _each(self, members: list[Member], test: Measured) -> Floats:
         """Return the scores (n_models, n_test, n) of each model, NaN for rows that it was not grown on.
 
         A row matters the less the more there are of them: they are those of all rows by `share`.
         """
-        found = np.full((len(self._members), len(test), len(self.train_indices_)), np.nan)
-        for one, member in zip(found, self._members, strict=True):
+        found = np.full((len(members), len(test), len(self.train_indices_)), np.nan)
+        for one, member in zip(found, members, strict=True):
             scores = self._of_member(member, test)
             of_all = scores.shape[1] == found.shape[2]  # with weight zero for those left out
             one[:, member.rows] = self.share * (scores[:, member.rows] if of_all else scores)
@@ -231,7 +298,7 @@ class BaseBoosting(BaseTrees):
             values(test.measure, member.model.outputs(test.inputs), test.targets).numpy()
             for member in self._members
         ]
-        return np.stack(measured), self._each(test)
+        return np.stack(measured), self._each(self._members, test)
 
     def _bytes_of_row(self, run: BoostingRun) -> int:
         """Return the bytes of what is known of all training rows for each test row."""
@@ -248,7 +315,8 @@ class BaseBoosting(BaseTrees):
     def _process(self) -> str:
         what = self.process
         if self.n_rounds is not None:
-            what = f"further boosting of the final model, {self.n_rounds} rounds{what.removeprefix(_ANEW)}"
+            rounds = self._check_horizons()[-1]
+            what = f"further boosting of the final model, {rounds} rounds{what.removeprefix(_ANEW)}"
         if self.n_models == 1:
             return what
         part = "" if self.share == 1 else f" on {self.share:.0%} of the rows each"
@@ -284,7 +352,7 @@ def _grown(
         grown = continued(model, X, y, weights, n_rounds, seed)
     view = as_tree_model(grown, X.values, y, weights)
     first = 0 if n_rounds is None else view.n_rounds - n_rounds
-    return Member(view, view.run(view.rows(X, y, weights), first), rows, first)
+    return Member(view, view.run(view.rows(X, y, weights), first), rows)
 
 
 def _agreement(each: Floats) -> float:
@@ -299,6 +367,6 @@ def _agreement(each: Floats) -> float:
 
 
 def slopes(test: Measured, outputs: Floats) -> Floats:
-    """Return the gradient (C, n) of each row's measurement in its raw scores (C, n)."""
-    found: Floats = test.slopes(torch.from_numpy(outputs.T.copy())).numpy()
-    return found.T
+    """Return the gradient of each row's measurement in its raw scores (C, n), or (C, k, n) of k models."""
+    rows = torch.from_numpy(np.moveaxis(outputs, 0, -1).copy())
+    return np.moveaxis(test.slopes(rows).numpy(), -1, 0)

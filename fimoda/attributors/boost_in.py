@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,36 +11,29 @@ from torch import nn
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import CACHED, BoostingRun
+from ..trees import BoostingRun, LeafSums
 from ..trees.ensemble import Leaves
 from ._trees import BaseBoosting, Floats, Member, slopes
 
 
 def boost_in_scores(
-    run: BoostingRun, test: Measured, leaves: Leaves, first: int = 0, shrunken: bool = True
+    run: BoostingRun, test: Measured, leaves: Leaves, shrunken: bool = True
 ) -> Floats:
-    """Return the scores (n_test, n) of test rows, which fall into these leaves, from round `first` on."""
-    n, m = len(run), len(test)
-    scores, each, step = np.zeros((n, m)), np.arange(m), max(1, CACHED // m)
-    outputs = run.boosting.outputs(leaves)
-    for round_ in run.backwards(first):
-        for t in run.trees(round_.number):
-            tree = run.boosting.trees[t]
-            outputs[tree.outputs] -= tree.values[leaves[:, t]].T
-        cotangents = slopes(test, outputs)
+    """Return the scores (n_test, n) of test rows, which fall into these leaves."""
+    each = np.arange(len(test))
+    cotangents = slopes(test, run.boosting.stages(leaves, run.first))
+    scores = LeafSums(len(run), len(test))
+    for round_ in run.backwards():
         pulls = []
         for grown in round_.trees:
-            c = np.zeros((len(grown.values), m))
-            c[leaves[:, grown.number], each] = cotangents[grown.output]
+            c = np.zeros((len(grown.values), len(test)))
+            c[leaves[:, grown.number], each] = cotangents[grown.output, round_.number - run.first]
             pulls.append(c)
         kept = run.boosting.learning_rates[round_.number] if shrunken else 1.0
         for taken, asked in round_.asked(pulls):
             for grown, b in zip(taken.trees, asked, strict=True):
-                pushes = grown.pushes - (1 - kept) * grown.curved
-                for start in range(0, n, step):
-                    part = slice(start, start + step)
-                    scores[part] += pushes[part, None] * b[grown.leaf[part]]
-    return scores.T
+                scores.add(grown.leaf, grown.pushes - (1 - kept) * grown.curved, b)
+    return scores.total().T
 
 
 class BoostIn(BaseBoosting):
@@ -62,9 +56,10 @@ class BoostIn(BaseBoosting):
     shrunken : bool, default=True
         Whether the value of a leaf counts after the learning rate, as the method was published; False is
         the derivative of the leaf. Measured on classifications, the former predicts more.
-    n_rounds : int, default=None
-        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
-        looks back on the whole training.
+    n_rounds : int or list of int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does;
+        several, increasing, are horizons of one run (`transform_horizons`). None looks back on the whole
+        training.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -90,6 +85,8 @@ class BoostIn(BaseBoosting):
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    horizons_ : list of int or None
+        Rounds looked ahead by; ``[None]`` for the whole training.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over models of the scores last returned by `transform`; NaN for one model.
 
@@ -130,7 +127,7 @@ class BoostIn(BaseBoosting):
         estimator: Any = None,
         *,
         shrunken: bool = True,
-        n_rounds: int | None = None,
+        n_rounds: int | Iterable[int] | None = None,
         n_models: int = 1,
         share: float = 0.7,
         measurement: Measurement = "loss",
@@ -154,7 +151,8 @@ class BoostIn(BaseBoosting):
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
         run, found = member.run, []
-        for block in self._blocks(test, self._bytes_of_row(run)):
-            leaves = member.model.leaves(block.inputs)
-            found.append(boost_in_scores(run, block, leaves, member.first, self.shrunken))
+        stages = 4 * run.boosting.n_outputs * (run.boosting.n_rounds - run.first)
+        for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
+            leaves = member.leaves(block)
+            found.append(boost_in_scores(run, block, leaves, self.shrunken))
         return np.concatenate(found)

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from sklearn.linear_model import Lasso, LassoCV, Ridge, RidgeCV
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, StrOptions, check_random_state
+from ..base import BaseAttributor
 from ..batch_statistics import BatchStatistics
 from ..last_call import of_last_call
+from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
+from ..training.subset_regression import FOLDS, regressed
 from ._retraining import OF_SUBSETS, BaseRetraining
 
 Array = NDArray[np.float64]
 
-#: Parts of the subsets in the lasso's cross-validation.
-FOLDS = 5
 
-#: Smallest candidates of the lasso penalty, as shares of the largest.
-PENALTY_RANGES = 1e-2, 1e-4
+@dataclass(frozen=True, eq=False)
+class Started(Measured):
+    """Rows with what is measured of them, and the scores (n, n_train) that a regression starts from."""
 
-#: Candidates of the ridge penalty.
-RIDGE_PENALTIES = np.logspace(-3, 4, 15)
+    prior: Array
+
+    def __getitem__(self, key: Any) -> Started:
+        return Started(self.rows[key], self.measure, self.prior[key])
 
 
 class Datamodel(BaseRetraining):
@@ -44,6 +47,13 @@ class Datamodel(BaseRetraining):
     strength is chosen by cross-validation over the subsets. The unit is that of the measurement; the
     penalty shrinks scores towards zero.
 
+    With a `prior`, it shrinks them towards scores :math:`P_{z,i}` that another method has of the model given:
+
+    .. math:: S_{z,i} = a_z P_{z,i} - w_{z,i}
+
+    The factor :math:`a_z` of a test row is that of least squares over the subsets, without a penalty, and the
+    regression is of what it leaves. Few subsets are enough then for what the method misses.
+
     Models are trained again as `LeaveOneOut` trains them: networks in stacks, other estimators by their
     own ``fit``.
 
@@ -55,6 +65,9 @@ class Datamodel(BaseRetraining):
     regression : {"lasso", "ridge"}, default="lasso"
         scikit-learn's ``LassoCV``, for each test row, or ``RidgeCV``, for all at once, which is
         far faster with a thousand subsets.
+    prior : attributor, default=None
+        Method whose scores the regression starts from, such as ``LeafInfluence(n_models=16)`` for boosting or
+        `SOURCE` for networks. It is cloned and fitted with this `estimator`, `measurement` and `criterion`.
     n_bootstrap : int, default=10
         Samples of subsets, with replacement, on which the weights are estimated again with the same
         penalty, for standard errors and stability.
@@ -131,6 +144,10 @@ class Datamodel(BaseRetraining):
         The final model.
     model_ : FinalModel
         Its frozen functional view.
+    prior_ : attributor
+        The fitted `prior`, if one is given.
+    prior_scale_ : ndarray of shape (n_test,)
+        Factor of the prior's scores in the scores last returned; NaN without a prior.
     subsets_ : ndarray of bool of shape (M, n_train)
         Rows of each training; fewer than asked for if `max_seconds` were over.
     seeds_ : list of int
@@ -175,6 +192,7 @@ class Datamodel(BaseRetraining):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseRetraining._parameter_constraints,
         **OF_SUBSETS,
+        "prior": [BaseAttributor, None],
         "regression": [StrOptions({"lasso", "ridge"})],
         "n_bootstrap": [POSITIVE_INTEGER],
     }
@@ -184,6 +202,7 @@ class Datamodel(BaseRetraining):
         estimator: Any = None,
         *,
         regression: str = "lasso",
+        prior: BaseAttributor | None = None,
         n_bootstrap: int = 10,
         n_subsets: int = 100,
         ratio: float = 0.5,
@@ -211,6 +230,7 @@ class Datamodel(BaseRetraining):
     ):
         self.estimator = estimator
         self.regression = regression
+        self.prior = prior
         self.n_bootstrap = n_bootstrap
         self.n_subsets = n_subsets
         self.ratio = ratio
@@ -241,20 +261,78 @@ class Datamodel(BaseRetraining):
         "Mean correlation of the scores last returned with bootstrap samples', (n_test,).",
     )
 
-    def score_outcomes(self, outcomes: SubsetOutcomes) -> NDArray[np.float64]:
+    prior_scale_ = of_last_call(
+        "prior_scale_", "Factor of the prior's scores in the scores last returned, (n_test,)."
+    )
+
+    def score_outcomes(self, outcomes: SubsetOutcomes, prior: Any = None) -> NDArray[np.float64]:
         """Return scores from models that were trained elsewhere; needs no `fit`.
 
         Parameters
         ----------
         outcomes : SubsetOutcomes
             Of `train_on_subsets`.
+        prior : array-like of shape (n_test, n_train), default=None
+            Scores to start from.
 
         Returns
         -------
         S : ndarray of shape (n_test, n_train)
             Scores in the unit of what was measured.
         """
+        self._start = None if prior is None else self._check_prior(prior, outcomes)
         return self._scores_of_others(outcomes)
+
+    _start: Array | None = None  # the scores (n_test, n_train) to start from
+
+    # ---- the scores to start from -----------------------------------------------------------
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        self._given = X, y, sample_weight
+
+    def _fit(self) -> None:
+        if self.prior is not None:  # what it refuses, it refuses before anything is trained
+            prior = self.prior.__sklearn_clone__()
+            names = {"estimator", "measurement", "criterion"} & set(prior.get_params(deep=False))
+            settings = dict(self.get_params(deep=False), estimator=self.estimator_)
+            prior.set_params(**{name: settings[name] for name in names})
+            self.prior_ = prior.fit(*self._given)
+            if len(prior.train_indices_) < len(self._objective):
+                raise ValueError(
+                    f"prior must score every training row, but {type(prior).__name__} scores "
+                    f"{len(prior.train_indices_)} of {len(self._objective)}. Leave its leave_out=None."
+                )
+        super()._fit()
+
+    def _test(self, X: Any, y: Any) -> Measured:
+        test = super()._test(X, y)
+        if self.prior is None or not hasattr(self, "prior_"):
+            return test
+        return Started(test.rows, test.measure, self.prior_.transform(X, y))
+
+    @property
+    def _own(self) -> Measured:
+        if self.prior is None:
+            return super()._own
+        X, y, _ = self._given
+        return Started(self._objective.rows, self._measure, self.prior_.transform(X, y))
+
+    def _check_prior(self, prior: Any, outcomes: SubsetOutcomes) -> Array:
+        scores = np.asarray(prior, dtype=np.float64)
+        expected = outcomes.measured.shape[1], outcomes.subsets.shape[1]
+        if scores.shape != expected or not np.isfinite(scores).all():
+            raise ValueError(
+                f"prior must be finite scores (n_test, n_train) = {expected} of the same rows, got shape "
+                f"{scores.shape}."
+            )
+        return scores
+
+    def _scores(self, test: Measured) -> Array:
+        self._start = test.prior if isinstance(test, Started) else None
+        return super()._scores(test)
+
+    # ---- the regression ---------------------------------------------------------------------
 
     def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
         order, n_needed = super()._order(subsets)
@@ -271,60 +349,15 @@ class Datamodel(BaseRetraining):
                 f"subsets must have at least {FOLDS} that could be trained on, got {len(measured)}. "
                 "Raise n_subsets."
             )
-        scale = measured.std(0)  # the penalties' candidates are for targets of unit size
-        scale[scale == 0] = 1
-        targets = (measured - measured.mean(0)) / scale
-        again = _lasso if self.regression == "lasso" else _ridge
-        weights, penalties = (
-            _lasso_cv(inside, targets, self.n_jobs)
-            if self.regression == "lasso"
-            else _ridge_cv(inside, targets)
-        )
+        found = regressed(inside, measured, self._start, self.regression == "lasso", self.n_jobs)
         rng = check_random_state(self.random_state)
         draws = [rng.randint(len(inside), size=len(inside)) for _ in range(self.n_bootstrap)]
-        samples = np.stack([again(inside[k], targets[k], penalties) for k in draws])
-        return -weights * scale[:, None], {
-            "scores_sem_": samples.std(0) * scale[:, None],
-            "stability_": np.mean([_correlation(weights, sample) for sample in samples], 0),
+        samples = [found.again(inside[k], measured[k]).scores for k in draws]
+        return found.scores, {
+            "scores_sem_": np.std(samples, 0),
+            "stability_": np.mean([_correlation(found.scores, one) for one in samples], 0),
+            "prior_scale_": found.factor,
         }
-
-
-def _lasso_cv(inside: Array, targets: Array, n_jobs: int | None) -> tuple[Array, Array]:
-    """Return weights (n_test, n) and the chosen penalties (n_test,)."""
-    # threads: the solver lets go of the interpreter, and the rows are shared
-    workers = Parallel(n_jobs=n_jobs, prefer="threads")
-    fits = workers(delayed(_lasso_cv_of_row)(inside, target) for target in targets.T)
-    return np.stack([fit.coef_ for fit in fits]), np.array([fit.alpha_ for fit in fits])
-
-
-def _lasso_cv_of_row(inside: Array, target: Array) -> LassoCV:
-    """Return the fit of one test row.
-
-    Small penalties take longest and are of use with little noise only: tried if they seem to be.
-    """
-    gram = inside.shape[1] < 2 * len(inside)
-    for smallest in PENALTY_RANGES:  # (the solver takes a number from numpy's generator, unused)
-        fit = LassoCV(cv=FOLDS, eps=smallest, precompute=gram, random_state=0).fit(inside, target)
-        if fit.alpha_ > 2 * fit.alphas_[-1]:
-            break
-    return fit
-
-
-def _lasso(inside: Array, targets: Array, penalties: Array) -> Array:
-    pairs = zip(penalties, targets.T, strict=True)
-    return np.stack(
-        [Lasso(alpha, random_state=0).fit(inside, target).coef_ for alpha, target in pairs]
-    )
-
-
-def _ridge_cv(inside: Array, targets: Array) -> tuple[Array, Array]:
-    """Return weights (n_test, n) and the chosen penalties (n_test,)."""
-    fit = RidgeCV(RIDGE_PENALTIES, alpha_per_target=True).fit(inside, targets)
-    return np.atleast_2d(fit.coef_), np.atleast_1d(fit.alpha_)
-
-
-def _ridge(inside: Array, targets: Array, penalties: Array) -> Array:
-    return np.atleast_2d(Ridge(penalties).fit(inside, targets).coef_)
 
 
 def _correlation(a: Array, b: Array) -> Array:

@@ -24,9 +24,13 @@ class LeafInfluence(BaseBoosting):
     estimator : object, default=None
         Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be
         boosted; None is a small HistGradientBoosting model.
-    n_rounds : int, default=None
-        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
-        looks back on the whole training.
+    n_rounds : int or list of int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does;
+        several, increasing, are horizons of one run (`transform_horizons`). None looks back on the whole
+        training.
+    first_score : {"moves", "held"}, default="moves"
+        The score before the first tree, if fitted to the rows: ``"moves"`` without one, as in training
+        anew; ``"held"`` leaves it, as tree-influence does.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -52,6 +56,8 @@ class LeafInfluence(BaseBoosting):
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    horizons_ : list of int or None
+        Rounds looked ahead by; ``[None]`` for the whole training.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over models of the scores last returned by `transform`; NaN for one model.
 
@@ -88,7 +94,7 @@ class LeafInfluence(BaseBoosting):
         run = member.run
         found = []
         for block in self._blocks(test, self._bytes_of_row(run)):
-            leaves = member.model.leaves(block.inputs)
+            leaves = member.leaves(block)
             cotangents = slopes(block, run.boosting.outputs(leaves))
-            found.append(row_derivatives(run, cotangents, leaves, member.first))
+            found.append(row_derivatives(run, cotangents, leaves))
         return np.concatenate(found)

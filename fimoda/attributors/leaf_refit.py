@@ -31,9 +31,13 @@ class LeafRefit(BaseBoosting):
     estimator : object, default=None
         Fitted trees, alone or at the end of a Pipeline; unfitted ones are cloned and fitted. They must be
         boosted; None is a small HistGradientBoosting model.
-    n_rounds : int, default=None
-        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does. None
-        looks back on the whole training.
+    n_rounds : int or list of int, default=None
+        Look ahead by so many further rounds of boosting from the final model, as `FurtherTraining` does;
+        several, increasing, are horizons of one run (`transform_horizons`). None looks back on the whole
+        training.
+    first_score : {"moves", "held"}, default="moves"
+        The score before the first tree, if fitted to the rows: ``"moves"`` without one, as in training
+        anew; ``"held"`` leaves it, as tree-influence does.
     n_models : int, default=1
         Models over which scores are averaged. 1 is the final model alone; more are grown anew, with seeds
         of their own, so that their splits differ.
@@ -59,6 +63,8 @@ class LeafRefit(BaseBoosting):
         Its frozen functional view.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
+    horizons_ : list of int or None
+        Rounds looked ahead by; ``[None]`` for the whole training.
     scores_sem_ : ndarray of shape (n_test, n_train)
         Standard error over models of the scores last returned by `transform`; NaN for one model.
 
@@ -95,9 +101,9 @@ class LeafRefit(BaseBoosting):
         own = trial.prepared(self, n_models=1)
         own._fit()
         member, test = own._members[0], own._test(*trial.test)
-        leaves, n = member.model.leaves(test.inputs), len(member.run)
+        leaves, n = member.leaves(test), len(member.run)
         rows = np.eye(n, min(_TRIED, n), dtype=bool)
-        few = trial.timed(lambda: member.run.without(rows, leaves, member.first))
+        few = trial.timed(lambda: member.run.without(rows, leaves))
         return self.n_models * few * n / rows.shape[1]
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
@@ -116,14 +122,14 @@ class LeafRefit(BaseBoosting):
 
     def _removed(self, member: Member, test: Measured, removed: NDArray[np.bool_]) -> Floats:
         """Return the effects (n_test, k) of leaving out the rows of each column of `removed` (n, k)."""
-        run, leaves = member.run, member.model.leaves(test.inputs)
+        run, leaves = member.run, member.leaves(test)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 4 * CACHED // (C * n))))
         found = np.empty((len(test), removed.shape[1]))
         for start in range(0, removed.shape[1], size):
             block = slice(start, start + size)
-            without, full = run.without(removed[:, block], leaves, member.first)
+            without, full = run.without(removed[:, block], leaves)
             found[:, block] = self._measured(test, without) - self._measured(test, full[..., None])
         return found
 

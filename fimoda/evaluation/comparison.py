@@ -167,7 +167,7 @@ def compare_methods(
     methods : dict of str to attributor, default=None
         What to compare, in this order; by default Grad-Dot, Grad-Cos, DataInf, TRAK, EK-FAC, exact
         influence, further training linearised once, unrolled and linearised in segments; for boosted trees
-        TREX, BoostIn, LeafInfluence and LeafRefit, the latter also looking ahead by as many rounds; for
+        TREX, BoostIn, LeafInfluence and LeafRefit, which also look ahead by as many rounds; for
         forests AXIL, LeafKernel and TREX.
     budget : float, default=120
         Seconds that methods may take, trials among them. One's own methods run in the order given as long
@@ -247,7 +247,7 @@ def compare_methods(
     own = methods is not None
     if methods is None:
         run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1]}
-        methods = _default_methods(estimator, common, run, horizons[-1])
+        methods = _default_methods(estimator, common, run)
     expected, skipped = _expected(methods, trial)
     # one's own methods in the order given, ours the best first
     planned, more = _planned(expected, clock.left, list(expected) if own else list(expected)[::-1])
@@ -334,7 +334,7 @@ def _overrun(seconds: float, budget: float) -> str:
 
 
 def _default_methods(
-    estimator: Any, common: dict[str, Any], run: dict[str, Any], horizon: float
+    estimator: Any, common: dict[str, Any], run: dict[str, Any]
 ) -> dict[str, BaseAttributor]:
     def of(cls: Callable[..., BaseAttributor], **own: Any) -> BaseAttributor:
         return cls(estimator, **common, **own)
@@ -345,9 +345,8 @@ def _default_methods(
     if trees == "boosted":
         of_run = {"BoostIn": BoostIn, "LeafInfluence": LeafInfluence, "LeafRefit": LeafRefit}
         back = {name: of(method) for name, method in of_run.items()}
-        ahead = {
-            f"{name} ahead": of(method, n_rounds=int(horizon)) for name, method in of_run.items()
-        }
+        rounds = run["n_epochs"]
+        ahead = {f"{name} ahead": of(method, n_rounds=rounds) for name, method in of_run.items()}
         return {"TREX": of(TREX), **back, **ahead}
     return {
         "Grad-Dot": of(GradDot),

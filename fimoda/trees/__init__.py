@@ -4,6 +4,7 @@ from .adjoint import row_derivatives
 from .ensemble import Boosting, Tree, TreeEnsemble
 from .forest import Branches, Forest, ForestRows
 from .leaf_methods import CoupledSoftmax, FirstOrder
+from .leaf_sums import LeafSums
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
 from .model import TreeModel
 from .run import CACHED, BoostingRun
@@ -18,6 +19,7 @@ __all__ = [
     "FirstOrder",
     "Forest",
     "ForestRows",
+    "LeafSums",
     "Logistic",
     "Quantile",
     "Softmax",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .ensemble import Floats, Leaves
+from .rounds import sums
 from .run import CACHED, BoostingRun
 
 
@@ -12,7 +13,6 @@ def row_derivatives(
     run: BoostingRun,
     cotangents: Floats,
     test: Leaves,
-    first: int = 0,
     of_targets: bool = False,
 ) -> Floats:
     r"""Return the first-order change (n_test, n) of test rows' measurement by each training row.
@@ -27,18 +27,16 @@ def row_derivatives(
         Gradient of each test row's measurement in its raw scores.
     test : ndarray of shape (n_test, n_trees)
         Leaves of the test rows.
-    first : int
-        The round from which on rows change.
     of_targets : bool
         Whether the change is that of the row's target by 1, of a squared error; otherwise the row's removal.
     """
     n, m, C = len(run), len(test), run.boosting.n_outputs
     adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
     each, step = np.arange(m), max(1, CACHED // (C * m))
-    for round_ in run.backwards(first):
+    for round_ in run.backwards():
         pulls = []
         for tree in round_.trees:
-            c = tree.members @ adjoint[tree.output]
+            c = sums(tree.leaf, adjoint[tree.output], len(tree.values))
             c[test[:, tree.number], each] += cotangents[tree.output]
             pulls.append(c)
         for taken, asked in round_.asked(pulls):
@@ -55,7 +53,7 @@ def row_derivatives(
                     taken.outputs[:, part], run.targets[:, part], values[:, part], pulled
                 )
     moves = run.start_slopes
-    if moves is not None and first == 0:
+    if moves is not None:
         if of_targets:
             moves = np.broadcast_to(run.start_weights / run.start_weights.sum(), moves.shape)
         scores += moves.T @ (cotangents + adjoint.sum(1))

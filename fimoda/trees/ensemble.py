@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,7 +85,7 @@ class TreeEnsemble:
         """Return the raw scores (C, n) of rows that fall into these leaves (n, n_trees)."""
         found = np.repeat(self.start[:, None], len(leaves), axis=1)
         for tree, leaf in zip(self.trees, leaves.T, strict=True):
-            found[tree.outputs] += tree.values[leaf].T
+            found[tree.outputs] += tree.values.T.take(leaf, axis=1)
         return found
 
 
@@ -152,6 +152,27 @@ class Boosting(TreeEnsemble):
     def n_rounds(self) -> int:
         """Number of rounds."""
         return len(self.learning_rates)
+
+    def until(self, n_rounds: int) -> Boosting:
+        """Return the same boosting stopped after so many rounds."""
+        shares = self.shares[:n_rounds] if isinstance(self.shares, np.ndarray) else self.shares
+        return replace(
+            self,
+            trees=self.trees[: n_rounds * self.trees_of_round],
+            learning_rates=self.learning_rates[:n_rounds],
+            shares=shares,
+        )
+
+    def stages(self, leaves: Leaves, first: int = 0) -> Floats:
+        """Return the raw scores (C, n_rounds - first, n) before each round from number `first` on."""
+        size = self.trees_of_round
+        outputs = self.until(first).outputs(leaves[:, : first * size])
+        found = np.empty((len(outputs), self.n_rounds - first, len(leaves)))
+        for t in range(first * size, self.n_rounds * size):
+            if t % size == 0:
+                found[:, t // size - first] = outputs
+            outputs[self.trees[t].outputs] += self.trees[t].values.T.take(leaves[:, t], axis=1)
+        return found
 
     @property
     def rows_are_known(self) -> bool:

@@ -235,7 +235,10 @@ class Tweedie(BoostingLoss):
 
 def _sigmoid(outputs: Floats) -> Floats:
     """Return 1 / (1 + exp(-f)), by tanh, which cannot overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * outputs))
+    found: Floats = np.tanh(0.5 * outputs)
+    found += 1
+    found *= 0.5
+    return found
 
 
 def _softmax(outputs: Floats) -> Floats:

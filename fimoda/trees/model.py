@@ -91,8 +91,8 @@ class TreeModel(FinalModel):
         weights = (
             np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
         )
-        run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights)
-        run.require_own_rows(first)
+        run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights, first)
+        run.require_own_rows()
         return run
 
     def forest_rows(self, rows: Rows) -> ForestRows:

@@ -11,6 +11,16 @@ from scipy.sparse import csc_array
 from .ensemble import Floats, Leaves
 
 
+def sums(leaf: Leaves, numbers: Floats, n_leaves: int) -> Floats:
+    """Return the sums (n_leaves, ...) of numbers (n, ...) over the rows of each leaf."""
+    if numbers.ndim == 1:
+        return np.bincount(leaf, numbers, n_leaves).astype(np.float64, copy=False)
+    n = len(leaf)
+    members = csc_array((np.ones(n), leaf, np.arange(n + 1)), shape=(n_leaves, n))
+    found: Floats = members @ numbers
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Grown:
     r"""One tree on the training rows, of one output and in one step.
@@ -23,8 +33,6 @@ class Grown:
         That the tree adds to.
     leaf : ndarray of shape (n,)
         The leaf of each training row.
-    members : sparse array of shape (n_leaves, n)
-        One where a row is in a leaf.
     values : ndarray of shape (n_leaves,)
         The leaves' values u, before the learning rate.
     asked : ndarray of shape (n_leaves,)
@@ -45,7 +53,6 @@ class Grown:
     number: int
     output: int
     leaf: Leaves
-    members: csc_array
     values: Floats
     asked: Floats
     curvatures: Floats
@@ -64,6 +71,8 @@ class Step:
     outputs : ndarray of shape (C, n)
         The scores that it begins with.
     trees : list of Grown
+    steepest : float
+        The largest size of a gradient g.
     bends : ndarray of shape (C, C, n_leaves) or None
         How :math:`G + H u` of a leaf moves with what the steps before have added to its rows, over the
         learning rate; None in the first step.
@@ -71,6 +80,7 @@ class Step:
 
     outputs: Floats
     trees: list[Grown]
+    steepest: float
     bends: Floats | None = None
 
     @property

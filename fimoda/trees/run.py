@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_array
 
 from .ensemble import Boosting, Floats, Leaves
-from .rounds import Grown, Round, Step
+from .rounds import Grown, Round, Step, sums
 
 #: Numbers of an array that are worked on at a time, so that they stay in the processor's cache.
 CACHED = 2**17
+
+#: Bytes that rounds may take to be remembered from one walk to the next.
+_REMEMBERED = 2**26
 
 #: Relative error of recomputed leaf values from which on rows are not those of the training.
 _ALIKE = 1e-2
@@ -37,7 +40,7 @@ _KEPT = 0.9
 
 @dataclass(frozen=True, eq=False)
 class BoostingRun:
-    """The rounds of boosting on its training rows.
+    """The rounds of boosting on its training rows, from the first or from a later one on.
 
     Parameters
     ----------
@@ -47,34 +50,26 @@ class BoostingRun:
     targets : ndarray of shape (C, n)
         As the loss takes them.
     weights : ndarray of shape (n,)
+    first : int
+        The round from which on the run is followed.
     """
 
     boosting: Boosting
     leaves: Leaves
     targets: Floats
     weights: Floats
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.leaves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def by_tree(self) -> Leaves:
         """Leaves (n_trees, n), a tree's side by side."""
         return np.ascontiguousarray(self.leaves.T)
-
-    def members(self, t: int) -> csc_array:
-        """Return the matrix (n_leaves, n) that is one where a row is in a leaf of a tree."""
-        n, n_leaves = len(self), self.boosting.trees[t].n_leaves
-        return csc_array((self._ones, self.by_tree[t], self._ends), shape=(n_leaves, n))
-
-    @cached_property
-    def _ends(self) -> Leaves:
-        """Beginnings of the entries of each row in `members`: it has one."""
-        return np.arange(len(self) + 1, dtype=np.int32)
-
-    @cached_property
-    def _ones(self) -> Floats:
-        return np.ones(len(self))
 
     def weights_in(self, number: int) -> Floats:
         """Return the weights (n,) of the rows in a round."""
@@ -91,7 +86,7 @@ class BoostingRun:
     @property
     def start_slopes(self) -> Floats | None:
         """Change (C, n) of the score before the first tree without each row, to first order, if it moves."""
-        if not self.boosting.start_is_fitted:
+        if self.first or not self.boosting.start_is_fitted:
             return None
         return self.boosting.loss.start_slopes(self.targets, self.start_weights)
 
@@ -100,29 +95,43 @@ class BoostingRun:
         size = self.boosting.trees_of_round
         return range(number * size, (number + 1) * size)
 
+    def until(self, n_rounds: int) -> BoostingRun:
+        """Return the same run stopped after so many rounds."""
+        leaves = self.leaves[:, : n_rounds * self.boosting.trees_of_round]
+        return replace(self, boosting=self.boosting.until(n_rounds), leaves=leaves)
+
     # ---- backwards --------------------------------------------------------------------------
 
-    def backwards(self, first: int = 0) -> Iterator[Round]:
-        """Yield the rounds from the last to number `first`, with the scores that they began with."""
+    def backwards(self) -> Iterable[Round]:
+        """Return the rounds from the last to the first, with the scores that they began with."""
+        boosting = self.boosting
+        arrays = 3 * boosting.n_outputs * boosting.n_steps * (boosting.n_rounds - self.first)
+        return self._rounds if 8 * arrays * len(self) <= _REMEMBERED else self._walk()
+
+    @cached_property
+    def _rounds(self) -> list[Round]:
+        return list(self._walk())
+
+    def _walk(self) -> Iterator[Round]:
         boosting = self.boosting
         outputs = boosting.outputs(self.leaves)
-        for number in reversed(range(first, boosting.n_rounds)):
+        for number in reversed(range(self.first, boosting.n_rounds)):
+            outputs = outputs.copy()
             for t in self.trees(number):
                 tree = boosting.trees[t]
-                outputs[tree.outputs] -= tree.values[self.by_tree[t]].T
+                outputs[tree.outputs] -= tree.values.T.take(self.by_tree[t], axis=1)
             yield self._round(outputs, number)
 
     def _round(self, outputs: Floats, number: int) -> Round:
         boosting, eta = self.boosting, self.boosting.learning_rates[number]
-        members = self._members_of(number)
-        left = {t: boosting.trees[t].values.T / eta for t in members}
-        steps = [self._step(outputs, number, members, left if boosting.n_steps == 1 else None)]
+        left = {t: boosting.trees[t].values.T / eta for t in self._growing(number)}
+        steps = [self._step(outputs, number, left if boosting.n_steps == 1 else None)]
         while len(steps) < boosting.n_steps:
             outputs = outputs + steps[-1].values
             for tree in steps[-1].trees:
                 left[tree.number][tree.output] -= tree.values
             is_last = len(steps) + 1 == boosting.n_steps
-            step = self._step(outputs, number, members, left if is_last else None)
+            step = self._step(outputs, number, left if is_last else None)
             steps.append(replace(step, bends=self._bends(step, number)))
         for trees in zip(*(step.trees for step in steps), strict=True):
             total, last = np.sum([tree.values for tree in trees], 0), trees[-1]
@@ -131,35 +140,30 @@ class BoostingRun:
                 np.multiply(tree.rates, free, out=tree.rates)
         return Round(number, steps)
 
-    def _step(
-        self,
-        outputs: Floats,
-        number: int,
-        members_of: dict[int, csc_array],
-        given: dict[int, Floats] | None,
-    ) -> Step:
+    def _step(self, outputs: Floats, number: int, given: dict[int, Floats] | None) -> Step:
         """Return a step from scores, with the values `given`, or else those that its rows ask for."""
         boosting, eta = self.boosting, self.boosting.learning_rates[number]
         g, h = boosting.loss.derivatives(outputs, self.targets)
         weights, grown = self.weights_in(number), []
         weighted = weights * g, weights * h
-        for t, members in members_of.items():
+        for t in self._growing(number):
             leaf, own = self.by_tree[t], self._outputs_of(t)
-            G, H = self._sums(t, members, *weighted)
+            G, H = self._sums(t, *weighted)
             asked, rates = boosting.value(G, H), eta * boosting.inverse(H)
             if not boosting.loss.is_coupled:
                 rates *= boosting.moves(G, asked)
             values = asked if given is None else given[t]
+            at_rows = values.take(leaf, axis=1)
             if boosting.loss.is_coupled:
-                bent, H = np.einsum("kjn,jn->kn", h, values[:, leaf]), np.einsum("kkl->kl", H)
+                bent, H = np.einsum("kjn,jn->kn", h, at_rows), np.einsum("kkl->kl", H)
             else:
-                bent = h[own.start : own.stop] * values[:, leaf]
+                bent = h[own.start : own.stop] * at_rows
             for column, k in enumerate(own):
                 curved = weights * bent[column]
                 found = values[column], asked[column], H[column], rates[column]
                 pushes = weights * g[k] + curved, curved
-                grown.append(Grown(t, k, leaf, members, *found, *pushes, weights))
-        return Step(outputs, grown)
+                grown.append(Grown(t, k, leaf, *found, *pushes, weights))
+        return Step(outputs, grown, float(np.abs(g).max()))
 
     def _bends(self, step: Step, number: int) -> Floats:
         """Return the `bends` of a step, in which one tree has all outputs."""
@@ -168,28 +172,29 @@ class BoostingRun:
         vectors = np.zeros((C, n, C))
         vectors[each, :, each] = tree.weights
         pulled = self.boosting.loss.pull(step.outputs, self.targets, step.values, vectors)
-        found = np.stack([tree.members @ one for one in pulled])
+        found = np.stack([sums(tree.leaf, one, len(tree.values)) for one in pulled])
         return found.transpose(0, 2, 1) / self.boosting.learning_rates[number]
 
-    def _members_of(self, number: int) -> dict[int, csc_array]:
-        """Return the `members` of the trees of a round that add to outputs."""
-        return {t: self.members(t) for t in self.trees(number) if self._outputs_of(t)}
+    def _growing(self, number: int) -> list[int]:
+        """Return the trees of a round that add to outputs."""
+        return [t for t in self.trees(number) if self._outputs_of(t)]
 
     def _outputs_of(self, t: int) -> range:
         """Return the outputs that a tree adds to."""
         return range(*self.boosting.trees[t].outputs.indices(self.boosting.n_outputs))
 
-    def _sums(self, t: int, members: csc_array, g: Floats, h: Floats) -> tuple[Floats, Floats]:
+    def _sums(self, t: int, g: Floats, h: Floats) -> tuple[Floats, Floats]:
         """Return G (own, n_leaves, ...) and H, the same or (own, own, n_leaves, ...), of weighted g and h.
 
         H has in it the penalty of the tree's own.
         """
-        outputs = self._outputs_of(t)
-        G = np.stack([members @ g[k] for k in outputs])
+        outputs, tree = self._outputs_of(t), self.boosting.trees[t]
+        total = partial(sums, self.by_tree[t], n_leaves=tree.n_leaves)
+        G = np.stack([total(g[k]) for k in outputs])
         if not self.boosting.loss.is_coupled:
-            penalty = np.reshape(self.boosting.trees[t].l2, (-1, *[1] * (g.ndim - 2)))
-            return G, np.stack([members @ h[k] for k in outputs]) + penalty
-        return G, np.stack([[members @ h[k, j] for j in outputs] for k in outputs])
+            penalty = np.reshape(tree.l2, (-1, *[1] * (g.ndim - 2)))
+            return G, np.stack([total(h[k]) for k in outputs]) + penalty
+        return G, np.stack([[total(h[k, j]) for j in outputs] for k in outputs])
 
     def _free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
         """Return whether the values of leaves are what their rows ask for."""
@@ -199,30 +204,28 @@ class BoostingRun:
 
     # ---- forwards ---------------------------------------------------------------------------
 
-    def without(
-        self, removed: NDArray[np.bool_], test: Leaves, first: int = 0
-    ) -> tuple[Floats, Floats]:
+    def without(self, removed: NDArray[np.bool_], test: Leaves) -> tuple[Floats, Floats]:
         """Return scores (C, n_test, k) of test rows after the runs without some rows, and with all.
 
         Each column of `removed` (n, k) says which rows a run is without. The splits are held: the values of
-        the leaves are computed anew, from round `first` on.
+        the leaves are computed anew.
         """
         boosting = self.boosting
-        known = [_before(boosting, leaves, first) for leaves in (self.leaves, test)]
+        before, taken = boosting.until(self.first), slice(self.first * boosting.trees_of_round)
+        known = [before.outputs(leaves[:, taken]) for leaves in (self.leaves, test)]
         scores, found = (np.repeat(one[..., None], removed.shape[1] + 1, axis=2) for one in known)
-        if first == 0 and boosting.start_is_fitted:
+        if self.first == 0 and boosting.start_is_fitted:
             starts = boosting.loss.starts_without(self.targets, self.start_weights, removed)
             change = starts - boosting.loss.start(self.targets, self.start_weights)[:, None]
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
-        for number in range(first, boosting.n_rounds):
-            members = self._members_of(number)
+        for number in range(self.first, boosting.n_rounds):
             totals: dict[int, Floats] = {}
             moved = scores.copy() if boosting.n_steps > 1 else scores
             for step in range(boosting.n_steps):
                 weighted = self._weighted(moved, number, removed)
-                for t in members:
-                    asked = boosting.value(*self._sums(t, members[t], *weighted))
+                for t in self._growing(number):
+                    asked = boosting.value(*self._sums(t, *weighted))
                     totals[t] = totals[t] + asked if step else asked
                     if step + 1 < boosting.n_steps:
                         self._add(moved, t, asked)
@@ -262,8 +265,8 @@ class BoostingRun:
 
     # ---- whether the rows are those of the training ------------------------------------------
 
-    def require_own_rows(self, first: int = 0) -> None:
-        """Raise ValueError if the values of the leaves do not come from these rows, from a round on.
+    def require_own_rows(self) -> None:
+        """Raise ValueError if the values of the leaves do not come from these rows.
 
         Where rows were drawn, and it is not known which, the values must go along with those of all rows.
         """
@@ -271,17 +274,16 @@ class BoostingRun:
         if not boosting.loss.is_smooth:
             return
         known, given = boosting.n_trained, int((self.weights_in(0) > 0).sum())
-        if boosting.rows_are_known and first == 0 and known not in (None, given):
+        if boosting.rows_are_known and self.first == 0 and known not in (None, given):
             raise ValueError(
                 f"X must be all rows that the model was trained on: its first tree was grown from {known} of "
                 f"them, and of those given {given} can have been in it. Pass all of its training rows with "
                 "the targets and weights of its fit."
             )
         wrong = size = noise = kept = whole = along = size_asked = 0.0
-        for round_ in self.backwards(first):
-            eta, scores = boosting.learning_rates[round_.number], round_.steps[-1].outputs
-            g, _ = boosting.loss.derivatives(scores, self.targets)
-            rounding = _SINGLE * (np.abs(scores).max() + np.abs(g).max())
+        for round_ in self.backwards():
+            eta, last_step = boosting.learning_rates[round_.number], round_.steps[-1]
+            rounding = _SINGLE * (np.abs(last_step.outputs).max() + last_step.steepest)
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
                 last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
                 asked = total - last.values + last.asked
@@ -312,12 +314,3 @@ class BoostingRun:
                 f"fit if some were held out: from these the values of its leaves would differ{far}. Pass all "
                 "of its training rows with the targets and weights of its fit. " + boosting.doubts
             )
-
-
-def _before(boosting: Boosting, leaves: Leaves, first: int) -> Floats:
-    """Return the scores (C, n) of rows before a round."""
-    found = np.repeat(boosting.start[:, None], len(leaves), axis=1)
-    for t in range(first * boosting.trees_of_round):
-        tree = boosting.trees[t]
-        found[tree.outputs] += tree.values[leaves[:, t]].T
-    return found

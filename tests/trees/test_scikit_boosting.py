@@ -114,10 +114,13 @@ def start(name, y, w):
     return np.array([links[name] if name in links else np.log(mean / (1 - mean))])
 
 
-def replay(library, name, model, l2, w):
-    """Scores (rows, C) before each round and after the last, of all rows; trained on the first N."""
+def replay(library, name, model, l2, w, first=None):
+    """Scores (rows, C) before each round and after the last, of all rows; trained on the first N.
+
+    The first score is that of the weights `first`, or of w.
+    """
     leaves, y = leaves_by_hand(library, model), TARGETS[name]
-    F = [np.tile(start(name, y[:N], w), (len(X), 1))]
+    F = [np.tile(start(name, y[:N], w if first is None else first), (len(X), 1))]
     for nodes in leaves.swapaxes(0, 1):
         F.append(F[-1] + round_of(library, name, nodes, F[-1], l2, w))
     return F
@@ -194,6 +197,25 @@ def test_a_run_beside_plain_loops(library, name, l2):
             expected[:, column] += np.subtract(*both) / (2 * step)
     found = scores(BoostIn, library, model, name, shrunken=False)[:, ROWS]
     assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["squared_error", "binary", "classes"])
+def test_the_first_score_may_be_held(name):
+    model = fitted("histogram", name)
+
+    def end(w):
+        return losses(name, replay("histogram", name, model, 0.0, w, first=WEIGHTS)[-1])
+
+    expected = np.stack([end(without(i)) - end(WEIGHTS) for i in ROWS], 1)
+    size = np.abs(expected).max()
+    found = scores(LeafRefit, "histogram", model, name, first_score="held")[:, ROWS]
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * size)
+    step = 1e-4
+    expected = np.subtract(*([end(without(i, by)) for i in ROWS] for by in (step, -step)))
+    found = scores(LeafInfluence, "histogram", model, name, first_score="held")[:, ROWS]
+    assert_allclose(found, expected.T / (2 * step), rtol=1e-3, atol=1e-4 * size)
+    moves = scores(LeafRefit, "histogram", model, name)[:, ROWS]
+    assert np.abs(moves - found).max() > 0.01 * size
 
 
 @pytest.mark.parametrize("name", ["squared_error", "classes"])
@@ -541,7 +563,44 @@ def test_several_models_look_ahead_with_other_rows():
         weights = member.run.weights
         assert_array_equal(np.flatnonzero(weights), member.rows)
         assert member.run.boosting.n_rounds == 6
-        assert member.first == 4
+        assert member.run.first == 4
+
+
+@pytest.mark.parametrize("method", [BoostIn, LeafInfluence, LeafRefit])
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("name", ["binary", "classes"])
+def test_several_horizons_are_those_of_shorter_runs(method, n_models, name):
+    model, y = fitted("histogram", name, weights=None), TARGETS[name]
+    settings = {"n_models": n_models, "share": 0.8, "random_state": 0}
+    made = method(model, n_rounds=[1, 2, 5], **settings).fit(X[:N], y[:N])
+    found = made.transform_horizons(X[N:], y[N:])
+    assert made.horizons_ == [1, 2, 5]
+    assert_array_equal(made.transform(X[N:], y[N:]), found[-1])
+    assert "5 rounds" in made._process()
+    for n_rounds, scores_there in zip(made.horizons_, found, strict=True):
+        one = method(model, n_rounds=n_rounds, **settings).fit(X[:N], y[:N])
+        expected = one.transform(X[N:], y[N:])
+        size = np.abs(expected).max()
+        assert_allclose(scores_there, expected, rtol=1e-6, atol=1e-9 * size)
+        assert_array_equal(one.transform_horizons(X[N:], y[N:])[0], expected)
+    assert_array_equal(made._at_horizons(X[N:], y[N:], [1, 5]), found[[0, 2]])
+    assert_array_equal(made._at_horizons(X[N:], y[N:], [1, 4]), found[-1])
+
+
+@pytest.mark.parametrize("wrong", [[2, 1], [1, 1], [1.5], [], [0, 3], "many"])
+def test_horizons_are_increasing_numbers_of_rounds(wrong):
+    y = TARGETS["binary"]
+    model = fitted("histogram", "binary", weights=None)
+    with pytest.raises(ValueError, match="n_rounds"):
+        LeafInfluence(model, n_rounds=wrong).fit(X[:N], y[:N])
+
+
+def test_the_whole_training_is_one_horizon():
+    y = TARGETS["binary"]
+    made = LeafInfluence(fitted("histogram", "binary", weights=None)).fit(X[:N], y[:N])
+    assert made.horizons_ == [None]
+    found = made.transform_horizons(X[N:], y[N:])
+    assert_array_equal(found[0], made.transform(X[N:], y[N:]))
 
 
 def test_other_rows_are_found_out_where_rows_were_drawn():
