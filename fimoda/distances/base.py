@@ -1,4 +1,4 @@
-"""What all distances between two samples have in common."""
+"""The base of the distances between two samples."""
 
 from __future__ import annotations
 
