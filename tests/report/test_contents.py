@@ -242,14 +242,28 @@ def test_rows_without_a_score():
     assert None not in [score for test in data["tests"] for score in test["scores"]]
 
 
+def test_what_a_page_has_no_room_for_is_counted():
+    X, y = table()
+    X.iloc[:50] = X.iloc[[0] * 50]
+    page = report_page(found_of(X, y), contamination=0.5, max_train_rows=1, k=1, max_test_rows=1)
+    data = data_of(page)
+    assert len(data["rows"]["position"]) == 2
+    assert data["counts"]["repeated"] == 50
+    assert f"(the page shows {len(data['repeated'])}). Removing one of them" in page
+    assert f"(the page shows {len(data['suspects'])}):" in page
+    assert "2 of 60 rows: those that are named elsewhere" in page
+
+
 def test_some_rows_left_out():
     """Positions are those of training rows, not of columns."""
     X, y = table()
+    X.iloc[61] = X.iloc[3]  # whose row is not scored
     found = found_of(X, y)
     found.attributor.train_indices_ = np.arange(30, 60)
     object.__setattr__(found, "scores", found.scores[:, 30:])
     data = data_of(report_page(found, self_influence=False))
     assert sorted(data["rows"]["position"]) == list(range(30, 60))
+    assert data["counts"]["known_tests"] == 1
     for position, name, target in zip(
         *(data["rows"][key] for key in ("position", "name", "target")), strict=True
     ):
