@@ -60,7 +60,7 @@ def contents(
     top = _top(found, positions, min(k, max(1, len(positions) // 2)), tests)
     mean, extreme = _mean(found.scores), _extreme(found.scores)
     suspects = first_to_look_at(own, found.attributor.measurement, contamination)
-    group, of_tests = _groups(X_train, X_test, positions)
+    group, of_tests, n_known = _groups(X_train, X_test, positions)
     sizes = np.bincount(group[group >= 0], minlength=int(group.max(initial=0)) + 1)
     again = np.flatnonzero((group >= 0) & (sizes[group] > 1))
 
@@ -110,7 +110,7 @@ def contents(
             "tests": len(found.scores),
             "suspects": len(suspects),
             "repeated": len(again),
-            "known_tests": int(np.isin(of_tests, group[group >= 0]).sum()),
+            "known_tests": n_known,
             "features_left_out": cells.n_left_out,
         },
     }
@@ -138,13 +138,17 @@ def _extreme(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _groups(
     X_train: Any, X_test: Any, positions: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the group of each column and of each test row; -1 unless another row has the same features."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return the group of each column and of each test row, and how many of these are training rows, too.
+
+    The group is -1 unless another row has the same features.
+    """
     n = n_rows(X_train)
     every = np.full(n + n_rows(X_test), -1)
     rows, groups = repeated(X_train, X_test)
     every[rows] = groups
-    return every[:n][positions], every[n:]
+    train, test = every[:n], every[n:]
+    return train[positions], test, int(np.isin(test, train[train >= 0]).sum())
 
 
 def _conflicts(group: NDArray[np.int64], targets: list[Any]) -> list[int]:

@@ -291,6 +291,24 @@ def test_light_and_dark(browser):
     assert look() == light
 
 
+def test_missing_values_differ_from_known_ones(browser):
+    X, y = table()
+    found = found_of(X, y)
+    for name in ("X_train", "X_test"):  # what is shown, not what was computed
+        found.data[name] = found.data[name].copy()
+        found.data[name].loc[:, "age"] = np.nan
+    found.data["X_train"].loc[:, "dose"] = np.nan
+    found.data["X_test"].loc[:, "ward"] = None
+    browser.open(found, k=1, self_influence=False)
+    assert browser.column("#of-test", "age") == ["missing", "missing"]
+    titles = [head.text for head in browser.all("#of-test thead th")]
+    marked = {
+        titles[browser.js("return arguments[0].cellIndex", one)]
+        for one in browser.all("#of-test .differs")
+    }
+    assert marked - {"target", "weight"} == {"dose", "ward"}
+
+
 # ---- what it must not do --------------------------------------------------------------------
 
 

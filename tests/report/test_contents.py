@@ -9,10 +9,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from cases_of_reports import data_of, found_of, made_found, sentences_found, table
 from PIL import Image
 from scipy.sparse import coo_matrix, csc_array, csr_array
-from sklearn.linear_model import LogisticRegression
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from torch import nn
 
 from fimoda import GradDot, attribute
 from fimoda.report.cells import Cells, number
@@ -238,14 +242,28 @@ def test_rows_without_a_score():
     assert None not in [score for test in data["tests"] for score in test["scores"]]
 
 
+def test_what_a_page_has_no_room_for_is_counted():
+    X, y = table()
+    X.iloc[:50] = X.iloc[[0] * 50]
+    page = report_page(found_of(X, y), contamination=0.5, max_train_rows=1, k=1, max_test_rows=1)
+    data = data_of(page)
+    assert len(data["rows"]["position"]) == 2
+    assert data["counts"]["repeated"] == 50
+    assert f"(the page shows {len(data['repeated'])}). Removing one of them" in page
+    assert f"(the page shows {len(data['suspects'])}):" in page
+    assert "2 of 60 rows: those that are named elsewhere" in page
+
+
 def test_some_rows_left_out():
     """Positions are those of training rows, not of columns."""
     X, y = table()
+    X.iloc[61] = X.iloc[3]  # whose row is not scored
     found = found_of(X, y)
     found.attributor.train_indices_ = np.arange(30, 60)
     object.__setattr__(found, "scores", found.scores[:, 30:])
     data = data_of(report_page(found, self_influence=False))
     assert sorted(data["rows"]["position"]) == list(range(30, 60))
+    assert data["counts"]["known_tests"] == 1
     for position, name, target in zip(
         *(data["rows"][key] for key in ("position", "name", "target")), strict=True
     ):
@@ -261,6 +279,58 @@ def test_arrays_and_numbers_as_targets():
     assert data["rows"]["target"] == [int(y[i]) for i in data["rows"]["position"]]
     assert [test["target"] for test in data["tests"]] == [None] * 5
     assert [test["name"] for test in data["tests"]] == ["0", "1", "2", "3", "4"]
+
+
+class OfTwo(nn.Module):
+    """A linear model of words and sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, words, sizes):
+        return self.out(torch.cat([words.float(), sizes], 1))
+
+
+def several_inputs(rng):
+    X = {"words": rng.integers(9, size=(20, 3)), "sizes": rng.random((20, 2), dtype=np.float32)}
+    return OfTwo(), X, rng.integers(2, size=20), {"criterion": nn.CrossEntropyLoss()}
+
+
+def images_in_tensors(rng):
+    X = torch.from_numpy(rng.random((20, 3, 4, 4), dtype=np.float32))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    return net, X, torch.from_numpy(rng.integers(2, size=20)), {"criterion": nn.CrossEntropyLoss()}
+
+
+def several_outputs(rng):
+    X = rng.normal(size=(20, 3))
+    y = X[:, :2] + rng.normal(size=(20, 2))
+    return Ridge().fit(X, y), X, y, {}
+
+
+def dicts(rng):
+    X = [{"size": float(one), "kind": "abc"[i % 3]} for i, one in enumerate(rng.random(20))]
+    y = rng.random(20) > 0.5
+    return make_pipeline(DictVectorizer(), LogisticRegression()).fit(X, y), X, y, {}
+
+
+@pytest.mark.parametrize("rows", [several_inputs, images_in_tensors, several_outputs, dicts])
+def test_every_kind_of_rows(rows):
+    model, X, y, settings = rows(np.random.default_rng(0))
+    found = attribute(model, X, y, X, y, method=GradDot(**settings))
+    data = data_of(report_page(found, k=2))
+    known = {
+        several_inputs: ["words x0", "words x1", "words x2", "sizes x0", "sizes x1"],
+        images_in_tensors: ["image"], several_outputs: ["x0", "x1", "x2"], dicts: ["x0"],
+    }  # fmt: skip
+    assert [feature["name"] for feature in data["features"]] == known[rows]
+    assert data["counts"]["known_tests"] == 20
+    place = data["rows"]["position"].index(7)
+    assert data["tests"][7]["cells"] == data["rows"]["cells"][place]
+    assert data["tests"][7]["target"] == data["rows"]["target"][place]
+    if rows is several_outputs:
+        assert data["tests"][7]["target"] == f"{y[7, 0]}, {y[7, 1]}"
 
 
 def test_group_effects_are_means_over_test_rows():

@@ -231,16 +231,21 @@ function features(test) {
     return {
       title: feature.name, of, kind: feature.kind,
       show(made, value, row, text) {
-        if (value === null) { made.append(make("span", { class: "quiet" }, row.cells ? "missing" : "")); return; }
+        const isCompared = test && row !== test;
+        if (value === null) {
+          made.append(make("span", { class: "quiet" }, row.cells ? "missing" : ""));
+          if (isCompared && other !== null) made.classList.add("differs");
+          return;
+        }
         if (feature.kind === "image") { made.append(make("img", { src: value, alt: `Image of ${row.name}`, class: "thumb" })); return; }
-        if (feature.kind === "sentence" && test && row !== test) {
+        if (feature.kind === "sentence" && isCompared) {
           for (const token of words(text)) made.append(isWord(token) && known.has(token.toLowerCase()) ? make("mark", {}, token) : token);
           return;
         }
         made.append(text);
-        if (!test || row === test || other === null || value === other) return;
+        if (!isCompared || value === other) return;
         made.classList.add("differs");
-        if (feature.kind !== "number") { made.append(make("span", { class: "sr" }, " (differs)")); return; }
+        if (feature.kind !== "number" || other === null) { made.append(make("span", { class: "sr" }, " (differs)")); return; }
         const far = feature.unit ? Math.min(1, Math.abs(value - other) / (2 * feature.unit)) : 0;
         made.style.setProperty("--far", `${Math.round(40 * far)}%`);
         made.append(make("span", { class: "arrow", "aria-hidden": "true" }, value > other ? "\u25b2" : "\u25bc"),
