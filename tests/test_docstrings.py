@@ -63,6 +63,8 @@ DIFFERENT = {
     ("retraining", "memory_budget"): "a function holds measurements, an estimator models",
     ("retraining", "scores_sem_"): "subsets, bootstrap samples or seeds",
     ("retraining", "subsets"): "instead of random ones, or needed",
+    ("games", "memory_budget"): "each holds other things",
+    ("games", "n_samples"): "permutations, sets or bags",
     ("trees", "memory_budget"): "each holds other things",
     ("of other attributors", "models"): "what is averaged, or what distributions are made of",
     ("selection", "estimator_"): "fitted on all rows, or on those that are kept",

@@ -45,8 +45,8 @@ class DataOOB(BaseTrainedAgain):
     n_epochs : int, default=None
         Epochs of training of a network; those of its own training by default.
     n_seeds : int or list of int, default=1
-        Number of trainings on each bag (drawn from `random_state`) or their seeds. A seed fixes initial
-        parameters, batch order and dropout; other estimators take it as ``random_state``.
+        Number of trainings of each model (drawn from `random_state`) or their seeds. A seed fixes
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
     optimizer : str or type, default=None
         Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
         name; the model's own by default, SGD if it has none.
