@@ -30,9 +30,9 @@ class DataOOB(BaseTrainedAgain):
 
     :math:`f_b` is the model trained on bag b, n rows drawn with replacement, and T is one where the predicted
     class is right (the share of positions, where a row has several), or minus the squared error of a number.
-    Rows that no model without them predicts are thought to be mislabelled or out of place: their value is low.
-    No test rows are needed: ``values_`` are there after `fit`, and `transform` gives them once for each test
-    row.
+    Rows that no model without them predicts are thought to be mislabelled or out of place: they have low
+    values. No test rows are needed: ``values_`` are there after `fit`, and `transform` gives them once for
+    each test row.
 
     Parameters
     ----------
