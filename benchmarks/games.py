@@ -126,6 +126,16 @@ class PlainLoop:
         return float((self.predict(X) == y).mean())
 
 
+class CountedUtility(ModelUtility):
+    """A utility of pyDVL's that counts its trainings, those of its copies among them."""
+
+    calls = 0
+
+    def _utility(self, sample: Any) -> float:
+        CountedUtility.calls += 1
+        return super()._utility(sample)
+
+
 def accuracy(model: Any, X: Any, y: Any) -> float:
     return float((model.predict(X) == y).mean())
 
@@ -169,10 +179,11 @@ def fimoda_values(method: Any, data: Any, n: int) -> tuple[Values, float, int]:
     return found, seconds, n
 
 
-def pydvl_values(make: Callable[[Any], Any], model: Any, data: Any, n: int, default: float) -> Any:
+def pydvl_values(make: Callable[[Any], Any], model: Any, data: Any, default: float) -> Any:
     X, y, X_test, y_test = data
     scorer = SupervisedScorer(accuracy, Dataset(X_test, y_test), default=default)
-    utility = ModelUtility(model, scorer, show_warnings=False)
+    utility = CountedUtility(model, scorer, show_warnings=False)
+    CountedUtility.calls = 0
 
     def work() -> Values:
         result = make(utility).fit(Dataset(X, y)).result
@@ -180,7 +191,7 @@ def pydvl_values(make: Callable[[Any], Any], model: Any, data: Any, n: int, defa
         return result.values[order], result.stderr[order]
 
     found, seconds = timed(work)
-    return found, seconds, n
+    return found, seconds, CountedUtility.calls
 
 
 def opendataval_shapley(model: Any, data: Any, **training: Any) -> tuple[Values, float, int]:
@@ -237,7 +248,7 @@ def main() -> None:
     for name, (model, cls, params) in models.items():
         method = DataShapley(model, n_samples=ORDERS, scoring="accuracy", random_state=0)
         own = fimoda_values(method, data, evaluations)
-        peers = {"pyDVL": pydvl_values(permutations, model, data, evaluations, default)}
+        peers = {"pyDVL": pydvl_values(permutations, model, data, default)}
         try:
             wrapped = ClassifierSkLearnWrapper(cls, 2, **params)
             peers["OpenDataVal"] = opendataval_shapley(wrapped, data)
@@ -251,7 +262,7 @@ def main() -> None:
     torch.manual_seed(0)
     theirs = ClassifierMLP(30, 2, layers=3, hidden_dim=HIDDEN)
     peers = {
-        "pyDVL": pydvl_values(permutations, PlainLoop(), data, evaluations, default),
+        "pyDVL": pydvl_values(permutations, PlainLoop(), data, default),
         "OpenDataVal": opendataval_shapley(theirs, data, epochs=EPOCHS, lr=0.01, batch_size=32),
     }
     line("network 30-25-25-2, Shapley", own, peers)
@@ -259,7 +270,7 @@ def main() -> None:
     banzhaf = DataBanzhaf(logistic, n_samples=SETS, scoring="accuracy", random_state=0)
     peer = pydvl_values(
         lambda utility: MSRBanzhafValuation(utility, is_done=MinUpdates(SETS), progress=False),
-        *(logistic, data, SETS, default),
+        *(logistic, data, default),
     )
     line("logistic regression, Banzhaf", fimoda_values(banzhaf, data, SETS), {"pyDVL": peer})
     nearest()

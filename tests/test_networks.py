@@ -25,7 +25,13 @@ from fimoda import (
 )
 
 #: Why an attributor refuses a network; every other cell works.
-REFUSALS: dict[tuple[str, str], str] = {}
+REFUSALS: dict[tuple[str, str], str] = {
+    **{
+        (network, "KNNShapley"): "X must be one array to compare rows by distance"
+        for network in ("bert", "gpt2", "lora", "two inputs")
+    },
+    ("language model", "KNNShapley"): "targets must be one class or number each",
+}
 
 
 def each_network(but: tuple[str, ...] = ()) -> pytest.MarkDecorator:

@@ -59,7 +59,7 @@ class BetaShapley(BasePermutations):
     n_epochs : int, default=None
         Epochs of training of a network; those of its own training by default.
     n_seeds : int or list of int, default=1
-        Number of trainings on each set of rows (drawn from `random_state`) or their seeds. A seed fixes
+        Number of trainings of each model (drawn from `random_state`) or their seeds. A seed fixes
         initial parameters, batch order and dropout; other estimators take it as ``random_state``.
         Utilities are means over seeds.
     optimizer : str or type, default=None

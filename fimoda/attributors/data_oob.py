@@ -29,9 +29,10 @@ class DataOOB(BaseTrainedAgain):
     .. math:: \phi_i = \frac{\sum_b [i \notin b] \, T(f_b(x_i), y_i)}{\sum_b [i \notin b]}
 
     :math:`f_b` is the model trained on bag b, n rows drawn with replacement, and T is one where the predicted
-    class is right, or minus the squared error of a number. Rows that no model without them predicts are
-    thought to be mislabelled or out of place: their value is low. No test rows are needed: ``values_`` are
-    there after `fit`, and `transform` gives them once for each test row.
+    class is right (the share of positions, where a row has several), or minus the squared error of a number.
+    Rows that no model without them predicts are thought to be mislabelled or out of place: they have low
+    values. No test rows are needed: ``values_`` are there after `fit`, and `transform` gives them once for
+    each test row.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ class DataOOB(BaseTrainedAgain):
     n_epochs : int, default=None
         Epochs of training of a network; those of its own training by default.
     n_seeds : int or list of int, default=1
-        Number of trainings on each bag (drawn from `random_state`) or their seeds. A seed fixes initial
-        parameters, batch order and dropout; other estimators take it as ``random_state``.
+        Number of trainings of each model (drawn from `random_state`) or their seeds. A seed fixes
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
     optimizer : str or type, default=None
         Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
         name; the model's own by default, SGD if it has none.
@@ -232,7 +233,8 @@ class DataOOB(BaseTrainedAgain):
         loss = self.model_.loss
         if not loss.is_classifier:
             return -((outputs - targets.reshape(outputs.shape)) ** 2).sum(-1)
-        return (self.model_.predicted_targets(outputs) == targets).double()
+        right = (self.model_.predicted_targets(outputs) == targets).double()
+        return right.reshape(len(right), -1).mean(1)  # of all positions of a row
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         return np.tile(self.values_, (len(test), 1))

@@ -181,7 +181,8 @@ class KNNShapley(BaseRefittable):
         elif of_output:
             found = -of_vote(nearest[..., 0], k)
         else:
-            found = sum(of_mean(nearest[..., c], goals[:, c], k) for c in range(nearest.shape[2]))
+            outputs = range(nearest.shape[2])
+            found = np.sum([of_mean(nearest[..., c], goals[:, c], k) for c in outputs], axis=0)
         scores = np.empty_like(distances)
         np.put_along_axis(scores, order, found, axis=1)
         return scores

@@ -60,7 +60,8 @@ class ClosedFits(Refits):
 
     def _weighted(self, masks: NDArray[np.bool_]) -> Floats:
         """Return the weights (L, n) of the rows of each subset."""
-        return masks * (1.0 if self.sample_weight is None else self.sample_weight)
+        weights = 1.0 if self.sample_weight is None else self.sample_weight
+        return np.asarray(masks * weights, dtype=np.float64)
 
     @abstractmethod
     def _fits(self, masks: NDArray[np.bool_]) -> NDArray[Any]:

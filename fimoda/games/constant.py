@@ -1,4 +1,4 @@
-"""What a model is where there is nothing to learn from: the constant outputs that suit all rows best."""
+"""A model without any rows to learn from: the constant outputs that suit all rows best."""
 
 from __future__ import annotations
 

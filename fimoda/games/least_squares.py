@@ -54,7 +54,8 @@ class LeastSquaresFits(LinearFits):
             len(weights), p, -1
         )
         products -= total * centres[:, :, None] * means[:, None]
-        return np.linalg.solve(squares + self.alpha * np.eye(p), products), centres, means
+        found = np.linalg.solve(squares + self.alpha * np.eye(p), products)
+        return np.asarray(found, dtype=np.float64), centres, means
 
     def _by_decomposition(
         self, X: Floats, Y: Floats, weights: Floats

@@ -27,9 +27,10 @@ class LogisticFits(LinearFits):
     intercept: bool = True
 
     def _fits(self, masks: NDArray[np.bool_]) -> Floats:
-        X, codes = with_ones(self.X.values), np.searchsorted(self.model.classes, self.y)
+        classes = np.asarray(self.model.classes)
+        X, codes = with_ones(self.X.values), np.searchsorted(classes, self.y)
         X = X if self.intercept else X * np.append(np.ones(X.shape[1] - 1), 0.0)
-        n_classes = len(self.model.classes)
+        n_classes = len(classes)
         hot = np.eye(n_classes)[codes]
         weights = self._weighted(masks)
         n_logits = 1 if n_classes == 2 else n_classes

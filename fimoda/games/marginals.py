@@ -1,4 +1,4 @@
-"""What each row adds to the utility of the rows before it, along orders of the rows."""
+"""Marginal utilities: of each row beside the rows before it, along orders of the rows."""
 
 from __future__ import annotations
 

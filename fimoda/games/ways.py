@@ -1,4 +1,4 @@
-"""How a model is trained on many sets of rows: the fastest way that its training has."""
+"""The fastest way to train a model on many sets of rows."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Retraining:
     @one_warning()
     def train(
         self,
-        subsets: NDArray[np.bool_],
+        subsets: NDArray[Any],
         measured: Measured | None = None,
         order: NDArray[np.int64] | None = None,
         n_needed: int = 0,

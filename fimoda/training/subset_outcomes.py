@@ -92,7 +92,7 @@ def as_reading(measured: NDArray[np.float64], reasons: Sequence[str]) -> NDArray
 
 
 def assemble_subsets(
-    subsets: NDArray[np.bool_], seeds: list[int], readings: Mapping[Any, Result]
+    subsets: NDArray[Any], seeds: list[int], readings: Mapping[Any, Result]
 ) -> SubsetOutcomes:
     """Return the outcomes from the readings of all units (`SubsetUnit`)."""
     n_test = np.asarray(next(iter(readings.values())))["measured"].shape[1]

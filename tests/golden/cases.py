@@ -45,10 +45,14 @@ from fimoda import (
     AllRows,
     ArnoldiInfluence,
     BaseAttributor,
+    BetaShapley,
     BoostIn,
     CGInfluence,
+    DataBanzhaf,
     DataInf,
     Datamodel,
+    DataOOB,
+    DataShapley,
     DistributionalInfluence,
     Downsampling,
     EKFACInfluence,
@@ -59,9 +63,11 @@ from fimoda import (
     GradDot,
     Hydra,
     InfluencePruner,
+    KNNShapley,
     LeafInfluence,
     LeafKernel,
     LeafRefit,
+    LeastCore,
     LeaveOneOut,
     LinearDatamodelingScorer,
     LinearizedFurtherTraining,
@@ -1264,6 +1270,28 @@ def trees() -> Arrays:
         leaf_kernel=scored(LeafKernel(forest), labels),
         trex=scored(TREX(forest, alpha=0.1), labels),
         axil=scored(AXIL(boosting), numbers),
+    )
+
+
+@case
+def games() -> Arrays:
+    """Values of rows: of a ridge, of trees that are fitted, of a network in stacks, and of nearest rows."""
+    numbers, labels = vector_regression(12), classification(12, 2)
+    ridge = Ridge().fit(*numbers.train)
+    tree = DecisionTreeRegressor(max_depth=1, min_samples_leaf=3, random_state=0).fit(
+        *numbers.train
+    )
+    short = {**RUN, **ENTROPY, "n_epochs": 2, "n_seeds": [0]}
+    some: dict[str, Any] = {"n_seeds": [0], "random_state": 0}
+    return together(
+        ridge=scored(DataShapley(ridge, n_samples=3, sampling="stratified", **some), numbers),
+        truncated=transformed(DataShapley(tree, n_samples=2, truncation=0.2, **some), numbers),
+        beta=transformed(BetaShapley(ridge, n_samples=4, sampling="antithetic", **some), numbers),
+        banzhaf=transformed(DataBanzhaf(perceptron(2), n_samples=20, **short), labels),
+        core=transformed(LeastCore(ridge, n_samples=30, **some), numbers),
+        votes=scored(KNNShapley(perceptron(2), n_neighbors=3, **ENTROPY), labels),
+        means=scored(KNNShapley(ridge, n_neighbors=3), numbers),
+        bags=transformed(DataOOB(tree, n_samples=30, **some), numbers),
     )
 
 
