@@ -271,6 +271,8 @@ class ExactInfluence(BaseInfluence):
         if self.curvature != "gauss-newton":
             return None
         coordinates, share = self._coordinates(), self._mean_shares()
+        if 2 * 8 * coordinates.reach.numel() * len(coordinates.loss) > self.memory_budget:
+            return None  # the factors of all rows are held
         gradients = sign * coordinates.gradients(self.model_, test)
         if together:
             gradients = gradients.mean(0, keepdim=True)
