@@ -193,3 +193,14 @@ def test_distances_do_not_add_up():
     found = DistributionalInfluence(nets[0], distance="variance", **own).fit(X, Y[:, None])
     with pytest.raises(TypeError, match="distances, which do not add up"):
         found.reweight(X_TEST, Y_TEST[:, None], weights=weights)
+
+
+@pytest.mark.parametrize("width", [2, 20], ids=["primal", "dual"])
+def test_a_row_without_weight_has_no_label(width):
+    net, weights = tanh_network(D, width, 3), np.ones(N)
+    weights[4] = 0
+    found = ExactInfluence(net, criterion=nn.CrossEntropyLoss(), damping=0.2)
+    found.fit(X, np.arange(N) % 3, sample_weight=weights)
+    effect = found.relabel(X_TEST, [0, 1, 2, 0], rows=ROWS, targets=[2, 0])
+    assert (effect[:, 0] == 0).all()
+    assert (effect[:, 1] != 0).all()

@@ -286,9 +286,9 @@ class ExactInfluence(BaseInfluence):
             return super()._relabelled(test, rows, targets)
         known, changed = self._with_targets(rows, targets)
         objective = self._objective.of_rows(known.rows).double
-        before, after = (
-            row_factors(objective, one.targets)[1] * (one.rows.shares / known.rows.shares)[:, None]
-            for one in (known, changed)
-        )
-        found = self._dual.products(test, self.damping_, rows, before - after)
+        ratio = (changed.rows.shares / known.rows.shares).nan_to_num(
+            1.0
+        )  # rows without weight have none
+        before, after = (row_factors(objective, one.targets)[1] for one in (known, changed))
+        found = self._dual.products(test, self.damping_, rows, before - ratio[:, None] * after)
         return found.cpu().numpy()
