@@ -187,9 +187,10 @@ def group_influence(
         effects, errors = _attributed(attributor, masks, X_test, y_test, method)
     failed = [names[j] for j in np.flatnonzero(np.isnan(effects).any(0))]
     if failed:
+        others = f" and of {len(failed) - 1} others" if len(failed) > 1 else ""
         warnings.warn(
-            f"no training succeeded without group {failed[0]!r}, or {len(failed) - 1} others: their effects "
-            "are NaN. A group may have all rows of a class.",
+            f"no training succeeded without group {failed[0]!r}: its effects{others} are NaN. It may have all "
+            "rows of a class.",
             UserWarning,
             stacklevel=2,
         )
