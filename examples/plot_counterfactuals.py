@@ -25,8 +25,8 @@ influence = ExactInfluence(model).fit(X_train, y_train)
 # %%
 # The smallest sets
 # -----------------
-# Rows are tried in the order of their scores and in that of a greedy choice; the model is fitted again without
-# them until the prediction turns. Random rows of the predicted class are counted beside them.
+# Rows are tried in the order of their scores and in that of a greedy choice; the model is fitted again
+# without them until the prediction turns. Random rows of the predicted class are counted beside them.
 
 settings = {"X_train": X_train, "y_train": y_train, "n_seeds": 1, "random_state": 0}
 removed = smallest_flip(influence, X_test[near], max_rows=48, **settings)

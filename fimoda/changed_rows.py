@@ -30,7 +30,7 @@ class ChangedRows(Preparation):
         To first order the sum of the rows' scores,
         :math:`\sum_i S_{z,i} (1 - c_i) \frac{1 - s_i}{1 + \sum_j (c_j - 1) s_j}`, with
         :math:`c_i` the factor of row i and :math:`s_i` its share of the objective; zero where the other
-        rows keep their weights, as in a sum of losses.
+        rows keep their weights (as in a sum of losses, or without ``reweight_others``).
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class ChangedRows(Preparation):
         """Return what the others get of each scored row's weight (n_columns,): its share of a mean."""
         objective, n = self._objective, len(self._objective)
         model = objective.model
-        kept = not getattr(self, "reweight_others", True) or not model.n_parameters
+        kept = not getattr(self, "reweight_others", False) or not model.n_parameters
         if kept or (model.weighting.total == "sum" and model.recipe.solved):
             return np.zeros(len(self.train_indices_))
         if model.weighting.total == "rows":

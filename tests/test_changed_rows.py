@@ -14,6 +14,7 @@ from torch import nn
 from fimoda import (
     TRAK,
     CGInfluence,
+    DistributionalInfluence,
     EKFACInfluence,
     ExactInfluence,
     GradDot,
@@ -178,3 +179,28 @@ def test_bad_weights(weights):
     found = ExactInfluence(Ridge().fit(X, Y)).fit(X, Y)
     with pytest.raises(ValueError, match="weights must"):
         found.reweight(X_TEST, weights=weights)
+
+
+def test_distances_do_not_add_up():
+    torch.manual_seed(0)
+    nets = [nn.Linear(D, 1).double() for _ in range(3)]
+    own = {"models": nets, "method": GradDot(), "criterion": nn.MSELoss()}
+    weights = np.full(N, 1.0)
+    weights[2] = 0.5
+    mean = DistributionalInfluence(nets[0], **own).fit(X, Y[:, None])
+    half = mean.reweight(X_TEST, Y_TEST[:, None], weights=weights)
+    assert (half * mean.transform(X_TEST, Y_TEST[:, None])[:, 2] > 0).all()
+    found = DistributionalInfluence(nets[0], distance="variance", **own).fit(X, Y[:, None])
+    with pytest.raises(TypeError, match="distances, which do not add up"):
+        found.reweight(X_TEST, Y_TEST[:, None], weights=weights)
+
+
+@pytest.mark.parametrize("width", [2, 20], ids=["primal", "dual"])
+def test_a_row_without_weight_has_no_label(width):
+    net, weights = tanh_network(D, width, 3), np.ones(N)
+    weights[4] = 0
+    found = ExactInfluence(net, criterion=nn.CrossEntropyLoss(), damping=0.2)
+    found.fit(X, np.arange(N) % 3, sample_weight=weights)
+    effect = found.relabel(X_TEST, [0, 1, 2, 0], rows=ROWS, targets=[2, 0])
+    assert (effect[:, 0] == 0).all()
+    assert (effect[:, 1] != 0).all()

@@ -271,6 +271,8 @@ class ExactInfluence(BaseInfluence):
         if self.curvature != "gauss-newton":
             return None
         coordinates, share = self._coordinates(), self._mean_shares()
+        if 2 * 8 * coordinates.reach.numel() * len(coordinates.loss) > self.memory_budget:
+            return None  # the factors of all rows are held
         gradients = sign * coordinates.gradients(self.model_, test)
         if together:
             gradients = gradients.mean(0, keepdim=True)
@@ -284,9 +286,9 @@ class ExactInfluence(BaseInfluence):
             return super()._relabelled(test, rows, targets)
         known, changed = self._with_targets(rows, targets)
         objective = self._objective.of_rows(known.rows).double
-        before, after = (
-            row_factors(objective, one.targets)[1] * (one.rows.shares / known.rows.shares)[:, None]
-            for one in (known, changed)
-        )
-        found = self._dual.products(test, self.damping_, rows, before - after)
+        ratio = (changed.rows.shares / known.rows.shares).nan_to_num(
+            1.0
+        )  # rows without weight have none
+        before, after = (row_factors(objective, one.targets)[1] for one in (known, changed))
+        found = self._dual.products(test, self.damping_, rows, before - ratio[:, None] * after)
         return found.cpu().numpy()

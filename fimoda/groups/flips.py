@@ -217,7 +217,7 @@ def smallest_flip(
     >>> influence = ExactInfluence(model).fit(X, y)
     >>> near = abs(model.decision_function(X_test)).argsort()[:3]
     >>> found = smallest_flip(
-    ...     influence, X_test[near], X_train=X, y_train=y, max_rows=16, n_seeds=1, random_state=0
+    ...     influence, X_test[near], X_train=X, y_train=y, max_rows=32, n_seeds=1, random_state=0
     ... )
     >>> bool((found.size <= found.sizes["top"]).all()), found.verified.tolist()
     (True, [True, True, True])

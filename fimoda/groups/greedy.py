@@ -103,9 +103,9 @@ def greedy_removal(
     .. math:: i_{k+1} = \arg\max_i \Delta_z(\{i_1, \dots, i_k, i\}),
 
     :math:`\Delta_z(U)` the change of the measurement when the rows U are removed together, see
-    `group_influence`. `ExactInfluence` updates its solution after each choice, which takes about as long
-    as one more row of the matrix of curvature. Other attributors that know the removal of a group try the
-    `n_candidates` rows with the largest scores after each choice.
+    `group_influence`. `ExactInfluence` updates its solution after each choice, by one column of a matrix over
+    rows, if factors of all rows fit its `memory_budget`. Other attributors that know the removal of a group
+    try the `n_candidates` rows with the largest scores after each choice.
 
     Parameters
     ----------

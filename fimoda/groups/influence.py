@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,6 +185,15 @@ def group_influence(
         )
     else:
         effects, errors = _attributed(attributor, masks, X_test, y_test, method)
+    failed = [names[j] for j in np.flatnonzero(np.isnan(effects).any(0))]
+    if failed:
+        others = f" and of {len(failed) - 1} others" if len(failed) > 1 else ""
+        warnings.warn(
+            f"no training succeeded without group {failed[0]!r}: its effects{others} are NaN. It may have all "
+            "rows of a class.",
+            UserWarning,
+            stacklevel=2,
+        )
     listed = [np.flatnonzero(mask) for mask in masks]
     return GroupInfluence(effects, errors, names, listed, method)
 

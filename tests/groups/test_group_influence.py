@@ -420,3 +420,21 @@ def test_linearised_runs_sum_their_scores(small):
     weights[GROUPS[0]] = 0
     wanted = linearised.reweight(rows[1], Y_TEST[:, None].astype(np.float32), weights=weights)
     assert np.allclose(found.effects[:, 0], wanted)
+
+
+def test_a_group_that_is_a_class_cannot_be_trained_without():
+    model = LogisticRegression().fit(X, CLASSES)
+    groups = {"a class": np.flatnonzero(CLASSES == 1), "rows": [0, 1]}
+    with pytest.warns(UserWarning, match="no training succeeded without group 'a class'"):
+        found = group_influence(
+            GradDot(model).fit(X, CLASSES),
+            groups,
+            X_TEST,
+            CLASSES_TEST,
+            method="retraining",
+            X_train=X,
+            y_train=CLASSES,
+            train=LeaveOneOut(model, n_seeds=1),
+        )
+    assert np.isnan(found.effects[:, 0]).all()
+    assert np.isfinite(found.effects[:, 1]).all()
