@@ -79,7 +79,8 @@ from .plotting.top_rows import TopRowsDisplay
 from .selection.cv_plus import CVPlusRegressor
 from .selection.jackknife_plus import JackknifePlusRegressor
 from .selection.mislabels import MislabelDetector
-from .selection.pruning import InfluencePruner, PrunedClassifier, PrunedRegressor
+from .selection.pruned import PrunedClassifier, PrunedRegressor
+from .selection.pruning import InfluencePruner
 from .top_rows import TopRows
 from .training.ensemble import Ensemble
 from .training.joint_distance import joint_distance

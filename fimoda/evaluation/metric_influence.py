@@ -206,7 +206,7 @@ def _steps(metric: Metric, outputs: Floats, bandwidth: float | None) -> Floats:
     """Return the step (C,) of the central difference in each output (n, C)."""
     deviation = outputs.std(0)
     spread = np.where(deviation > 0, deviation, 1.0)
-    if metric.moves(outputs, spread):
+    if metric.moves(outputs, float(spread.max())):
         return SMALL * spread
     if bandwidth is not None:
         return np.full(len(spread), float(bandwidth))

@@ -76,10 +76,13 @@ class Metric(ABC):
             found[block] = (both[: len(block)] - both[len(block) :]) / (2 * step)
         return found.reshape(outputs.shape)
 
-    def moves(self, outputs: Floats, spread: Floats) -> bool:
-        """Return whether the least change of the outputs (n, C) moves it: it is smooth, no step function."""
-        noise = np.random.default_rng(0).normal(size=(4, *outputs.shape))
-        found = self.values(np.concatenate([outputs[None], outputs + 1e-7 * spread * noise]))
+    def moves(self, outputs: Floats, spread: float) -> bool:
+        """Return whether the least change of the outputs (n, C) moves it: it is smooth, no step function.
+
+        Equal outputs stay equal: breaking a tie moves a metric of ranks.
+        """
+        waves = np.sin(np.arange(1, 5)[:, None, None] * outputs / spread)
+        found = self.values(np.concatenate([outputs[None], outputs + 1e-7 * spread * waves]))
         return bool((found[1:] != found[0]).any())
 
 

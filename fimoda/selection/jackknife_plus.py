@@ -66,7 +66,7 @@ class JackknifePlusRegressor(BaseIntervals):
     attributor_ : BaseAttributor
         Fitted to it.
     scale_ : float
-        Factor of the scores; 1 for exact ones.
+        Factor of the scores; 1 for exact ones and those of methods that train again.
     residuals_ : ndarray of shape (n_samples,)
         Absolute error of each row's prediction without it.
 
@@ -94,7 +94,7 @@ class JackknifePlusRegressor(BaseIntervals):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseIntervals._parameter_constraints,
-        "cv": ["cv_object", None],
+        "cv": ["cv_object"],
     }
 
     def __init__(
@@ -124,7 +124,7 @@ class JackknifePlusRegressor(BaseIntervals):
         return self._changed(outputs, own)[:, 0]
 
     def _is_exact(self) -> bool:
-        """Return whether scores are those of refits: by them, or by a Newton step of least squares."""
+        """Return whether scores come from training again, or from a Newton step of least squares."""
         model = self.attributor_.model_
         least_squares = model.recipe.solved and model.loss.constant_curvature(1) is not None
         return self.attributor_._retrains or (self.attributor is None and least_squares)

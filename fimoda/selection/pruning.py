@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import check_cv
 from sklearn.utils import gen_batches
-from sklearn.utils.metaestimators import available_if
 
 from .._arrays import is_several, take_rows
-from .._validation import Interval, StrOptions, check_is_fitted
+from .._validation import Interval, StrOptions
 from ..attributors.downsampling import Downsampling
 from ..attributors.of_trees import method_of_trees
 from ..base import BaseAttributor
+from ..evaluation.groups_of_rows import sensitive_values
+from ..evaluation.metric_influence import metric_influence
+from ..evaluation.metrics import OUR_OWN
 from ._base import BaseSelection, Sample
 
 #: Scores rows for held-out ones where the model has no gradients, and no method of trees takes it.
@@ -36,6 +37,12 @@ class InfluencePruner(BaseSelection):
     training rows included. Where labels or targets are noisy, ``by="self"`` is the better rule: it
     leaves out the rows that the model fits only by their own presence, as `MislabelDetector` does.
 
+    With `scoring` the rows go whose removal raises a metric of the held-out rows, and with `sensitive` those
+    whose removal lowers its difference between groups: rows that make the model unfair. Scores are then
+    derivatives, as of `metric_influence`, which add up over rows; no more rows are left out than
+    would close the difference. Whether the model got fairer has to be measured anew, by fitting it without
+    them.
+
     Parameters
     ----------
     estimator : object, default=None
@@ -51,6 +58,11 @@ class InfluencePruner(BaseSelection):
         Largest share of the rows to leave out, in [0, 1).
     by : {"held-out", "self"}, default="held-out"
         Whether rows are left out by their effect on held-out rows, or by their self-influence.
+    scoring : str or callable, default=None
+        A metric in place of the loss, of which more is better, as for `metric_influence`. None is the
+        loss or, with `sensitive`, accuracy or R2.
+    sensitive : str, int or array-like of shape (n_samples,), default=None
+        Groups between which the metric should be the same: a column of X, or a value for each row.
     cv : int, splitter or iterable, default=5
         Splits into rows that are scored, and rows whose loss they are scored by; a number is that
         of (stratified) folds.
@@ -62,14 +74,18 @@ class InfluencePruner(BaseSelection):
     scores_ : ndarray of shape (n_samples,)
         Mean change of the held-out loss when the row is left out; negative: the row hurts. NaN for
         rows that no split trains with. With ``by="self"`` minus the change of the row's own loss, or
-        minus the loss itself under models without the row.
+        minus the loss itself under models without the row. With `scoring` minus the change of the metric,
+        with `sensitive` the change of the difference between groups.
+    gap_ : float or None
+        Mean over the splits of the difference between groups of held-out rows; None without `sensitive`.
     support_ : ndarray of bool of shape (n_samples,)
         Rows that are kept.
 
     Raises
     ------
     ValueError, TypeError
-        As the attributor does, for a model that it does not take.
+        As the attributor does, for a model that it does not take, and as `metric_influence` does for a metric
+        that is not defined for held-out rows.
 
     References
     ----------
@@ -91,6 +107,8 @@ class InfluencePruner(BaseSelection):
         **BaseSelection._parameter_constraints,
         "fraction": [Interval(Real, 0, 1, closed="left")],
         "by": [StrOptions({"held-out", "self"})],
+        "scoring": [str, callable, None],
+        "sensitive": [str, Integral, "array-like", None],
         "cv": ["cv_object"],
     }
 
@@ -101,6 +119,8 @@ class InfluencePruner(BaseSelection):
         attributor: BaseAttributor | None = None,
         fraction: float = 0.1,
         by: str = "held-out",
+        scoring: Any = None,
+        sensitive: Any = None,
         cv: Any = 5,
         random_state: Any = None,
     ):
@@ -108,32 +128,66 @@ class InfluencePruner(BaseSelection):
         self.attributor = attributor
         self.fraction = fraction
         self.by = by
+        self.scoring = scoring
+        self.sensitive = sensitive
         self.cv = cv
         self.random_state = random_state
 
     def _fit(self, sample: Sample) -> None:
         by_self = self.by == "self"
+        self.gap_: float | None = None
+        if self.scoring is not None or self.sensitive is not None:
+            self._check_metric()
         self.scores_ = -self._own_losses(sample)[1] if by_self else self._held_out(sample)
         self.support_ = self._support(sample.y)
+
+    def _check_metric(self) -> None:
+        """Raise ValueError for a metric that says nothing of better and worse, or is not looked at."""
+        if self.by == "self":
+            raise ValueError(
+                "by must be 'held-out' with scoring or sensitive, which are of held-out rows, got 'self'."
+            )
+        if self.sensitive is None and self.scoring in OUR_OWN:
+            raise ValueError(
+                f"sensitive must be given with scoring={self.scoring!r}, of which more is not better."
+            )
 
     def _held_out(self, sample: Sample) -> NDArray[np.float64]:
         """Return the mean effect of each row on held-out rows."""
         X, y, _ = sample
-        total, times = np.zeros(len(y)), np.zeros(len(y))
+        total, times, gaps = np.zeros(len(y)), np.zeros(len(y)), []
+        groups = None if self.sensitive is None else self._groups(sample)
         classes = self._is_classification(y)
         # scikit-learn cannot count the rows of a dict
         counted = np.zeros(len(y)) if is_several(X) else X
         for train, held_out in check_cv(self.cv, y, classifier=classes).split(counted, y):
             seen = held_out[np.isin(y[held_out], y[train])] if classes else held_out
-            rows = sample.take(train)
-            model = self._fitted(rows)
-            attributor = self._scored(model, rows) or self._of_trees(model, rows)
-            if attributor is None:
-                attributor = self._of(WITHOUT_GRADIENTS, model).fit(*rows)
-            columns = train[attributor.train_indices_]
-            total[columns] += _mean_effect(attributor, sample.take(seen))
+            attributor = self._attributed(sample.take(train))
+            test, columns = sample.take(seen), train[attributor.train_indices_]
+            if self.scoring is None and groups is None:
+                total[columns] += _mean_effect(attributor, test)
+            else:
+                by = None if groups is None else groups[seen]
+                given = {"scoring": self.scoring, "sensitive": by, "how": "derivative"}
+                found = metric_influence(attributor, test.X, test.y, **given)
+                total[columns] += found.scores if by is not None else -found.scores
+                gaps.append(found.value)
             times[columns] += 1
+        self.gap_ = None if groups is None else float(np.mean(gaps))
         return np.divide(total, times, out=np.full(len(y), np.nan), where=times > 0)
+
+    def _groups(self, sample: Sample) -> NDArray[Any]:
+        """Return the value of the sensitive attribute in each row."""
+        by, names = self.sensitive, list(getattr(self, "feature_names_in_", []))
+        if isinstance(by, str) and by in names and isinstance(sample.X, np.ndarray):
+            by = names.index(by)  # of a frame whose rows were checked
+        return sensitive_values(by, sample.X, len(sample.y))
+
+    def _attributed(self, rows: Sample) -> BaseAttributor:
+        """Return an attributor, fitted on a new model of the rows."""
+        model = self._fitted(rows)
+        attributor = self._scored(model, rows) or self._of_trees(model, rows)
+        return attributor or self._of(WITHOUT_GRADIENTS, model).fit(*rows)
 
     def _of_trees(self, model: Any, sample: Sample) -> BaseAttributor | None:
         """Return the method for a model of trees, fitted on its rows; None if it does not take the model."""
@@ -149,7 +203,10 @@ class InfluencePruner(BaseSelection):
         """Return the rows to keep, as a mask."""
         kept = np.ones(len(y), dtype=bool)
         lowest = np.argsort(self.scores_, kind="stable")[: int(self.fraction * len(y))]  # NaN last
-        kept[lowest[self.scores_[lowest] < 0]] = False
+        lowest = lowest[self.scores_[lowest] < 0]
+        if self.gap_ is not None:  # as many as close it
+            lowest = lowest[: np.searchsorted(-self.scores_[lowest].cumsum(), self.gap_) + 1]
+        kept[lowest] = False
         if self._is_classification(y):
             for gone in np.setdiff1d(y, y[kept]):
                 rows = np.flatnonzero(y == gone)
@@ -175,136 +232,3 @@ def _mean_effect(attributor: BaseAttributor, test: Sample) -> NDArray[np.float64
         X, y, _ = test.take(np.arange(rows.start, rows.stop))
         total += np.asarray(attributor.transform(X, y)).sum(0)
     return total / max(n_test, 1)
-
-
-class BasePruned(InfluencePruner):
-    """Base of models that are fitted on the rows an `InfluencePruner` keeps."""
-
-    def _fit(self, sample: Sample) -> None:
-        super()._fit(sample)
-        self.estimator_ = self._fitted(sample.take(np.flatnonzero(self.support_)))
-
-    def _answer(self, name: str, X: Any) -> NDArray[Any]:
-        """Return what a method of the fitted model says of rows."""
-        check_is_fitted(self, "estimator_")
-        return getattr(self.estimator_, name)(self._checked_rows(X, reset=False))
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return predictions (n_samples,) of the model for rows X (n_samples, n_features)."""
-        return self._answer("predict", X)
-
-
-class PrunedRegressor(RegressorMixin, BasePruned):
-    """A regressor that is fitted without the rows that raise the held-out loss.
-
-    Rows are chosen as `InfluencePruner` does, and the model is fitted on those it keeps. Held-out
-    rows of `cv` come from the rows given to ``fit``: rows of an outer split are never seen.
-
-    Parameters
-    ----------
-    estimator : object, default=None
-        Unfitted regressor, as for `InfluencePruner`. None is `Ridge`.
-    attributor : BaseAttributor, default=None
-        How rows are scored, as for `InfluencePruner`; its own ``estimator`` is replaced.
-    fraction : float, default=0.1
-        Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
-    by : {"held-out", "self"}, default="held-out"
-        Whether rows are left out by their effect on held-out rows, or by their self-influence.
-    cv : int, splitter or iterable, default=5
-        Splits into rows that are scored, and rows whose loss they are scored by.
-    random_state : int, RandomState or None, default=None
-        For an attributor that has none of its own.
-
-    Attributes
-    ----------
-    estimator_ : object
-        The model, fitted on the rows that are kept.
-    scores_, support_ : ndarray of shape (n_samples,)
-        Scores of the rows, and which are kept, as for `InfluencePruner`.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from fimoda import PrunedRegressor
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = PrunedRegressor(fraction=0.05).fit(X, y)
-    >>> int(model.support_.sum()), model.predict(X).shape
-    (420, (442,))
-    """
-
-    def _is_classification(self, y: NDArray[Any]) -> bool:
-        return False
-
-
-def _has(name: str) -> Any:
-    """Offer a method if the model has it."""
-
-    def check(self: PrunedClassifier) -> bool:
-        inner = getattr(self, "estimator_", self.estimator)
-        if inner is not None:
-            getattr(inner, name)  # raises AttributeError
-        return True
-
-    return available_if(check)
-
-
-class PrunedClassifier(ClassifierMixin, BasePruned):
-    """A classifier that is fitted without the rows that raise the held-out loss.
-
-    Rows are chosen as `InfluencePruner` does, and the model is fitted on those it keeps. Held-out
-    rows of `cv` come from the rows given to ``fit``: rows of an outer split are never seen.
-
-    Parameters
-    ----------
-    estimator : object, default=None
-        Unfitted classifier, as for `InfluencePruner`. None is `LogisticRegression`.
-    attributor : BaseAttributor, default=None
-        How rows are scored, as for `InfluencePruner`; its own ``estimator`` is replaced.
-    fraction : float, default=0.1
-        Largest share of the rows to leave out, in [0, 1); 0 fits the model on all.
-    by : {"held-out", "self"}, default="held-out"
-        Whether rows are left out by their effect on held-out rows, or by their self-influence.
-    cv : int, splitter or iterable, default=5
-        Splits into rows that are scored, and rows whose loss they are scored by.
-    random_state : int, RandomState or None, default=None
-        For an attributor that has none of its own.
-
-    Attributes
-    ----------
-    estimator_ : object
-        The model, fitted on the rows that are kept.
-    scores_, support_ : ndarray of shape (n_samples,)
-        Scores of the rows, and which are kept, as for `InfluencePruner`.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_breast_cancer
-    >>> from sklearn.preprocessing import scale
-    >>> from fimoda import PrunedClassifier
-    >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> model = PrunedClassifier(fraction=0.05).fit(scale(X), y)
-    >>> int(model.support_.sum()), model.predict_proba(scale(X)).shape
-    (541, (569, 2))
-    """
-
-    def _is_classification(self, y: NDArray[Any]) -> bool:
-        return True
-
-    @property
-    def classes_(self) -> NDArray[Any]:
-        """Classes (n_classes,) of the fitted model."""
-        check_is_fitted(self, "estimator_")
-        return self.estimator_.classes_
-
-    @_has("predict_proba")
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return class probabilities (n_samples, n_classes) for rows X (n_samples, n_features)."""
-        return self._answer("predict_proba", X)
-
-    @_has("decision_function")
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return the decision function of the model for rows X (n_samples, n_features).
-
-        Of shape (n_samples,) or (n_samples, n_classes).
-        """
-        return self._answer("decision_function", X)

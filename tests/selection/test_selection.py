@@ -26,6 +26,7 @@ from fimoda import (
     PrunedClassifier,
     PrunedRegressor,
     flip_labels,
+    metric_influence,
 )
 
 ALL = [InfluencePruner(), PrunedClassifier(), PrunedRegressor(), MislabelDetector()]
@@ -226,3 +227,108 @@ def test_errors(estimator, error, message):
     X, y = classification(40)
     with pytest.raises(error, match=message):
         estimator.fit(X, y)
+
+
+# ---- by a metric ----------------------------------------------------------------------------
+
+
+def two_groups(n=300):
+    """Return rows of two groups, the labels of one of which are pushed to the first class."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 4))
+    X[:, 3] = rng.random(n) < 0.4
+    y = (X[:, 0] + X[:, 1] - 0.3 * X[:, 3] + rng.normal(size=n) > 0).astype(int)
+    y[(X[:, 3] == 1) & (rng.random(n) < 0.3)] = 0
+    return X, y
+
+
+def test_scores_are_those_of_the_metric():
+    """With one split: derivatives of a score of held-out rows, with the sign of a loss."""
+    X, y = two_groups(120)
+    split = PredefinedSplit(np.r_[np.full(80, -1), np.zeros(40)])
+    given = {"attributor": ExactInfluence(), "cv": split}
+    influence = ExactInfluence(LogisticRegression().fit(X[:80], y[:80])).fit(X[:80], y[:80])
+    held_out = influence, X[80:], y[80:]
+    by = X[:, 3]
+
+    pruner = InfluencePruner(scoring="roc_auc", **given).fit(X, y)
+    expected = metric_influence(*held_out, "roc_auc", how="derivative")
+    np.testing.assert_allclose(pruner.scores_[:80], -expected.scores)
+    assert np.isnan(pruner.scores_[80:]).all()
+    assert pruner.gap_ is None
+
+    for sensitive in (3, by):
+        pruner = InfluencePruner(scoring="selection_rate", sensitive=sensitive, **given).fit(X, y)
+        expected = metric_influence(
+            *held_out, "selection_rate", sensitive=by[80:], how="derivative"
+        )
+        np.testing.assert_allclose(pruner.scores_[:80], expected.scores)
+        assert pruner.gap_ == expected.value
+
+
+def test_rows_that_would_close_the_gap_and_no_more():
+    X, y = two_groups()
+    given = {"scoring": "selection_rate", "sensitive": 3}
+    pruner = InfluencePruner(fraction=0.99, **given).fit(X, y)
+    gone = ~pruner.support_
+    assert pruner.gap_ > 0.05
+    assert 3 < gone.sum() < 150
+    order = np.sort(pruner.scores_[gone])[::-1]
+    assert -pruner.scores_[gone].sum() >= pruner.gap_ > -order[1:].sum()
+    few = InfluencePruner(fraction=0.01, **given).fit(X, y)
+    np.testing.assert_array_equal(
+        np.flatnonzero(~few.support_), np.sort(np.argsort(few.scores_)[:3])
+    )
+
+
+def test_a_model_becomes_fairer():
+    """Measured anew, on rows that were not looked at, and beside as many random rows."""
+    X, y = two_groups(2000)
+    train, test = slice(0, 600), slice(600, None)
+
+    def gap(model):
+        selected = model.predict(X[test])
+        return np.ptp([selected[X[test, 3] == group].mean() for group in (0, 1)])
+
+    plain = LogisticRegression().fit(X[train], y[train])
+    pruned = PrunedClassifier(fraction=0.1, scoring="selection_rate", sensitive=3)
+    pruned.fit(X[train], y[train])
+    kept = np.random.default_rng(0).permutation(600)[: pruned.support_.sum()]
+    random = LogisticRegression().fit(X[train][kept], y[train][kept])
+    assert gap(pruned) < gap(plain) - 0.05
+    assert gap(pruned) < gap(random) - 0.05
+    assert pruned.score(X[test], y[test]) > plain.score(X[test], y[test]) - 0.05
+
+
+def test_regressions_by_a_metric():
+    X, y = regression()
+    by = X[:, 1] > 0
+    pruned = PrunedRegressor(scoring="neg_mean_absolute_error", sensitive=by).fit(X, y)
+    assert pruned.gap_ > 0
+    assert PrunedRegressor(scoring="r2").fit(X, y).predict(X).shape == (60,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"by": "self", "scoring": "accuracy"}, "by must be 'held-out'"),
+        ({"by": "self", "sensitive": 3}, "by must be 'held-out'"),
+        ({"scoring": "selection_rate"}, "sensitive must be given"),
+        ({"scoring": "calibration"}, "sensitive must be given"),
+        ({"sensitive": np.zeros(300)}, "two groups or more"),
+        ({"sensitive": np.zeros(299)}, "sensitive must have one entry per row"),
+        ({"sensitive": "age"}, "sensitive must be a column"),
+        ({"scoring": "acuracy"}, "scoring must be one of"),
+    ],
+)
+def test_bad_metrics(settings, match):
+    with pytest.raises(ValueError, match=match):
+        InfluencePruner(**settings).fit(*two_groups())
+
+
+def test_a_column_of_a_frame_in_a_search():
+    X, y = two_groups()
+    frame = pd.DataFrame(X, columns=["a", "b", "c", "old"])
+    pruned = PrunedClassifier(scoring="accuracy", sensitive="old", cv=2)
+    search = GridSearchCV(pruned, {"fraction": [0.0, 0.1]}, cv=2).fit(frame, y)
+    assert search.best_score_ > 0.6
