@@ -62,7 +62,9 @@ class AgreementCurve:
 
     def __repr__(self) -> str:
         n_test = next(iter(self.values.values())).shape[-1]
-        head = f"AgreementCurve: cosine with further training, mean of {n_test} test rows, by epochs"
+        head = (
+            f"AgreementCurve: cosine with further training, mean of {n_test} test rows, by epochs"
+        )
         return f"{head}\n{self.table()}"
 
     def table(self, metric: str = "cosine") -> str:
