@@ -97,7 +97,7 @@ class MethodComparison:
     @property
     def _columns(self) -> list[str]:
         if isinstance(self.agreement, AgreementCurve):
-            return [f"{e:g} {self.unit}{'s' * (e != 1)}" for e in self.agreement.epochs]
+            return [f"{e:g} {self.unit}{'' if e == 1 else 's'}" for e in self.agreement.epochs]
         return [f"{ratio:.0%} of the rows" for ratio in self.agreement.ratios]
 
     def __repr__(self) -> str:
