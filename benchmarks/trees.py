@@ -19,6 +19,7 @@ leaf times the learning rate in place of the value before it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 import warnings
@@ -45,6 +46,7 @@ import fimoda
 from fimoda import (
     Downsampling,
     LeaveOneOut,
+    SubsetOutcomes,
     flip_labels,
     further_training_curve,
     linear_datamodeling_score,
@@ -68,6 +70,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "BoostIn, g + u h, 16 models": ("BoostIn", {"n_models": 16, "shrunken": False}),
     "LeafInfluence, 16 models": ("LeafInfluence", {"n_models": 16}),
 }
+#: What a regression of measurements on subsets starts from.
+PRIORS = {
+    "": None,
+    " from LeafInfluence": "LeafInfluence",
+    " from LeafInfluence, 16 models": "LeafInfluence, 16 models",
+}
 #: Of which the second is taken off the first, test row by test row.
 COMPARED = [
     ("LeafInfluence", "BoostIn, g + u h"),
@@ -78,6 +86,11 @@ COMPARED = [
     ("LeafInfluence, 16 models", "BoostIn"),
     ("LeafInfluence, 16 models", "BoostIn, 16 models"),
     ("LeafInfluence, ahead", "BoostIn, ahead"),
+    *(
+        (f"Datamodel from LeafInfluence{more}, {fits} fits", f"LeafInfluence{more}")
+        for more in ("", ", 16 models")
+        for fits in (100, 400)
+    ),
 ]
 
 N_DRAWS = 2000
@@ -246,13 +259,16 @@ class Bench:
     def scores(self) -> dict[str, Scores]:
         """Scores (n_test, n) of all methods."""
         found = {}
-        for name, (kind, params) in METHODS.items():
-            found[name] = self.kept(name, lambda k=kind, p=params: self._scores(k, p))["scores"]
+        for name in METHODS:
+            found[name] = self.scores_of(name)
         for fits in self.sizes.fits:
             name, params = f"Downsampling, {fits} fits", {"n_subsets": fits, "n_seeds": 1}
             found[name] = self.kept(name, lambda p=params: self._scores("Downsampling", p))[
                 "scores"
             ]
+        for (name, prior), fits in itertools.product(PRIORS.items(), self.sizes.fits):
+            told = f"Datamodel{name}, {fits} fits"
+            found[told] = self.kept(told, lambda p=prior, f=fits: self._datamodel(p, f))["scores"]
         found["leave one out"] = self.left_out.mean(0)
         found["nearest rows"] = self._nearest()
         shape = len(self.y_test), len(self.y)
@@ -269,6 +285,21 @@ class Bench:
         scores = method.transform(self.X_test, self.y_test)
         return {"scores": scores, "seconds": np.array(time.perf_counter() - start)}
 
+    def _datamodel(self, prior: str | None, fits: int) -> Kept:
+        """Return scores by ridge regression on halves, of so many fits in all."""
+        start = None if prior is None else self.scores_of(prior)
+        fits -= METHODS[prior][1].get("n_models", 1) if prior else 0
+        subsets = random_subsets(len(self.y), max(self.sizes.fits), ratio=0.5, random_state=11)
+        measured = self.measured("regressed", subsets, seeds=[1])[:fits]
+        outcomes = SubsetOutcomes(subsets[:fits], [0], measured, [])
+        method = fimoda.Datamodel(regression="ridge", random_state=0)
+        return {"scores": method.score_outcomes(outcomes, start)}
+
+    def scores_of(self, name: str) -> Scores:
+        """Return the scores (n_test, n) of a method of trees."""
+        kind, params = METHODS[name]
+        return self.kept(name, lambda: self._scores(kind, params))["scores"]
+
     def _nearest(self) -> Scores:
         alike, scaler = (
             _alike(self.y_test, self.y, self.case.is_classes),
@@ -278,15 +309,17 @@ class Bench:
 
     # ---- subsets ---------------------------------------------------------------------------
 
-    def measured(self, part: str, subsets: NDArray[np.bool_]) -> Scores:
+    def measured(
+        self, part: str, subsets: NDArray[np.bool_], seeds: list[int] | None = None
+    ) -> Scores:
         """Return the loss (n_subsets, n_test, n_seeds) of models trained on subsets."""
 
         def trained() -> Kept:
             given = self.case.model(0), self.X, self.y, subsets, self.X_test, self.y_test
-            seeds = list(range(100, 100 + self.sizes.subset_seeds))
+            drawn = seeds or list(range(100, 100 + self.sizes.subset_seeds))
             return {
                 "subsets": subsets,
-                "measured": train_on_subsets(*given, n_seeds=seeds).measured,
+                "measured": train_on_subsets(*given, n_seeds=drawn).measured,
             }
 
         found = self.kept(part, trained)

@@ -61,6 +61,12 @@ def checked_rows(attributor: Any, X: Any, reset: bool, raw: bool) -> Any:
     if isinstance(X, tuple):
         X = list(X)
     check_unmasked(X, "X")
+    names = None if reset else getattr(attributor, "feature_names_in_", None)
+    if names is not None and hasattr(X, "iloc") and X.ndim == 1 and list(X.index) == list(names):
+        raise ValueError(
+            "X must be a frame of rows, got one row of it as a Series. Take it by a list, as "
+            "frame.iloc[[i]], or make it a frame again: X.to_frame().T."
+        )
     objective = None if reset else getattr(attributor, "_objective", None)
     known = () if objective is None else tuple(getattr(objective.rows.inputs, "shape", ()))
     if raw:

@@ -188,7 +188,7 @@ def test_compare(folder, capsys):
     assert main(given(folder, "compare", **options)) == 0
     assert "recommended: " in capsys.readouterr().out
     assert list(pd.read_csv(out).columns) == [
-        *("method", "1 epochs", "2 epochs", "seconds", "not_run")
+        *("method", "1 epoch", "2 epochs", "seconds", "not_run")
     ]
 
 

@@ -65,7 +65,7 @@ ORDER = [
 APART = {"datasets"}
 USER_LIBRARIES = ("skorch", "sklearn.linear_model", "sklearn.neural_network", "sklearn.pipeline")
 # Files that solve a regression by scikit-learn, of numbers that have nothing to do with the user's model.
-SOLVERS = {"attributors.datamodel": ("sklearn.linear_model",)}
+SOLVERS = {"training.subset_regression": ("sklearn.linear_model",)}
 # Public names of scikit-learn's data side, which any file may use.
 SCIKIT_LEARN = {
     "datasets",

@@ -95,7 +95,22 @@ class Forests(TreesKind):
         found: Floats = compute_class_weight(given, classes=self.classes, y=y, **known)
         return found
 
+    def _require_own_weights(self, weights: Floats) -> None:
+        """Raise ValueError if a forest was trained with other weights; newer ones tell theirs."""
+        if not hasattr(self.model, "_sample_weight"):
+            return
+        known = self.model._sample_weight
+        own = np.ones(len(weights)) if known is None else np.asarray(known, dtype=np.float64)
+        if not np.allclose(own, weights, rtol=1e-6):
+            row = int(np.argmax(np.abs(own - weights)))
+            raise ValueError(
+                f"X and sample_weight must be those that {type(self.model).__name__} was trained on, in the "
+                f"order of its fit: row {row} had the weight {own[row]:g}, with that of its class, and has "
+                f"{weights[row]:g} now. Pass all of its training rows with the weights of its fit."
+            )
+
     def ensemble(self, X: Any, y: NDArray[Any], weights: Floats) -> Forest:
+        self._require_own_weights(weights)
         members = self.members
         grown = [one.tree_ for one in members]
         trees, numbers, branches, leaf_weights = [], [], [], []

@@ -28,7 +28,7 @@ from .further_training import FurtherTraining
 EPOCHS = (1, 2, 5, 10, 20, 50)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FurtherTrainingCurve:
     """Scores of further training at several horizons.
 
@@ -72,6 +72,19 @@ class FurtherTrainingCurve:
     def sem(self) -> NDArray[np.float64]:
         """Standard error over seeds, of the shape of `scores`; NaN for one seed."""
         return standard_error(self.per_seed)
+
+    def __repr__(self) -> str:
+        _, n_test, n_left_out, n_seeds = self.per_seed.shape
+        sizes = (np.sqrt((one**2).mean((1, 2))) for one in (self.scores, self.sem))
+        lines = [
+            f"{epochs:g}: {size:.2g} ± {error:.1g}"
+            for epochs, size, error in zip(self.epochs, *sizes, strict=True)
+        ]
+        return (
+            f"FurtherTrainingCurve: {n_left_out} rows left out, {n_test} test rows, {n_seeds} seeds, "
+            f"correction={self.correction!r}\nsize of scores ± standard error, root mean squares, by "
+            f"epochs: {', '.join(lines)}"
+        )
 
     def corrected(self, correction: str | None) -> FurtherTrainingCurve:
         """Return the same runs with another correction."""

@@ -19,7 +19,7 @@ from ._tables import table, tidy
 METRICS = ("cosine", "cosine_centred", "spearman")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AgreementCurve:
     """Agreement of methods with further training.
 
@@ -59,6 +59,13 @@ class AgreementCurve:
         levels = {"method": self.methods, "epochs": self.epochs, "metric": METRICS}
         means = np.stack([self.mean(metric) for metric in METRICS], -1)
         return tidy(levels, mean=means, sem=np.stack([self.sem(one) for one in METRICS], -1))
+
+    def __repr__(self) -> str:
+        n_test = next(iter(self.values.values())).shape[-1]
+        head = (
+            f"AgreementCurve: cosine with further training, mean of {n_test} test rows, by epochs"
+        )
+        return f"{head}\n{self.table()}"
 
     def table(self, metric: str = "cosine") -> str:
         """Return a plain-text table of means, methods by horizons."""

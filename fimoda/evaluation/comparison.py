@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import cpu_count, effective_n_jobs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .._arrays import n_rows
 from .._validation import check_horizons, is_integer
 from ..adapters import trees_of
-from ..attributors.axil import AXIL
-from ..attributors.boost_in import BoostIn
-from ..attributors.data_inf import DataInf
-from ..attributors.ekfac_influence import EKFACInfluence
-from ..attributors.exact_influence import ExactInfluence
 from ..attributors.further_training_curve import FurtherTrainingCurve, further_training_curve
-from ..attributors.grad_cos import GradCos
-from ..attributors.grad_dot import GradDot
-from ..attributors.leaf_influence import LeafInfluence
-from ..attributors.leaf_kernel import LeafKernel
-from ..attributors.leaf_refit import LeafRefit
-from ..attributors.linearized_further_training import LinearizedFurtherTraining
-from ..attributors.once_linearized_further_training import OnceLinearizedFurtherTraining
 from ..attributors.train_on_subsets import train_on_subsets
-from ..attributors.trak import TRAK
-from ..attributors.trex import TREX
-from ..attributors.unrolled_differentiation import UnrolledDifferentiation
 from ..base import BaseAttributor
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
@@ -43,11 +28,15 @@ from ..training.random_subsets import random_subsets
 from ..training.subset_outcomes import SubsetOutcomes
 from ..training.workers import Deadline
 from ..trials import Trial
+from ._candidates import default_methods, expected_seconds, overrun, planned_methods
 from ._correlation import centred, cosine
 from ._tables import table
 from .agreement import AgreementCurve, agreement_curve
 from .failures import FAILURES, told
 from .lds import LinearDatamodelingScore, linear_datamodeling_score
+
+#: How a method is recommended, for the table.
+_RULE = "the fastest that agrees as well as the best, within two standard errors"
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +63,8 @@ class MethodComparison:
         What it took.
     skipped : dict of str to str
         Methods that did not run, and why.
+    unit : {"epoch", "round"}
+        What horizons are counted in: rounds of boosting, or epochs.
     """
 
     agreement: AgreementCurve | LinearDatamodelingScore
@@ -83,6 +74,7 @@ class MethodComparison:
     curve: FurtherTrainingCurve | SubsetOutcomes
     gold_seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
+    unit: str = "epoch"
 
     def to_frame(self) -> Any:
         """Return one row per method: agreement (cosine) at each horizon, seconds, and why it did not run.
@@ -105,7 +97,7 @@ class MethodComparison:
     @property
     def _columns(self) -> list[str]:
         if isinstance(self.agreement, AgreementCurve):
-            return [f"{e:g} epochs" for e in self.agreement.epochs]
+            return [f"{e:g} {self.unit}{'' if e == 1 else 's'}" for e in self.agreement.epochs]
         return [f"{ratio:.0%} of the rows" for ratio in self.agreement.ratios]
 
     def __repr__(self) -> str:
@@ -120,7 +112,8 @@ class MethodComparison:
             for row, spent in zip(values, cost, strict=True)
         )
         skipped = [f"{name}: not run, {why}" for name, why in self.skipped.items()]
-        return "\n".join([table(head, names, cells), *skipped, f"recommended: {self.recommended}"])
+        chosen = f"recommended: {self.recommended}, {_RULE}"
+        return "\n".join([table(head, names, cells), *skipped, chosen])
 
 
 def compare_methods(
@@ -144,6 +137,7 @@ def compare_methods(
     criterion: nn.Module | None = None,
     random_state: Any = None,
     n_jobs: int | None = None,
+    sample_weight: ArrayLike | None = None,
     verbose: int = 0,
 ) -> MethodComparison:
     """Run methods beside a small gold standard, and recommend one.
@@ -191,6 +185,8 @@ def compare_methods(
         As in `FurtherTraining`.
     n_jobs : int, default=None
         joblib workers.
+    sample_weight : array-like of shape (n_train,), default=None
+        Weights of the rows in the training objective, if the model was trained with them.
     verbose : int, default=0
         Show progress if positive.
 
@@ -229,12 +225,13 @@ def compare_methods(
     common["random_state"] = random_state
     left_out = min(leave_out, n_rows(X)) if is_integer(leave_out) else leave_out
     gold: dict[str, Any] = {"n_seeds": n_seeds, "leave_out": left_out, "verbose": verbose}
-    gold["leave_out_mode"] = leave_out_mode
+    gold |= {"leave_out_mode": leave_out_mode, "sample_weight": sample_weight}
     refits = trees_of(estimator) == "apart"
     start = time.perf_counter()
     curve: FurtherTrainingCurve | SubsetOutcomes
     if refits:
-        of_halves = {name: gold[name] for name in ("n_seeds", "verbose")} | steps | common
+        names = "n_seeds", "verbose", "sample_weight"
+        of_halves = {name: gold[name] for name in names} | steps | common
         halves = _halves(leave_out, n_rows(X), random_state)
         curve = train_on_subsets(estimator, X, y, halves, X_test, y_test, **of_halves)
     else:
@@ -242,25 +239,27 @@ def compare_methods(
         curve = further_training_curve(estimator, X, y, X_test, y_test, **gold)
     gold_seconds = time.perf_counter() - start
     clock = Deadline(budget)
-    of_rows = (X, y, None, (X_test, y_test), n_rows(X), n_rows(X_test))
+    of_rows = (X, y, sample_weight, (X_test, y_test), n_rows(X), n_rows(X_test))
     trial = Trial(*of_rows, lambda: clock.left, min(effective_n_jobs(n_jobs), cpu_count()))
     own = methods is not None
     if methods is None:
         run = {**steps, "n_epochs": horizons, "n_seeds": curve.seeds[:1]}
-        methods = _default_methods(estimator, common, run)
-    expected, skipped = _expected(methods, trial)
+        methods = default_methods(estimator, common, run)
+    expected, skipped = expected_seconds(methods, trial)
     # one's own methods in the order given, ours the best first
-    planned, more = _planned(expected, clock.left, list(expected) if own else list(expected)[::-1])
-    skipped |= {name: _overrun(expected[name], budget) for name in more}
+    planned, more = planned_methods(
+        expected, clock.left, list(expected) if own else list(expected)[::-1]
+    )
+    skipped |= {name: overrun(expected[name], budget) for name in more}
     scores, seconds = {}, {}
     for place, name in enumerate(planned):
         later = sum(expected[other] for other in planned[place + 1 :])
         if expected[name] > clock.left or (not own and expected[name] > clock.left - later):
-            skipped[name] = _overrun(expected[name], budget)
+            skipped[name] = overrun(expected[name], budget)
             continue
         start = time.perf_counter()
         try:
-            fitted = methods[name].fit(X, y)
+            fitted = methods[name].fit(X, y, sample_weight=sample_weight)
             scores[name] = (
                 fitted.transform(X_test, y_test)
                 if refits
@@ -289,7 +288,8 @@ def compare_methods(
         agreement = linear_datamodeling_score(scores, curve, random_state=random_state)
         last, one = agreement.values[:, -1], agreement.ceiling.mean(-1)
     best = _recommended(agreement.methods, last, seconds)
-    return MethodComparison(agreement, seconds, best, one, curve, gold_seconds, skipped)
+    unit = "round" if trees_of(estimator) == "boosted" else "epoch"
+    return MethodComparison(agreement, seconds, best, one, curve, gold_seconds, skipped, unit)
 
 
 def _halves(n_subsets: Any, n: int, random_state: Any) -> NDArray[np.bool_]:
@@ -300,65 +300,6 @@ def _halves(n_subsets: Any, n: int, random_state: Any) -> NDArray[np.bool_]:
             f"on; got {n_subsets!r}. LeaveOneOut(forest, leave_out=...) leaves out single rows."
         )
     return random_subsets(n, n_subsets, random_state=random_state)
-
-
-def _expected(
-    methods: Mapping[str, BaseAttributor], trial: Trial
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the seconds that methods are thought to take, and why some cannot be tried."""
-    expected, failed = {}, {}
-    for name, method in methods.items():
-        try:
-            seconds = method._expected_seconds(trial)
-        except FAILURES as error:
-            failed[name] = told(error)
-            continue
-        expected[name] = 0.0 if np.isnan(seconds) else seconds  # unknown ones begin
-    return expected, failed
-
-
-def _planned(
-    expected: dict[str, float], left: float, by_rank: list[str]
-) -> tuple[list[str], list[str]]:
-    """Return the methods that fit the time, in their order, and the others; the first ones have priority."""
-    planned: set[str] = set()
-    for name in by_rank:
-        if expected[name] <= left:
-            planned.add(name)
-            left -= expected[name]
-    return [n for n in expected if n in planned], [n for n in expected if n not in planned]
-
-
-def _overrun(seconds: float, budget: float) -> str:
-    return f"it would take about {seconds:.2g} s of the budget of {budget:g} s"
-
-
-def _default_methods(
-    estimator: Any, common: dict[str, Any], run: dict[str, Any]
-) -> dict[str, BaseAttributor]:
-    def of(cls: Callable[..., BaseAttributor], **own: Any) -> BaseAttributor:
-        return cls(estimator, **common, **own)
-
-    trees = trees_of(estimator)
-    if trees == "apart":
-        return {"AXIL": of(AXIL), "LeafKernel": of(LeafKernel), "TREX": of(TREX)}
-    if trees == "boosted":
-        of_run = {"BoostIn": BoostIn, "LeafInfluence": LeafInfluence, "LeafRefit": LeafRefit}
-        back = {name: of(method) for name, method in of_run.items()}
-        rounds = run["n_epochs"]
-        ahead = {f"{name} ahead": of(method, n_rounds=rounds) for name, method in of_run.items()}
-        return {"TREX": of(TREX), **back, **ahead}
-    return {
-        "Grad-Dot": of(GradDot),
-        "Grad-Cos": of(GradCos),
-        "DataInf": of(DataInf),
-        "TRAK": of(TRAK, n_components=512),
-        "EK-FAC": of(EKFACInfluence),
-        "exact influence": of(ExactInfluence),
-        "linearised once": of(OnceLinearizedFurtherTraining, **run),
-        "unrolled": of(UnrolledDifferentiation, **run),
-        "linearised": of(LinearizedFurtherTraining, **run),
-    }
 
 
 def _recommended(methods: list[str], last: NDArray[np.float64], seconds: dict[str, float]) -> str:

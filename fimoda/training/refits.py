@@ -101,6 +101,10 @@ class Refits:
             fitted = [(self._fitted(fresh, mask, unit.seed), mask) for mask in unit.masks]
         return np.frombuffer(pickled(fitted), np.uint8)
 
+    def reasons(self, kept: NDArray[np.uint8]) -> list[str]:
+        """Return the reason of the failure of each model that `train` kept, or an empty text."""
+        return [one if isinstance(one, str) else "" for one, _ in pickle.loads(kept.tobytes())]
+
     def _fitted(self, fresh: Any, mask: NDArray[Any], seed: int) -> Any:
         weights = None if self.sample_weight is None else self.sample_weight[mask]
         try:

@@ -22,6 +22,9 @@ from .subset_outcomes import SubsetOutcomes, assemble_subsets, mean_and_error
 from .subsets import StackedRetraining, SubsetUnit
 from .workers import Result, run_units
 
+#: Trainings that fail alike, before any has succeeded, after which no more are tried.
+_ALIKE = 16
+
 
 @dataclass(frozen=True, eq=False)
 class Retraining:
@@ -80,18 +83,23 @@ class Retraining:
         if self.max_seconds is not None:
             rank = np.arange(len(subsets)) if order is None else np.argsort(order)
             units, n_required = self._in_order(units, rank, n_needed)
-        found = dict(
-            run_units(
-                work,
-                units,
-                store=store,
-                n_jobs=self.n_jobs,
-                verbose=self.verbose,
-                description="retraining",
-                max_seconds=self.max_seconds,
-                n_required=n_required,
-            )
-        )
+        found: dict[SubsetUnit, Result] = {}
+        reasons: list[str] = []
+        for unit, reading in run_units(
+            work,
+            units,
+            store=store,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+            description="retraining",
+            max_seconds=self.max_seconds,
+            n_required=n_required,
+        ):
+            found[unit] = reading
+            if all(reasons):  # none has succeeded yet
+                result = np.asarray(reading)
+                reasons += way.reasons(result) if measured is None else map(str, result["reason"])
+                _require_some(reasons, len(subsets) * len(self.seeds))
         # the order of workers must not show
         return {unit: found[unit] for unit in units if unit in found}
 
@@ -132,6 +140,15 @@ class Retraining:
                 f"than memory_budget={self.memory_budget / 2**20:.0f} MiB. Set checkpoint_dir to keep "
                 "them on disk, train on fewer subsets or seeds, or raise memory_budget."
             )
+
+
+def _require_some(reasons: list[str], n_trainings: int) -> None:
+    """Raise FloatingPointError if many trainings, and all that there are, failed for the same reason."""
+    if len(reasons) >= _ALIKE and reasons[0] and len(set(reasons)) == 1:
+        raise FloatingPointError(
+            f"{reasons[0]}: the first {len(reasons)} of {n_trainings} trainings failed for this reason, and "
+            "the others were not tried."
+        )
 
 
 def _train_and_measure(

@@ -136,5 +136,9 @@ class StackedRetraining:
         if finite.any():
             values = measurer.of_stack(self.run.model, theta[finite])
             measured[finite.cpu().numpy()] = values.cpu().numpy()
+        return as_reading(measured, self.reasons(kept))
+
+    def reasons(self, kept: NDArray[Any]) -> list[str]:
+        """Return the reason of the failure of each model that `train` kept, or an empty text."""
         reason = f"parameters are NaN or infinite after {self.n_epochs} epochs; lower lr"
-        return as_reading(measured, ["" if ok else reason for ok in finite.tolist()])
+        return ["" if np.isfinite(theta).all() else reason for theta in np.asarray(kept)]

@@ -523,7 +523,7 @@ def test_comparison(rows, net):
     np.testing.assert_allclose(found.one_seed, 1, atol=1e-6)
     assert repr(found) == str(found)
     assert "recommended" in str(found)
-    assert list(found.to_frame().columns) == ["1 epochs", "3 epochs", "seconds", "not_run"]
+    assert list(found.to_frame().columns) == ["1 epoch", "3 epochs", "seconds", "not_run"]
 
 
 def test_comparison_of_ones_own_methods(rows):
@@ -543,7 +543,7 @@ def test_comparison_of_ones_own_methods(rows):
     frame = found.to_frame()
     assert list(frame.index) == ["dots", "late", "no"]
     assert frame.loc["no", "not_run"].startswith("MemoryError")
-    assert frame.loc["no", ["1 epochs", "10 epochs", "seconds"]].isna().all()
+    assert frame.loc["no", ["1 epoch", "10 epochs", "seconds"]].isna().all()
     assert frame.loc["dots", "not_run"] == ""
     assert "no: not run, MemoryError" in str(found)
     assert np.isnan(found.one_seed).all()

@@ -11,7 +11,7 @@ from torch import nn
 
 from fimoda import ExactInfluence, FurtherTraining, GradDot, attribute, compare_methods
 from fimoda.attribution.ladder import Candidate, Ladder
-from fimoda.evaluation.comparison import _planned
+from fimoda.evaluation._candidates import planned_methods
 from fimoda.training.workers import Deadline
 
 N, N_TEST, D = 20, 3, 4
@@ -161,6 +161,12 @@ def test_comparison_leaves_out_what_would_overrun(rows):
 
 def test_time_goes_to_the_methods_with_priority_first():
     expected = {"fast": 1.0, "middle": 6.0, "best": 8.0}
-    assert _planned(expected, 10.0, ["best", "middle", "fast"]) == (["fast", "best"], ["middle"])
-    assert _planned(expected, 10.0, ["fast", "middle", "best"]) == (["fast", "middle"], ["best"])
-    assert _planned(expected, 15.0, list(expected)) == (list(expected), [])
+    assert planned_methods(expected, 10.0, ["best", "middle", "fast"]) == (
+        ["fast", "best"],
+        ["middle"],
+    )
+    assert planned_methods(expected, 10.0, ["fast", "middle", "best"]) == (
+        ["fast", "middle"],
+        ["best"],
+    )
+    assert planned_methods(expected, 15.0, list(expected)) == (list(expected), [])

@@ -253,7 +253,7 @@ def test_compared_at_fractions():
         random_state=0, **shared,
     )  # fmt: skip
     assert "0.5" in str(found)
-    assert list(found.to_frame().columns)[:2] == ["0.5 epochs", "1 epochs"]
+    assert list(found.to_frame().columns)[:2] == ["0.5 epochs", "1 epoch"]
     one = attribute(net(), *data(), n_epochs=0.5, random_state=0, **shared)
     assert "0.5 epochs" in one.process
 

@@ -205,7 +205,7 @@ def test_boosted_trees_are_compared_with_further_boosting():
     assert isinstance(found.agreement, AgreementCurve)
     assert found.agreement.methods[0] == "TREX"
     assert not found.skipped
-    assert list(found.to_frame()) == ["1 epochs", "4 epochs", "seconds", "not_run"]
+    assert list(found.to_frame()) == ["1 round", "4 rounds", "seconds", "not_run"]
     slow = compare_methods(model, FRAME, LABELS, FRAME[:6], LABELS[:6], budget=1e-3, **settings)
     assert "it would take about" in slow.skipped["LeafRefit"]
 
