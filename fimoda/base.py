@@ -45,6 +45,9 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
     rows in ``_objective``.
     """
 
+    #: What is done to the training rows, in a few words; what `attribute` tells of a score.
+    intervention: ClassVar[str] = "each training row left out, alone"
+
     #: What happens after a row is left out, in a few words; what `attribute` tells of a score.
     process: ClassVar[str] = "as the method says"
 
@@ -54,7 +57,8 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
     #: The model is an ensemble of trees, and rows stay as its library takes them.
     _of_trees: ClassVar[bool] = False
 
-    #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
+    #: Scores estimate changes by the removal of a row, in the unit of the measurement, as the contract
+    #: says; some only rank, and those of games are averages over sets of rows.
     _in_unit: ClassVar[bool] = True
     #: Scores are about test rows; otherwise each training row has one score, whatever they are.
     _of_test_rows: ClassVar[bool] = True

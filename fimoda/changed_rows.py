@@ -84,10 +84,12 @@ class ChangedRows(Preparation):
     def _check_factors(self, weights: ArrayLike) -> Floats:
         factors = np.asarray(weights, dtype=np.float64)
         n = len(self.train_indices_)
-        if factors.shape != (n,) or not np.isfinite(factors).all() or (factors < 0).any():
+        wrong = ~np.isfinite(factors) | (factors < 0)
+        if factors.shape != (n,) or wrong.any():
+            got = f"shape {factors.shape}" if factors.shape != (n,) else f"{factors[wrong][0]}"
             raise ValueError(
                 f"weights must hold one non-negative number for each of the {n} scored rows, got "
-                f"shape {factors.shape}. Use 0 for rows to remove and 1 for the others."
+                f"{got}. Use 0 for rows to remove and 1 for the others."
             )
         if n == len(self._objective) and 1 + ((factors - 1) * self._row_shares()).sum() <= 1e-12:
             raise ValueError("weights must leave some row with a positive weight.")

@@ -169,7 +169,7 @@ def attribute(
         reason,
         seconds=time.perf_counter() - start,
         behaviour=_behaviour(attributor, y_test),
-        intervention="each training row left out, alone",
+        intervention=attributor.intervention,
         process=attributor._process(),
         errors=errors,
         trust="; ".join([*trust, *attributor._caveats()]),

@@ -46,6 +46,9 @@ class BaseGame(BaseTrainedAgain):
         "scoring": [str, callable, None],
     }
 
+    intervention = "each training row added to sets of the others"
+    _in_unit = False
+
     max_seconds = None
     n_samples: int | str
     scoring: Scoring | None

@@ -143,6 +143,8 @@ class DataOOB(BaseTrainedAgain):
     ((150,), (4, 150))
     """
 
+    intervention = "each training row predicted by models of bags without it"
+    _in_unit = False
     _of_test_rows = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

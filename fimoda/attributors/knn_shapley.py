@@ -97,6 +97,8 @@ class KNNShapley(BaseRefittable):
     np.float64(0.97)
     """
 
+    intervention = "each training row added to sets of the others"
+    _in_unit = False
     process = "a vote of the nearest rows, in which others take its place"
     refit = "last"
 

@@ -58,8 +58,9 @@ def require_unit(attributor: BaseAttributor) -> None:
     """Raise ValueError for a method whose scores are no changes of outputs."""
     if not attributor._in_unit:
         raise ValueError(
-            f"attributor must estimate changes of outputs in their unit; the scores of "
-            f"{type(attributor).__name__} only rank rows, or compare distributions."
+            "attributor must estimate what removing a row changes, in the unit of the outputs; the scores of "
+            f"{type(attributor).__name__} only rank rows, compare distributions, or share a value among "
+            "the rows. Use an influence function, LeaveOneOut or Downsampling."
         )
 
 

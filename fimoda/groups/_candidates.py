@@ -27,8 +27,8 @@ def checked(attributor: BaseAttributor, max_rows: int) -> tuple[NDArray[Any], fl
     loss, classes, n = attributor.model_.loss, attributor.model_.classes, len(attributor._objective)
     if not loss.is_classifier or classes is None:
         raise ValueError(
-            "attributor must be of a classifier, whose predictions turn, got outputs that are "
-            f"{loss.outputs_are}. For a number take greedy_removal."
+            "attributor must be of a classifier, whose predictions turn, got one of a model of numbers. For "
+            "these take greedy_removal."
         )
     sign = _SIGNS.get(str(attributor.measurement))
     if sign is None:

@@ -158,6 +158,11 @@ def compare_group_influence(
     >>> found.relative_error().mean(1).round(2)
     array([0.27, 0.06, 0.  ])
     """
+    if not isinstance(attributors, BaseAttributor | Mapping):
+        raise ValueError(
+            "attributors must be a fitted attributor or a dict of names to such, got "
+            f"{type(attributors).__name__}. Pass {{'name': attributor}}."
+        )
     named = (
         attributors
         if isinstance(attributors, Mapping)

@@ -23,6 +23,7 @@ from ..evaluation._tables import table
 from ..gradient_mode import with_gradients
 from ._candidates import asked, checked, likely_classes, orders_of, random_rows
 from ._search import NO_ROWS, Prefix, Rows, Shrinking, shortest, shrink
+from ._training_rows import check_training_rows
 from ._turning import Turning
 
 #: Test rows and training rows that are printed.
@@ -121,6 +122,7 @@ class SmallestFlips:
 
 @with_gradients
 @checks_arguments(
+    attributor=[BaseAttributor],
     max_rows=[POSITIVE_INTEGER],
     n_seeds=[POSITIVE_INTEGER],
     share=[Interval(Real, 0, 1, closed="right")],
@@ -198,8 +200,8 @@ def smallest_flip(
     TypeError
         With `relabel`, if the attributor does not know what another target would do.
     ValueError
-        If the model is no classifier, the measurement is another, or `max_rows` are not fewer than the
-        training rows.
+        If the model is no classifier, the measurement is another, `max_rows` are not fewer than the
+        training rows, or these are others than those of the attributor.
 
     References
     ----------
@@ -223,6 +225,7 @@ def smallest_flip(
     (True, [True, True, True])
     """
     classes, sign = checked(attributor, max_rows)
+    check_training_rows(attributor, X_train, y_train)
     rng = check_random_state(random_state)
     seeds = check_seeds(2 * n_seeds, rng)
     test = attributor._test(X_test, None)

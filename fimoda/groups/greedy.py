@@ -79,6 +79,7 @@ class GreedyRemoval:
 
 @with_gradients
 @checks_arguments(
+    attributor=[BaseAttributor],
     n_rows=[POSITIVE_INTEGER],
     direction=[StrOptions({"raise", "lower"})],
     n_candidates=[POSITIVE_INTEGER],

@@ -15,6 +15,7 @@ from ..evaluation._retraining import retraining_method
 from ..evaluation._tables import table
 from ..gradient_mode import with_gradients
 from ._groups import Masks, as_groups
+from ._training_rows import check_training_rows
 
 #: From the sum of scores to training itself.
 METHODS = ("first-order", "second-order", "exact", "retraining")
@@ -82,7 +83,7 @@ class GroupInfluence:
 
 
 @with_gradients
-@checks_arguments(method=[StrOptions({"auto", *METHODS})])
+@checks_arguments(attributor=[BaseAttributor], method=[StrOptions({"auto", *METHODS})])
 def group_influence(
     attributor: BaseAttributor,
     groups: Any,
@@ -152,8 +153,8 @@ def group_influence(
     TypeError
         If the attributor does not know the method.
     ValueError
-        If a group is empty, has all rows or rows that do not exist or are not scored, or its removal
-        leaves a curvature that is singular.
+        If a group is empty, has all rows or rows that do not exist or are not scored, its removal
+        leaves a curvature that is singular, or the training rows are others than those of the attributor.
 
     References
     ----------
@@ -233,6 +234,7 @@ def _retrained(
     """Return effects (n_test, n_groups) of training from scratch, and standard errors over seeds."""
     if X_train is None or y_train is None:
         raise ValueError("X_train and y_train must be given for method='retraining'.")
+    check_training_rows(attributor, X_train, y_train)
     method = retraining_method(attributor if train is None else train)
     method.set_params(measurement=attributor.measurement)
     trainer = method.trainer(X_train, y_train, X_test, y_test)

@@ -18,15 +18,21 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from fimoda import (
+    DataBanzhaf,
+    DataOOB,
     DistributionalInfluence,
     EnsembleAttributor,
     ExactInfluence,
     FurtherTraining,
     GradCos,
     GradDot,
+    JackknifePlusRegressor,
+    KNNShapley,
     LeafInfluence,
+    LeastCore,
     LeaveOneOut,
     RepSim,
+    attribute,
     metric_influence,
 )
 
@@ -382,6 +388,20 @@ def test_unfitted_and_those_that_only_rank():
         with pytest.raises(ValueError, match="only rank"):
             metric_influence(method, X_test, y_test)
     assert not DistributionalInfluence._in_unit
+
+
+@pytest.mark.parametrize(
+    "method", [DataBanzhaf(n_samples=4), DataOOB(n_samples=9), KNNShapley(), LeastCore(n_samples=4)]
+)
+def test_values_of_games_are_no_changes_by_a_removal(method):
+    X, X_test, y, y_test = numbers()
+    fitted = method.set_params(estimator=Ridge().fit(X, y), random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="share a value among the rows"):
+        metric_influence(fitted, X_test, y_test)
+    with pytest.raises(ValueError, match="share a value among the rows"):
+        JackknifePlusRegressor(Ridge(), attributor=method).fit(X, y)
+    found = attribute(fitted.estimator_, X, y, X_test, y_test, method=method)
+    assert "alone" not in found.intervention
 
 
 def test_predictions_of_another_unit_are_refused():

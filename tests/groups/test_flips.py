@@ -228,6 +228,20 @@ def test_bad_arguments(method, own, message):
         smallest_flip(method.fit(X, Y), X_TEST, **given(**{"max_rows": 4, **own}))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(slice(10), f"the {N} rows .* got 10 rows"), (slice(None, None, -1), "in their order; row")],
+)
+def test_other_training_rows(influence, rows, message):
+    with pytest.raises(ValueError, match=message):
+        smallest_flip(influence, X_TEST, X_train=X[rows], y_train=Y[rows], max_rows=4)
+
+
+def test_a_model_is_no_attributor():
+    with pytest.raises(ValueError, match="'attributor' parameter of smallest_flip"):
+        smallest_flip(MODEL, X_TEST, **given())
+
+
 def test_numbers_do_not_turn():
     model = Ridge().fit(X, X[:, 0])
     with pytest.raises(ValueError, match="must be of a classifier"):

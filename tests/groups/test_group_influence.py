@@ -383,6 +383,23 @@ def test_bad_groups(influence, groups, given, message):
         group_influence(influence, groups, X_TEST, Y_TEST, **given)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(slice(10), f"the {N} rows .* got 10 rows"), (slice(None, None, -1), "in their order; row 0")],
+)
+def test_other_training_rows(influence, rows, message):
+    given = {"method": "retraining", "X_train": X[rows], "y_train": Y[rows]}
+    with pytest.raises(ValueError, match=message):
+        group_influence(influence, [[0]], X_TEST, Y_TEST, **given)
+
+
+def test_a_model_is_no_attributor(ridge):
+    with pytest.raises(ValueError, match="'attributor' parameter of group_influence"):
+        group_influence(ridge[0], [[0]], X_TEST, Y_TEST)
+    with pytest.raises(ValueError, match="a dict of names to such, got list"):
+        compare_group_influence([ridge[1]], [[0]], X_TEST, Y_TEST)
+
+
 def test_ways_that_are_not_known(ridge):
     with pytest.raises(TypeError, match=r"method must be one of \['first-order', 'retraining'\]"):
         group_influence(GradDot(ridge[0]).fit(X, Y), [[0]], X_TEST, Y_TEST, method="exact")
