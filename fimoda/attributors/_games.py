@@ -102,6 +102,12 @@ class BaseGame(BaseTrainedAgain):
             raise ValueError("y must be given to values: scoring is a score of predictions.")
         targets = check_targets(y, n_rows(X))
         whole = scored(self.model_, self.scoring, test.rows, X, targets)
+        score = float(whole.measure(self.model_.outputs(test.inputs), test.targets)[0])
+        if not np.isfinite(score):
+            raise ValueError(
+                f"scoring={self.scoring!r} is not defined for these test rows: that of the model is {score}. "
+                "Some scores need test rows of every class."
+            )
         return self._finite(self._solve(self._utility(whole, 1.0, as_one=True)).total)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:

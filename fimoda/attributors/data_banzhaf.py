@@ -136,8 +136,8 @@ class DataBanzhaf(BaseGame):
     FloatingPointError
         If the model cannot be trained on all rows, or the training of a network diverges.
     ValueError
-        If a parameter for networks is given for an estimator that is not one, or there are too many rows for
-        ``n_samples="exact"``.
+        If a parameter for networks is given for an estimator that is not one, there are too many rows for
+        ``n_samples="exact"``, or `n_samples` so few sets that a row is in all of them or in none.
 
     Notes
     -----
@@ -226,8 +226,14 @@ class DataBanzhaf(BaseGame):
             nonlocal sets, utilities
             new = random_state.rand(n_sets, utility.n_rows) < 0.5
             known = [utilities] if len(sets) else []
-            utilities = np.concatenate([*known, with_mean(utility(new))])
             sets = np.concatenate([sets, new])
+            same = np.flatnonzero(sets.all(0) | ~sets.any(0))
+            if same.size:
+                raise ValueError(
+                    f"n_samples must be so large that each row is in some sets and not in others, got "
+                    f"{len(sets)}: row {same[0]} is in all of them or in none. Set it to 50 or more."
+                )
+            utilities = np.concatenate([*known, with_mean(utility(new))])
             with_row, error_with = means_of_groups(utilities.T, sets.astype(float))
             without, error_without = means_of_groups(utilities.T, 1.0 - sets)
             return Estimate.of(with_row - without, np.hypot(error_with, error_without), len(sets))

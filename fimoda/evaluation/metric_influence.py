@@ -25,6 +25,7 @@ from ..gradient_mode import with_gradients
 from ..measured import Measured
 from ..training.subset_outcomes import mean_and_error
 from ._scores import require_unit
+from ._tables import table
 from .groups_of_rows import group_rows
 from .metrics import SMALL, Gap, Judged, Metric, blocks, metric_of
 
@@ -33,10 +34,15 @@ Floats = NDArray[np.float64]
 #: Test rows whose derivatives are attributed at a time.
 _ROWS = 1024
 
+#: Training rows of each end that are printed.
+_SHOWN = 5
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class MetricInfluence:
     """Effect of each training row on a metric of the test set.
+
+    Printed, it is a table of the rows without which the metric would be highest and lowest.
 
     Attributes
     ----------
@@ -57,6 +63,27 @@ class MetricInfluence:
     value: float
     train_indices: NDArray[np.int64]
     of_groups: dict[Any, float] | None = None
+
+    def to_frame(self) -> Any:
+        """Return a tidy pandas DataFrame: one row per training row, with its score and standard error."""
+        import pandas as pd
+
+        return pd.DataFrame({"row": self.train_indices, "score": self.scores, "sem": self.sem})
+
+    def table(self) -> str:
+        """Return a plain-text table: the rows with the largest and the smallest scores."""
+        order = np.argsort(-self.scores, kind="stable")
+        shown = order if len(order) <= 2 * _SHOWN else np.r_[order[:_SHOWN], order[-_SHOWN:]]
+        cells = [[f"{self.scores[i]:+.3g}", f"{self.sem[i]:.2g}"] for i in shown]
+        head = ["training row", "change without it", "standard error"]
+        return table(head, map(str, self.train_indices[shown]), cells)
+
+    def __repr__(self) -> str:
+        by = [f"{value:.3g} of {group!s}" for group, value in (self.of_groups or {}).items()]
+        groups = f", the difference between groups: {', '.join(by)}" if by else ""
+        return (
+            f"{self.table()}\n(of {len(self.scores)} rows; the metric is {self.value:.3g}{groups})"
+        )
 
 
 @with_gradients

@@ -79,7 +79,11 @@ class _Score:
         else:
             kind = _Classifier if self.model.loss.is_classifier else _Regressor
             predictor = kind(self.model, outputs)
-            found = float(as_scorer(self.scoring)(predictor, self.X, self.y))
+            given = as_scorer(self.scoring)(predictor, self.X, self.y)
+            try:
+                found = float(given)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"scoring must give one number, got {given!r}.") from error
         return torch.full((len(targets),), found, dtype=torch.float64, device=outputs.device)
 
 

@@ -370,8 +370,27 @@ def test_what_values_need():
 def test_a_score_that_is_no_number():
     X, y, X_test, y_test = numbers()
     game = DataShapley(Ridge(), scoring=lambda model, X, y: np.nan, n_samples=2, random_state=0)
-    with pytest.raises(FloatingPointError, match="cannot be trained on all rows"):
+    with pytest.raises(ValueError, match=r"is not defined for these test rows: .* is nan"):
         game.fit(X, y).values(X_test, y_test)
+    game.set_params(scoring=lambda model, X, y: None)
+    with pytest.raises(ValueError, match="scoring must give one number, got None"):
+        game.fit(X, y).values(X_test, y_test)
+
+
+@pytest.mark.filterwarnings("ignore:Only one class")
+def test_a_score_of_test_rows_of_one_class():
+    X, y, X_test, y_test = classes()
+    game = DataBanzhaf(LogisticRegression(), scoring="roc_auc", random_state=0).fit(X, y)
+    one = y_test == y_test[0]
+    with pytest.raises(ValueError, match="test rows of every class"):
+        game.values(X_test[one], y_test[one])
+
+
+def test_a_row_that_is_in_all_sets_or_in_none():
+    X, y, X_test, y_test = numbers()
+    game = DataBanzhaf(Ridge(), n_samples=1, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"n_samples must be so large .* got 1: row 0"):
+        game.transform(X_test, y_test)
 
 
 def test_a_model_that_cannot_be_fitted_to_all_rows():

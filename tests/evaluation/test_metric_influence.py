@@ -369,6 +369,20 @@ def test_bad_inputs(fitted, change, match):
         metric_influence(fitted, **given)
 
 
+def test_results_are_shown(fitted):
+    _, X_test, _, y_test = classes()
+    by = np.where(X_test[:, 0] > 0, "above", "below")
+    found = metric_influence(fitted, X_test, y_test, "neg_log_loss", sensitive=by)
+    lines = str(found).splitlines()
+    assert lines[1].split()[:2] == [str(found.scores.argmax()), f"{found.scores.max():+.3g}"]
+    assert lines[10].split()[:2] == [str(found.scores.argmin()), f"{found.scores.min():+.3g}"]
+    assert f"{found.value:.3g}, the difference between groups" in lines[-1]
+    assert f"{found.of_groups['above']:.3g} of above" in lines[-1]
+    frame = found.to_frame()
+    assert list(frame) == ["row", "score", "sem"]
+    assert np.array_equal(frame["score"], found.scores)
+
+
 def test_a_group_without_a_positive_row(fitted):
     _, X_test, _, y_test = classes()
     by = np.where((y_test == 0) & (X_test[:, 0] > 0), "only negative", "all")
@@ -391,7 +405,8 @@ def test_unfitted_and_those_that_only_rank():
 
 
 @pytest.mark.parametrize(
-    "method", [DataBanzhaf(n_samples=4), DataOOB(n_samples=9), KNNShapley(), LeastCore(n_samples=4)]
+    "method",
+    [DataBanzhaf(n_samples=30), DataOOB(n_samples=30), KNNShapley(), LeastCore(n_samples=4)],
 )
 def test_values_of_games_are_no_changes_by_a_removal(method):
     X, X_test, y, y_test = numbers()
