@@ -190,6 +190,10 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
         check_is_fitted(self, "model_")
         return self._finite(self._self_influence())
 
+    def _suspicion(self) -> NDArray[np.float64]:
+        """Return a number for each column (n_columns,), larger for rows that look like wrong labels."""
+        return self.self_influence()
+
     def _self_influence(self) -> NDArray[np.float64]:
         """Hook of `self_influence`; this one goes through `_scores` in blocks of rows."""
         columns = np.arange(len(self.train_indices_))

@@ -244,6 +244,9 @@ class DataOOB(BaseTrainedAgain):
     def _self_influence(self) -> NDArray[np.float64]:
         return self.values_.copy()
 
+    def _suspicion(self) -> NDArray[np.float64]:
+        return -self.self_influence()  # rows that others predict badly have low values
+
     def _n_runs(self) -> int:
         return int(self.n_samples)
 

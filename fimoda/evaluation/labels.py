@@ -56,7 +56,8 @@ def mislabel_detection(
     Parameters
     ----------
     scores : fitted attributor or array-like of shape (n_train,)
-        An attributor is asked for its ``self_influence()``. Larger is more suspicious, in any unit.
+        An attributor is asked for its ``self_influence()`` (of `DataOOB` with the other sign). Larger is more
+        suspicious, in any unit.
     is_mislabelled : array-like of bool, shape (n_train,)
         True for the rows with a wrong label, see `flip_labels`.
 
@@ -90,7 +91,7 @@ def mislabel_detection(
         )
     if isinstance(scores, BaseAttributor):
         check_training_rows("scores", scores, len(truth))
-        truth, scores = truth[scores.train_indices_], scores.self_influence()
+        truth, scores = truth[scores.train_indices_], scores._suspicion()
     values = np.asarray(scores, dtype=float)
     if values.shape != truth.shape:
         raise ValueError(

@@ -28,7 +28,7 @@ class LogisticFits(LinearFits):
 
     def _fits(self, masks: NDArray[np.bool_]) -> Floats:
         classes = np.asarray(self.model.classes)
-        X, codes = with_ones(self.X.values), np.searchsorted(classes, self.y)
+        X, codes = with_ones(self.X.values), np.searchsorted(classes, np.ravel(self.y))
         X = X if self.intercept else X * np.append(np.ones(X.shape[1] - 1), 0.0)
         n_classes = len(classes)
         hot = np.eye(n_classes)[codes]

@@ -59,7 +59,8 @@ def contents(
     tests = np.arange(min(max_test_rows, len(found.scores)))
     top = _top(found, positions, min(k, max(1, len(positions) // 2)), tests)
     mean, extreme = _mean(found.scores), _extreme(found.scores)
-    suspects = first_to_look_at(own, found.attributor.measurement, contamination)
+    tells = found.attributor.measurement if found.attributor._of_test_rows else None
+    suspects = first_to_look_at(own, tells, contamination)
     group, of_tests, n_known = _groups(X_train, X_test, positions)
     sizes = np.bincount(group[group >= 0], minlength=int(group.max(initial=0)) + 1)
     again = np.flatnonzero((group >= 0) & (sizes[group] > 1))

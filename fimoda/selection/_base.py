@@ -125,7 +125,7 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
         attributor = self._scored(model, sample)
         if attributor is None:
             return model, held_out_losses(model, *sample, self.random_state)
-        return model, attributor.self_influence()
+        return model, attributor._suspicion()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

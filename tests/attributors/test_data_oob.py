@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import nn
 
-from fimoda import DataOOB
+from fimoda import DataOOB, MislabelDetector, PrunedClassifier, mislabel_detection
 from fimoda.games.bags import draw_bags
 
 
@@ -131,6 +131,29 @@ def test_n_jobs_and_checkpoints(tmp_path):
     ):
         found = DataOOB(DecisionTreeClassifier(), **params, **other).fit(X, y)
         assert_array_equal(found.values_, expected)
+
+
+def test_low_values_look_like_wrong_labels():
+    X, y = make_classification(80, 4, class_sep=2.0, flip_y=0, random_state=0)
+    wrong = np.zeros(80, dtype=bool)
+    wrong[::8] = True
+    given = np.where(wrong, 1 - y, y)
+    bags = DataOOB(LogisticRegression(), n_samples=60, random_state=0)
+    assert mislabel_detection(bags.fit(X, given), wrong).roc_auc > 0.9
+    found = MislabelDetector(LogisticRegression(), attributor=bags, contamination=0.125)
+    assert wrong[found.fit(X, given).labels_ == -1].sum() >= 9
+    pruned = PrunedClassifier(LogisticRegression(), attributor=bags, by="self", fraction=0.1)
+    assert wrong[~pruned.fit(X, given).support_].all()
+
+
+def test_a_column_of_labels():
+    X, y = classes()
+    names = np.array(["no", "yes"])[y]
+    values = [
+        DataOOB(LogisticRegression(), n_samples=30, random_state=0).fit(X, labels).values_
+        for labels in (names, names[:, None])
+    ]
+    assert_array_equal(*values)
 
 
 def test_bad_inputs():
