@@ -14,7 +14,13 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import nn
 
-from fimoda import DataOOB, MislabelDetector, PrunedClassifier, mislabel_detection
+from fimoda import (
+    DataOOB,
+    MislabelDetector,
+    PrunedClassifier,
+    group_influence,
+    mislabel_detection,
+)
 from fimoda.games.bags import draw_bags
 
 
@@ -144,6 +150,15 @@ def test_low_values_look_like_wrong_labels():
     assert wrong[found.fit(X, given).labels_ == -1].sum() >= 9
     pruned = PrunedClassifier(LogisticRegression(), attributor=bags, by="self", fraction=0.1)
     assert wrong[~pruned.fit(X, given).support_].all()
+
+
+def test_values_are_no_effects_of_groups():
+    X, y = classes()
+    bags = DataOOB(LogisticRegression(), n_samples=30, random_state=0).fit(X, y)
+    with pytest.raises(TypeError, match="does not add up"):
+        group_influence(bags, [[0, 1]], X[:3], y[:3])
+    with pytest.raises(TypeError, match="does not add up"):
+        bags.reweight(X[:3], y[:3], weights=np.arange(30))
 
 
 def test_a_column_of_labels():
