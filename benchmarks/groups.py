@@ -142,7 +142,7 @@ def network(name: str, n_seeds: int) -> list[Case]:
     run = {"n_epochs": 20, "random_state": 0}
     ahead = {
         "GradDot": GradDot(net, n_epochs=20).fit(X, y),
-        "ExactInfluence": ExactInfluence(net, damping="tuned", random_state=0).fit(X, y),
+        "ExactInfluence": ExactInfluence(net).fit(X, y),
         "linearised": LinearizedFurtherTraining(net, **run).fit(X, y),
     }
     if name == "Concrete":
