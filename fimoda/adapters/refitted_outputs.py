@@ -23,7 +23,7 @@ from .models import (
 )
 from .own_predictions import some_rows
 from .tree_kinds import BoostingKind
-from .wrappers import caveats, transform_rows
+from .wrappers import caveats, last_step, transform_rows
 
 #: Name of rows as a model at the end of a Pipeline sees them.
 _SEEN = "X after the Pipeline's earlier steps"
