@@ -339,7 +339,7 @@ def test_what_is_measured_is_said(rows):
         found = attribute(model.fit(X, y > 0), X, y > 0, X_test, y_test > 0, budget=1e6)
         said[type(model).__name__] = found.behaviour
     assert said == {
-        "LinearSVC": "loss (1 for a wrong prediction, else 0) of each test row",
+        "LinearSVC": "loss (hinge loss) of each test row",
         "DecisionTreeClassifier": (
             "loss (of probabilities that are smoothed, as counts of rows with one more) of each test "
             "row"
