@@ -78,6 +78,7 @@ from fimoda import (
     OutcomeSamples,
     PrunedClassifier,
     PrunedRegressor,
+    RefinedAttributor,
     RepSim,
     Stage,
     TopRows,
@@ -1403,6 +1404,18 @@ def ensembles() -> Arrays:
         members = EnsembleAttributor(net, attributor=attributor, models=ensemble, **SQUARES)
         found |= prefixed(name, scored(members, rows))
     found |= prefixed("trained", scored(EnsembleAttributor(net, **run), rows))
+    return found
+
+
+@case
+def refined() -> Arrays:
+    rows, net = regression(), perceptron()
+    further = FurtherTraining(n_epochs=2, n_seeds=[0, 1], lr=0.05, batch_size=6, compile=False)
+    method = RefinedAttributor(
+        net, gold_standard=further, trained_rows=4, random_state=0, **SQUARES
+    )
+    found = scored(method, rows)
+    found |= {"scale": method.scale_, "weight": method.weight_}
     return found
 
 
