@@ -48,6 +48,7 @@ from fimoda import (
     BetaShapley,
     BoostIn,
     CGInfluence,
+    CVPlusRegressor,
     DataBanzhaf,
     DataInf,
     Datamodel,
@@ -63,6 +64,7 @@ from fimoda import (
     GradDot,
     Hydra,
     InfluencePruner,
+    JackknifePlusRegressor,
     KNNShapley,
     LeafInfluence,
     LeafKernel,
@@ -90,16 +92,21 @@ from fimoda import (
     as_final_model,
     attribute,
     class_detection,
+    compare_group_influence,
     compare_methods,
     distributional_agreement,
     flip_labels,
     further_training_curve,
+    greedy_removal,
+    group_influence,
     joint_distance,
     linear_datamodeling_score,
+    metric_influence,
     mislabel_detection,
     noise_ceiling,
     random_subsets,
     significant_scores,
+    smallest_flip,
     subset_removal_curve,
     train_ensemble,
     train_on_subsets,
@@ -815,8 +822,8 @@ def horizons_and_groups(attributor: Any, rows: Rows) -> Arrays:
         "horizons_without_y": attributor.transform_horizons(rows.X_test),
         "reweight": attributor.reweight(*rows.test, weights=weights),
     }
-    known = hasattr(attributor, "relabel")
-    if known and getattr(attributor, "solver", "") != "steps":  # which does not know other targets
+    unknown = isinstance(attributor, UnrolledDifferentiation)
+    if not unknown and getattr(attributor, "solver", "") != "steps":  # which know no other targets
         found["relabel"] = attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]])
     return found
 
@@ -1416,6 +1423,66 @@ def refined() -> Arrays:
     )
     found = scored(method, rows)
     found |= {"scale": method.scale_, "weight": method.weight_}
+    return found
+
+
+# ---- groups, metrics and intervals --------------------------------------------------------------
+
+
+@case
+def groups_and_flips() -> Arrays:
+    rows, classes = regression(), classification(24, 2)
+    sets = [[0, 3], [5, 6, 7], [1]]
+    net = perceptron()
+    exact = ExactInfluence(net, damping=0.1, **SQUARES).fit(*rows.train)
+    train = dict(zip(("X_train", "y_train"), rows.train, strict=True))
+    found: Arrays = {
+        method: group_influence(exact, sets, *rows.test, method=method).effects
+        for method in ("first-order", "second-order", "exact")
+    }
+    gold = FurtherTraining(net, n_seeds=[0, 1], **RUN, **SQUARES).fit(*rows.train)
+    trained = group_influence(gold, sets, *rows.test, method="exact")
+    found |= {"trained": trained.effects}
+    compared = compare_group_influence(exact, sets, *rows.test, gold=trained, **train)
+    chosen = greedy_removal(exact, *rows.test, n_rows=3)
+    model = LogisticRegression(C=0.3).fit(*classes.train)
+    flips = smallest_flip(
+        ExactInfluence(model).fit(*classes.train),
+        *classes.test,
+        X_train=classes.X,
+        y_train=classes.y,
+        max_rows=8,
+        n_seeds=2,
+        random_state=0,
+    )
+    return found | {
+        "cosine": compared.cosine(),
+        "greedy_rows": chosen.rows,
+        "greedy_effects": chosen.effects,
+        "flip_sizes": flips.size,
+        "flip_random": flips.sizes["random"],
+    }
+
+
+@case
+def metrics_and_intervals() -> Arrays:
+    classes, numbers = classification(24, 2), vector_regression(20)
+    model = LogisticRegression(C=0.3).fit(*classes.train)
+    exact = ExactInfluence(model).fit(*classes.train)
+    sensitive = np.arange(len(classes.X_test)) % 2
+    found: Arrays = {
+        f"{name}_{how}": metric_influence(exact, *classes.test, name, how=how).scores
+        for name in ("accuracy", "neg_log_loss")
+        for how in ("difference", "derivative")
+    }
+    found["gap"] = metric_influence(
+        exact, *classes.test, "selection_rate", sensitive=sensitive, how="derivative"
+    ).scores
+    for name, intervals in {
+        "jackknife": JackknifePlusRegressor(Ridge()),
+        "cv": CVPlusRegressor(Ridge(), cv=4, random_state=0),
+    }.items():
+        found[name] = intervals.fit(*numbers.train).predict_interval(numbers.X_test)
     return found
 
 
