@@ -64,4 +64,6 @@ plt.show()
 # %%
 # A value without its error says little: the game of a few permutations is noisy.
 shapley = games["DataShapley"]
-print(f"values spread by {shapley.values_.std():.4f}, standard errors are {shapley.values_sem_.mean():.4f}")
+print(
+    f"values spread by {shapley.values_.std():.4f}, standard errors are {shapley.values_sem_.mean():.4f}"
+)

@@ -9,6 +9,7 @@ from .closed_forms import (
 )
 from .continuing import Continuing, OwnRows
 from .first_run import check_ids, check_shapes
+from .fitting import fit_anew, fit_with, refit, unfitted, weights_name
 from .going_on import continued, how_to_continue, with_rounds_held
 from .mlp import default_estimator, default_linear_model, is_class_target
 from .models import (
@@ -35,15 +36,10 @@ from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
     RefittableModel,
     as_refittable,
-    fit_anew,
-    fit_with,
     part_to_refit,
-    refit,
     refit_outputs,
     takes_pairs,
     trained_in_stacks,
-    unfitted,
-    weights_name,
 )
 from .rows_of_training import training_rows
 from .scikit_boosting import default_trees
