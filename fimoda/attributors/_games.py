@@ -97,7 +97,7 @@ class BaseGame(BaseTrainedAgain):
             return self._finite(self._solve(self._utility(test)).total)
         if y is None:
             raise ValueError("y must be given to values: scoring is a score of predictions.")
-        targets = check_targets(y, n_rows(X))
+        targets = self._model_targets(check_targets(y, n_rows(X)))
         whole = scored(self.model_, self.scoring, test.rows, X, targets)
         return self._finite(self._solve(self._utility(whole, 1.0, as_one=True)).total)
 
