@@ -225,7 +225,8 @@ def test_boosting(rows, budget, n_models, subsample):
         return
     assert found.errors is not None
     agreement = float(re.search(r"two halves of the models.* agree (-?[\d.]+)", found.trust)[1])
-    each = found.attributor._each(found.attributor._test(X_test, y_test))
+    method = found.attributor
+    each = method._each(method._test(X_test, y_test), method._members)
     halves = [np.nanmean(each[k::2], 0) for k in (0, 1)]
     known = np.isfinite(halves[0] + halves[1]).all(0)
     by_hand = [np.corrcoef(a[known], b[known])[0, 1] for a, b in zip(*halves, strict=True)]
