@@ -189,8 +189,8 @@ def group_influence(
     if failed:
         others = f" and of {len(failed) - 1} others" if len(failed) > 1 else ""
         warnings.warn(
-            f"no training succeeded without group {failed[0]!r}: its effects{others} are NaN. It may have all "
-            "rows of a class.",
+            f"no training succeeded without group {failed[0]!r}: its effects{others} are NaN. It may have "
+            "all rows of a class.",
             UserWarning,
             stacklevel=2,
         )

@@ -83,16 +83,20 @@ from fimoda import (
     as_final_model,
     attribute,
     class_detection,
+    compare_group_influence,
     compare_methods,
     distributional_agreement,
     flip_labels,
     further_training_curve,
+    greedy_removal,
+    group_influence,
     joint_distance,
     linear_datamodeling_score,
     mislabel_detection,
     noise_ceiling,
     random_subsets,
     significant_scores,
+    smallest_flip,
     subset_removal_curve,
     train_ensemble,
     train_on_subsets,
@@ -808,7 +812,7 @@ def horizons_and_groups(attributor: Any, rows: Rows) -> Arrays:
         "horizons_without_y": attributor.transform_horizons(rows.X_test),
         "reweight": attributor.reweight(*rows.test, weights=weights),
     }
-    known = hasattr(attributor, "relabel")
+    known = not isinstance(attributor, UnrolledDifferentiation)
     if known and getattr(attributor, "solver", "") != "steps":  # which does not know other targets
         found["relabel"] = attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]])
     return found
@@ -1703,3 +1707,36 @@ def single_retraining() -> Arrays:
     return {"measured": outcomes.measured} | prefixed(
         "loo", scored(LeaveOneOut(single(3), leave_out=[0, 5], **run), rows)
     )
+
+
+@case
+def groups_and_flips() -> Arrays:
+    labels, numbers = classification(24, 2), vector_regression(24)
+    model = LogisticRegression(C=0.5, tol=1e-12).fit(*labels.train)
+    influence = ExactInfluence(model).fit(*labels.train)
+    ridge = ExactInfluence(Ridge().fit(*numbers.train)).fit(*numbers.train)
+    groups = [range(5), [7, 9], range(12, 20)]
+    found: Arrays = {
+        f"ridge_{way}": group_influence(ridge, groups, *numbers.test, method=way).effects
+        for way in ("first-order", "second-order", "exact")
+    }
+    compared = compare_group_influence(
+        influence, groups, *labels.test, X_train=labels.X, y_train=labels.y, train=model
+    )
+    chosen = greedy_removal(ridge, *numbers.test, n_rows=4)
+    given = {
+        "X_train": labels.X,
+        "y_train": labels.y,
+        "max_rows": 8,
+        "n_seeds": 1,
+        "random_state": 0,
+    }
+    flips = smallest_flip(influence, labels.X_test, **given)
+    return found | {
+        "compared": compared.effects,
+        "retrained": compared.gold.effects,
+        "greedy_rows": chosen.rows,
+        "greedy_effects": chosen.effects,
+        "flip_sizes": flips.size,
+        "flip_sizes_top": flips.sizes["top"],
+    }
