@@ -1426,42 +1426,7 @@ def refined() -> Arrays:
     return found
 
 
-# ---- groups, metrics and intervals --------------------------------------------------------------
-
-
-@case
-def groups_and_flips() -> Arrays:
-    rows, classes = regression(), classification(24, 2)
-    sets = [[0, 3], [5, 6, 7], [1]]
-    net = perceptron()
-    exact = ExactInfluence(net, damping=0.1, **SQUARES).fit(*rows.train)
-    train = dict(zip(("X_train", "y_train"), rows.train, strict=True))
-    found: Arrays = {
-        method: group_influence(exact, sets, *rows.test, method=method).effects
-        for method in ("first-order", "second-order", "exact")
-    }
-    gold = FurtherTraining(net, n_seeds=[0, 1], **RUN, **SQUARES).fit(*rows.train)
-    trained = group_influence(gold, sets, *rows.test, method="exact")
-    found |= {"trained": trained.effects}
-    compared = compare_group_influence(exact, sets, *rows.test, gold=trained, **train)
-    chosen = greedy_removal(exact, *rows.test, n_rows=3)
-    model = LogisticRegression(C=0.3).fit(*classes.train)
-    flips = smallest_flip(
-        ExactInfluence(model).fit(*classes.train),
-        *classes.test,
-        X_train=classes.X,
-        y_train=classes.y,
-        max_rows=8,
-        n_seeds=2,
-        random_state=0,
-    )
-    return found | {
-        "cosine": compared.cosine(),
-        "greedy_rows": chosen.rows,
-        "greedy_effects": chosen.effects,
-        "flip_sizes": flips.size,
-        "flip_random": flips.sizes["random"],
-    }
+# ---- metrics and intervals ----------------------------------------------------------------------
 
 
 @case
@@ -1811,3 +1776,36 @@ def single_retraining() -> Arrays:
     return {"measured": outcomes.measured} | prefixed(
         "loo", scored(LeaveOneOut(single(3), leave_out=[0, 5], **run), rows)
     )
+
+
+@case
+def groups_and_flips() -> Arrays:
+    labels, numbers = classification(24, 2), vector_regression(24)
+    model = LogisticRegression(C=0.5, tol=1e-12).fit(*labels.train)
+    influence = ExactInfluence(model).fit(*labels.train)
+    ridge = ExactInfluence(Ridge().fit(*numbers.train)).fit(*numbers.train)
+    groups = [range(5), [7, 9], range(12, 20)]
+    found: Arrays = {
+        f"ridge_{way}": group_influence(ridge, groups, *numbers.test, method=way).effects
+        for way in ("first-order", "second-order", "exact")
+    }
+    compared = compare_group_influence(
+        influence, groups, *labels.test, X_train=labels.X, y_train=labels.y, train=model
+    )
+    chosen = greedy_removal(ridge, *numbers.test, n_rows=4)
+    given = {
+        "X_train": labels.X,
+        "y_train": labels.y,
+        "max_rows": 8,
+        "n_seeds": 1,
+        "random_state": 0,
+    }
+    flips = smallest_flip(influence, labels.X_test, **given)
+    return found | {
+        "compared": compared.effects,
+        "retrained": compared.gold.effects,
+        "greedy_rows": chosen.rows,
+        "greedy_effects": chosen.effects,
+        "flip_sizes": flips.size,
+        "flip_sizes_top": flips.sizes["top"],
+    }
