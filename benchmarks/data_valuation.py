@@ -107,7 +107,7 @@ def methods(train: Rows, seed: int) -> dict[str, Callable[..., NDArray[np.float6
                 model, n_subsets=300, n_seeds=1, regression="ridge", n_bootstrap=1, **drawn
             )
         ),
-        "ExactInfluence": mean_score(fm.ExactInfluence(model, damping=0.0)),
+        "ExactInfluence": mean_score(fm.ExactInfluence(model, damping=1e-6)),
         "GradDot": mean_score(fm.GradDot(model)),
         "GradCos": mean_score(fm.GradCos(model)),
         "TRAK": mean_score(fm.TRAK(model, **drawn)),
@@ -115,7 +115,7 @@ def methods(train: Rows, seed: int) -> dict[str, Callable[..., NDArray[np.float6
             fm.LinearizedFurtherTraining(model, n_epochs=20, lr=0.1, batch_size=64)
         ),
         "self-influence": lambda train, valid: (
-            -fm.ExactInfluence(model, damping=0.0).fit(*train).self_influence()
+            -fm.ExactInfluence(model, damping=1e-6).fit(*train).self_influence()
         ),
     }
 
@@ -166,10 +166,14 @@ def measure(X: Any, y: Any, seed: int, seconds: dict[str, float]) -> dict[str, l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    n_seeds = parser.parse_args().seeds
+    parser.add_argument("--only", nargs="*", help="names of data sets")
+    given = parser.parse_args()
+    n_seeds = given.seeds
     seconds: dict[str, float] = {}
     everything = {}
     for name, (X, y) in data_sets().items():
+        if given.only and name not in given.only:
+            continue
         runs = [measure(X, y, seed, seconds) for seed in range(n_seeds)]
         everything[name] = {m: np.mean([run[m] for run in runs], axis=0) for m in runs[0]}
         print(

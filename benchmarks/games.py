@@ -216,6 +216,18 @@ def opendataval_shapley(model: Any, data: Any, **training: Any) -> tuple[Values,
     return (sampler.marginal_contrib_sum.sum(1) / ORDERS, None), seconds, calls[0]
 
 
+def opendataval_banzhaf(model: Any, data: Any) -> tuple[Values, float, int]:
+    evaluator = odv.DataBanzhaf(SETS, random_state=0)
+    evaluator.input_model(model).input_metric(
+        lambda a, b: float((a.argmax(1) == b.argmax(1)).float().mean())
+    )
+    X, y, X_test, y_test = (torch.from_numpy(part) for part in data)
+    hot, hot_test = (nn.functional.one_hot(part).float() for part in (y, y_test))
+    evaluator.input_data(X, hot, X_test, hot_test)
+    found, seconds = timed(lambda: evaluator.train_data_values().evaluate_data_values())
+    return (found, None), seconds, SETS
+
+
 def main() -> None:
     torch.set_num_threads(1)
     data = rows(N, N_TEST)
@@ -272,7 +284,9 @@ def main() -> None:
         lambda utility: MSRBanzhafValuation(utility, is_done=MinUpdates(SETS), progress=False),
         *(logistic, data, default),
     )
-    line("logistic regression, Banzhaf", fimoda_values(banzhaf, data, SETS), {"pyDVL": peer})
+    wrapped = ClassifierSkLearnWrapper(LogisticRegression, 2, max_iter=1000)
+    peers = {"pyDVL": peer, "OpenDataVal": opendataval_banzhaf(wrapped, data)}
+    line("logistic regression, Banzhaf", fimoda_values(banzhaf, data, SETS), peers)
     nearest()
     out_of_bag(data)
 

@@ -34,18 +34,16 @@ from .models import (
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
-    RefittableModel,
-    as_refittable,
     fit_anew,
     fit_with,
     part_to_refit,
     refit,
-    refit_outputs,
     takes_pairs,
     trained_in_stacks,
     unfitted,
     weights_name,
 )
+from .refitted_outputs import RefittableModel, as_refittable, refit_outputs
 from .rows_of_training import training_rows
 from .scikit_boosting import default_trees
 from .scikit_forests import default_forest

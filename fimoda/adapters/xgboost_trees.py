@@ -91,6 +91,7 @@ class XGBoost(BoosterKind):
             draws_rows=float(options["subsample"]) < 1,
             is_constrained="1" in options["monotone_constraints"],
             trees_of_round=n_outputs,
+            curvature=float(grown[0]["sum_hessian"][0]) if grown else None,
             doubts=_DOUBTS,
         )
 

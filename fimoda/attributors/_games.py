@@ -100,7 +100,7 @@ class BaseGame(BaseTrainedAgain):
             return self._finite(self._solve(self._utility(test)).total)
         if y is None:
             raise ValueError("y must be given to values: scoring is a score of predictions.")
-        targets = check_targets(y, n_rows(X))
+        targets = self._model_targets(check_targets(y, n_rows(X)))
         whole = scored(self.model_, self.scoring, test.rows, X, targets)
         score = float(whole.measure(self.model_.outputs(test.inputs), test.targets)[0])
         if not np.isfinite(score):

@@ -264,13 +264,13 @@ class BaseBoosting(BaseTrees):
             unknown = np.broadcast_to(np.nan, (len(test), len(self.train_indices_)))
             self._seen["scores_sem_"] = unknown
             return self._of_member(members[0], test)
-        each = self._each(members, test)
+        each = self._each(test, members)
         found, errors = mean_and_error(np.moveaxis(each, 0, -1))
         self._seen["scores_sem_"] = errors
         self._agreement = _agreement(each)
         return found
 
-    def _each(self, members: list[Member], test: Measured) -> Floats:
+    def _each(self, test: Measured, members: list[Member]) -> Floats:
         """Return the scores (n_models, n_test, n) of each model, NaN for rows that it was not grown on.
 
         A row matters the less the more there are of them: they are those of all rows by `share`.
@@ -298,7 +298,7 @@ class BaseBoosting(BaseTrees):
             values(test.measure, member.model.outputs(test.inputs), test.targets).numpy()
             for member in self._members
         ]
-        return np.stack(measured), self._each(self._members, test)
+        return np.stack(measured), self._each(test, self._members)
 
     def _bytes_of_row(self, run: BoostingRun) -> int:
         """Return the bytes of what is known of all training rows for each test row."""

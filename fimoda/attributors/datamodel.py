@@ -19,6 +19,7 @@ from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
+from ..training.random_subsets import require_both
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
 from ..training.subset_regression import FOLDS, regressed
@@ -280,10 +281,10 @@ class Datamodel(BaseRetraining):
         S : ndarray of shape (n_test, n_train)
             Scores in the unit of what was measured.
         """
-        self._start = None if prior is None else self._check_prior(prior, outcomes)
-        return self._scores_of_others(outcomes)
-
-    _start: Array | None = None  # the scores (n_test, n_train) to start from
+        self._validate_params()
+        require_both(outcomes.subsets)
+        start = None if prior is None else self._check_prior(prior, outcomes)
+        return self._finite(self._regression(outcomes, start)[0])
 
     # ---- the scores to start from -----------------------------------------------------------
 
@@ -330,7 +331,7 @@ class Datamodel(BaseRetraining):
         return scores
 
     def _scores(self, test: Measured) -> Array:
-        self._start = test.prior if isinstance(test, Started) else None
+        self._seen["start"] = test.prior if isinstance(test, Started) else None
         return super()._scores(test)
 
     # ---- the regression ---------------------------------------------------------------------
@@ -339,9 +340,13 @@ class Datamodel(BaseRetraining):
         order, n_needed = super()._order(subsets)
         return order, max(n_needed, FOLDS)
 
-    def _scores_of(
-        self, outcomes: SubsetOutcomes
-    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    def _scores_of(self, outcomes: SubsetOutcomes) -> tuple[Array, dict[str, Array]]:
+        return self._regression(outcomes, self._seen["start"])
+
+    def _regression(
+        self, outcomes: SubsetOutcomes, start: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return scores that start from those of another method, and what is known beside them."""
         measured = outcomes.mean
         trained = np.isfinite(measured).all(1)
         inside, measured = outcomes.subsets[trained].astype(float), measured[trained]
@@ -350,7 +355,7 @@ class Datamodel(BaseRetraining):
                 f"subsets must have at least {FOLDS} that could be trained on, got {len(measured)}. "
                 "Raise n_subsets."
             )
-        found = regressed(inside, measured, self._start, self.regression == "lasso", self.n_jobs)
+        found = regressed(inside, measured, start, self.regression == "lasso", self.n_jobs)
         rng = check_random_state(self.random_state)
         draws = [rng.randint(len(inside), size=len(inside)) for _ in range(self.n_bootstrap)]
         samples = [found.again(inside[k], measured[k]).scores for k in draws]

@@ -66,7 +66,8 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     LightGBM and CatBoost) adds rounds to those that there are, by ``warm_start`` or from an initial model,
     with early stopping off; a round counts as an epoch. Other estimators with ``partial_fit``
     (``SGDClassifier`` with ``loss="hinge"``, ``Perceptron``) take a step for each row of an epoch. What they
-    predict is measured: probabilities and their log-loss, or predictions and their squared error. Horizons
+    predict is measured: probabilities and their log-loss, values of a decision function and their hinge
+    loss, or predictions and their squared error. Horizons
     are whole numbers, `optimizer` and the other parameters of steps are left alone, and balanced class
     weights are those of the rows that are left. If nothing is drawn, all seeds are one run. Trees that are
     grown from other rows each time (``subsample``) say little about one row: look at ``scores_sem_``.

@@ -46,8 +46,9 @@ class LeaveOneOut(BaseRetraining):
     with ``early_stopping`` or a ``learning_rate`` that is not constant are fitted by their own ``fit``.
     Any other scikit-learn estimator, differentiable or not, is cloned and fitted, with rows of
     whatever it takes: missing values, categories, sparse matrices, texts. Where fimoda does not know
-    its loss, the loss is the log-loss of ``predict_proba``, 0 or 1 for the right or wrong ``predict``
-    of a classifier without, or the squared error, summed over the outputs. Probabilities that are
+    its loss, the loss is the log-loss of ``predict_proba``; without it the hinge loss of
+    ``decision_function``, or 0 or 1 for the right or wrong ``predict`` of a classifier without both; or the
+    squared error, summed over the outputs. Probabilities that are
     counts, as those of forests and neighbours, are smoothed by one row (see the user guide). Of a
     Pipeline all steps are fitted again, unless `refit` says otherwise.
 

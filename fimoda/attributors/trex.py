@@ -10,11 +10,11 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array, hstack
 from torch import nn
 
-from .._validation import POSITIVE_REAL, StrOptions
+from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import Boosting, FirstOrder, Forest
+from ..trees import Boosting, FirstOrder, Forest, Landmarks
 from ..trees.ensemble import Leaves
 from ..trials import Trial
 from ._trees import BaseTrees, Floats
@@ -24,6 +24,9 @@ _GRID = np.logspace(-6, 2, 33)
 
 #: The constant's product with itself, in the same parts: so large that the ridge hardly weighs on it.
 _CONSTANT = 1e3
+
+#: Landmarks below which a kernel is not approximated.
+_FEWEST = 32
 
 #: Least second derivative of a row's loss, in parts of the mean.
 _FLAT = 1e-6
@@ -53,6 +56,9 @@ class TREX(BaseTrees):
     alpha : {"model", "leave-one-out"} or float, default="model"
         The ridge. ``"model"`` takes the one whose regression is closest to the raw scores of the trees on the
         training rows, ``"leave-one-out"`` the one that predicts rows best that were left out.
+    n_landmarks : int, default=None
+        Rows, drawn at random, by which the kernel is approximated (Nystroem). None takes the whole kernel, or
+        as many landmarks as fit the memory budget if the whole does not. All rows are scored.
     criterion : nn.Module, default=None
         Training criterion of a bare ``nn.Module``. Trees have their own: leave it None.
     memory_budget : int, default=512 MiB
@@ -70,13 +76,17 @@ class TREX(BaseTrees):
         The ridge for each output.
     fidelity_ : float
         Correlation of the regression with the trees' raw scores on training rows.
+    n_landmarks_ : int or None
+        Landmarks of the kernel, None for the whole.
+    kernel_error_ : float
+        The part of the kernel's trace that landmarks leave out, apart from its constant; 0 for the whole.
     train_indices_ : ndarray of shape (n_train,)
         Training row of each column: all rows, in order.
 
     Raises
     ------
     MemoryError
-        If the kernel does not fit the memory budget, neither by rows nor by leaves.
+        If the kernel does not fit the memory budget, neither by rows nor by leaves nor by a few landmarks.
     ValueError
         If the values of the leaves do not come from the rows given.
 
@@ -110,6 +120,7 @@ class TREX(BaseTrees):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseTrees._parameter_constraints,
+        "n_landmarks": [POSITIVE_INTEGER, None],
         "alpha": [POSITIVE_REAL, StrOptions({"model", "leave-one-out"})],
     }
 
@@ -119,6 +130,7 @@ class TREX(BaseTrees):
         *,
         measurement: Measurement = "loss",
         alpha: float | Literal["model", "leave-one-out"] = "model",
+        n_landmarks: int | None = None,
         criterion: nn.Module | None = None,
         memory_budget: int = DEFAULT_BUDGET,
         random_state: Any = None,
@@ -127,6 +139,7 @@ class TREX(BaseTrees):
             estimator, measurement=measurement, criterion=criterion, random_state=random_state
         )
         self.alpha = alpha
+        self.n_landmarks = n_landmarks
         self.memory_budget = memory_budget
 
     def _expected_seconds(self, trial: Trial) -> float:
@@ -146,13 +159,21 @@ class TREX(BaseTrees):
         self._shares = np.sqrt(shares)
         # a row shares a leaf with itself in each tree
         self._constant = float(_CONSTANT * shares[leaves + ensemble.firsts[:-1]].sum(1).mean())
-        self._features = features = self._of_leaves(leaves)
+        features = self._of_leaves(leaves)
         used = int((sizes > 0).sum()) + 1
-        self._require_memory(len(leaves), used, len(np.unique(weights, axis=0)))
+        self.n_landmarks_ = self._check_memory(len(leaves), used, len(np.unique(weights, axis=0)))
+        self.kernel_error_, self._landmarks, mapped = 0.0, None, None
+        if self.n_landmarks_ is not None:
+            rng = check_random_state(self.random_state)
+            rows = np.sort(rng.choice(len(leaves), self.n_landmarks_, replace=False))
+            self._landmarks = Landmarks.of(features, self._constant, rows)
+            self.kernel_error_ = self._landmarks.error(features)
+            mapped = self._landmarks(features)
+        self._features: csr_array | Floats = features if mapped is None else mapped
         self._ridges: list[_Ridge] = []
         for k, (h, r, f) in enumerate(zip(weights, wanted, outputs, strict=True)):
             same = k > 0 and np.array_equal(h, weights[k - 1])
-            known = self._ridges[-1].modes if same else _modes(features, self._constant, h)
+            known = self._ridges[-1].modes if same else self._modes_by(h)
             self._ridges.append(_Ridge.of(known, h, r, f, self.alpha))
         self.alpha_ = np.array([ridge.alpha for ridge in self._ridges])
         self.fidelity_ = _correlation(np.stack([ridge.fitted for ridge in self._ridges]), outputs)
@@ -177,16 +198,46 @@ class TREX(BaseTrees):
         targets = np.asarray(rows.targets.cpu().numpy(), dtype=np.float64)
         return targets.reshape(len(targets), -1).T, weights
 
-    def _require_memory(self, n: int, used: int, n_weights: int) -> None:
-        """Raise MemoryError if the decomposition of n rows in so many leaves is too large."""
+    def _check_memory(self, n: int, used: int, n_weights: int) -> int | None:
+        """Return the number of landmarks, or None if the whole kernel of n rows in so many leaves fits.
+
+        Raises MemoryError if not even a few landmarks fit.
+        """
+
+        def needed(rank: int) -> int:
+            return 8 * (n_weights * n * rank + n * rank + 3 * rank**2)
+
         rank = min(n, used)
-        needed = 8 * (n_weights * n * rank + n * rank + 3 * rank**2)
-        if needed > self.memory_budget:
+        if self.n_landmarks is None and needed(rank) <= self.memory_budget:
+            return None
+        wanted = min(self.n_landmarks or rank - 1, n)
+        if self.n_landmarks is None:
+            per_row = n * (n_weights + 1)
+            fits = (np.sqrt(per_row**2 + 12 * (self.memory_budget / 8)) - per_row) / 6
+            wanted = min(int(fits), wanted)
+        if needed(wanted) > self.memory_budget or (self.n_landmarks is None and wanted < _FEWEST):
             raise MemoryError(
-                f"the kernel of {n} rows in {used - 1} leaves takes {needed / 2**20:.0f} MiB, more than "
-                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Raise memory_budget to {needed}, grow "
-                "fewer or smaller trees, or use LeafInfluence (boosting) or LeafKernel (forests)."
+                f"the kernel of {n} rows in {used - 1} leaves takes {needed(rank) / 2**20:.0f} MiB, and "
+                f"{max(wanted, _FEWEST)} landmarks {needed(max(wanted, _FEWEST)) / 2**20:.0f} MiB, more than "
+                f"memory_budget={self.memory_budget / 2**20:.0f} MiB. Raise memory_budget to {needed(rank)}, "
+                "grow fewer or smaller trees, or use LeafInfluence (boosting) or LeafKernel (forests)."
             )
+        return wanted
+
+    def _modes_by(self, weights: Floats) -> _Modes:
+        """Return the modes of the features of the training rows by their weights."""
+        if isinstance(self._features, csr_array):
+            return _modes(self._features, self._constant, weights)
+        scaled = np.sqrt(weights)[:, None] * self._features
+        squares, V = np.linalg.eigh(scaled.T @ scaled)
+        kept = squares > 1e-12 * squares.max()
+        return (scaled @ V[:, kept]) / np.sqrt(squares[kept]), squares[kept]
+
+    def _known_error(self, scores: Floats) -> list[str]:
+        if self.n_landmarks_ is None:
+            return super()._known_error(scores)
+        told = f"{self.n_landmarks_} landmarks leave out {self.kernel_error_:.0%} of the kernel"
+        return [*super()._known_error(scores), told]
 
     def _of_leaves(self, leaves: Leaves) -> csr_array:
         """Return features (m, n_leaves) whose products are the kernel, but for its constant."""
@@ -198,7 +249,11 @@ class TREX(BaseTrees):
 
     def _of_block(self, test: Measured) -> Floats:
         leaves = self.model_.leaves(test.inputs)
-        kernel = (self._of_leaves(leaves) @ self._features.T).toarray() + self._constant
+        features = self._of_leaves(leaves)
+        if self._landmarks is None:
+            kernel = (features @ self._features.T).toarray() + self._constant
+        else:
+            kernel = self._landmarks(features) @ self._features.T
         changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
         return self._differences(test, self.model_.ensemble.outputs(leaves), changes)
 

@@ -159,6 +159,22 @@ class ZeroOneLoss(ClassProbabilities):
         return 1 - _at(outputs, targets)
 
 
+class HingeLoss(Classification):
+    """The hinge loss of values of a decision function, one for each class.
+
+    Of two classes, with values -f and f, it is ``max(0, 1 - f_y)``; of more the sum over the classes, each
+    against the rest, of ``max(0, 1 - f_y)`` and ``max(0, 1 + f_c)``.
+    """
+
+    outputs_are = "values of a decision function"
+    detail = "hinge loss"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.shape[-1] == 2:
+            return F.relu(1 - _at(outputs, targets))
+        return F.relu(1 + (1 - 2 * _hits(outputs, targets)) * outputs).sum(-1)
+
+
 class LogProbabilityNLL(ClassProbabilities):
     """Negative log-likelihood of log-probabilities."""
 

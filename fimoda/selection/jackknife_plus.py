@@ -39,7 +39,7 @@ class JackknifePlusRegressor(BaseIntervals):
 
     Methods that approximate underestimate how much a flexible model owes to each row: networks, boosting
     and forests predict rows without themselves much better by their scores than by refits, and coverage at
-    nominal .9 falls to .3 to .7. So scores are multiplied by the factor that makes the mean of the R as
+    nominal .9 falls to .4 to .8. So scores are multiplied by the factor that makes the mean of the R as
     large as the held-out error in the folds of `cv`. Coverage is then about nominal, without a guarantee.
 
     Parameters

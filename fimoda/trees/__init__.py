@@ -3,6 +3,7 @@
 from .adjoint import row_derivatives
 from .ensemble import Boosting, Tree, TreeEnsemble
 from .forest import Branches, Forest, ForestRows
+from .landmarks import Landmarks
 from .leaf_methods import CoupledSoftmax, FirstOrder
 from .leaf_sums import LeafSums
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
@@ -19,6 +20,7 @@ __all__ = [
     "FirstOrder",
     "Forest",
     "ForestRows",
+    "Landmarks",
     "LeafSums",
     "Logistic",
     "Quantile",

@@ -128,6 +128,8 @@ class Boosting(TreeEnsemble):
         The part of its weight with which a row takes part in the first score.
     n_trained : int or None
         Number of rows with a weight that the first tree was grown from, if it is known.
+    curvature : float or None
+        The sum of :math:`w_i h_i` over the rows that the first tree was grown from, if it is known.
     doubts : str
         What else may be the reason if the leaves' values do not come from the rows, for messages.
     """
@@ -146,6 +148,7 @@ class Boosting(TreeEnsemble):
     max_step: float = np.inf
     start_shares: float | Floats = 1.0
     n_trained: int | None = None
+    curvature: float | None = None
     doubts: str = ""
 
     @property

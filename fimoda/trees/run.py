@@ -34,6 +34,9 @@ _HELD = 1e-3
 #: Relative rounding of scores that a library adds up in float32.
 _SINGLE = float(np.finfo(np.float32).eps)
 
+#: Relative error of the first tree's sum of second derivatives from which on rows are others.
+_AS_MUCH = 1e-3
+
 #: Largest part of the curvature in leaves that constraints may have kept from what their rows ask for.
 _KEPT = 0.9
 
@@ -313,4 +316,24 @@ class BoostingRun:
                 "X, y and sample_weight must be the rows that the model was trained on, in the order of its "
                 f"fit if some were held out: from these the values of its leaves would differ{far}. Pass all "
                 "of its training rows with the targets and weights of its fit. " + boosting.doubts
+            )
+        self._require_own_curvature()
+
+    def _require_own_curvature(self) -> None:
+        """Raise ValueError if the first tree tells that it was grown from other rows than these.
+
+        Leaves that are pure, and without a penalty, have the same values from a part of their rows.
+        """
+        known, boosting = self.boosting.curvature, self.boosting
+        if known is None or self.first or not boosting.rows_are_known or not boosting.n_rounds:
+            return
+        start = np.repeat(boosting.start[:, None], len(self), axis=1)
+        _, h = boosting.loss.derivatives(start, self.targets)
+        found = float((self.weights_in(0) * h[0]).sum())
+        if abs(found - known) > _AS_MUCH * abs(known):
+            raise ValueError(
+                "X must be all rows that the model was trained on: second derivatives of their loss, by "
+                f"weight, had the sum {known:.5g} in its first tree, and have {found:.5g} in the rows given. "
+                "Pass all of its training rows with the targets and weights of its fit. "
+                + boosting.doubts
             )

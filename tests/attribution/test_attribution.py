@@ -225,7 +225,8 @@ def test_boosting(rows, budget, n_models, subsample):
         return
     assert found.errors is not None
     agreement = float(re.search(r"two halves of the models.* agree (-?[\d.]+)", found.trust)[1])
-    each = found.attributor._each(found.attributor._test(X_test, y_test))
+    method = found.attributor
+    each = method._each(method._test(X_test, y_test), method._members)
     halves = [np.nanmean(each[k::2], 0) for k in (0, 1)]
     known = np.isfinite(halves[0] + halves[1]).all(0)
     by_hand = [np.corrcoef(a[known], b[known])[0, 1] for a, b in zip(*halves, strict=True)]
@@ -339,7 +340,7 @@ def test_what_is_measured_is_said(rows):
         found = attribute(model.fit(X, y > 0), X, y > 0, X_test, y_test > 0, budget=1e6)
         said[type(model).__name__] = found.behaviour
     assert said == {
-        "LinearSVC": "loss (1 for a wrong prediction, else 0) of each test row",
+        "LinearSVC": "loss (hinge loss) of each test row",
         "DecisionTreeClassifier": (
             "loss (of probabilities that are smoothed, as counts of rows with one more) of each test "
             "row"

@@ -258,7 +258,7 @@ def test_banzhaf_and_downsampling_at_one_half():
 # ---- the same numbers -----------------------------------------------------------------------
 
 
-@each_game
+@pytest.mark.parametrize("cls", [DataShapley, DataBanzhaf])
 @pytest.mark.parametrize("model", ["tree", "network"])
 def test_n_jobs_chunks_and_memory(cls, model):
     X, y, X_test, y_test = classes(12)

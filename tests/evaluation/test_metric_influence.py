@@ -208,6 +208,23 @@ def test_sign():
         assert found[worst].mean() > 0 > found[others].mean()
 
 
+@pytest.mark.parametrize("how", ["derivative", "difference"])
+def test_unit(how):
+    """Targets ten times as large: squared errors are a hundred times as large, R2 is the same."""
+    X, X_test, y, y_test = numbers()
+    found = []
+    for size in (1, 10):
+        influence = ExactInfluence(LinearRegression().fit(X, size * y)).fit(X, size * y)
+        found.append(
+            [
+                metric_influence(influence, X_test, size * y_test, name, how=how).scores
+                for name in ("neg_mean_squared_error", "r2")
+            ]
+        )
+    np.testing.assert_allclose(found[1][0], 100 * found[0][0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
+
+
 def test_derivatives_of_gaps():
     """The slope of the largest group less that of the smallest."""
     X, X_test, y, y_test = numbers()

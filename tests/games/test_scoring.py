@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, get_scorer, make_scorer
+from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from fimoda import DataShapley
@@ -51,6 +53,16 @@ def test_numbers(scoring, n_targets):
     X, y = make_regression(30, 4, n_targets=n_targets, noise=20, random_state=0)
     model = Ridge().fit(X, y)
     assert_allclose(score_of(model, scoring, X, y), get_scorer(scoring)(model, X, y))
+
+
+@pytest.mark.parametrize("refit", ["all", "last"])
+def test_targets_that_are_transformed(refit):
+    """The score is of the part that is fitted: R2 does not see the scale of the targets."""
+    X, y = make_regression(12, 2, noise=20, random_state=0)
+    whole = TransformedTargetRegressor(Ridge(), transformer=StandardScaler()).fit(X, y)
+    game = DataShapley(whole, n_samples=2, scoring="r2", refit=refit, random_state=0).fit(X, y)
+    gain = whole.score(X, y)  # no rows predict the mean
+    assert_allclose(game.values(X, y).sum(), gain, atol=1e-6)
 
 
 def test_unknown_name():

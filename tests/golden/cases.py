@@ -48,6 +48,7 @@ from fimoda import (
     BetaShapley,
     BoostIn,
     CGInfluence,
+    CVPlusRegressor,
     DataBanzhaf,
     DataInf,
     Datamodel,
@@ -63,6 +64,7 @@ from fimoda import (
     GradDot,
     Hydra,
     InfluencePruner,
+    JackknifePlusRegressor,
     KNNShapley,
     LeafInfluence,
     LeafKernel,
@@ -78,6 +80,7 @@ from fimoda import (
     OutcomeSamples,
     PrunedClassifier,
     PrunedRegressor,
+    RefinedAttributor,
     RepSim,
     Stage,
     TopRows,
@@ -89,16 +92,21 @@ from fimoda import (
     as_final_model,
     attribute,
     class_detection,
+    compare_group_influence,
     compare_methods,
     distributional_agreement,
     flip_labels,
     further_training_curve,
+    greedy_removal,
+    group_influence,
     joint_distance,
     linear_datamodeling_score,
+    metric_influence,
     mislabel_detection,
     noise_ceiling,
     random_subsets,
     significant_scores,
+    smallest_flip,
     subset_removal_curve,
     train_ensemble,
     train_on_subsets,
@@ -814,8 +822,8 @@ def horizons_and_groups(attributor: Any, rows: Rows) -> Arrays:
         "horizons_without_y": attributor.transform_horizons(rows.X_test),
         "reweight": attributor.reweight(*rows.test, weights=weights),
     }
-    known = hasattr(attributor, "relabel")
-    if known and getattr(attributor, "solver", "") != "steps":  # which does not know other targets
+    unknown = isinstance(attributor, UnrolledDifferentiation)
+    if not unknown and getattr(attributor, "solver", "") != "steps":  # which know no other targets
         found["relabel"] = attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]])
     return found
 
@@ -1406,6 +1414,43 @@ def ensembles() -> Arrays:
     return found
 
 
+@case
+def refined() -> Arrays:
+    rows, net = regression(), perceptron()
+    further = FurtherTraining(n_epochs=2, n_seeds=[0, 1], lr=0.05, batch_size=6, compile=False)
+    method = RefinedAttributor(
+        net, gold_standard=further, trained_rows=4, random_state=0, **SQUARES
+    )
+    found = scored(method, rows)
+    found |= {"scale": method.scale_, "weight": method.weight_}
+    return found
+
+
+# ---- metrics and intervals ----------------------------------------------------------------------
+
+
+@case
+def metrics_and_intervals() -> Arrays:
+    classes, numbers = classification(24, 2), vector_regression(20)
+    model = LogisticRegression(C=0.3).fit(*classes.train)
+    exact = ExactInfluence(model).fit(*classes.train)
+    sensitive = np.arange(len(classes.X_test)) % 2
+    found: Arrays = {
+        f"{name}_{how}": metric_influence(exact, *classes.test, name, how=how).scores
+        for name in ("accuracy", "neg_log_loss")
+        for how in ("difference", "derivative")
+    }
+    found["gap"] = metric_influence(
+        exact, *classes.test, "selection_rate", sensitive=sensitive, how="derivative"
+    ).scores
+    for name, intervals in {
+        "jackknife": JackknifePlusRegressor(Ridge()),
+        "cv": CVPlusRegressor(Ridge(), cv=4, random_state=0),
+    }.items():
+        found[name] = intervals.fit(*numbers.train).predict_interval(numbers.X_test)
+    return found
+
+
 # ---- distributions ----------------------------------------------------------------------------
 
 
@@ -1731,3 +1776,36 @@ def single_retraining() -> Arrays:
     return {"measured": outcomes.measured} | prefixed(
         "loo", scored(LeaveOneOut(single(3), leave_out=[0, 5], **run), rows)
     )
+
+
+@case
+def groups_and_flips() -> Arrays:
+    labels, numbers = classification(24, 2), vector_regression(24)
+    model = LogisticRegression(C=0.5, tol=1e-12).fit(*labels.train)
+    influence = ExactInfluence(model).fit(*labels.train)
+    ridge = ExactInfluence(Ridge().fit(*numbers.train)).fit(*numbers.train)
+    groups = [range(5), [7, 9], range(12, 20)]
+    found: Arrays = {
+        f"ridge_{way}": group_influence(ridge, groups, *numbers.test, method=way).effects
+        for way in ("first-order", "second-order", "exact")
+    }
+    compared = compare_group_influence(
+        influence, groups, *labels.test, X_train=labels.X, y_train=labels.y, train=model
+    )
+    chosen = greedy_removal(ridge, *numbers.test, n_rows=4)
+    given = {
+        "X_train": labels.X,
+        "y_train": labels.y,
+        "max_rows": 8,
+        "n_seeds": 1,
+        "random_state": 0,
+    }
+    flips = smallest_flip(influence, labels.X_test, **given)
+    return found | {
+        "compared": compared.effects,
+        "retrained": compared.gold.effects,
+        "greedy_rows": chosen.rows,
+        "greedy_effects": chosen.effects,
+        "flip_sizes": flips.size,
+        "flip_sizes_top": flips.sizes["top"],
+    }

@@ -232,6 +232,14 @@ def test_blocks_and_workers(monkeypatch):
 
 
 @pytest.mark.parametrize("regressor", EXACT, ids=["influence", "leave-one-out", "folds of one"])
+def test_unit(regressor):
+    X, X_test, y, _ = rows()
+    first = clone(regressor).fit(X, y).predict_interval(X_test)
+    second = clone(regressor).fit(X, 100 * y + 7).predict_interval(X_test)
+    np.testing.assert_allclose(second, 100 * first + 7, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("regressor", EXACT, ids=["influence", "leave-one-out", "folds of one"])
 def test_order_of_rows(regressor):
     X, X_test, y, _ = rows()
     mixed = np.random.default_rng(0).permutation(len(y))

@@ -255,7 +255,11 @@ def test_partial_fit_is_that_of_a_loop(name, mode):
             return (again.predict(X_test) - y_test) ** 2
         if hasattr(again, "predict_proba"):
             return again.predict_proba(X_test)[np.arange(N_TEST), y_test]
-        return (again.predict(X_test) != y_test).astype(float)
+        values = again.decision_function(X_test)
+        own = np.where(np.asarray(y_test)[:, None] == again.classes_, 1, -1)
+        if values.ndim == 1:  # of the second class
+            return np.maximum(0, 1 - own[:, 1] * values)
+        return np.maximum(0, 1 - own * values).sum(1)
 
     expected = [
         [[after(row, seed, n) - after(None, seed, n) for seed in SEEDS] for row in LEFT_OUT]

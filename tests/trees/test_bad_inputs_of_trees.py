@@ -18,6 +18,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     RandomForestClassifier,
+    RandomForestRegressor,
 )
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -155,6 +156,49 @@ def test_rows_that_the_values_of_leaves_do_not_tell():
     tree = trained("tree", pure, y)
     with pytest.raises(ValueError, match="its leaves would hold others"):
         LeafKernel(tree).fit(pure[::2], y[::2])
+
+
+@pytest.mark.parametrize("kind", ["XGBClassifier", "XGBRegressor"])
+def test_pure_leaves_without_a_penalty(kind):
+    """XGBoost tells no number of rows, but the sum of their second derivatives."""
+    xgb = pytest.importorskip("xgboost")
+    pure = np.repeat(np.arange(2.0), 30)[:, None]
+    y = (pure[:, 0] > 0).astype(int)
+    settings = {"n_estimators": 3, "reg_lambda": 0, "min_child_weight": 0, "n_jobs": 1}
+    model = getattr(xgb, kind)(**settings).fit(pure, y)
+    LeafInfluence(model).fit(pure, y)
+    size = 60 if kind == "XGBRegressor" else 15
+    with pytest.raises(
+        ValueError, match=rf"had the sum {size} in its first tree, and have {size / 2:g}"
+    ):
+        LeafInfluence(model).fit(pure[::2], y[::2])
+
+
+@pytest.mark.parametrize("kind", [RandomForestClassifier, RandomForestRegressor])
+def test_forgotten_weights_of_a_forest(kind):
+    X, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2
+    weights = np.linspace(0.5, 2, 30)
+    model = kind(n_estimators=4, random_state=0).fit(X, y, sample_weight=weights)
+    for method in (TREX, LeafKernel):
+        method(model).fit(X, y, sample_weight=weights)
+        with pytest.raises(
+            ValueError, match="row 29 had the weight 2, with that of its class, and has 1"
+        ):
+            method(model).fit(X, y)
+    plain = kind(n_estimators=4, random_state=0).fit(X, y)
+    TREX(plain).fit(X, y)
+    with pytest.raises(ValueError, match="sample_weight must be those"):
+        TREX(plain).fit(X, y, sample_weight=weights)
+
+
+def test_a_row_of_a_frame_as_a_series():
+    frame = pd.DataFrame({"a": np.arange(20.0), "b": np.arange(20.0) % 3})
+    y = np.arange(20.0)
+    model = RandomForestRegressor(n_estimators=3, random_state=0).fit(frame, y)
+    made = TREX(model).fit(frame, y)
+    with pytest.raises(ValueError, match=r"one row of it as a Series.*iloc\[\[i\]\]"):
+        made.transform(frame.iloc[0], y[:1])
+    assert made.transform(frame.iloc[[0]], y[:1]).shape == (1, 20)
 
 
 @pytest.mark.parametrize("name", ["forest", "bag"])
