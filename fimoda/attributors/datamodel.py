@@ -293,7 +293,6 @@ class Datamodel(BaseRetraining):
         self._given = X, y, sample_weight
 
     def _fit(self) -> None:
-        self._start = None
         if self.prior is not None:  # what it refuses, it refuses before anything is trained
             prior = self.prior.__sklearn_clone__()
             names = {"estimator", "measurement", "criterion"} & set(prior.get_params(deep=False))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from scipy.stats import rankdata
 from sklearn.metrics import get_scorer, get_scorer_names
 from torch import Tensor
 
+from ..adapters import Answers
 from ..measured import ROWS, Measured, outputs_of_stack
 from ..model import FinalModel
 from ..rows import Rows
@@ -33,37 +34,6 @@ def as_scorer(scoring: Scoring) -> Any:
     return get_scorer(scoring)
 
 
-class _Predictor(BaseEstimator):
-    """An estimator that knows what it predicts for the test rows, from outputs (n, C)."""
-
-    def __init__(self, model: FinalModel, outputs: Tensor):
-        self.model = model
-        self.outputs = outputs
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        predicted = self.model.predicted_targets(self.outputs).cpu().numpy()
-        classes = self.model.classes
-        return predicted if classes is None else classes[predicted]
-
-
-class _Regressor(RegressorMixin, _Predictor):
-    def predict(self, X: Any) -> NDArray[Any]:
-        outputs = self.outputs.cpu().numpy()
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
-
-
-class _Classifier(ClassifierMixin, _Predictor):
-    @property
-    def classes_(self) -> NDArray[Any]:
-        return np.asarray(self.model.classes)
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        return self.model.loss.probabilities(self.outputs).cpu().numpy()
-
-
 @dataclass(frozen=True)
 class _Score:
     """A score as a measurement: the same number for each of the test rows."""
@@ -74,17 +44,36 @@ class _Score:
     y: NDArray[Any]
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        answers = Answers(self.model, outputs.double().cpu().numpy())
         if isinstance(self.scoring, str) and self.scoring == "accuracy":
             found = float((self.model.predicted_targets(outputs) == targets).double().mean())
+        elif self._is_area_of_pairs(targets):
+            found = area_under_roc(answers.decisions(), (targets == 1).cpu().numpy())
         else:
-            kind = _Classifier if self.model.loss.is_classifier else _Regressor
-            predictor = kind(self.model, outputs)
-            given = as_scorer(self.scoring)(predictor, self.X, self.y)
+            try:
+                given = as_scorer(self.scoring)(answers.estimator(), self.X, self.y)
+            except AttributeError as error:
+                raise ValueError(
+                    f"scoring must be of predictions that the model makes: {error}"
+                ) from error
             try:
                 found = float(given)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"scoring must give one number, got {given!r}.") from error
         return torch.full((len(targets),), found, dtype=torch.float64, device=outputs.device)
+
+    def _is_area_of_pairs(self, targets: Tensor) -> bool:
+        """Return whether the score is an area under the ROC curve of two classes that both are there."""
+        if not isinstance(self.scoring, str) or self.scoring != "roc_auc":
+            return False
+        classes = self.model.classes
+        return classes is not None and len(classes) == 2 and len(targets.unique()) == 2
+
+
+def area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """Return the share of pairs, a positive row and another, in which the positive one has more."""
+    n, ranks = int(positive.sum()), rankdata(scores)
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
 @dataclass(frozen=True, eq=False)

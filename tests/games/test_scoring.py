@@ -10,7 +10,9 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, get_scorer, make_scorer
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from fimoda import DataShapley
@@ -45,6 +47,21 @@ def test_classes(model, scoring):
         get_scorer(scoring)(model, X, y) if isinstance(scoring, str) else scoring(model, X, y)
     )
     assert_allclose(score_of(model, scoring, X, y), expected)
+
+
+@pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", "accuracy"])
+def test_decision_functions(scoring):
+    X, y = make_classification(50, 4, flip_y=0.3, random_state=0)
+    model = SVC().fit(X, y)
+    assert_allclose(score_of(model, scoring, X, y), get_scorer(scoring)(model, X, y))
+    with pytest.raises(ValueError, match="predictions that the model makes"):
+        score_of(model, "neg_log_loss", X, y)
+
+
+def test_area_with_ties():
+    X, y = make_classification(60, 4, flip_y=0.4, random_state=0)
+    model = KNeighborsClassifier(3).fit(X, y)
+    assert_allclose(score_of(model, "roc_auc", X, y), get_scorer("roc_auc")(model, X, y))
 
 
 @pytest.mark.parametrize("scoring", ["r2", "neg_mean_absolute_error"])
