@@ -152,6 +152,12 @@ def losses(fitted: Any, like: Any, X: NDArray[Any], y: NDArray[Any]) -> NDArray[
         )
         half = 0.5 if type(fitted).__name__ == "SGDRegressor" else 1.0
         return half * (wrong**2).sum(1)
+    if not hasattr(fitted, "predict_proba") and hasattr(fitted, "decision_function"):
+        f = fitted.decision_function(X)
+        codes = np.searchsorted(fitted.classes_, y)
+        if f.ndim == 1:
+            return np.maximum(0, 1 - (2 * codes - 1) * f)
+        return np.maximum(0, 1 + (1 - 2 * np.eye(f.shape[1])[codes]) * f).sum(1)
     if not hasattr(fitted, "predict_proba"):
         return (fitted.predict(X) != y).astype(float)
     p = fitted.predict_proba(X)[np.arange(len(y)), np.searchsorted(fitted.classes_, y)]
