@@ -194,6 +194,8 @@ class Attribution:
         ------
         FileNotFoundError
             If the folder of `path` does not exist.
+        IsADirectoryError
+            If `path` is a folder.
         ValueError, TypeError
             If a parameter is none of those above.
 
@@ -214,6 +216,8 @@ class Attribution:
             raise FileNotFoundError(
                 f"path must be in a folder that exists, and there is no {str(out.parent)!r}."
             )
+        if out.is_dir():
+            raise IsADirectoryError(f"path must be a file, and {str(out)!r} is a folder.")
         page = report_page(
             self,
             title=title,

@@ -173,8 +173,8 @@ def group_effects(groups: Any) -> dict[str, list[Any]]:
         values = list(table.reshape(-1, table.shape[-1]).mean(0)) if table.ndim else []
     else:
         raise TypeError(
-            "groups must be a dict of effects by the names of groups, or have `names` and `effects` "
-            f"(n_test, n_groups), got {type(groups).__name__}."
+            "groups must be what group_influence returns, or a dict of effects by the names of groups, got "
+            f"{type(groups).__name__}."
         )
     if len(names) != len(values):
         raise ValueError(

@@ -189,7 +189,7 @@ def test_a_method_without_self_influence_says_so(found):
         ),
         ({"self_influence": "yes"}, ValueError, r"'self_influence' parameter .* Got 'yes'"),
         ({"agreement": 0.9}, ValueError, r"'agreement' parameter .* Got 0.9"),
-        ({"groups": 3}, TypeError, r"groups must be a dict of effects .*, got int"),
+        ({"groups": 3}, TypeError, r"groups must be what group_influence returns.*, got int"),
         (
             {"groups": SimpleNamespace(names=["a"], effects=[1, 2])},
             ValueError,
@@ -226,6 +226,8 @@ def test_written(found, tmp_path):
 def test_no_folder(found, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path must be in a folder that exists, .*nowhere"):
         found.report(tmp_path / "nowhere" / "report.html")
+    with pytest.raises(IsADirectoryError, match=r"path must be a file, .* is a folder"):
+        found.report(tmp_path)
     with pytest.raises(TypeError):
         found.report(3)
 
