@@ -126,10 +126,19 @@ def assert_same(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
 # ---- every attributor -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cls.__name__)
+#: Distances are of rows in one array: `KNNShapley` refuses several.
+OF_INPUTS = [cls for cls in ATTRIBUTORS if cls is not fimoda.KNNShapley]
+
+
+@pytest.mark.parametrize("cls", OF_INPUTS, ids=lambda cls: cls.__name__)
 def test_a_dict_scores_as_one_array(cls):
     expected = scores_of(make(cls, fitted("joined")), "joined")
     assert_same(scores_of(make(cls, fitted("dict")), "dict"), expected)
+
+
+def test_distances_are_of_one_array():
+    with pytest.raises(ValueError, match="X must be one array to compare rows by distance"):
+        scores_of(make(fimoda.KNNShapley, fitted("dict")), "dict")
 
 
 #: One attributor of each way of computing: products, factors, kernels, stacks of models, runs.

@@ -126,7 +126,11 @@ def assert_same(got: list[Any], expected: list[Any]) -> None:
 # ---- every attributor -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", ATTRIBUTORS, ids=lambda cls: cls.__name__)
+#: Distances are of rows in one array: `KNNShapley` refuses several.
+OF_INPUTS = [cls for cls in ATTRIBUTORS if cls is not fimoda.KNNShapley]
+
+
+@pytest.mark.parametrize("cls", OF_INPUTS, ids=lambda cls: cls.__name__)
 def test_sentences_score_as_arrays_of_tokens(pipeline, cls):
     net = pipeline[-1]
     expected = scores_of(make(cls, net), arrays(pipeline, TRAIN), arrays(pipeline, TEST))

@@ -30,7 +30,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, Ridge, SGDRegressor
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDRegressor
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
@@ -712,11 +712,13 @@ def test_probabilities_that_are_no_counts_are_left_alone():
 
 def test_a_measurement_that_needs_probabilities_fails_before_training():
     X, y, *_ = numbers(2)
-    model = LinearSVC().fit(X, y)
-    with pytest.raises(
-        ValueError, match=r"'margin' is not finite .* LinearSVC gives\. Use .*'loss'"
+    votes = VotingClassifier([("a", LinearSVC()), ("b", RidgeClassifier())], voting="hard")
+    for model, message in (
+        (LinearSVC(), "needs a classifier with class probabilities; .* a decision function"),
+        (votes, r"'margin' is not finite .* VotingClassifier gives\. Use .*'loss'"),
     ):
-        LeaveOneOut(model, measurement="margin").fit(X, y)
+        with pytest.raises(ValueError, match=message):
+            LeaveOneOut(model.fit(X, y), measurement="margin").fit(X, y)
 
 
 def test_forgotten_weights_and_other_rows_are_told():

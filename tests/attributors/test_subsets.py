@@ -223,9 +223,12 @@ def test_classifiers_without_gradients():
     # a class that was not there has probability 0
     assert_allclose(outcomes.measured[0, 0], -np.log(1 / 3 / (N + 1)), atol=1e-12)
     svc = LinearSVC().fit(X, y)
-    wrong = train_on_subsets(svc, X, y, [np.arange(30)], X_test, y_test, n_seeds=1)
-    alone = clone(svc).set_params(random_state=wrong.seeds[0]).fit(X[:30], y[:30])
-    assert_array_equal(wrong.measured[0, :, 0], alone.predict(X_test) != y_test)
+    hinge = train_on_subsets(svc, X, y, [np.arange(30)], X_test, y_test, n_seeds=1)
+    alone = clone(svc).set_params(random_state=hinge.seeds[0]).fit(X[:30], y[:30])
+    decisions, own = alone.decision_function(X_test), np.searchsorted(["a", "b", "c"], y_test)
+    signs = np.where(np.arange(3) == own[:, None], 1, -1)  # each class against the rest
+    losses = np.maximum(0, 1 - signs * decisions).sum(1)
+    assert_allclose(hinge.measured[0, :, 0], losses, atol=1e-12)
 
 
 # ---- failures -------------------------------------------------------------------------------

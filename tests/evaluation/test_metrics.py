@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris, make_classification, make_regression
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.metrics import fbeta_score, get_scorer, make_scorer, roc_auc_score
 from sklearn.neural_network import MLPClassifier
@@ -212,7 +212,8 @@ def test_metrics_that_need_a_positive_row(name):
 @pytest.mark.parametrize("name", ["roc_auc", "neg_log_loss"])
 def test_labels_alone_have_no_ranks(name):
     X, y = two_classes()
-    model = RidgeClassifier().fit(X, y)
+    votes = [("a", RidgeClassifier()), ("b", LogisticRegression())]
+    model = VotingClassifier(votes, voting="hard").fit(X, y)
     attributor = LeaveOneOut(model, n_seeds=1, leave_out=[0]).fit(X, y)
     outputs = attributor.model_.outputs(attributor._own.inputs).numpy()
     metric = metric_of(name, Judged(attributor.model_, X, y, y))
