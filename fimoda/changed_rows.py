@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,9 @@ class ChangedRows(Preparation):
     """The part of an attributor that answers for rows removed together, reweighted or relabelled."""
 
     train_indices_: NDArray[np.int64]
+
+    #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
+    _in_unit: ClassVar[bool] = True
 
     # ---- weights ----------------------------------------------------------------------------
 
@@ -62,6 +65,12 @@ class ChangedRows(Preparation):
 
     def _summed(self, scores: Floats, factors: Floats) -> Floats:
         """Return effects (n_test, k) of weights times factors (k, n_columns) to first order."""
+        if not self._in_unit:
+            raise TypeError(
+                f"Scores of {type(self).__name__} do not add up to an effect of rows that leave or change "
+                "their weight: they are values, ranks or distances. Ask a method whose scores are effects, "
+                "such as GradDot, EKFACInfluence or LeaveOneOut, or sum the scores yourself."
+            )
         share = self._mean_shares()
         left = 1 + (factors - 1) @ share
         return scores @ ((1 - factors) * (1 - share) / left[:, None]).T

@@ -191,7 +191,7 @@ def test_distances_do_not_add_up():
     half = mean.reweight(X_TEST, Y_TEST[:, None], weights=weights)
     assert (half * mean.transform(X_TEST, Y_TEST[:, None])[:, 2] > 0).all()
     found = DistributionalInfluence(nets[0], distance="variance", **own).fit(X, Y[:, None])
-    with pytest.raises(TypeError, match="distances, which do not add up"):
+    with pytest.raises(TypeError, match="DistributionalInfluence do not add up"):
         found.reweight(X_TEST, Y_TEST[:, None], weights=weights)
 
 

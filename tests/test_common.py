@@ -70,7 +70,7 @@ def make(cls: type[BaseAttributor], estimator=None, **params) -> BaseAttributor:
         known.discard("n_epochs")  # a model with a fit of its own refuses it
     small = {name: value for name, value in SMALL.items() if name in known}
     if "sampling" in known:  # a permutation is many trainings
-        small["n_samples"] = 4
+        small["n_samples"] = 2
     return cls(estimator, **{**small, **params})
 
 

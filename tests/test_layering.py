@@ -60,6 +60,7 @@ ORDER = [
     "_files",
     "_tables",
     "cli",
+    "__main__",
     "utils",
 ]
 APART = {"datasets"}

@@ -241,17 +241,6 @@ class DataOOB(BaseTrainedAgain):
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         return np.tile(self.values_, (len(test), 1))
 
-    def _summed(
-        self, scores: NDArray[np.float64], factors: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        raise TypeError(
-            "DataOOB says how well a row fits to the others, which does not add up to an effect of rows that "
-            "leave or change their weight. Ask another method, or sum values_ yourself."
-        )
-
-    def _self_influence(self) -> NDArray[np.float64]:
-        return self.values_.copy()
-
     def _suspicion(self) -> NDArray[np.float64]:
         return -self.self_influence()  # rows that others predict badly have low values
 

@@ -122,7 +122,6 @@ class DistributionalInfluence(AroundMixin, BaseAttributor):
     """
 
     process = "that of the method, over many seeds"
-    _in_unit = False
 
     _shared = ("models",)
 
@@ -236,15 +235,9 @@ class DistributionalInfluence(AroundMixin, BaseAttributor):
             measurement=name if isinstance(name, str) else repr(name),
         )
 
-    def _summed(
-        self, scores: NDArray[np.float64], factors: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        if self.distance == "mean" and self.joint is None:
-            return super()._summed(scores, factors)
-        raise TypeError(
-            "DistributionalInfluence has distances, which do not add up over rows. Ask its method inside, or "
-            "OutcomeSamples.of_groups of the samples."
-        )
+    @property
+    def _in_unit(self) -> bool:  # type: ignore[override]
+        return self.distance == "mean" and self.joint is None  # other distances do not add up
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         size = max(1, 8 * BLOCK // (len(self.train_indices_) * len(self.members_)))

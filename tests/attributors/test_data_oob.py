@@ -155,9 +155,9 @@ def test_low_values_look_like_wrong_labels():
 def test_values_are_no_effects_of_groups():
     X, y = classes()
     bags = DataOOB(LogisticRegression(), n_samples=30, random_state=0).fit(X, y)
-    with pytest.raises(TypeError, match="does not add up"):
+    with pytest.raises(TypeError, match="do not add up"):
         group_influence(bags, [[0, 1]], X[:3], y[:3])
-    with pytest.raises(TypeError, match="does not add up"):
+    with pytest.raises(TypeError, match="do not add up"):
         bags.reweight(X[:3], y[:3], weights=np.arange(30))
 
 

@@ -418,7 +418,8 @@ def test_unfitted_and_those_that_only_rank():
         method = cls(MLPClassifier((3,), max_iter=5, random_state=0)).fit(X, y)
         with pytest.raises(ValueError, match="only rank"):
             metric_influence(method, X_test, y_test)
-    assert not DistributionalInfluence._in_unit
+    assert not DistributionalInfluence(distance="variance")._in_unit
+    assert not DistributionalInfluence(joint=["output", "loss"])._in_unit
 
 
 @pytest.mark.parametrize(
