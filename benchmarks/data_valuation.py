@@ -37,6 +37,10 @@ Rows = tuple[NDArray[Any], NDArray[Any]]
 SHARE, STEPS = 0.2, 20
 
 
+#: Of methods that train the final model further, or say what that would do.
+FURTHER: dict[str, Any] = {"n_epochs": 20, "lr": 0.1, "batch_size": 64}
+
+
 def data_sets() -> dict[str, Rows]:
     """Return rows and classes of five data sets, as they are."""
     digits = load_digits()
@@ -111,9 +115,25 @@ def methods(train: Rows, seed: int) -> dict[str, Callable[..., NDArray[np.float6
         "GradDot": mean_score(fm.GradDot(model)),
         "GradCos": mean_score(fm.GradCos(model)),
         "TRAK": mean_score(fm.TRAK(model, **drawn)),
-        "LinearizedFurtherTraining": mean_score(
-            fm.LinearizedFurtherTraining(model, n_epochs=20, lr=0.1, batch_size=64)
+        "LinearizedFurtherTraining": mean_score(fm.LinearizedFurtherTraining(model, **FURTHER)),
+        "EKFACInfluence": mean_score(fm.EKFACInfluence(model, **drawn)),
+        "DataInf": mean_score(fm.DataInf(model)),
+        "CGInfluence": mean_score(fm.CGInfluence(model)),
+        "LiSSAInfluence": mean_score(fm.LiSSAInfluence(model, **drawn)),
+        "ArnoldiInfluence": mean_score(fm.ArnoldiInfluence(model, **drawn)),
+        "SOURCE": mean_score(fm.SOURCE(model, trajectory="final", **FURTHER)),
+        "OnceLinearizedFurtherTraining": mean_score(
+            fm.OnceLinearizedFurtherTraining(model, **FURTHER, **drawn)
         ),
+        "UnrolledDifferentiation": mean_score(
+            fm.UnrolledDifferentiation(model, **FURTHER, **drawn)
+        ),
+        "RefinedAttributor": mean_score(
+            fm.RefinedAttributor(
+                model, gold_standard=fm.FurtherTraining(n_seeds=2, **FURTHER, **drawn), **drawn
+            )
+        ),
+        "FurtherTraining": mean_score(fm.FurtherTraining(model, n_seeds=2, **FURTHER, **drawn)),
         "self-influence": lambda train, valid: (
             -fm.ExactInfluence(model, damping=1e-6).fit(*train).self_influence()
         ),
@@ -140,7 +160,9 @@ def course(order: NDArray[np.int64], train: Rows, test: Rows, first: bool) -> fl
     return float(np.mean(accuracies))
 
 
-def measure(X: Any, y: Any, seed: int, seconds: dict[str, float]) -> dict[str, list[float]]:
+def measure(
+    X: Any, y: Any, seed: int, seconds: dict[str, float], only: list[str] | None
+) -> dict[str, list[float]]:
     """Return F1 of labels and features, and accuracies of removal and addition, by method."""
     train, valid, test = parts(X, y, seed)
     rng = np.random.default_rng(100 + seed)
@@ -152,6 +174,8 @@ def measure(X: Any, y: Any, seed: int, seconds: dict[str, float]) -> dict[str, l
     found: dict[str, list[float]] = {}
     for case, rows in {"labels": (train[0], flipped), "features": (disturbed, train[1])}.items():
         for name, value in methods(rows, seed).items():
+            if only and name not in only:
+                continue
             start = time.perf_counter()
             values = value(rows, valid)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
@@ -167,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of data sets")
+    parser.add_argument("--methods", nargs="*", help="names of methods")
     given = parser.parse_args()
     n_seeds = given.seeds
     seconds: dict[str, float] = {}
@@ -174,7 +199,7 @@ def main() -> None:
     for name, (X, y) in data_sets().items():
         if given.only and name not in given.only:
             continue
-        runs = [measure(X, y, seed, seconds) for seed in range(n_seeds)]
+        runs = [measure(X, y, seed, seconds, given.methods) for seed in range(n_seeds)]
         everything[name] = {m: np.mean([run[m] for run in runs], axis=0) for m in runs[0]}
         print(
             f"\n{name}: F1 of labels, accuracy of removal, of addition, F1 of features, seconds so far",
