@@ -1,4 +1,4 @@
-"""Checks of arguments; with `_arrays` and `base` alone in leaning on scikit-learn internals."""
+"""Checks of arguments; with `_arrays` and `as_estimator` alone in leaning on scikit-learn internals."""
 
 from __future__ import annotations
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from html import escape
 from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import Tags, get_tags
-from sklearn.utils._set_output import _get_output_config
 from torch import nn
 
 from . import measurements
@@ -23,18 +18,19 @@ from ._validation import (
     check_top,
     checks_parameters,
 )
-from .adapters import caveats, is_fitted, takes_sparse_rows
+from .adapters import caveats
+from .as_estimator import AsEstimator
 from .changed_rows import ChangedRows
 from .fallbacks import explanations
 from .gradient_mode import with_gradients
 from .measured import Measured
 from .measurements import Measurement
 from .objective import Objective
-from .top_rows import TopRows, as_text, distinct
+from .top_rows import TopRows
 from .trials import Trial
 
 
-class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
+class BaseAttributor(ChangedRows, AsEstimator, ABC):
     """Base of all attributors: ``fit`` on training rows, ``transform`` of test rows to scores.
 
     ``S[z, i]`` estimates ``E[m_z(model without row i)] - E[m_z(model with all rows)]`` for the
@@ -65,12 +61,6 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
 
     #: The method averages over several models itself (parameter ``models``), not its scores.
     _averages_models: ClassVar[bool] = False
-
-    #: Parameters that hold fitted models: a clone shares them, as it does a fitted estimator.
-    _shared: ClassVar[tuple[str, ...]] = ()
-
-    # y of transform can be routed like any other metadata
-    __metadata_request__transform: ClassVar[dict[str, None]] = {"y": None}
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "estimator": "no_validation",
@@ -233,39 +223,6 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
         """
         return np.asarray(self.transform(X, y), dtype=np.float64)
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Return the names of the columns.
-
-        Parameters
-        ----------
-        input_features : None
-            Ignored; scikit-learn's convention.
-
-        Returns
-        -------
-        names : ndarray of str objects of shape (n_columns,)
-            The index of the training frame as text, or ``row0``, ``row1``, ... without a frame. An
-            index with duplicates gives duplicates, but for ``set_output(transform="polars")``, whose
-            columns must differ: there a repeated name is followed by its position, as in ``a (row 7)``.
-        """
-        check_is_fitted(self, "model_")
-        names = [as_text(label) for label in self._row_labels()]
-        if _get_output_config("transform", self)["dense"] == "polars":
-            names = distinct(names, self.train_indices_)
-        return np.array(names, dtype=object)
-
-    def _row_labels(self) -> Any:
-        """Return the labels of the columns: a pandas index, or ``row0``, ``row1``, ..."""
-        if self._row_names is None:
-            return [f"row{i}" for i in self.train_indices_]
-        return self._row_names[self.train_indices_]
-
-    def _told_labels(self) -> Any:
-        """Return what people know the columns by: the rows themselves, if they are texts, or the labels."""
-        if self._row_texts is None:
-            return self._row_labels()
-        return [self._row_texts[i] for i in self.train_indices_]
-
     # ---- answers to the rest of fimoda ------------------------------------------------------
 
     @classmethod
@@ -295,10 +252,6 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
         fixed = "balanced class weights are held as they are, and would change without a row"
         return caveats(self.estimator_) + [fixed] * held + explanations(self.model_)
 
-    def _misses_values(self) -> bool:
-        """Return whether NaN stands for a missing value where ``estimator=None`` is fitted."""
-        return False
-
     def _rebalances(self) -> bool:
         """Return whether balanced class weights change when a row leaves."""
         return bool(getattr(self, "reweight_others", False))
@@ -320,50 +273,6 @@ class BaseAttributor(ChangedRows, TransformerMixin, BaseEstimator, ABC):
         size = max(float((scores[known] ** 2).mean()), 1e-300)
         ratio = np.sqrt((errors[known] ** 2).mean() / size)
         return [f"standard errors are {ratio:.0%} of the scores (root mean squares)"]
-
-    # ---- scikit-learn -----------------------------------------------------------------------
-
-    def __sklearn_clone__(self) -> BaseAttributor:
-        """Return a new attributor with the same parameters; a fitted model is shared, never refitted."""
-        fitted = self.estimator is not None and is_fitted(self.estimator)
-        shared = ("estimator", *self._shared) if fitted else self._shared
-        bare = copy.copy(self)
-        for name in shared:
-            setattr(bare, name, None)
-        new = super(BaseAttributor, bare).__sklearn_clone__()
-        for name in shared:
-            setattr(new, name, getattr(self, name))
-        return new
-
-    def _meaning(self) -> str:
-        """Return what a score says, for the HTML representation."""
-        name = self.measurement if isinstance(self.measurement, str) else "measurement"
-        sign = "the row helps" if name == "loss" else f"the {name} would be higher"
-        return (
-            f"<p>A score: {escape(name)} of a test row without a training row, minus with all "
-            f"(positive: {escape(sign)}). Without it: {escape(self.process)}.</p>"
-        )
-
-    def _repr_html_inner(self) -> str:
-        return super()._repr_html_inner() + self._meaning()
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if "text/html" in bundle:
-            bundle["text/html"] += self._meaning()
-        return bundle
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        knows_rows = hasattr(self.estimator, "__sklearn_tags__")  # boosters are no estimators
-        if knows_rows and self._hands_on_rows(self.estimator):
-            tags.input_tags = get_tags(self.estimator).input_tags
-        else:
-            tags.input_tags.sparse = takes_sparse_rows(self.estimator)
-            tags.input_tags.allow_nan = self.estimator is None and self._misses_values()
-        tags.target_tags.required = True
-        tags.transformer_tags.preserves_dtype = []
-        return tags
 
 
 def prepared(

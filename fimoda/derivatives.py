@@ -1,4 +1,4 @@
-"""Derivatives of a network in its named parameters: nothing else knows the ways to take them.
+"""First derivatives of a network in its named parameters: nothing else knows the ways to take them.
 
 Functions take the named parameters of a model; vectors of parameters, flat, go in and come out. In the flat
 vector itself nothing is differentiated: that would make a vector of its length for each parameter.
@@ -12,25 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
-from .fallbacks import (
-    GRADIENT,
-    ONE_GRAPH,
-    Function,
-    Model,
-    Named,
-    check_twice,
-    forked,
-    leaves_of,
-    point,
-    taken,
-)
+from .fallbacks import GRADIENT, check_twice, taken
 from .formulas import by_formulas
+from .named_parameters import Function, Model, Named, apart, leaves_of, point, vectors
 from .padding import by_length
 from .rows import Inputs, mapped
 
@@ -38,18 +27,9 @@ from .rows import Inputs, mapped
 _ROWS = "gradients of rows"
 _ALONG = "derivatives along vectors"
 _BACK = "sums of gradients"
-_SECOND = "second derivatives along vectors"
 
 #: Rows that are differentiated together along vectors, and numbers in one activation of a block of vectors.
 _TOGETHER, _NUMBERS = 1024, 2**22
-
-#: Bytes that activations of a block of vectors may take, as a forward pass keeps them: on a CPU, where few
-#: are as fast, and on an accelerator. Second derivatives take up to five times as much. Where fewer than
-#: so many vectors have room, they go one after the other through one graph, which has less to keep.
-_ACTIVATIONS, _ACTIVATIONS_OF_ACCELERATOR, _FEW = 2**29, 2**32, 4
-
-
-# ---- first derivatives ----------------------------------------------------------------------
 
 
 def gradient(model: Model, function: Function, theta: Tensor | None = None) -> Tensor:
@@ -97,7 +77,7 @@ def _row_gradients(
 
     def batched() -> Tensor:
         with by_formulas(model.is_recurrent):
-            return _vectors(model, vmap(grad(one), (None, 0, 0))(point(model, theta), x, y))
+            return vectors(model, vmap(grad(one), (None, 0, 0))(point(model, theta), x, y))
 
     def looped() -> Tensor:
         leaves = leaves_of(model, theta)
@@ -126,7 +106,7 @@ def _row_jacobians(model: Model, x: Inputs) -> Tensor:
 
     def batched() -> Tensor:
         with by_formulas(model.is_recurrent):
-            return _vectors(model, vmap(jacrev(one), (None, 0))(point(model), x))
+            return vectors(model, vmap(jacrev(one), (None, 0))(point(model), x))
 
     def looped() -> Tensor:
         leaves = leaves_of(model)
@@ -183,7 +163,7 @@ class Linearization:
 
     def _push_batch(self, V: Tensor) -> Tensor:
         """Return the products by forward mode, all at once."""
-        at = _apart(self._model, self._theta)
+        at = apart(self._model, self._theta)
         with by_formulas(self._model.is_recurrent):
             return vmap(lambda v: jvp(self._function, (at,), (self._model.views(v),))[1])(V)
 
@@ -194,7 +174,9 @@ class Linearization:
         pulled = torch.autograd.grad(
             self._value, list(self._leaves.values()), u, create_graph=True, materialize_grads=True
         )
-        return torch.stack([_along(pulled, list(self._model.views(v).values()), [u])[0] for v in V])
+        return torch.stack(
+            [slopes_along(pulled, list(self._model.views(v).values()), [u])[0] for v in V]
+        )
 
 
 def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tensor:
@@ -210,121 +192,7 @@ def push_outputs(model: Model, inputs: Inputs, theta: Tensor, U: Tensor) -> Tens
     return torch.cat([pushed(x) for x in inputs.split(chunk)])
 
 
-# ---- second derivatives ---------------------------------------------------------------------
-
-
-def hessian_products(
-    model: Model,
-    losses: Function,
-    weights: Tensor,
-    V: Tensor,
-    theta: Tensor | None = None,
-    total: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return second derivatives (k, p) of ``weights @ losses``, and slopes (k, B) of losses, along V.
-
-    Losses (B,) are a function of the parameters, V are vectors (k, p). At the final model unless
-    parameters (p,) are given. Second derivatives are added to `total` (k, p) if that is given.
-    """
-    total = torch.zeros_like(V) if total is None else total
-
-    def value(parameters: Named, weights: Tensor) -> Tensor:
-        return (weights * losses(parameters)).sum()
-
-    def directions(v: Tensor) -> tuple[Named, list[Tensor | None]]:
-        return model.views(v), [None]
-
-    # in the weights, the gradient's derivative along v is the slopes along v
-    (slopes,) = mixed_products(model, value, (weights,), directions, 1, V, total, theta)
-    return total, slopes
-
-
-def mixed_products(
-    model: Model,
-    value: Callable[..., Tensor],
-    others: Sequence[Tensor],
-    directions: Callable[[Tensor], tuple[Named, list[Tensor | None]]],
-    n_wanted: int,
-    V: Tensor,
-    total: Tensor | None,
-    theta: Tensor | None = None,
-) -> list[Tensor]:
-    """Add the derivatives along V of the gradient of a number in the parameters to `total` (k, p), if given.
-
-    The number is a function of named parameters and of `others`. A vector (p,) has `directions` of these and
-    of each of the others, None where it stays. Returns the same derivatives (k, ...) of the gradient in the
-    first `n_wanted` of the others.
-    """
-    others, n_own = [part.detach() for part in others], int(total is not None)
-
-    def function(parameters: Named) -> Tensor:
-        return value(parameters, *others)
-
-    def batched() -> list[Tensor]:
-        at, found = _apart(model, theta), []
-        gradient = grad(value, argnums=tuple(range(1 - n_own, n_wanted + 1)))
-
-        def along(v: Tensor) -> tuple[Any, ...]:
-            named, rest = directions(v)
-            moved = [
-                torch.zeros_like(a) if b is None else b for a, b in zip(others, rest, strict=True)
-            ]
-            return jvp(gradient, (at, *others), (named, *moved))[1]
-
-        for start in range(0, len(V), max(1, room)):
-            some = slice(start, start + max(1, room))
-            with forked(model), by_formulas(model.is_recurrent):
-                parts = vmap(along, randomness="same")(V[some])
-            if total is not None:
-                total[some] += _vectors(model, parts[0])
-            found.append(parts[n_own:])
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-    def looped() -> list[Tensor]:
-        leaves, own = leaves_of(model, theta), [part.clone().requires_grad_() for part in others]
-        with forked(model), by_formulas(model.is_recurrent), torch.enable_grad():
-            inputs = [*leaves.values(), *own]
-            slopes = torch.autograd.grad(
-                value(leaves, *own), inputs, create_graph=True, materialize_grads=True
-            )
-        found = [V.new_empty(len(V), *part.shape) for part in others[:n_wanted]]
-        for k, v in enumerate(V):
-            named, rest = directions(v)
-            of = inputs[(1 - n_own) * len(leaves) : len(leaves) + n_wanted]
-            parts = _along(slopes, [*named.values(), *rest], of)
-            if total is not None:
-                for part, into in zip(parts, model.views(total[k]).values(), strict=False):
-                    into += part.to_dense() if part.is_sparse else part
-            for part, of_part in zip(parts[len(parts) - n_wanted :], found, strict=True):
-                of_part[k] = part
-        return found
-
-    check_twice(model, function, theta)
-    room = 1 if len(V) == 1 else _room(model) // _bytes_of_vector(model, function, theta)
-    if len(V) > 1 and room < _FEW:
-        return taken(model, ONE_GRAPH, function, theta, looped, batched)
-    return taken(model, _SECOND, function, theta, batched, looped)
-
-
-def _room(model: Model) -> int:
-    """Return the bytes of activations up to which vectors go through a batch together."""
-    return _ACTIVATIONS if model.theta.device.type == "cpu" else _ACTIVATIONS_OF_ACCELERATOR
-
-
-def _bytes_of_vector(model: Model, function: Function, theta: Tensor | None) -> int:
-    """Return the bytes that a forward pass keeps for its derivative, and those of a vector in and out."""
-    kept = [4 * model.theta.nbytes]
-
-    def pack(part: Tensor) -> None:
-        kept.append(part.nbytes)  # the part itself would hold its graph, and that the part
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing)
-    with forked(model), by_formulas(model.is_recurrent), torch.enable_grad(), hooks:
-        function(leaves_of(model, theta))
-    return sum(kept)
-
-
-# ---- parameters and vectors -----------------------------------------------------------------
+# ---- within a graph -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -336,19 +204,6 @@ def _with_gradient(model: Model) -> Iterator[None]:
     fused = model.theta.device.type == "cpu" or not model.is_recurrent
     with torch.enable_grad(), nullcontext() if fused else by_formulas():
         yield
-
-
-def _apart(model: Model, theta: Tensor | None) -> Named:
-    """Return the named parameters as tensors of their own, for forward mode.
-
-    Torch carries the tangent of a part of a vector to the whole one: p numbers for each parameter.
-    """
-    return {name: part.clone() for name, part in point(model, theta).items()}
-
-
-def _vectors(model: Model, named: Named) -> Tensor:
-    """Return vectors (..., p) of named parameters, sparse ones filled up."""
-    return model.flatten({k: v.to_dense() if v.is_sparse else v for k, v in named.items()})
 
 
 def _alone(x: Inputs) -> Inputs:
@@ -384,10 +239,10 @@ def _gradient(
 ) -> Tensor:
     """Return the gradient (p,), or (k, p) of a batch of cotangents."""
     slopes = _slopes(value, leaves, cotangents, **how)
-    return _vectors(model, dict(zip(leaves, slopes, strict=True)))
+    return vectors(model, dict(zip(leaves, slopes, strict=True)))
 
 
-def _along(
+def slopes_along(
     slopes: Sequence[Tensor], v: Sequence[Tensor | None], of: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Return the derivatives of ``slopes @ v`` in some tensors; the graph is kept."""

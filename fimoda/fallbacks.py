@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,47 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from .formulas import by_formulas
-from .rows import Inputs
-
-#: Parameters by name.
-Named = dict[str, Tensor]
-
-#: A function of a model's named parameters.
-Function = Callable[[Named], Tensor]
+from .named_parameters import Function, Model, leaves_of, point
 
 R = TypeVar("R")
-
-
-class Model(Protocol):
-    """The part of `FinalModel` that is needed to differentiate it."""
-
-    @property
-    def module(self) -> nn.Module: ...
-    @property
-    def theta(self) -> Tensor: ...
-    @property
-    def shapes(self) -> dict[str, torch.Size]: ...
-    @property
-    def training_module(self) -> nn.Module: ...
-    @property
-    def architecture(self) -> object: ...
-    @property
-    def is_stochastic(self) -> bool: ...
-    @property
-    def is_recurrent(self) -> bool: ...
-    def views(self, theta: Tensor) -> Named: ...
-    def flatten(self, parameters: Named) -> Tensor: ...
-    def call(self, parameters: Named, x: Inputs, *, grouped: bool = False) -> Tensor: ...
-
-
-def point(model: Model, theta: Tensor | None = None) -> Named:
-    """Return the named parameters as views of the vector, by default that of the final model."""
-    return model.views(model.theta if theta is None else theta)
-
-
-def leaves_of(model: Model, theta: Tensor | None = None) -> Named:
-    """Return the named parameters as leaves of a graph, each by itself."""
-    return {k: part.detach().requires_grad_() for k, part in point(model, theta).items()}
 
 
 class Refusal(TypeError):

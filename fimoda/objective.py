@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .derivatives import gradient
-from .fallbacks import Function
 from .measured import Measured
 from .model import DEFAULT_BUDGET, FinalModel
+from .named_parameters import Function
 from .padding import order_by_length
 from .row_gradients import RowDifferentiator, RowGradients
 from .rows import Rows

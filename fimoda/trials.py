@@ -21,6 +21,9 @@ _FIRST, _LARGER = 64, 4
 #: Seconds from which on a trial tells more than noise, and part of the time left that no trial may exceed.
 CLEAR, SHARE = 0.1, 0.05
 
+#: Rows left out and epochs of trials of a method that trains without rows.
+_WITHOUT = (1, 1), (1, 10), (15, 10)
+
 #: Sides of the matrices on which products and decompositions are timed.
 _SIDE = 384
 
@@ -105,6 +108,23 @@ class Trial:
             a_row = max(now - before, 0.0) / (more - rows)
             rows, before, first = more, now, False
         return before + a_row * (self.n_rows - rows)
+
+    def by_models(self, method: Any, n_rows: int, **changes: Any) -> float:
+        """Return the seconds of one model and epoch of a method that trains further without single rows.
+
+        From trials of growing size, the first on so many rows.
+        """
+        once = self.twice(method, n_rows, 0, n_epochs=1, leave_out=[0], **changes) / 2
+        once *= self.n_rows / n_rows
+        for n_left_out, n_epochs in _WITHOUT:
+            some = range(min(n_left_out, self.n_rows - 1))
+            work = n_epochs * (len(some) + 1)
+            if once * work > SHARE * self.left():
+                break
+            once = (
+                self.seconds(method, None, 0, n_epochs=n_epochs, leave_out=some, **changes) / work
+            )
+        return once
 
     def timed(self, work: Callable[[], Any]) -> float:
         """Return the seconds of some work."""

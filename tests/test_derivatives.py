@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from fimoda import UnrolledDifferentiation, as_final_model, derivatives
+from fimoda import UnrolledDifferentiation, as_final_model, hessians
 from fimoda.curvature.operators import activation_bytes
 from fimoda.derivatives import (
     Linearization,
     gradient,
-    hessian_products,
     row_gradients,
     row_jacobians,
 )
 from fimoda.fallbacks import explanations
 from fimoda.formulas import by_formulas
+from fimoda.hessians import hessian_products
 from fimoda.model import FinalModel
 from fimoda.rows import Rows
 
@@ -243,13 +243,13 @@ def test_vectors_go_through_a_batch_in_blocks(monkeypatch, dropout):
         return model.loss(model.call(parameters, inputs, training=True), y)
 
     def products(room: int):
-        monkeypatch.setattr(derivatives, "_ACTIVATIONS", room)
+        monkeypatch.setattr(hessians, "_ACTIVATIONS", room)
         torch.manual_seed(1)
         return hessian_products(model, losses, torch.ones(6).double() / 6, V)
 
     V = torch.randn(7, model.n_parameters, dtype=torch.float64)
     whole = products(2**40)
-    kept = derivatives._bytes_of_vector(model, losses, None)
+    kept = hessians._bytes_of_vector(model, losses, None)
     for room in (1, 5 * kept, 6 * kept):  # the first is one graph for all of them
         for found, expected in zip(products(room), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

@@ -105,12 +105,12 @@ class BaseFurtherTraining(BaseAttributor):
 
 
 if TYPE_CHECKING:
-    _Attributor = BaseAttributor
+    _FurtherTraining = BaseFurtherTraining
 else:
-    _Attributor = object
+    _FurtherTraining = object
 
 
-class GoesOnMixin(_Attributor):
+class GoesOnMixin(_FurtherTraining):
     """Mixin of methods that also take estimators that go on training by themselves.
 
     Their rows are left as they are, and their outputs are predictions.
@@ -124,6 +124,14 @@ class GoesOnMixin(_Attributor):
     def _goes_on(self) -> bool:
         """True if the model goes on by itself, and takes no steps of an optimiser."""
         return continues_itself(self.estimator_)
+
+    def _in_epochs(self, n_steps: int) -> float:
+        """Return the epochs of so many steps; where no optimiser takes them they are epochs or rounds."""
+        run = self._own_run if self._goes_on else self._run()
+        return run.n_epochs(n_steps)
+
+    def _mean_shares(self) -> NDArray[np.float64]:
+        return super()._mean_shares() if self._goes_on else self._row_shares()
 
     def _leaves_rows(self, estimator: Any) -> bool:
         return super()._leaves_rows(estimator) or continues_itself(estimator)
@@ -160,12 +168,6 @@ class GoesOnMixin(_Attributor):
         if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
             self.model_.require_predictable(self._model_rows(X))
         return super()._test(X, y)
-
-
-if TYPE_CHECKING:
-    _FurtherTraining = BaseFurtherTraining
-else:
-    _FurtherTraining = object
 
 
 class HorizonsMixin(_FurtherTraining):

@@ -18,11 +18,12 @@ from ..batch_statistics import BatchStatistics
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
+from ..training.datamodels import Datamodels, datamodels, scores_to_start_from
 from ..training.optimizers import LearningRate
 from ..training.random_subsets import require_both
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
-from ..training.subset_regression import FOLDS, regressed
+from ..training.subset_regression import FOLDS
 from ._retraining import OF_SUBSETS, BaseRetraining
 
 Array = NDArray[np.float64]
@@ -283,8 +284,8 @@ class Datamodel(BaseRetraining):
         """
         self._validate_params()
         require_both(outcomes.subsets)
-        start = None if prior is None else self._check_prior(prior, outcomes)
-        return self._finite(self._regression(outcomes, start)[0])
+        start = None if prior is None else scores_to_start_from(prior, outcomes)
+        return self._finite(self._regressed(outcomes, start).scores)
 
     # ---- the scores to start from -----------------------------------------------------------
 
@@ -319,16 +320,6 @@ class Datamodel(BaseRetraining):
         X, y, _ = self._given
         return Started(self._objective.rows, self._measure, self.prior_.transform(X, y))
 
-    def _check_prior(self, prior: Any, outcomes: SubsetOutcomes) -> Array:
-        scores = np.asarray(prior, dtype=np.float64)
-        expected = outcomes.measured.shape[1], outcomes.subsets.shape[1]
-        if scores.shape != expected or not np.isfinite(scores).all():
-            raise ValueError(
-                f"prior must be finite scores (n_test, n_train) = {expected} of the same rows, got shape "
-                f"{scores.shape}."
-            )
-        return scores
-
     def _scores(self, test: Measured) -> Array:
         self._seen["start"] = test.prior if isinstance(test, Started) else None
         return super()._scores(test)
@@ -340,33 +331,13 @@ class Datamodel(BaseRetraining):
         return order, max(n_needed, FOLDS)
 
     def _scores_of(self, outcomes: SubsetOutcomes) -> tuple[Array, dict[str, Array]]:
-        return self._regression(outcomes, self._seen["start"])
-
-    def _regression(
-        self, outcomes: SubsetOutcomes, start: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
-        """Return scores that start from those of another method, and what is known beside them."""
-        measured = outcomes.mean
-        trained = np.isfinite(measured).all(1)
-        inside, measured = outcomes.subsets[trained].astype(float), measured[trained]
-        if len(measured) < FOLDS:
-            raise ValueError(
-                f"subsets must have at least {FOLDS} that could be trained on, got {len(measured)}. "
-                "Raise n_subsets."
-            )
-        found = regressed(inside, measured, start, self.regression == "lasso", self.n_jobs)
-        rng = check_random_state(self.random_state)
-        draws = [rng.randint(len(inside), size=len(inside)) for _ in range(self.n_bootstrap)]
-        samples = [found.again(inside[k], measured[k]).scores for k in draws]
+        found = self._regressed(outcomes, self._seen["start"])
         return found.scores, {
-            "scores_sem_": np.std(samples, 0),
-            "stability_": np.mean([_correlation(found.scores, one) for one in samples], 0),
+            "scores_sem_": found.sem,
+            "stability_": found.stability,
             "prior_scale_": found.factor,
         }
 
-
-def _correlation(a: Array, b: Array) -> Array:
-    """Return the correlation of each row of a with that of b; NaN where one is constant."""
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    def _regressed(self, outcomes: SubsetOutcomes, start: Array | None) -> Datamodels:
+        rng, sparse = check_random_state(self.random_state), self.regression == "lasso"
+        return datamodels(outcomes, start, sparse, self.n_bootstrap, rng, self.n_jobs)

@@ -28,22 +28,13 @@ from ..training.continued import continued_runs
 from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
-from ..training.retraining import Retraining
 from ..training.run import WAYS, Way
-from ..training.subsets import StackedRetraining
-from ..trials import SHARE, Trial
+from ..training.without_groups import without_groups
+from ..trials import Trial
 from ._further_training import BaseFurtherTraining, GoesOnMixin
 
-#: Rows left out and epochs of trials.
-_TRIALS = ((1, 1), (1, 10), (15, 10))
-
-#: Parameters that say how to train.
-SETTINGS = (
-    "n_epochs", "n_seeds", "leave_out", "correction", "leave_out_mode", "optimizer", "lr", "batch_size",
-    "optimizer_params", "batch_statistics", "compile", "engine", "chunk_size", "checkpoint_dir",
-    "memory_budget", "sem_tol",
-    "max_seeds", "max_seconds", "random_state", "n_jobs", "verbose",
-)  # fmt: skip
+#: Parameters that say what is trained and measured; the others say how to train.
+_WHAT = "estimator", "measurement", "criterion"
 
 
 class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
@@ -62,15 +53,14 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     `fit` trains; `transform` evaluates. Models that leave out different rows are trained as one
     stack. Dropout is active, with the same units dropped in both runs.
 
-    Estimators that are no networks go on by themselves. Gradient boosting (of scikit-learn, XGBoost,
-    LightGBM and CatBoost) adds rounds to those that there are, by ``warm_start`` or from an initial model,
-    with early stopping off; a round counts as an epoch. Other estimators with ``partial_fit``
-    (``SGDClassifier`` with ``loss="hinge"``, ``Perceptron``) take a step for each row of an epoch. What they
-    predict is measured: probabilities and their log-loss, values of a decision function and their hinge
-    loss, or predictions and their squared error. Horizons
-    are whole numbers, `optimizer` and the other parameters of steps are left alone, and balanced class
-    weights are those of the rows that are left. If nothing is drawn, all seeds are one run. Trees that are
-    grown from other rows each time (``subsample``) say little about one row: look at ``scores_sem_``.
+    Estimators that are no networks go on by themselves. Gradient boosting (of scikit-learn, XGBoost, LightGBM
+    and CatBoost) adds rounds to those that there are, with early stopping off; a round counts as an epoch.
+    Others with ``partial_fit`` (``SGDClassifier`` with ``loss="hinge"``, ``Perceptron``) take a step for each
+    row of an epoch. What they predict is measured: probabilities and their log-loss, values of a decision
+    function and their hinge loss, or predictions and their squared error. Horizons are whole numbers,
+    `optimizer` and the other parameters of steps are left alone, and balanced class weights are those of the
+    rows that are left. If nothing is drawn, all seeds are one run. Trees that are grown from other rows each
+    time (``subsample``) say little about one row: look at ``scores_sem_``.
 
     Parameters
     ----------
@@ -285,7 +275,8 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that say how to train."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        given = self.get_params(deep=False)
+        return {name: value for name, value in given.items() if name not in _WHAT}
 
     def _runs(self, epochs: Sequence[float], name: str, **changes: Any) -> FurtherRuns:
         """Return the runs that the parameters ask for, read after so many epochs (`name` in errors)."""
@@ -295,14 +286,7 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
             return continued_runs(self._own_run, epochs, name, **settings)
         return further_runs(self._objective, epochs, name, **settings)
 
-    def _in_epochs(self, n_steps: int) -> float:
-        """Return the epochs of so many steps: those are rounds or epochs, where no optimiser takes them."""
-        return n_steps if self._goes_on else self._run().n_epochs(n_steps)
-
     # ---- groups -----------------------------------------------------------------------------
-
-    def _mean_shares(self) -> NDArray[np.float64]:
-        return super()._mean_shares() if self._goes_on else self._row_shares()
 
     def _group_methods(self) -> tuple[str, ...]:
         return ("first-order",) if self._goes_on else ("first-order", "exact")
@@ -310,28 +294,7 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
     def _without(
         self, test: Measured, groups: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Train further without each group, with rows left out in place, or cut anew in mode "drop"."""
-        runs = self._trained.runs
-        mode: LeaveOutMode = "drop" if self.leave_out_mode == "drop" else "mask"
-        starts = dict.fromkeys(self.seeds_, runs.run.first)
-        way = StackedRetraining(
-            runs.run, self.n_epochs, starts, runs.run.first, self.chunk_size, mode
-        )
-        kept = self.checkpoint_dir
-        retraining = Retraining(
-            way,
-            self.seeds_,
-            self.n_outputs_,
-            self.compile,
-            self.engine,
-            None if kept is None else os.path.join(kept, "groups"),
-            self.memory_budget,
-            None,
-            self.n_jobs,
-            self.verbose,
-        )
-        subsets = np.concatenate([np.ones((1, groups.shape[1]), dtype=bool), ~groups])
-        return retraining.differences(subsets, test)
+        return without_groups(self._trained, self.n_epochs, test, groups)
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -373,30 +336,15 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         n_models = len(check_leave_out(self.leave_out, n, 0)) + 1
         seeds = self.max_seeds if isinstance(self.n_seeds, str) else self.n_seeds
         prepared = trial.prepared(self)
+        one: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
+        one |= {"checkpoint_dir": None, "max_seconds": None}
         if prepared._goes_on:
-            changes: dict[str, Any] = {"n_seeds": 1, "leave_out": [0], "n_jobs": None, "verbose": 0}
-            two = trial.seconds(self, **changes, checkpoint_dir=None, max_seconds=None)
+            two = trial.seconds(self, leave_out=[0], **one)
             n_seeds = len(check_seeds(seeds, 0)) if prepared._own_run.is_random else 1
             return n_models * n_seeds * two / 2 / trial.n_jobs
-        n_epochs = check_horizons(self.n_epochs)[-1] / trial.n_jobs
-        epochs = n_epochs + trial.n_test / (3 * n)  # and measuring
-        return n_models * len(check_seeds(seeds, 0)) * epochs * self._epoch_seconds(trial, prepared)
-
-    def _epoch_seconds(self, trial: Trial, prepared: FurtherTraining) -> float:
-        """Return the seconds of one model and epoch, by trials of growing size in the way of the whole."""
         epochs = check_horizons(self.n_epochs)
-        given: dict[str, Any] = {"verbose": 0, "max_seconds": None}
-        whole = prepared._runs(epochs, "n_epochs", **given)
-        changes: dict[str, Any] = {"n_seeds": 1, "n_jobs": None, "verbose": 0}
-        changes |= {"engine": whole.decided().way}
-        changes |= {"checkpoint_dir": None, "max_seconds": None, "n_test": 0}
-        few = self._trial_rows(trial)
-        once = trial.twice(self, few, n_epochs=1, leave_out=[0], **changes) / 2
-        once *= trial.n_rows / few
-        for n_left_out, n_epochs in _TRIALS:
-            some = range(min(n_left_out, trial.n_rows - 1))
-            work = n_epochs * (len(some) + 1)
-            if once * work > SHARE * trial.left():
-                break
-            once = trial.seconds(self, n_epochs=n_epochs, leave_out=some, **changes) / work
-        return once
+        whole = prepared._runs(epochs, "n_epochs", verbose=0, max_seconds=None)
+        few, way = self._trial_rows(trial), whole.decided().way
+        each = trial.by_models(self, few, engine=way, **one)
+        n_epochs = epochs[-1] / trial.n_jobs + trial.n_test / (3 * n)  # and measuring
+        return n_models * len(check_seeds(seeds, 0)) * n_epochs * each

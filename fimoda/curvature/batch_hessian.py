@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..derivatives import hessian_products
+from ..hessians import hessian_products
 from ..model import FinalModel
 from ..rows import Rows
 from ..training.chains import RELU, Affine, Dropout, Link, Pointwise, chain_forward, read_chain

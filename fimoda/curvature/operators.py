@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from ..derivatives import Linearization, hessian_products
+from ..derivatives import Linearization
 from ..formulas import by_formulas
+from ..hessians import hessian_products
 from ..model import FinalModel
 from ..objective import Objective
 from ..row_gradients import RowGradients

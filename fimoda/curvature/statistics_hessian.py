@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..batch_statistics import statistics_of
-from ..derivatives import mixed_products
-from ..fallbacks import Named
+from ..hessians import mixed_products
+from ..named_parameters import Named
 from ..rows import Rows
 from .batch_hessian import BatchHessian
 from .leaving_out import change

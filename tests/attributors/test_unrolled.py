@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPRegressor
 from torch import Tensor, nn
 
-from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model, derivatives
+from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model, hessians
 from fimoda._validation import ConvergenceWarning
 from fimoda.curvature import second_order
 from fimoda.objective import Objective
@@ -622,7 +622,7 @@ def test_bytes_of_a_vector_on_its_way_are_counted(optimizer, monkeypatch):
     method = unrolled(net, optimizer, n_epochs=[1, 2], batch_size=6).set_params(order="expected")
     method.fit(X, y)
     p = method.model_.n_parameters
-    monkeypatch.setattr(derivatives, "_ACTIVATIONS", 20 * 8 * p)
+    monkeypatch.setattr(hessians, "_ACTIVATIONS", 20 * 8 * p)
     monkeypatch.setattr(differentiable, "_TOGETHER", p)
     monkeypatch.setattr(second_order, "_NUMBERS", p)
     _, each = method._bytes_back(2)

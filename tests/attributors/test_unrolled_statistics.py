@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from naive import relative
 from torch import Tensor, nn
 
-from fimoda import FurtherTraining, UnrolledDifferentiation, derivatives
+from fimoda import FurtherTraining, UnrolledDifferentiation, hessians
 from fimoda.training.recorded import RecordedRun
 
 N, D, C, N_TEST = 11, 4, 3, 4
@@ -215,7 +215,7 @@ def test_vectors_may_share_one_graph(order, monkeypatch):
     """As they do where few have room: the same scores in reverse mode."""
     X, y, X_test, y_test = data()
     together = unrolled(network("images"), order=order).fit(X, y).transform(X_test, y_test)
-    monkeypatch.setattr(derivatives, "_ACTIVATIONS", 1)
+    monkeypatch.setattr(hessians, "_ACTIVATIONS", 1)
     apart = unrolled(network("images"), order=order).fit(X, y).transform(X_test, y_test)
     assert relative(apart, together) < 1e-10
 
