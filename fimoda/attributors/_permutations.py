@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import NON_NEGATIVE_REAL, StrOptions
-from ..games.estimates import Estimate, RunningMean, settled
+from .._validation import NON_NEGATIVE_REAL, POSITIVE_REAL, StrOptions
+from ..games.estimates import Estimate, RunningMean
 from ..games.exact import semivalues
 from ..games.marginals import by_row, marginals
 from ..games.permutations import GROUP_SIZES, draw_orders
@@ -27,6 +27,7 @@ class BasePermutations(BaseGame):
         **BaseGame._parameter_constraints,
         "sampling": [StrOptions(set(GROUP_SIZES))],
         "truncation": [NON_NEGATIVE_REAL],
+        "max_seconds": [POSITIVE_REAL, None],
     }
 
     sampling: str
@@ -56,7 +57,7 @@ class BasePermutations(BaseGame):
                 mean.add(np.concatenate([groups, groups.mean(2, keepdims=True)], 2).mean(1))
             return mean.estimate(size)
 
-        return settled(self.n_samples, FIRST, MOST, take)
+        return self._settled(FIRST, MOST, take)
 
     def _groups_at_once(self, utility: Utility) -> int:
         """Return how many groups of orders fit the memory budget."""
