@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,6 @@ def network(name: str, n_seeds: int) -> list[Case]:
             influence,
             scratch,
             f"retraining {told}",
-            influence[DAMPED],
         ),
     ]
 
@@ -282,7 +281,9 @@ def main() -> None:
         cases = network(name, args.seeds)
         for case in cases:
             errors(case)
-        greedy(cases[-1], args.seeds)
+        for damping, method in cases[-1].methods.items():
+            print(f"\nchosen by {damping}")
+            greedy(replace(cases[-1], greedy=method), args.seeds)
 
 
 if __name__ == "__main__":
