@@ -200,6 +200,11 @@ class ChangedRows(Preparation):
         changed = replace(known, targets=encoded, weights=weights)
         return Measured(known, model.loss), Measured(changed, model.loss)
 
+    @staticmethod
+    def _weight_ratio(known: Measured, changed: Measured) -> Floats:
+        """Return new weights (n_rows,) as parts of the old; rows without weight have none."""
+        return (changed.rows.shares / known.rows.shares).nan_to_num(1.0).cpu().numpy()
+
     # ---- groups -----------------------------------------------------------------------------
 
     def _group_methods(self) -> tuple[str, ...]:

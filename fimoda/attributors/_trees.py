@@ -93,9 +93,8 @@ class BaseTrees(BaseAttributor):
         self, rows: NDArray[np.int64], targets: NDArray[Any]
     ) -> tuple[NDArray[Any], Floats]:
         """Return new targets (k, ...) of rows, encoded, and the factors (k,) of their weights."""
-        known, changed = (one.rows for one in self._with_targets(rows, targets))
-        factors = (changed.shares / known.shares).nan_to_num(1.0)
-        return changed.targets.cpu().numpy(), factors.cpu().numpy()
+        known, changed = self._with_targets(rows, targets)
+        return changed.targets.cpu().numpy(), self._weight_ratio(known, changed)
 
     def _averaged(self, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
         """Return new targets (k, C) as leaves of a forest have means of them."""

@@ -28,9 +28,11 @@ from ..training.continued import continued_runs
 from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.relabelled import relabelled
 from ..training.retraining import Retraining
 from ..training.run import WAYS, Way
 from ..training.subsets import StackedRetraining
+from ..training.workers import Workers
 from ..trials import SHARE, Trial
 from ._further_training import BaseFurtherTraining, GoesOnMixin
 
@@ -332,6 +334,18 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         )
         subsets = np.concatenate([np.ones((1, groups.shape[1]), dtype=bool), ~groups])
         return retraining.differences(subsets, test)
+
+    # ---- targets ----------------------------------------------------------------------------
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Train further with each of the targets, by the batches of the run with all rows as they are."""
+        if self._goes_on:
+            return super()._relabelled(test, rows, targets)
+        changed = self._with_targets(rows, targets)[1].rows
+        workers = Workers(self.n_jobs, self.verbose, type(self).__name__)
+        return relabelled(self._trained, rows, changed, test, workers).mean(-1)
 
     # ---- transform --------------------------------------------------------------------------
 
