@@ -43,6 +43,7 @@ class AXIL(BaseTrees):
     that is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken
     for giving it the target that the model would then predict for it,
     :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i - y_i)`, where it asks for nothing.
+    Another target (`relabel`) moves :math:`f(z)` by :math:`k_{zi} (y'_i - y_i)`.
 
     Parameters
     ----------

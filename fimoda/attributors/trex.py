@@ -39,7 +39,8 @@ class TREX(BaseTrees):
     j share, 0 where they share none; f are the trees' own raw scores. The regression is fitted to
     :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and second
     derivatives of a row's loss: the least squares that a step of Newton's method solves. For the squared
-    error, and for forests, r are the targets. The change is exact for this regression.
+    error, and for forests, r are the targets. The change is exact for this regression, and so is that of
+    another :math:`r_i` by another weight, where row i gets another target (`relabel`).
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
     are gone through once a block, with the parameters in its middle. Optimisers that divide by second
     moments have these raised to what batches have on average, and rows are taken out of a step to second
-    order: its own second moment goes with a row.
+    order: its own second moment goes with a row. So does that of a row that is relabelled (`relabel`).
 
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
