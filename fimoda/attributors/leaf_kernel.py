@@ -27,7 +27,8 @@ class LeafKernel(BaseTrees):
     for T trees; :math:`W_{ti}` and :math:`v_{ti}` are the weight and the mean of the other rows of the tree's
     bag in the leaf, and :math:`w_{ti}` is how often row i is in that bag, times its weight: 0 where it is
     not. Targets y are numbers, or one at the class of a row. Another target (`relabel`) moves f by
-    :math:`\rho_{ti} (y'_i - y_i)` in place of that. Both are exact for a forest of these structures and bags. As a new forest draws new bags, :math:`\rho_{ti}` is by default its mean over what may be drawn.
+    :math:`\rho_{ti} (y'_i - y_i)` in place of that. Both are exact for a forest of these structures and bags.
+    As a new forest draws new bags, :math:`\rho_{ti}` is by default its mean over what may be drawn.
 
     Parameters
     ----------

@@ -25,8 +25,8 @@ class LeafRefit(BaseBoosting):
     .. math:: S_{z,i} = m_z(F_T(z; D \setminus i)) - m_z(F_T(z; D))
 
     F are the raw scores after :math:`T` rounds whose leaves get their values :math:`-\eta\, G / (H +
-    \lambda)` anew, each round on the scores of the one before. Exact, where splits do not move, as are other targets
-    (`relabel`); `LeafInfluence` is its first order, and `LeaveOneOut` lets the splits move.
+    \lambda)` anew, each round on the scores of the one before. Exact, where splits do not move, as is
+    `relabel`; `LeafInfluence` is its first order, and `LeaveOneOut` lets the splits move.
 
     Parameters
     ----------
