@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,6 +21,10 @@ class ChangedRows(Preparation):
     """The part of an attributor that answers for rows removed together, reweighted or relabelled."""
 
     train_indices_: NDArray[np.int64]
+
+    #: Hooks of the attributor: scores (n_test, n_columns), and the same if all are numbers.
+    _scores: Callable[[Measured], Floats]
+    _finite: Callable[[Floats], Floats]
 
     #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
     _in_unit: ClassVar[bool] = True
@@ -117,7 +122,7 @@ class ChangedRows(Preparation):
         with :math:`S_{z,i}(y)` the score of row i if its target were y and the others kept their
         weights, and its own follows from its new class where classes have weights (balanced ones stay as
         they are). Exact in the linearised network for a squared error. Methods that train without rows train
-        with the new target.
+        with the new target; those that make leaves anew do it with it.
 
         Parameters
         ----------
@@ -138,7 +143,8 @@ class ChangedRows(Preparation):
         Raises
         ------
         TypeError
-            If the method has no gradients of rows that another target would change.
+            If another target of a row means nothing to the method, whose scores are values or similarities,
+            or if it does not know what one would do.
         ValueError
             If `rows` are no training rows, or there is not one target for each.
         """
@@ -154,9 +160,17 @@ class ChangedRows(Preparation):
 
     def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
         """Hook of `relabel`: effects (n_test, n_rows); targets as the model is fitted on them."""
+        others = (
+            "Use an influence function, GradDot, LinearizedFurtherTraining, UnrolledDifferentiation, "
+            "LeafInfluence (for trees), or LeaveOneOut, which trains with it."
+        )
+        if not self._in_unit:
+            raise TypeError(
+                f"{type(self).__name__} cannot tell what another target of a row would do: its scores are "
+                f"values, ranks, distances or similarities, and no effects of a change. {others}"
+            )
         raise TypeError(
-            f"{type(self).__name__} does not know what another target of a row would do. Use an influence "
-            "function, GradDot, LinearizedFurtherTraining, or LeaveOneOut, which trains with it."
+            f"{type(self).__name__} does not know what another target of a row would do. {others}"
         )
 
     def _new_targets(
@@ -166,6 +180,12 @@ class ChangedRows(Preparation):
         if is_integer(rows):
             rows, targets = [rows], np.atleast_1d(np.asarray(targets))
         chosen = check_row_indices(rows, len(self._objective), "rows")
+        n_targets = len(targets) if np.ndim(targets) else 0  # type: ignore[arg-type]
+        if n_targets != len(chosen):
+            got = n_targets if np.ndim(targets) else repr(targets)
+            raise ValueError(
+                f"targets must have one entry for each of the {len(chosen)} rows to relabel, got {got}."
+            )
         return chosen, self._model_targets(check_targets(targets, len(chosen), "targets"))
 
     def _with_targets(
@@ -179,6 +199,11 @@ class ChangedRows(Preparation):
             weights = weights * by_class[encoded.long()] / by_class[known.targets.long()]
         changed = replace(known, targets=encoded, weights=weights)
         return Measured(known, model.loss), Measured(changed, model.loss)
+
+    @staticmethod
+    def _weight_ratio(known: Measured, changed: Measured) -> Floats:
+        """Return new weights (n_rows,) as parts of the old; rows without weight have none."""
+        return (changed.rows.shares / known.rows.shares).nan_to_num(1.0).cpu().numpy()
 
     # ---- groups -----------------------------------------------------------------------------
 
@@ -205,11 +230,3 @@ class ChangedRows(Preparation):
         One line for the mean of all test rows if they are taken `together`.
         """
         return None
-
-    # ---- of the attributor ------------------------------------------------------------------
-
-    def _scores(self, test: Measured) -> Floats:
-        raise NotImplementedError
-
-    def _finite(self, scores: Floats) -> Floats:
-        raise NotImplementedError

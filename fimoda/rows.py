@@ -168,6 +168,15 @@ class Rows:
         """The same rows as an objective of their own: their shares sum to one."""
         return Rows(self.inputs, self.targets, self.weights)
 
+    def replaced(self, row: int, other: Rows) -> Rows:
+        """Return all rows with another target, and its weight, for one of them."""
+        targets, weights = self.targets.clone(), self.weights
+        targets[row] = other.targets[0]
+        if weights is not None and other.weights is not None:
+            weights = weights.clone()
+            weights[row] = other.weights[0]
+        return Rows(self.inputs, targets, weights)
+
     def scaled(self, factor: float) -> Rows:
         """Return the same rows with shares so many times as large."""
         return replace(self, total=self._total / factor)

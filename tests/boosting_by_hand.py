@@ -6,7 +6,7 @@ Nothing here comes from fimoda: the leaves are the library's own, the formulas a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ class ByHand:
     Parameters
     ----------
     start : callable
-        From weights (n,) to the score before the first tree, (C,).
+        From weights (n,) and targets to the score before the first tree, (C,).
     factors : ndarray of shape (n,)
         Weights of the rows by their class, of which the start knows what it wants.
     """
@@ -132,7 +132,7 @@ class ByHand:
     y: Floats
     w: Floats
     loss: Loss
-    start: Callable[[Floats], Floats]
+    start: Callable[[Floats, Floats], Floats]
     eta: float
     l2: float = 0.0
     l1: float = 0.0
@@ -141,7 +141,7 @@ class ByHand:
 
     def run(self, w: Floats) -> tuple[list[Floats], list[Floats]]:
         """Return the scores before each round and after the last, of training and of test rows."""
-        start = np.atleast_1d(self.start(w))
+        start = np.atleast_1d(self.start(w, self.y))
         C = len(start)
         f, F = np.tile(start, (len(self.y), 1)), np.tile(start, (len(self.test), 1))
         kept, kept_test = [f], [F]
@@ -189,8 +189,52 @@ class ByHand:
             found.append(-(ends[0] - ends[1]) / (2 * step))
         return np.stack(found, 1)
 
-    def boost_in(self, y_test: Floats) -> Floats:
-        """Return the sum over trees that BoostIn is; values at the largest step or zero by l1 stay."""
+    def with_copy(self, row: int, target: Floats, factor: float = 1.0) -> ByHand:
+        """Return the same with one more row, of weight zero: a copy with another target."""
+        factors = self.factors
+        if isinstance(factors, np.ndarray):
+            factors = np.append(factors, factor)
+        return replace(
+            self,
+            leaves=np.concatenate([self.leaves, self.leaves[row : row + 1]]),
+            y=np.concatenate([self.y, [target]]),
+            w=np.append(self.w, 0.0),
+            factors=factors,
+        )
+
+    def relabelled(self, y_test: Floats, row: int, part: float) -> Floats:
+        """Return the loss of test rows if the last row, a copy, has a part of the weight of another."""
+        w = self.w.copy()
+        w[row], w[-1] = (1 - part) * w[row], part * w[row]
+        return self.measured(w, y_test)
+
+    def relabels(
+        self, y_test: Floats, rows: list[int], targets: Floats, positive: float = 1.0
+    ) -> dict[str, Floats]:
+        """Return what other targets do: exactly, to first order, and by the formula of BoostIn.
+
+        Rows of the class 1 have a weight by it.
+        """
+        found: dict[str, list[Floats]] = {"exact": [], "derivative": [], "boost_in": []}
+        for row, target in zip(rows, targets, strict=True):
+            is_positive = np.ndim(target) == 0 and target == 1
+            own = self.with_copy(row, target, positive if is_positive else 1.0)
+            before, after, up, down = (
+                own.relabelled(y_test, row, part) for part in (0, 1, 1e-4, -1e-4)
+            )
+            found["exact"].append(after - before)
+            found["derivative"].append((up - down) / 2e-4)
+            weights = np.append(self.w, self.w[row])
+            each = own.boost_in(y_test, weights)
+            found["boost_in"].append(each[:, row] - each[:, -1])
+        return {name: np.stack(one, 1) for name, one in found.items()}
+
+    def boost_in(self, y_test: Floats, weights: Floats | None = None) -> Floats:
+        """Return the sum over trees that BoostIn is; values at the largest step or zero by l1 stay.
+
+        `weights` are those that the rows have in it, their own by default.
+        """
+        weights = self.w if weights is None else weights
         f, F = self.run(self.w)
         C = f[0].shape[1]
         found = np.zeros((len(self.test), len(self.y)))
@@ -205,6 +249,6 @@ class ByHand:
                 u, total = self.value(self.w, g, h, here)
                 if abs(u) == self.max_step or (self.l1 and u == 0):
                     continue
-                change = here * self.eta * (self.w * self.factors) * (g + u * h) / total
+                change = here * self.eta * (weights * self.factors) * (g + u * h) / total
                 found += np.outer(slope * (self.test[:, t] == leaf), change)
         return found

@@ -5,21 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from naive import Naive
 from problems import tanh_network
 from sklearn.base import clone
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from fimoda import (
+    SOURCE,
     TRAK,
     CGInfluence,
     DistributionalInfluence,
     EKFACInfluence,
+    EnsembleAttributor,
     ExactInfluence,
+    FurtherTraining,
+    GradCos,
     GradDot,
-    LeafInfluence,
+    Hydra,
+    KNNShapley,
     LeaveOneOut,
+    TracIn,
+    Trajectory,
 )
 
 N, D = 30, 3
@@ -118,19 +126,119 @@ def test_trees_and_networks_are_trained_with_the_label():
     assert np.allclose(effect, np.hstack([X_TEST, np.ones((4, 1))]) @ theta, atol=1e-6)
 
 
-def test_methods_without_gradients_of_rows_say_so():
-    model = HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=3).fit(X, Y)
-    with pytest.raises(TypeError, match="LeafInfluence does not know what another target"):
-        LeafInfluence(model).fit(X, Y).relabel(X_TEST, rows=[0], targets=[1.0])
-    trak = TRAK(LogisticRegression().fit(X, CLASSES)).fit(X, CLASSES)
-    with pytest.raises(TypeError, match="TRAK does not know"):
+def moved(y, row, target):
+    """Return targets of which one is another."""
+    other = y.copy()
+    other[row] = target
+    return other
+
+
+def networks(n: int, width: int):
+    """Return networks of one shape whose parameters differ."""
+    nets = [tanh_network(D, width, 1) for _ in range(n)]
+    for k, net in enumerate(nets):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.1 * k * torch.randn_like(parameter)
+    return nets
+
+
+def small_run(n: int):
+    """Return a final network, and a trajectory of a few networks before it with their batches."""
+    nets = networks(n, 4)
+    orders = [np.random.default_rng(k).permutation(N)[:10] for k in range(n - 1)]
+    return nets[-1], Trajectory.from_checkpoints(
+        [net.state_dict() for net in nets[:-1]], range(n - 1), n_steps=n - 1, lrs=0.1,
+        batches=orders,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (TracIn, {}),
+        (TracIn, {"n_components": 8, "random_state": 0}),
+        (TracIn, {"reweight_others": True}),
+        (Hydra, {}),
+        (SOURCE, {"segments": 2, "curvature": "exact"}),
+        (SOURCE, {"segments": 2, "curvature": "ekfac"}),
+        (SOURCE, {"segments": 2, "curvature": "projected", "n_components": 8, "random_state": 0}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_along_the_run_scores_are_linear_in_the_gradient_of_a_row(method, given):
+    """The curvature of a squared error does not know targets: a fit with the other target says the rest."""
+    net, run = small_run(5)
+    own = {"criterion": nn.MSELoss(), "trajectory": run, **given}
+    weights, y, y_test = RNG.uniform(0.5, 2, N), Y[:, None], Y_TEST[:, None]
+    found = method(net, **own).fit(X, y, weights)
+    effect = found.relabel(X_TEST, y_test, rows=ROWS, targets=np.array(TARGETS)[:, None])
+    plain = method(net, **(own | {"reweight_others": False}))
+    before = plain.fit(X, y, weights).transform(X_TEST, y_test)
+    for k, (row, target) in enumerate(zip(ROWS, TARGETS, strict=True)):
+        after = plain.fit(X, moved(y, row, target), weights).transform(X_TEST, y_test)
+        wanted = before[:, row] - after[:, row]
+        assert np.abs(wanted).max() > 0
+        assert np.allclose(effect[:, k], wanted, rtol=1e-6)
+
+
+def test_means_over_models():
+    nets = networks(3, 2)
+    own = {"criterion": nn.MSELoss()}
+    data, test = (X, Y[:, None]), (X_TEST, Y_TEST[:, None])
+    given = {"rows": ROWS, "targets": np.array(TARGETS)[:, None]}
+    each = [GradDot(net, **own).fit(*data).relabel(*test, **given) for net in nets]
+    ensemble = EnsembleAttributor(nets[0], attributor=GradDot(), models=nets, **own).fit(*data)
+    assert np.allclose(ensemble.relabel(*test, **given), np.mean(each, 0))
+    influence = DistributionalInfluence(nets[0], method=GradDot(), models=nets, **own).fit(*data)
+    assert np.allclose(influence.relabel(*test, **given), np.mean(each, 0))
+    spread = DistributionalInfluence(nets[0], method=GradDot(), models=nets, distance="w2", **own)
+    with pytest.raises(TypeError, match="DistributionalInfluence cannot tell what another target"):
+        spread.fit(*data).relabel(*test, **given)
+
+
+@pytest.mark.parametrize("mode", ["mask", "drop", "expected"])
+def test_further_training_takes_the_same_batches_with_the_target(mode):
+    net, seeds = tanh_network(D, 4, 1), [3, 4]
+    own = {"criterion": nn.MSELoss(), "lr": 0.1, "batch_size": 8, "compile": False}
+    found = FurtherTraining(
+        net, n_epochs=2, n_seeds=seeds, leave_out=[0], leave_out_mode=mode, **own
+    ).fit(X, Y[:, None])
+    test = torch.from_numpy(X_TEST), torch.from_numpy(Y_TEST)
+
+    def after(y):
+        naive = Naive(
+            net, torch.from_numpy(X), torch.from_numpy(y),
+            lambda f, t, _: ((f[:, 0] - t) ** 2).mean(), lambda f, t: (f[:, 0] - t) ** 2,
+            batch_size=8,
+        )  # fmt: skip
+        return naive.run(*test, marks=[2], seeds=seeds, leave_out=[0])[1][0].mean(-1)
+
+    given = {"rows": ROWS, "targets": np.array(TARGETS)[:, None]}
+    effect = found.relabel(X_TEST, Y_TEST[:, None], **given)
+    pairs = zip(ROWS, TARGETS, strict=True)
+    wanted = [after(moved(Y, row, target)) - after(Y) for row, target in pairs]
+    assert np.allclose(effect, np.transpose(wanted), rtol=1e-8)
+
+
+def test_methods_that_know_no_other_target_say_so():
+    logistic = LogisticRegression().fit(X, CLASSES)
+    trak = TRAK(logistic).fit(X, CLASSES)
+    with pytest.raises(TypeError, match="TRAK does not know what another target"):
         trak.relabel(X_TEST, rows=[0], targets=[1])
+    for method in (KNNShapley(), GradCos(logistic)):
+        with pytest.raises(
+            TypeError, match=r"cannot tell what another target.*no effects of a change"
+        ):
+            method.fit(X, CLASSES).relabel(X_TEST, CLASSES[:4], rows=[0], targets=[1])
 
 
 @pytest.mark.parametrize(
     ("rows", "targets", "message"),
     [
-        ([0, 1], [1], "targets must have one entry"),
+        ([0, 1], [1], "targets must have one entry for each of the 2 rows to relabel, got 1"),
+        ([0, 1], 1, "targets must have one entry for each of the 2 rows to relabel, got 1"),
+        ([0], None, "targets must have one entry for each of the 1 rows to relabel, got None"),
         ([0, 0], [1, 1], "rows must not repeat"),
         ([N], [1], "rows must hold indices"),
         ([0], [7], "7"),

@@ -133,6 +133,9 @@ class Forests(TreesKind):
             leaf_weights=leaf_weights,
             leaves_are_means=members[0].criterion != "absolute_error",
             is_constrained=members[0].monotonic_cst is not None,
+            weighs_classes=any(
+                getattr(one, "class_weight", None) is not None for one in (self.model, members[0])
+            ),
         )
         self._are_counts = bool((forest.outputs(leaves_of(X)) == 0).any())
         return forest

@@ -199,6 +199,11 @@ class BaseAlongTheRun(BaseAttributor):
     def _own_products(self) -> NDArray[np.float64]:
         """Return the scores (n,) of the rows on themselves while the others keep their weights."""
 
+    def _shares_in(self, stage: StageRows, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the shares (k,) of training rows in the steps of a stage, 0 for those that it has not."""
+        shares = np.bincount(stage.rows, stage.shares, len(self._objective))
+        return shares.astype(np.float64)[rows]
+
     def _columns(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the columns that are attributed to, out of those of all rows."""
         return scores[..., self.train_indices_]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import nn
@@ -26,7 +24,7 @@ from .._validation import (
     check_seeds,
     may_miss_values,
 )
-from ..adapters import as_tree_model, continued, default_trees, last_step, refit, with_rounds_held
+from ..adapters import as_tree_model, default_trees, last_step
 from ..base import BaseAttributor
 from ..gradient_mode import with_gradients
 from ..last_call import of_last_call
@@ -34,10 +32,10 @@ from ..measured import Measured
 from ..measurements import Measurement, values
 from ..model import DEFAULT_BUDGET
 from ..rows import RawRows
+from ..training.grown import agreement_of_halves, grown_on
 from ..training.random_subsets import drawn_subsets
 from ..training.subset_outcomes import mean_and_error
-from ..trees import BoostingRun, TreeModel
-from ..trees.ensemble import Leaves
+from ..trees import BoostingRun, Forest, Member, Relabelled, TreeModel
 
 Floats = NDArray[np.float64]
 
@@ -91,47 +89,28 @@ class BaseTrees(BaseAttributor):
         """Return blocks of test rows that take so many bytes each and fit the memory budget."""
         return test.split(max(1, self.memory_budget // max(bytes_of_row, 1)))
 
-    def _differences(self, test: Measured, outputs: Floats, changes: Floats) -> Floats:
-        """Return how the measurements (m, n) differ if the outputs (C, m) of test rows change by (C, m, n).
+    def _relabels(
+        self, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> tuple[NDArray[Any], Floats]:
+        """Return new targets (k, ...) of rows, encoded, and the factors (k,) of their weights."""
+        known, changed = self._with_targets(rows, targets)
+        return changed.targets.cpu().numpy(), self._weight_ratio(known, changed)
 
-        To first order where there is no measurement of the changed outputs, which may be no probabilities.
-        """
-        C, m, n = changes.shape
-        changed = outputs[..., None] + changes
-        flat = torch.from_numpy(changed.reshape(C, m * n).T.copy())
-        targets = test.targets.repeat_interleave(n, dim=0)
-        before = values(test.measure, torch.from_numpy(outputs.T.copy()), test.targets).numpy()
-        found = values(test.measure, flat, targets).numpy().reshape(m, n) - before[:, None]
-        unknown = ~np.isfinite(found)
-        if unknown.any():
-            found[unknown] = np.einsum("cm,cmn->mn", slopes(test, outputs), changes)[unknown]
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A model whose run of boosting is followed, and its training rows."""
-
-    model: TreeModel
-    run: BoostingRun
-    rows: NDArray[np.int64]
-
-    def leaves(self, test: Measured) -> Leaves:
-        """Return the leaves (n_test, n_trees) of test rows in the trees of the run."""
-        return self.model.leaves(test.inputs)[:, : len(self.run.boosting.trees)]
-
-    def after(self, n_rounds: int | None) -> Member:
-        """Return the same run stopped after so many rounds of those that are followed; None are all."""
-        run = self.run
-        if n_rounds is None or run.first + n_rounds == run.boosting.n_rounds:
-            return self
-        return replace(self, run=run.until(run.first + n_rounds))
+    def _averaged(self, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
+        """Return new targets (k, C) as leaves of a forest have means of them."""
+        forest = self.model_.ensemble
+        if isinstance(forest, Forest) and forest.weighs_classes:
+            raise TypeError(
+                f"{type(self).__name__} must have a forest without class_weight to relabel its rows: with "
+                "it, rows are drawn or count by their class. Use TREX, or LeaveOneOut, which trains anew."
+            )
+        return self.model_.averaged(self._relabels(rows, targets)[0])
 
 
 class BaseBoosting(BaseTrees):
     """Base of the methods that follow the run of boosting, of the final model or of several grown anew.
 
-    A method implements `_of_member`.
+    A method implements `_of_member` and `_relabelled_of_member`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -187,7 +166,7 @@ class BaseBoosting(BaseTrees):
             )
         given = model, self._seen_rows, self.horizons_[-1]
         members = Parallel(n_jobs=self.n_jobs)(
-            delayed(_grown)(*given, np.flatnonzero(subset), seed)
+            delayed(grown_on)(*given, np.flatnonzero(subset), seed)
             for subset, seed in zip(subsets, self.seeds_, strict=True)
         )
         self._members = [replace(one, run=self._started(one.run)) for one in members]
@@ -230,6 +209,19 @@ class BaseBoosting(BaseTrees):
     def _scores(self, test: Measured) -> Floats:
         return self._after(self.horizons_[-1], test)
 
+    def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
+        found = np.full((len(self._members), len(test), len(rows)), np.nan)
+        encoded, factors = self._relabels(rows, targets)
+        share = 1.0 if len(self._members) == 1 else self.share  # as in the scores
+        for one, whole in zip(found, self._members, strict=True):
+            member, inside = whole.after(self.horizons_[-1]), np.isin(rows, whole.rows)
+            loss, C = member.run.boosting.loss, member.run.boosting.n_outputs
+            at, new = member.numbers(rows[inside]), loss.encoded(encoded, C)
+            change = Relabelled(at, new[:, inside], factors[inside])
+            if inside.any():
+                one[:, inside] = share * self._relabelled_of_member(member, test, change)
+        return mean_and_error(np.moveaxis(found, 0, -1))[0]
+
     @with_gradients
     def transform_horizons(self, X: Any, y: Any = None) -> Floats:
         """Score at every horizon of `n_rounds`.
@@ -267,7 +259,7 @@ class BaseBoosting(BaseTrees):
         each = self._each(test, members)
         found, errors = mean_and_error(np.moveaxis(each, 0, -1))
         self._seen["scores_sem_"] = errors
-        self._agreement = _agreement(each)
+        self._agreement = agreement_of_halves(each)
         return found
 
     def _each(self, test: Measured, members: list[Member]) -> Floats:
@@ -285,6 +277,10 @@ class BaseBoosting(BaseTrees):
     @abstractmethod
     def _of_member(self, member: Member, test: Measured) -> Floats:
         """Hook of `transform`: scores (n_test, n_rows) of the rows that a model was grown on."""
+
+    @abstractmethod
+    def _relabelled_of_member(self, member: Member, test: Measured, change: Relabelled) -> Floats:
+        """Hook of `relabel`: effects (n_test, k) on one model of rows that get other targets."""
 
     def _coupled(self, test: Measured) -> tuple[Floats, Floats]:
         if len(self._members) == 1:
@@ -328,45 +324,3 @@ class BaseBoosting(BaseTrees):
             return ["one model: with n_models, others whose splits differ tell how far they matter"]
         halves = f"two halves of the models, whose splits differ, agree {self._agreement:.2f}"
         return [halves, *super()._known_error(scores)]
-
-
-def _grown(
-    model: Any,
-    seen: tuple[RawRows, Any, Any],
-    n_rounds: int | None,
-    rows: NDArray[np.int64],
-    seed: int,
-) -> Member:
-    """Return a model grown anew on some rows, or in further rounds from the final one, with its run.
-
-    In further rounds the others stay with weight zero, so that classes and categories keep their codes.
-    """
-    X, y, weights = seen
-    if n_rounds is None:
-        X, y, weights = X[rows], y[rows], None if weights is None else weights[rows]
-        grown = refit(with_rounds_held(model), X.values, y, weights, seed)
-    else:
-        if len(rows) < len(y):
-            kept = np.isin(np.arange(len(y)), rows)
-            weights = kept * (np.ones(len(y)) if weights is None else weights)
-        grown = continued(model, X, y, weights, n_rounds, seed)
-    view = as_tree_model(grown, X.values, y, weights)
-    first = 0 if n_rounds is None else view.n_rounds - n_rounds
-    return Member(view, view.run(view.rows(X, y, weights), first), rows)
-
-
-def _agreement(each: Floats) -> float:
-    """Return the cosine of the scores of one half of the models with the other's, centred, mean of rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # rows that none of a half had
-        halves = [np.nanmean(each[k::2], axis=0) for k in (0, 1)]
-    known = np.isfinite(halves[0] + halves[1]).all(0)
-    a, b = (half[:, known] - half[:, known].mean(1, keepdims=True) for half in halves)
-    sizes = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return float(np.mean((a * b).sum(1) / np.maximum(sizes, np.finfo(float).tiny)))
-
-
-def slopes(test: Measured, outputs: Floats) -> Floats:
-    """Return the gradient of each row's measurement in its raw scores (C, n), or (C, k, n) of k models."""
-    rows = torch.from_numpy(np.moveaxis(outputs, 0, -1).copy())
-    return np.moveaxis(test.slopes(rows).numpy(), -1, 0)

@@ -14,7 +14,17 @@ from ..adapters import default_forest, default_trees, is_class_target
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import Boosting, BoostingRun, FirstOrder, Forest, ForestRows, Squared, row_derivatives
+from ..trees import (
+    Boosting,
+    BoostingRun,
+    FirstOrder,
+    Forest,
+    ForestRows,
+    Squared,
+    TargetsByOne,
+    differences,
+    row_derivatives,
+)
 from ..trees.ensemble import Leaves
 from ._trees import BaseTrees, Floats
 
@@ -33,6 +43,7 @@ class AXIL(BaseTrees):
     that is linear in the targets, and :math:`k_{zi} = \partial f(z) / \partial y_i`. Removing row i is taken
     for giving it the target that the model would then predict for it,
     :math:`\hat y_i = f(x_i) + k_{ii} (\hat y_i - y_i)`, where it asks for nothing.
+    Another target (`relabel`) moves :math:`f(z)` by :math:`k_{zi} (y'_i - y_i)`.
 
     Parameters
     ----------
@@ -197,12 +208,22 @@ class AXIL(BaseTrees):
         if isinstance(self._run, ForestRows):
             found: Floats = (self.model_.ensemble.indicators(leaves) @ self._shares).toarray()
             return found
-        return row_derivatives(self._run, np.ones((1, len(leaves))), leaves, of_targets=True)
+        each = np.ones((1, len(leaves)))
+        return row_derivatives(self._run, each, leaves, TargetsByOne())
 
     def _scores(self, test: Measured) -> Floats:
-        return np.concatenate([self._of_block(b) for b in self._blocks(test, self._bytes_of_row)])
+        return self._changed(test, slice(None), self._moves)
 
-    def _of_block(self, test: Measured) -> Floats:
-        leaves = self.model_.leaves(test.inputs)
-        changes = self._weights(leaves) * self._moves[:, None]
-        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)
+    def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
+        known = self._run.targets
+        before = known[rows].T if isinstance(self._run, ForestRows) else known[:, rows]
+        return self._changed(test, rows, self._averaged(rows, targets).T - before)
+
+    def _changed(self, test: Measured, rows: Any, moves: Floats) -> Floats:
+        """Return the effects (n_test, k) of targets of rows that move by (C, k)."""
+        found = []
+        for block in self._blocks(test, self._bytes_of_row):
+            leaves = self.model_.leaves(block.inputs)
+            changes = self._weights(leaves)[:, rows] * moves[:, None]
+            found.append(differences(block, self.model_.ensemble.outputs(leaves), changes))
+        return np.concatenate(found)

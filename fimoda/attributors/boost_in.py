@@ -11,15 +11,15 @@ from torch import nn
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import BoostingRun, LeafSums
+from ..trees import BoostingRun, LeafSums, Leaving, Member, Relabelled, RowChange, slopes
 from ..trees.ensemble import Leaves
-from ._trees import BaseBoosting, Floats, Member, slopes
+from ._trees import BaseBoosting, Floats
 
 
 def boost_in_scores(
-    run: BoostingRun, test: Measured, leaves: Leaves, shrunken: bool = True
+    run: BoostingRun, test: Measured, leaves: Leaves, change: RowChange, shrunken: bool = True
 ) -> Floats:
-    """Return the scores (n_test, n) of test rows, which fall into these leaves."""
+    """Return the scores (n_test, n) of a change of each row for test rows, which fall into these leaves."""
     each = np.arange(len(test))
     cotangents = slopes(test, run.boosting.stages(leaves, run.first))
     scores = LeafSums(len(run), len(test))
@@ -31,8 +31,9 @@ def boost_in_scores(
             pulls.append(c)
         kept = run.boosting.learning_rates[round_.number] if shrunken else 1.0
         for taken, asked in round_.asked(pulls):
-            for grown, b in zip(taken.trees, asked, strict=True):
-                scores.add(grown.leaf, grown.pushes - (1 - kept) * grown.curved, b)
+            pushes = change.pushes(run, taken)
+            for grown, b, (push, curved) in zip(taken.trees, asked, pushes, strict=True):
+                scores.add(grown.leaf, push - (1 - kept) * curved, b)
     return scores.total().T
 
 
@@ -150,9 +151,16 @@ class BoostIn(BaseBoosting):
         self.shrunken = shrunken
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
+        return self._changed(member, test, Leaving())
+
+    def _relabelled_of_member(self, member: Member, test: Measured, change: Relabelled) -> Floats:
+        return self._changed(member, test, change)[:, change.rows]
+
+    def _changed(self, member: Member, test: Measured, change: RowChange) -> Floats:
+        """Return the scores (n_test, n) of a change of each row."""
         run, found = member.run, []
         stages = 4 * run.boosting.n_outputs * (run.boosting.n_rounds - run.first)
         for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
             leaves = member.leaves(block)
-            found.append(boost_in_scores(run, block, leaves, self.shrunken))
+            found.append(boost_in_scores(run, block, leaves, change, self.shrunken))
         return np.concatenate(found)

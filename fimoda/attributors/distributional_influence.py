@@ -249,3 +249,11 @@ class DistributionalInfluence(AroundMixin, BaseAttributor):
             else:
                 found.append(self._samples(some).distance(self._distance))
         return np.concatenate(found)
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        if not self._in_unit:
+            return super()._relabelled(test, rows, targets)
+        effects = [one._relabelled(test, rows, targets) for one in self.members_]
+        return np.average(effects, axis=0, weights=[one._n_runs() for one in self.members_])

@@ -264,6 +264,11 @@ class EnsembleAttributor(AroundMixin, BaseAttributor):
         measured, scores = zip(*(one._coupled(test) for one in self.members_), strict=True)
         return np.concatenate(measured), np.concatenate(scores)
 
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        return np.mean([one._relabelled(test, rows, targets) for one in self.members_], axis=0)
+
     scores_sem_ = of_last_call(
         "scores_sem_",
         "Standard error over models of the scores last returned, (n_test, n_columns).",

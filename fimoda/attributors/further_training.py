@@ -28,8 +28,10 @@ from ..training.continued import continued_runs
 from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
+from ..training.relabelled import relabelled
 from ..training.run import WAYS, Way
 from ..training.without_groups import without_groups
+from ..training.workers import Workers
 from ..trials import Trial
 from ._further_training import BaseFurtherTraining, GoesOnMixin
 
@@ -295,6 +297,18 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         self, test: Measured, groups: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return without_groups(self._trained, self.n_epochs, test, groups)
+
+    # ---- targets ----------------------------------------------------------------------------
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Train further with each of the targets, by the batches of the run with all rows as they are."""
+        if self._goes_on:
+            return super()._relabelled(test, rows, targets)
+        changed = self._with_targets(rows, targets)[1].rows
+        workers = Workers(self.n_jobs, self.verbose, type(self).__name__)
+        return relabelled(self._trained, rows, changed, test, workers).mean(-1)
 
     # ---- transform --------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..curvature.recorded_steps import gain
 from ..measured import Measured
@@ -178,17 +178,39 @@ class Hydra(BaseAlongTheRun):
                 objective = self._objective.at(model_at(run, number[t], self.model_))
                 yield objective, batch, total * float(run.learning_rates[t])
 
-    def _scores(self, test: Measured) -> NDArray[np.float64]:
+    def _test_gradients(self, test: Measured) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the gradients (m, p) of test rows, times what parameters have of the learning rate."""
         vector = 4 * self.model_.n_parameters * self.model_.theta.element_size()
         chunk = self.chunk_size or int(min(max(self.memory_budget // vector, 1), len(test)))
-        scores = np.zeros((len(test), len(self._objective)))
         for at, gradients in self._objective.row_gradients(test, chunk):
-            V = gradients.dense() if self._roots is None else gradients.dense() * self._roots**2
+            dense = gradients.dense()
+            yield at, dense if self._roots is None else dense * self._roots**2
+
+    def _scores(self, test: Measured) -> NDArray[np.float64]:
+        scores = np.zeros((len(test), len(self._objective)))
+        for at, V in self._test_gradients(test):
             for objective, batch, rate in self._steps():
                 train = objective.differentiate(batch.objective.losses)
                 found = train.apply(V).mT.double().cpu().numpy() * (rate * batch.shares)
                 np.add.at(scores[at].T, batch.rows, batch.removal(found).T)
         return self._columns(scores)
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        known, changed = self._with_targets(rows, targets)
+        ratio, found = self._weight_ratio(known, changed), np.zeros((len(test), len(rows)))
+        for at, V in self._test_gradients(test):
+            for objective, batch, rate in self._steps():
+                shares = self._shares_in(batch, rows)
+                inside = np.flatnonzero(shares)
+                if len(inside):
+                    before, after = (
+                        objective.differentiate(one[inside]).apply(V).mT.double().cpu().numpy()
+                        for one in (known, changed)
+                    )
+                    found[at, inside] += rate * shares[inside] * (before - ratio[inside] * after)
+        return found
 
     def _own_products(self) -> NDArray[np.float64]:
         scores = np.zeros(len(self._objective))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..measured import Measured
-from ..trees import row_derivatives
-from ._trees import BaseBoosting, Floats, Member, slopes
+from ..trees import Leaving, Member, Relabelled, RowChange, row_derivatives, slopes
+from ._trees import BaseBoosting, Floats
 
 
 class LeafInfluence(BaseBoosting):
@@ -91,10 +91,17 @@ class LeafInfluence(BaseBoosting):
     process = "training anew, to first order, with the splits of the trees held"
 
     def _of_member(self, member: Member, test: Measured) -> Floats:
+        return self._derivatives(member, test, Leaving())
+
+    def _relabelled_of_member(self, member: Member, test: Measured, change: Relabelled) -> Floats:
+        return self._derivatives(member, test, change)[:, change.rows]
+
+    def _derivatives(self, member: Member, test: Measured, change: RowChange) -> Floats:
+        """Return the effects (n_test, n) of a change of each row."""
         run = member.run
         found = []
         for block in self._blocks(test, self._bytes_of_row(run)):
             leaves = member.leaves(block)
             cotangents = slopes(block, run.boosting.outputs(leaves))
-            found.append(row_derivatives(run, cotangents, leaves))
+            found.append(row_derivatives(run, cotangents, leaves, change))
         return np.concatenate(found)

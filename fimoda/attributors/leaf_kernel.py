@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import nn
 
 from .._validation import StrOptions
@@ -13,7 +14,7 @@ from ..adapters import default_forest
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import ForestRows
+from ..trees import ForestRows, differences
 from ._trees import BaseTrees, Floats
 
 
@@ -25,8 +26,9 @@ class LeafKernel(BaseTrees):
 
     for T trees; :math:`W_{ti}` and :math:`v_{ti}` are the weight and the mean of the other rows of the tree's
     bag in the leaf, and :math:`w_{ti}` is how often row i is in that bag, times its weight: 0 where it is
-    not. Targets y are numbers, or one at the class of a row. That is exact for a forest of these structures
-    and bags. As a new forest draws new bags, :math:`\rho_{ti}` is by default its mean over what may be drawn.
+    not. Targets y are numbers, or one at the class of a row. Another target (`relabel`) moves f by
+    :math:`\rho_{ti} (y'_i - y_i)` in place of that. Both are exact for a forest of these structures and bags.
+    As a new forest draws new bags, :math:`\rho_{ti}` is by default its mean over what may be drawn.
 
     Parameters
     ----------
@@ -141,12 +143,24 @@ class LeafKernel(BaseTrees):
         self._changes = self._rows.changes(self.bags == "redrawn")
 
     def _scores(self, test: Measured) -> Floats:
-        # the sparse product of one output at a time, and changed outputs three times
-        bytes_of_row = 8 * len(self._rows) * (3 * self.n_outputs_ + 2)
-        return np.concatenate([self._of_block(b) for b in self._blocks(test, bytes_of_row)])
+        return self._changed(test, self._changes)
 
-    def _of_block(self, test: Measured) -> Floats:
-        leaves = self.model_.leaves(test.inputs)
-        shared = self._rows.forest.indicators(leaves)
-        changes = np.stack([(shared @ change).toarray() for change in self._changes])
-        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)
+    def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
+        new = self._averaged(rows, targets)
+        changes = self._rows.changes_of_targets(rows, new, self.bags == "redrawn")
+        return self._changed(test, changes)
+
+    def _changed(self, test: Measured, changes: list[csr_array]) -> Floats:
+        """Return the effects (n_test, k) of changes (n_leaves, k) of the leaves, one for each output."""
+        # the sparse product of one output at a time, and changed outputs three times
+        bytes_of_row = 8 * changes[0].shape[1] * (3 * self.n_outputs_ + 2)
+        found = []
+        for block in self._blocks(test, bytes_of_row):
+            leaves = self.model_.leaves(block.inputs)
+            shared, outputs = (
+                self._rows.forest.indicators(leaves),
+                self._rows.forest.outputs(leaves),
+            )
+            moved = np.stack([(shared @ change).toarray() for change in changes])
+            found.append(differences(block, outputs, moved))
+        return np.concatenate(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,9 +11,9 @@ from numpy.typing import NDArray
 from ..measured import Measured
 from ..measurements import values
 from ..training.subset_outcomes import mean_and_error
-from ..trees import CACHED
+from ..trees import CACHED, Member, OtherRows, Relabelled
 from ..trials import Trial
-from ._trees import BaseBoosting, Floats, Member
+from ._trees import BaseBoosting, Floats
 
 #: Rows that are left out to see how long it takes.
 _TRIED = 16
@@ -23,8 +25,8 @@ class LeafRefit(BaseBoosting):
     .. math:: S_{z,i} = m_z(F_T(z; D \setminus i)) - m_z(F_T(z; D))
 
     F are the raw scores after :math:`T` rounds whose leaves get their values :math:`-\eta\, G / (H +
-    \lambda)` anew, each round on the scores of the one before. Exact, where splits do not move;
-    `LeafInfluence` is its first order, and `LeaveOneOut` lets the splits move.
+    \lambda)` anew, each round on the scores of the one before. Exact, where splits do not move, as is
+    `relabel`; `LeafInfluence` is its first order, and `LeaveOneOut` lets the splits move.
 
     Parameters
     ----------
@@ -120,17 +122,28 @@ class LeafRefit(BaseBoosting):
         ]
         return mean_and_error(np.stack(each, axis=-1))
 
+    def _relabelled_of_member(self, member: Member, test: Measured, change: Relabelled) -> Floats:
+        run = member.run
+        return self._again(member, test, len(change), lambda some: change[some].in_runs(run))
+
     def _removed(self, member: Member, test: Measured, removed: NDArray[np.bool_]) -> Floats:
         """Return the effects (n_test, k) of leaving out the rows of each column of `removed` (n, k)."""
+        others = OtherRows.removed
+        return self._again(member, test, removed.shape[1], lambda some: others(removed[:, some]))
+
+    def _again(
+        self, member: Member, test: Measured, n_runs: int, others: Callable[[slice], OtherRows]
+    ) -> Floats:
+        """Return the effects (n_test, n_runs) of running again with other rows, given for some runs."""
         run, leaves = member.run, member.leaves(test)
         C, n = run.boosting.n_outputs, len(run)
         most = self.memory_budget // (8 * run.boosting.arrays_of_a_run * C * (n + len(test)))
         size = int(np.clip(most, 1, max(8, 4 * CACHED // (C * n))))
-        found = np.empty((len(test), removed.shape[1]))
-        for start in range(0, removed.shape[1], size):
-            block = slice(start, start + size)
-            without, full = run.without(removed[:, block], leaves)
-            found[:, block] = self._measured(test, without) - self._measured(test, full[..., None])
+        found = np.empty((len(test), n_runs))
+        for start in range(0, n_runs, size):
+            some = slice(start, start + size)
+            changed, full = run.with_others(others(some), leaves)
+            found[:, some] = self._measured(test, changed) - self._measured(test, full[..., None])
         return found
 
     def _measured(self, test: Measured, outputs: Floats) -> Floats:

@@ -289,6 +289,21 @@ class SOURCE(BaseAlongTheRun):
                     scores[at, stage.rows] += stage.removal(found * stage.shares)
         return self._columns(scores)
 
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        known, changed = self._with_targets(rows, targets)
+        ratio, found = self._weight_ratio(known, changed), np.zeros((len(test), len(rows)))
+        walks = [self._walk.with_rows(one.rows) for one in (known, changed)]
+        for at in self._chunks(len(test)):
+            for k, adjoint in self._walk.back(test[at]):
+                if self._used[k].stage in self._attributed:
+                    shares = self._shares_in(self._stages[self._used[k].stage], rows)
+                    response = self._walk.respond(k, adjoint)
+                    before, after = (walk.products(k, response).cpu().numpy() for walk in walks)
+                    found[at] += shares * (before - ratio * after)
+        return found
+
     def _own_products(self) -> NDArray[np.float64]:
         scores = np.zeros(len(self._objective))
         place = np.full((len(self._stages), len(self._objective)), -1)

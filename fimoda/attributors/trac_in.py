@@ -189,6 +189,23 @@ class TracIn(BaseAlongTheRun):
                 scores[:, stage.rows] += stage.removal(rate * stage.shares * found)
         return self._columns(scores)
 
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        known, changed = self._with_targets(rows, targets)
+        ratio, found = self._weight_ratio(known, changed), np.zeros((len(test), len(rows)))
+        for at, parts in self._checkpoints():
+            moved = self._products(at, test, known) - ratio * self._products(at, test, changed)
+            found += sum(rate * self._shares_in(stage, rows) for rate, stage in parts) * moved
+        return found
+
+    def _products(self, at: Objective, test: Measured, rows: Measured) -> NDArray[np.float64]:
+        """Return the products (n_test, k) of the gradients of test rows with those of training rows."""
+        if self._project is None:
+            return at.pairs(test, rows, self._inner, self._scaled)
+        a, b = (RowGradients.of(self._mapped(self._project, at, one)) for one in (test, rows))
+        return a.inner(b).cpu().numpy()
+
     def _mapped(self, project: Projection, at: Objective, measured: Measured) -> Tensor:
         return at.mapped(lambda gradients: project(self._scaled(gradients)), measured)
 

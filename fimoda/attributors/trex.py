@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array, hstack
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array
 from torch import nn
 
 from .._validation import POSITIVE_INTEGER, POSITIVE_REAL, StrOptions, check_random_state
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ..trees import Boosting, FirstOrder, Forest, Landmarks
+from ..trees import Boosting, FirstOrder, Forest, Landmarks, LeafRidge, differences, modes_of
 from ..trees.ensemble import Leaves
 from ..trials import Trial
 from ._trees import BaseTrees, Floats
-
-#: Ridges that are tried, in parts of a row's mean product with itself.
-_GRID = np.logspace(-6, 2, 33)
 
 #: The constant's product with itself, in the same parts: so large that the ridge hardly weighs on it.
 _CONSTANT = 1e3
@@ -42,7 +39,8 @@ class TREX(BaseTrees):
     j share, 0 where they share none; f are the trees' own raw scores. The regression is fitted to
     :math:`r = f - g / h` by weights :math:`D = \mathrm{diag}(w h)`, with g and h the first and second
     derivatives of a row's loss: the least squares that a step of Newton's method solves. For the squared
-    error, and for forests, r are the targets. The change is exact for this regression.
+    error, and for forests, r are the targets. The change is exact for this regression, and so is that of
+    another :math:`r_i` by another weight, where row i gets another target (`relabel`).
 
     Parameters
     ----------
@@ -150,7 +148,9 @@ class TREX(BaseTrees):
     def _fit(self) -> None:
         ensemble, leaves = self.model_.ensemble, self.model_.leaves(self._objective.rows.inputs)
         outputs = ensemble.outputs(leaves)
-        wanted, weights = self._wanted(outputs)
+        self._check_rows()
+        wanted, curvatures = self._wanted(outputs, self._objective.rows.targets.cpu().numpy())
+        weights = self._row_weights * curvatures
         shared = ensemble.indicators(leaves)
         sizes = shared.sum(0)
         shares = np.divide(
@@ -170,33 +170,34 @@ class TREX(BaseTrees):
             self.kernel_error_ = self._landmarks.error(features)
             mapped = self._landmarks(features)
         self._features: csr_array | Floats = features if mapped is None else mapped
-        self._ridges: list[_Ridge] = []
+        self._ridges: list[LeafRidge] = []
         for k, (h, r, f) in enumerate(zip(weights, wanted, outputs, strict=True)):
             same = k > 0 and np.array_equal(h, weights[k - 1])
-            known = self._ridges[-1].modes if same else self._modes_by(h)
-            self._ridges.append(_Ridge.of(known, h, r, f, self.alpha))
+            known = self._ridges[-1].modes if same else modes_of(self._features, self._constant, h)
+            self._ridges.append(LeafRidge.of(known, h, r, f, self.alpha))
         self.alpha_ = np.array([ridge.alpha for ridge in self._ridges])
         self.fidelity_ = _correlation(np.stack([ridge.fitted for ridge in self._ridges]), outputs)
 
-    def _wanted(self, outputs: Floats) -> tuple[Floats, Floats]:
-        """Return what the regression is fitted to, and by what weights, both (C, n)."""
-        rows, ensemble = self._objective.rows, self.model_.ensemble
-        given = np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
-        weights = np.broadcast_to(given, outputs.shape)
+    def _check_rows(self) -> None:
+        """Raise ValueError if the leaves do not come from the rows given, as far as that can be followed."""
+        ensemble, rows = self.model_.ensemble, self._objective.rows
         if isinstance(ensemble, Boosting) and ensemble.loss.is_smooth:
             with suppress(TypeError):  # a training that cannot be followed
-                self.model_.run(rows)  # which looks whether the leaves come from these rows
-            loss = ensemble.loss.loss if isinstance(ensemble.loss, FirstOrder) else ensemble.loss
-            targets = loss.encoded(rows.targets.cpu().numpy(), len(outputs))
-            g, h = loss.derivatives(outputs, targets)
-            if loss.is_coupled:  # outputs are fitted one by one
-                h = np.moveaxis(np.diagonal(h), -1, 0)
-            h = np.maximum(h, _FLAT * h.mean(1, keepdims=True))
-            return outputs - g / h, weights * h
-        if isinstance(ensemble, Forest) and ensemble.leaves_are_means:
-            return self.model_.forest_rows(rows).targets.T, weights
-        targets = np.asarray(rows.targets.cpu().numpy(), dtype=np.float64)
-        return targets.reshape(len(targets), -1).T, weights
+                self.model_.run(rows)
+        elif isinstance(ensemble, Forest) and ensemble.leaves_are_means:
+            self.model_.forest_rows(rows)
+
+    def _wanted(self, outputs: Floats, targets: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Return what the regression is fitted to, of encoded targets, and the curvatures, both (C, n)."""
+        ensemble = self.model_.ensemble
+        if not (isinstance(ensemble, Boosting) and ensemble.loss.is_smooth):
+            return self.model_.averaged(targets).T, np.ones_like(outputs)
+        loss = ensemble.loss.loss if isinstance(ensemble.loss, FirstOrder) else ensemble.loss
+        g, h = loss.derivatives(outputs, loss.encoded(targets, len(outputs)))
+        if loss.is_coupled:  # outputs are fitted one by one
+            h = np.moveaxis(np.diagonal(h), -1, 0)
+        h = np.maximum(h, _FLAT * h.mean(1, keepdims=True))
+        return outputs - g / h, h
 
     def _check_memory(self, n: int, used: int, n_weights: int) -> int | None:
         """Return the number of landmarks, or None if the whole kernel of n rows in so many leaves fits.
@@ -224,15 +225,6 @@ class TREX(BaseTrees):
             )
         return wanted
 
-    def _modes_by(self, weights: Floats) -> _Modes:
-        """Return the modes of the features of the training rows by their weights."""
-        if isinstance(self._features, csr_array):
-            return _modes(self._features, self._constant, weights)
-        scaled = np.sqrt(weights)[:, None] * self._features
-        squares, V = np.linalg.eigh(scaled.T @ scaled)
-        kept = squares > 1e-12 * squares.max()
-        return (scaled @ V[:, kept]) / np.sqrt(squares[kept]), squares[kept]
-
     def _known_error(self, scores: Floats) -> list[str]:
         if self.n_landmarks_ is None:
             return super()._known_error(scores)
@@ -244,86 +236,41 @@ class TREX(BaseTrees):
         return csr_array(self.model_.ensemble.indicators(leaves) @ diags_array(self._shares))
 
     def _scores(self, test: Measured) -> Floats:
+        all_rows = np.arange(len(self.train_indices_))
+        return self._changed(test, all_rows, [-ridge.left for ridge in self._ridges])
+
+    def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
+        new, factors = self._relabels(rows, targets)
+        known = self._objective.rows
+        all_targets = known.targets.cpu().numpy().copy()
+        all_targets[rows] = new
+        outputs = self.model_.ensemble.outputs(self.model_.leaves(known.inputs))
+        weights = self._row_weights[rows] * factors
+        asked = zip(self._ridges, *self._wanted(outputs, all_targets), strict=True)
+        numbers = [ridge.relabelled(rows, r[rows], weights * h[rows]) for ridge, r, h in asked]
+        return self._changed(test, rows, numbers)
+
+    @property
+    def _row_weights(self) -> Floats:
+        """Weights (n,) of the training rows, with those of their classes."""
+        rows = self._objective.rows
+        return np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
+
+    def _changed(self, test: Measured, rows: NDArray[np.int64], numbers: list[Floats]) -> Floats:
+        """Return the effects (n_test, k) of rows that are changed by these numbers (k,) for each output."""
         bytes_of_row = 8 * self._features.shape[0] * (3 * self.n_outputs_ + 3)
-        return np.concatenate([self._of_block(b) for b in self._blocks(test, bytes_of_row)])
-
-    def _of_block(self, test: Measured) -> Floats:
-        leaves = self.model_.leaves(test.inputs)
-        features = self._of_leaves(leaves)
-        if self._landmarks is None:
-            kernel = (features @ self._features.T).toarray() + self._constant
-        else:
-            kernel = self._landmarks(features) @ self._features.T
-        changes = np.stack([ridge.changes(kernel) for ridge in self._ridges])
-        return self._differences(test, self.model_.ensemble.outputs(leaves), changes)
-
-
-#: Modes U (n, k) and squares (k,) of the singular values of a matrix.
-_Modes = tuple[Floats, Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class _Ridge:
-    """A ridge regression of one output, with what each row's removal changes.
-
-    `roots` are the square roots of the rows' weights, `left` the errors at rows left out, times them.
-    """
-
-    modes: _Modes
-    roots: Floats
-    alpha: float
-    fitted: Floats
-    left: Floats
-
-    @classmethod
-    def of(
-        cls, modes: _Modes, weights: Floats, wanted: Floats, outputs: Floats, alpha: float | str
-    ) -> _Ridge:
-        """Return the regression of `wanted` (n,) by weights; `outputs` (n,) are the model's."""
-        roots, (U, squares) = np.sqrt(weights), modes
-        centre = (weights * wanted).sum() / weights.sum()
-        r, f = roots * (wanted - centre), roots * (outputs - centre)
-
-        def solved(ridge: float) -> tuple[Floats, Floats]:
-            kept = squares / (squares + ridge)
-            fitted = U @ (kept * (U.T @ r))
-            return fitted, (r - fitted) / np.maximum(1 - U**2 @ kept, 1e-10)
-
-        if isinstance(alpha, str):
-            # the first mode is the constant, about
-            size = float(np.delete(squares, squares.argmax()).sum()) / len(r)
-            grid = _GRID * max(size, 1e-300)
-            tried = [solved(one) for one in grid]
-            errors = [
-                float(((fitted - f) ** 2).sum() if alpha == "model" else (left**2).sum())
-                for fitted, left in tried
-            ]
-            alpha = float(grid[int(np.argmin(errors))])
-        fitted, left = solved(float(alpha))
-        back = np.divide(fitted, roots, out=np.zeros_like(fitted), where=roots > 0)
-        return cls(modes, roots, float(alpha), back + centre, left)
-
-    def changes(self, kernel: Floats) -> Floats:
-        """Return the change (m, n) without each row of outputs, from the kernel (m, n)."""
-        U, squares = self.modes
-        seen = (kernel * self.roots) @ U
-        return -((seen / (squares + self.alpha)) @ U.T) * self.left
-
-
-def _modes(features: csr_array, constant: float, weights: Floats) -> _Modes:
-    """Return the modes of weighted features and a constant, by rows or by leaves, whichever are fewer."""
-    roots = np.sqrt(weights)
-    scaled = csr_array(diags_array(roots) @ features)
-    scaled = scaled[:, np.flatnonzero(abs(scaled).sum(0))]
-    if scaled.shape[0] <= scaled.shape[1]:
-        products = (scaled @ scaled.T).toarray() + constant * np.outer(roots, roots)
-        squares, U = np.linalg.eigh(products)
-        kept = squares > 1e-12 * squares.max()
-        return U[:, kept], squares[kept]
-    scaled = csr_array(hstack([scaled, np.sqrt(constant) * roots[:, None]]))
-    squares, V = np.linalg.eigh((scaled.T @ scaled).toarray())
-    kept = squares > 1e-12 * squares.max()
-    return (scaled @ V[:, kept]) / np.sqrt(squares[kept]), squares[kept]
+        found = []
+        for block in self._blocks(test, bytes_of_row):
+            leaves = self.model_.leaves(block.inputs)
+            features = self._of_leaves(leaves)
+            if self._landmarks is None:
+                kernel = (features @ self._features.T).toarray() + self._constant
+            else:
+                kernel = self._landmarks(features) @ self._features.T
+            each = zip(self._ridges, numbers, strict=True)
+            moved = np.stack([ridge.changes(kernel, rows, own) for ridge, own in each])
+            found.append(differences(block, self.model_.ensemble.outputs(leaves), moved))
+        return np.concatenate(found)
 
 
 def _correlation(one: Floats, other: Floats) -> float:

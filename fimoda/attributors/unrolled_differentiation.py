@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from math import ceil
@@ -18,7 +17,6 @@ from .._validation import (
     OPEN_SHARE,
     POSITIVE_INTEGER,
     POSITIVE_REAL,
-    ConvergenceWarning,
     StrOptions,
     check_leave_out,
     check_random_state,
@@ -28,16 +26,15 @@ from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..curvature.kinks import kink_sharpness
 from ..curvature.orders import ROWS_BUDGET
 from ..curvature.row_changes import LeftOut, Relabelled, RowChange
-from ..curvature.run_derivatives import Unrolled
+from ..curvature.run_derivatives import Unrolled, growth_of
 from ..curvature.tangents import walk_forward
 from ..curvature.unrolled import WalkBack, walks_back
+from ..curvature.walk_memory import bytes_back, bytes_forward, require_memory
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
-from ..training.differentiable import n_parts
 from ..training.optimizers import LearningRate
 from ..training.recorded import check_run
-from ..training.second_moments import SecondMoments
 from ..trials import Trial
 from ._further_training import BaseFurtherTraining, HorizonsMixin
 
@@ -46,9 +43,6 @@ KINK_SMOOTHING = 400.0
 
 #: Test rows that walk back through a run together; a unit of work.
 BLOCK = 64
-
-#: A vector that grows by more than this on its way says more of the derivative than of training.
-GROWTH = 100.0
 
 
 class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
@@ -82,7 +76,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
     are gone through once a block, with the parameters in its middle. Optimisers that divide by second
     moments have these raised to what batches have on average, and rows are taken out of a step to second
-    order: its own second moment goes with a row.
+    order: its own second moment goes with a row. So does that of a row that is relabelled (`relabel`).
 
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
@@ -294,16 +288,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.seeds_ = check_seeds(self.n_seeds, rng)
         auto = None if run.model.statistics else KINK_SMOOTHING
         self._kinks = kink_sharpness(self.kink_smoothing, run.optimizer, auto)
-        needed = self._bytes(forward=self.mode == "forward")
-        if needed > self.memory_budget:
-            other = (
-                "set mode='adjoint'" if self.mode == "forward" else "use GradDot or EKFACInfluence"
-            )
-            raise MemoryError(
-                f"walking through {self._steps[-1]} steps takes "
-                f"{needed / 2**20:.0f} MiB, more than memory_budget="
-                f"{self.memory_budget / 2**20:.0f} MiB. Raise memory_budget, lower n_epochs, or {other}."
-            )
+        if self.mode == "forward":
+            needed, other = self._bytes_forward(), "set mode='adjoint'"
+        else:
+            needed, other = sum(self._bytes_back(len(self._steps))), "use GradDot or EKFACInfluence"
+        require_memory(needed, self.memory_budget, self._steps[-1], other)
         self._forward: list[Unrolled] = []  # by seed, once walked
         if self.mode == "forward":
             self._walk_forward()
@@ -312,25 +301,12 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             jobs = [delayed(check_run)(self._full_run, seed, last) for seed in self.seeds_]
             self._workers.do(self._workers.shown(jobs))
 
-    def _bytes(self, forward: bool) -> int:
-        """Return the bytes of a walk forwards with all left-out rows, or back from one test row."""
-        if not forward:
-            fixed, each = self._bytes_back(len(self._steps))
-            return fixed + each
-        states = self._full_run.state_bytes(self._steps[-1])
-        return states + self._full_run.bytes_of(len(self.train_indices_) * (len(self._steps) + 6))
+    def _bytes_forward(self) -> int:
+        n_rows = len(self.train_indices_)
+        return bytes_forward(self._full_run, self._steps[-1], len(self._steps), n_rows)
 
     def _bytes_back(self, n_horizons: int) -> tuple[int, int]:
-        """Return the bytes of a walk back without its vectors, and for each test row."""
-        run = self._full_run
-        k = n_parts(run.optimizer)
-        squares = SecondMoments.of(run.optimizer) is not None
-        # state, adjoints of the gradient, sums over the steps of a block, and what rows are multiplied by
-        each = run.bytes_of(n_horizons * (k + 3 + squares))
-        # derivatives of the state in itself and in the gradient, squares, the middle of a block; ten of the
-        # network and its gradient
-        step = run.bytes_of((k * (k + 3) + 2) * (n_horizons if squares else 1) + 10)
-        return run.state_bytes(self._steps[-1]) + step, each
+        return bytes_back(self._full_run, self._steps[-1], n_horizons)
 
     def _walk_forward(self) -> None:
         """Find the tangents of all left-out rows, by one walk a seed."""
@@ -345,7 +321,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     ) -> tuple[NDArray[np.float64], Tensor]:
         load = len(test) * sum(horizons) / horizons[-1]  # vectors on their way back, on average
         fewer = len(self.train_indices_) < load
-        fits = self._bytes(forward=True) <= self.memory_budget
+        fits = self._bytes_forward() <= self.memory_budget
         own = self.order == "own" and not self._full_run.model.statistics
         if self.mode == "auto" and own and fewer and fits and not self._forward:
             self._walk_forward()
@@ -353,7 +329,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         if self._forward:
             places = [self._steps.index(step) for step in horizons]
             found = [walk.scores(self.model_, places, test) for walk in self._forward]
-            self._watch_growth(found)
+            self._seen["growth_"] = growth_of(found)
         else:
             walked = self._walk_back(test, horizons, LeftOut(len(self._objective)))
             found = [one.columns(self.train_indices_) for one in walked]
@@ -369,20 +345,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         walk = WalkBack(self._full_run, horizons, change, self._kinks, n_blocks)
         given = self.seeds_, test, together, self.n_test_components, self._workers
         found, self._seen["truncation_error_"] = walks_back(walk, *given)
-        self._watch_growth(found)
+        self._seen["growth_"] = growth_of(found)
         return found
-
-    def _watch_growth(self, found: list[Unrolled]) -> None:
-        """Keep the largest growth of a vector, and warn if it is large."""
-        growth = self._seen["growth_"] = max(one.growth for one in found)
-        if growth > GROWTH:
-            warnings.warn(
-                f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
-                "its way through the run, where real training saturates: scores are too large. Lower "
-                "n_epochs or lr, set kink_smoothing=None, or trust FurtherTraining only.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
 
     def _relabelled(
         self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]

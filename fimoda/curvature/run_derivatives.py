@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._validation import ConvergenceWarning
 from ..layers.by_autograd import gradients_by_autograd
 from ..measured import Measured
 from ..model import FinalModel
+
+#: A vector that grows by more than this on its way says more of the derivative than of training.
+GROWTH = 100.0
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,17 @@ class Unrolled:
         """Return the scores of all test rows, from those of blocks of them."""
         values = torch.cat([one.values for one in parts], 1)
         return cls(values, parts[0].thetas, max(one.growth for one in parts))
+
+
+def growth_of(found: Sequence[Unrolled]) -> float:
+    """Return the largest growth of a vector, with a warning if it is large."""
+    growth = max(one.growth for one in found)
+    if growth > GROWTH:
+        warnings.warn(
+            f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
+            "its way through the run, where real training saturates: scores are too large. Lower "
+            "n_epochs or lr, set kink_smoothing=None, or trust FurtherTraining only.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return growth

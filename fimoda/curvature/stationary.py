@@ -10,10 +10,11 @@ share s changes them by :math:`s \bar R \bar g`, with
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..measured import Measured
 from ..objective import Objective
 from ..row_gradients import RowGradients
+from ..rows import Rows
 from .operators import GaussNewton
 
 #: Some rows of a segment: all, or those with these indices.
@@ -83,7 +85,7 @@ class Stationary(ABC):
 
     def __init__(self, final: Objective, segments: Sequence[Segment]):
         self.final = final
-        self.segments = segments
+        self.segments: Sequence[Segment] = segments
 
     def back(self, test: Measured) -> Iterator[tuple[int, Any]]:
         """Yield the segments, the last first, with the adjoints of test rows at their ends."""
@@ -92,6 +94,15 @@ class Stationary(ABC):
             yield k, adjoint
             if k:
                 adjoint = self.carry(k, adjoint)
+
+    def with_rows(self, rows: Rows) -> Self:
+        """Return the same walk with other rows in all segments, for products with their gradients."""
+        found = copy.copy(self)
+        found.segments = [
+            replace(segment, objectives=[one.of_rows(rows) for one in segment.objectives])
+            for segment in self.segments
+        ]
+        return found
 
     @abstractmethod
     def start(self, test: Measured) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..measured import Measure, Measured
 from ..objective import Objective
 from ..row_gradients import RowGradients
+from ..rows import Rows
 from .projected_kernel import output_functions
 from .projection import Projection
 from .stationary import Segment, Stationary
@@ -61,6 +63,19 @@ class ProjectedStationary(Stationary):
         values, vectors = torch.linalg.eigh((H + H.mT) / 2)
         self._modes.append((values.clamp_min(0) + segment.dynamics.decoupled_decay, vectors))
         self._means.append(mean / len(segment.objectives))
+
+    def with_rows(self, rows: Rows) -> Self:
+        found = super().with_rows(rows)
+        found._means = [self._mean_gradients(segment) for segment in found.segments]
+        return found
+
+    def _mean_gradients(self, segment: Segment) -> Tensor:
+        """Return the mean gradients (n, k) of the rows of a segment."""
+        mean = self.final.model.theta.new_zeros(len(segment), self.project.n_components)
+        for objective in segment.objectives:
+            for at, gradients in objective.row_gradients(most=self._chunk):
+                mean[at] += self._features(gradients)
+        return mean / len(segment.objectives)
 
     def _features(self, gradients: RowGradients) -> Tensor:
         if self._root is not None:

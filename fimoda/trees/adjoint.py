@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .changes import RowChange
 from .ensemble import Floats, Leaves
 from .rounds import sums
 from .run import CACHED, BoostingRun
@@ -13,9 +14,9 @@ def row_derivatives(
     run: BoostingRun,
     cotangents: Floats,
     test: Leaves,
-    of_targets: bool = False,
+    change: RowChange,
 ) -> Floats:
-    r"""Return the first-order change (n_test, n) of test rows' measurement by each training row.
+    r"""Return the first-order change (n_test, n) of test rows' measurement by a change of each training row.
 
     One walk back through the rounds. :math:`\lambda` (C, n, n_test) is the derivative of the measurement in
     the scores of the training rows, c that in the values of a round's leaves.
@@ -27,8 +28,7 @@ def row_derivatives(
         Gradient of each test row's measurement in its raw scores.
     test : ndarray of shape (n_test, n_trees)
         Leaves of the test rows.
-    of_targets : bool
-        Whether the change is that of the row's target by 1, of a squared error; otherwise the row's removal.
+    change : RowChange
     """
     n, m, C = len(run), len(test), run.boosting.n_outputs
     adjoint, scores = np.zeros((C, n, m)), np.zeros((n, m))
@@ -40,21 +40,18 @@ def row_derivatives(
             c[test[:, tree.number], each] += cotangents[tree.output]
             pulls.append(c)
         for taken, asked in round_.asked(pulls):
-            values = taken.values
+            values, pushes = taken.values, change.pushes(run, taken)
             for start in range(0, n, step):
                 part = slice(start, start + step)
                 pulled = np.zeros((C, len(scores[part]), m))
-                for tree, b in zip(taken.trees, asked, strict=True):
+                for tree, b, (push, _) in zip(taken.trees, asked, pushes, strict=True):
                     at_rows = b[tree.leaf[part]]
-                    pushes = tree.weights if of_targets else tree.pushes
-                    scores[part] += pushes[part, None] * at_rows
+                    scores[part] += push[part, None] * at_rows
                     pulled[tree.output] = at_rows * tree.weights[part, None]
                 adjoint[:, part] -= run.boosting.loss.pull(
                     taken.outputs[:, part], run.targets[:, part], values[:, part], pulled
                 )
-    moves = run.start_slopes
+    moves = change.of_start(run)
     if moves is not None:
-        if of_targets:
-            moves = np.broadcast_to(run.start_weights / run.start_weights.sum(), moves.shape)
         scores += moves.T @ (cotangents + adjoint.sum(1))
     return scores.T

@@ -82,6 +82,8 @@ class Forest(TreeEnsemble):
         Whether leaves are the means of the targets of their rows; medians are none.
     is_constrained : bool
         Whether values may be kept from those means, as monotonic constraints do.
+    weighs_classes : bool
+        Whether a row has a weight by its class, or is drawn by it.
     """
 
     bags: Floats = field(default_factory=lambda: np.empty((0, 0)))
@@ -91,6 +93,7 @@ class Forest(TreeEnsemble):
     leaf_weights: list[Floats] = field(default_factory=list)
     leaves_are_means: bool = True
     is_constrained: bool = False
+    weighs_classes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +189,41 @@ class ForestRows:
         forest = self.forest
         if forest.chances is None:
             own = forest.bags[t, rows]
-            return own / (others + own)
+            return np.divide(own, others + own, out=np.zeros(len(rows)), where=own > 0)
         found = np.zeros(len(rows))
         for times, chance in enumerate(forest.chances[1:], 1):
             own = times * forest.units[t, rows]
             total = others + own
             found += chance[rows] * np.divide(own, total, out=np.zeros_like(own), where=total > 0)
         return found
+
+    def changes_of_targets(
+        self, rows: NDArray[np.int64], targets: Floats, redrawn: bool = False
+    ) -> list[csr_array]:
+        r"""Return the change of every leaf where rows have other targets (k, C), each alone (n_leaves, k).
+
+        One matrix for each output, as in `changes`: in a leaf it is :math:`\frac{w}{W + w} (y' - y)`, if
+        `redrawn` with the mean of that factor over what may be drawn.
+        """
+        forest, found = self.forest, []
+        moved = targets - self.targets[rows]
+        for t in range(len(forest.trees)):
+            leaf, bag, (weight, _, held) = (
+                self.leaves[rows, t],
+                forest.bags[t, rows],
+                self._means(t),
+            )
+            if redrawn:
+                part = self._parts(t, rows, np.maximum(weight[leaf] - bag, 0))
+            else:
+                part = bag / np.where(bag > 0, weight[leaf], 1)
+            found.append((leaf + forest.firsts[t], np.where(held[leaf], 0, part)[:, None] * moved))
+        at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        columns = np.tile(np.arange(len(rows)), len(forest.trees))
+        shape = int(forest.firsts[-1]), len(rows)
+        return [
+            csr_array((one / len(forest.trees), (at, columns)), shape=shape) for one in values.T
+        ]
 
     def shares(self) -> csr_array:
         """Return the share (n_leaves, n) of each row in the mean of its leaf, over the number of trees."""

@@ -78,14 +78,6 @@ class BoostingLoss(ABC):
         changes = -(targets - means[:, None]) * (weights / weights.sum())
         return self.link_slopes(means, changes)
 
-    def starts_without(
-        self, targets: Floats, weights: Floats, removed: NDArray[np.bool_]
-    ) -> Floats:
-        """Return the constant scores (C, k) without the rows of each column of `removed` (n, k)."""
-        weighted = targets * weights
-        total = weighted.sum(1, keepdims=True) - weighted @ removed
-        return self.link(total / (weights.sum() - weights @ removed))
-
 
 @dataclass(frozen=True)
 class Squared(BoostingLoss):

@@ -14,6 +14,7 @@ from ..model import FinalModel
 from ..rows import RawRows, Rows
 from .ensemble import Boosting, TreeEnsemble
 from .forest import Forest, ForestRows
+from .own_rows import require_own_rows
 from .run import BoostingRun
 
 #: Rows whose leaves are found at a time.
@@ -92,7 +93,7 @@ class TreeModel(FinalModel):
             np.ones(len(rows)) if rows.weights is None else rows.weights.double().cpu().numpy()
         )
         run = BoostingRun(boosting, self.leaves(rows.inputs), targets, weights, first)
-        run.require_own_rows()
+        require_own_rows(run)
         return run
 
     def forest_rows(self, rows: Rows) -> ForestRows:
@@ -117,13 +118,16 @@ class TreeModel(FinalModel):
                 "estimator must have leaves that are means of their rows for this method; with "
                 "criterion='absolute_error' they are medians. Use TREX or LeaveOneOut, or another criterion."
             )
-        targets = rows.targets.cpu().numpy()
-        if self.loss.is_classifier:
-            targets = targets[:, None] == np.arange(forest.n_outputs)
-        targets = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+        targets = self.averaged(rows.targets.cpu().numpy())
         found = ForestRows(forest, self.leaves(rows.inputs), targets)
         found.require_own_rows()
         return found
+
+    def averaged(self, targets: NDArray[Any]) -> NDArray[np.float64]:
+        """Return encoded targets (n, C) as leaves of a forest have means of them: classes as 0 and 1."""
+        if self.loss.is_classifier:
+            targets = targets[:, None] == np.arange(self.ensemble.n_outputs)
+        return np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
 
     def leaves(self, X: RawRows) -> NDArray[np.int32]:
         """Return the leaf (n, n_trees) of each row in each tree."""

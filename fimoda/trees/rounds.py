@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,12 @@ class Grown:
     pushes: Floats
     curved: Floats
     weights: Floats
+
+
+def given_and_asked(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
+    """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
+    given = np.sum([tree.values for tree in trees], 0) if len(trees) > 1 else trees[0].values
+    return given, given - trees[-1].values + trees[-1].asked
 
 
 @dataclass(frozen=True, eq=False)

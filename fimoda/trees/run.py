@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ensemble import Boosting, Floats, Leaves
-from .rounds import Grown, Round, Step, sums
+from .other_rows import OtherRows
+from .rounds import Grown, Round, Step, given_and_asked, sums
 
 #: Numbers of an array that are worked on at a time, so that they stay in the processor's cache.
 CACHED = 2**17
@@ -19,26 +20,8 @@ CACHED = 2**17
 #: Bytes that rounds may take to be remembered from one walk to the next.
 _REMEMBERED = 2**26
 
-#: Relative error of recomputed leaf values from which on rows are not those of the training.
-_ALIKE = 1e-2
-
-#: Cosine of recomputed leaf values below which rows are others, where some were drawn for each round.
-_ALONG = 0.2
-
-#: Relative error of leaf values up to which steps in leaves may have been shortened.
-_SHORTENED = 0.2
-
 #: Relative error of a leaf's value from which on it was kept from what its rows ask for.
 _HELD = 1e-3
-
-#: Relative rounding of scores that a library adds up in float32.
-_SINGLE = float(np.finfo(np.float32).eps)
-
-#: Relative error of the first tree's sum of second derivatives from which on rows are others.
-_AS_MUCH = 1e-3
-
-#: Largest part of the curvature in leaves that constraints may have kept from what their rows ask for.
-_KEPT = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +121,7 @@ class BoostingRun:
             steps.append(replace(step, bends=self._bends(step, number)))
         if boosting.may_hold_values:
             for trees in zip(*(step.trees for step in steps), strict=True):
-                free = self._free(*_values(trees))
+                free = self.free(*given_and_asked(trees))
                 for tree in trees:
                     np.multiply(tree.rates, free, out=tree.rates)
         return Round(number, steps)
@@ -200,7 +183,7 @@ class BoostingRun:
             return G, np.array([total(h[k]) for k in outputs]) + penalty
         return G, np.array([[total(h[k, j]) for j in outputs] for k in outputs])
 
-    def _free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
+    def free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
         """Return whether the values of leaves are what their rows ask for."""
         if not self.boosting.may_hold_values:
             return np.ones(values.shape, dtype=bool)
@@ -211,15 +194,21 @@ class BoostingRun:
     def without(self, removed: NDArray[np.bool_], test: Leaves) -> tuple[Floats, Floats]:
         """Return scores (C, n_test, k) of test rows after the runs without some rows, and with all.
 
-        Each column of `removed` (n, k) says which rows a run is without. The splits are held: the values of
-        the leaves are computed anew.
+        Each column of `removed` (n, k) says which rows a run is without.
+        """
+        return self.with_others(OtherRows.removed(removed), test)
+
+    def with_others(self, other: OtherRows, test: Leaves) -> tuple[Floats, Floats]:
+        """Return scores (C, n_test, k) of test rows after runs with other rows, and with those of training.
+
+        The splits are held: the values of the leaves are computed anew.
         """
         boosting = self.boosting
         before, taken = boosting.until(self.first), slice(self.first * boosting.trees_of_round)
         known = [before.outputs(leaves[:, taken]) for leaves in (self.leaves, test)]
-        scores, found = (np.repeat(one[..., None], removed.shape[1] + 1, axis=2) for one in known)
+        scores, found = (np.repeat(one[..., None], other.n_runs + 1, axis=2) for one in known)
         if self.first == 0 and boosting.start_is_fitted:
-            starts = boosting.loss.starts_without(self.targets, self.start_weights, removed)
+            starts = boosting.loss.link(other.means(self.targets, self.start_weights))
             change = starts - boosting.loss.start(self.targets, self.start_weights)[:, None]
             for one in (scores, found):
                 one[..., :-1] += change[:, None]
@@ -227,7 +216,7 @@ class BoostingRun:
             totals: dict[int, Floats] = {}
             moved = scores.copy() if boosting.n_steps > 1 else scores
             for step in range(boosting.n_steps):
-                weighted = self._weighted(moved, number, removed)
+                weighted = self._weighted(moved, number, other)
                 for t in self._growing(number):
                     G, H = self._sums(t, *weighted)
                     asked = boosting.value(G, boosting.inverse(H))
@@ -236,24 +225,26 @@ class BoostingRun:
                         self._add(moved, t, asked)
             for t, total in totals.items():
                 value, held = boosting.learning_rates[number] * total, boosting.trees[t].values.T
-                fixed = ~self._free(held, value[..., -1])
+                fixed = ~self.free(held, value[..., -1])
                 value[fixed] = held[fixed][:, None]
                 found[boosting.trees[t].outputs] += value[:, test[:, t]]
                 self._add(scores, t, value)
         return found[..., :-1], found[..., -1]
 
-    def _weighted(
-        self, scores: Floats, number: int, removed: NDArray[np.bool_]
-    ) -> tuple[Floats, Floats]:
-        """Return g and h by weight at scores (C, n, k + 1), 0 for the rows that a run is without."""
+    def _weighted(self, scores: Floats, number: int, other: OtherRows) -> tuple[Floats, Floats]:
+        """Return g and h by weight at scores (C, n, k + 1), those of the other rows in their runs."""
         C, n, runs = scores.shape
         weights, loss = self.weights_in(number), self.boosting.loss
         g, h = np.empty_like(scores), np.empty((C, C, n, runs) if loss.is_coupled else (C, n, runs))
         for part in self._parts(scores):
             at = loss.derivatives(scores[:, part], self.targets[:, part, None])
             g[:, part], h[..., part, :] = (one * weights[part, None] for one in at)
-        rows, run = np.nonzero(removed)
-        g[..., rows, run] = h[..., rows, run] = 0
+        at_other = other.rows, other.runs
+        g[(..., *at_other)] = h[(..., *at_other)] = 0
+        if other.targets is not None:
+            found = loss.derivatives(scores[(..., *at_other)], other.targets)
+            own = weights[other.rows] * other.factors
+            g[(..., *at_other)], h[(..., *at_other)] = (one * own for one in found)
         return g, h
 
     def _add(self, scores: Floats, t: int, value: Floats) -> None:
@@ -267,82 +258,3 @@ class BoostingRun:
         step = max(1, CACHED // (4 * scores.shape[0] * scores.shape[2]))
         for start in range(0, len(self), step):
             yield slice(start, start + step)
-
-    # ---- whether the rows are those of the training ------------------------------------------
-
-    def require_own_rows(self) -> None:
-        """Raise ValueError if the values of the leaves do not come from these rows.
-
-        Where rows were drawn, and it is not known which, the values must go along with those of all rows.
-        """
-        boosting = self.boosting
-        if not boosting.loss.is_smooth:
-            return
-        known, given = boosting.n_trained, int((self.weights_in(0) > 0).sum())
-        if boosting.rows_are_known and self.first == 0 and known not in (None, given):
-            raise ValueError(
-                f"X must be all rows that the model was trained on: its first tree was grown from {known} of "
-                f"them, and of those given {given} can have been in it. Pass all of its training rows with "
-                "the targets and weights of its fit."
-            )
-        of_leaves, noise = [(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))], 0.0
-        for round_ in self.backwards():
-            eta, last_step = boosting.learning_rates[round_.number], round_.steps[-1]
-            rounding = _SINGLE * (np.abs(last_step.outputs).max() + last_step.steepest)
-            for trees in zip(*(step.trees for step in round_.steps), strict=True):
-                given, asked = _values(trees)
-                H = eta**2 * trees[-1].curvatures
-                noise += H.sum() * rounding**2
-                of_leaves.append((given, asked, H, self._free(given, asked)))
-        given, asked, H, free = map(np.concatenate, zip(*of_leaves, strict=True))
-        wrong = (H * (given - asked) ** 2)[free].sum()
-        size, size_asked, along = (
-            (H * given**2).sum(),
-            (H * asked**2).sum(),
-            (H * given * asked).sum(),
-        )
-        kept, whole = H[~free].sum(), H.sum()
-        if not boosting.rows_are_known:
-            differ = along < _ALONG * np.sqrt(size * size_asked)
-        else:
-            differ = wrong > _ALIKE**2 * size + noise
-        if differ or (boosting.rows_are_known and kept > _KEPT * whole):
-            far = f" by {np.sqrt(wrong / size):.0%}" if differ else ""
-            if boosting.n_steps > 1 and wrong < _SHORTENED**2 * size:
-                raise TypeError(
-                    "estimator must have leaves that follow from its training rows, but their values differ"
-                    f"{far} from those of the rows given: steps in leaves may have been shortened. Train it "
-                    "with leaf_estimation_backtracking='No' or leaf_estimation_iterations=1, or use methods "
-                    "that fit it again (LeaveOneOut, Downsampling, Datamodel)."
-                )
-            raise ValueError(
-                "X, y and sample_weight must be the rows that the model was trained on, in the order of its "
-                f"fit if some were held out: from these the values of its leaves would differ{far}. Pass all "
-                "of its training rows with the targets and weights of its fit. " + boosting.doubts
-            )
-        self._require_own_curvature()
-
-    def _require_own_curvature(self) -> None:
-        """Raise ValueError if the first tree tells that it was grown from other rows than these.
-
-        Leaves that are pure, and without a penalty, have the same values from a part of their rows.
-        """
-        known, boosting = self.boosting.curvature, self.boosting
-        if known is None or self.first or not boosting.rows_are_known or not boosting.n_rounds:
-            return
-        start = np.repeat(boosting.start[:, None], len(self), axis=1)
-        _, h = boosting.loss.derivatives(start, self.targets)
-        found = float((self.weights_in(0) * h[0]).sum())
-        if abs(found - known) > _AS_MUCH * abs(known):
-            raise ValueError(
-                "X must be all rows that the model was trained on: second derivatives of their loss, by "
-                f"weight, had the sum {known:.5g} in its first tree, and have {found:.5g} in the rows given. "
-                "Pass all of its training rows with the targets and weights of its fit. "
-                + boosting.doubts
-            )
-
-
-def _values(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
-    """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
-    given = sum(tree.values for tree in trees)
-    return given, given - trees[-1].values + trees[-1].asked

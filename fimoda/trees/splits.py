@@ -1,4 +1,4 @@
-"""The splits of trees, and the leaves that rows fall into: all rows at once at each of them, a bit for each."""
+"""The splits of trees, and the leaves that rows fall into: all rows at once, a bit for each leaf."""
 
 from __future__ import annotations
 

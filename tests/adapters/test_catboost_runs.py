@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from catboost_cases import SMOOTH, TARGETS, WEIGHTS, N, X, fitted, raw
@@ -40,6 +42,13 @@ class Loop:
         self.leaves, self.model = model.calc_leaf_indexes(X), model
         self.eta = self.params["learning_rate"]
 
+    def with_copy(self, row, target):
+        """Return the same with one more row, a copy with another target."""
+        found = copy.copy(self)
+        found.leaves = np.concatenate([self.leaves, self.leaves[row : row + 1]])
+        found.y = np.append(self.y, np.asarray(target, self.y.dtype))
+        return found
+
     def start(self, weights):
         if self.params["boost_from_average"]:
             mean = np.average(self.y, weights=weights)
@@ -62,7 +71,7 @@ class Loop:
 
     def scores(self, weights):
         """Return the scores before each round, and after the last."""
-        found = [np.tile(self.start(weights), (len(X), 1))]
+        found = [np.tile(self.start(weights), (len(weights), 1))]
         for t in range(self.leaves.shape[1]):
             found.append(found[-1] + self.values(t, found[-1], weights)[self.leaves[:, t]])
         return found
@@ -155,3 +164,26 @@ def test_boost_in_is_the_slope_of_each_round_on_its_own(trained):
             ends = [measured(loss, before[t][:8] + by * (high - low), y[:8]) for by in (0.5, -0.5)]
             expected[:, column] += (ends[0] - ends[1]) / (2 * step)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_another_target_is_that_of_a_copy_of_the_row(trained):
+    model, loss, loop = trained
+    y, rows, step = TARGETS[loss], [5, 22], 1e-4
+    targets = y[[8, 31]] + (loss == "Tweedie:variance_power=1.5")
+    if loss in ("Logloss", "MultiClass", "Poisson"):
+        targets = (y[rows] + 1) % (3 if loss == "MultiClass" else 2)
+    ends = []
+    for row, target in zip(rows, targets, strict=True):
+        with_copy = loop.with_copy(row, target)
+        parts = [
+            np.append(without(WEIGHTS, row, part), part * WEIGHTS[row])
+            for part in (0, 1, step, -step)
+        ]
+        ends.append([measured(loss, with_copy.scores(w)[-1][:8], y[:8]) for w in parts])
+    before, after, up, down = np.array(ends).transpose(1, 2, 0)
+    for method, expected in ((LeafRefit, after - before), (LeafInfluence, (up - down) / 2 / step)):
+        found = method(model).fit(X, y, sample_weight=WEIGHTS)
+        effect = found.relabel(X[:8], y[:8], rows=rows, targets=targets)
+        np.testing.assert_allclose(effect, expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
+    one = BoostIn(model, shrunken=False).fit(X, y, sample_weight=WEIGHTS)
+    assert np.abs(one.relabel(X[:8], y[:8], rows=rows, targets=y[rows])).max() < 1e-12

@@ -102,9 +102,7 @@ def case(name):
     known = dict(leaves)
     positive = known.pop("positive", lambda y: 1.0)(y)
     factors = np.where(y == 1, positive, 1.0)
-    hand = ByHand(
-        *(own, own[-N_TEST:], y, w, loss, lambda w: start(w, y), ETA), factors=factors, **known
-    )
+    hand = ByHand(*(own, own[-N_TEST:], y, w, loss, start, ETA), factors=factors, **known)
     return model, X, y, w, hand
 
 
@@ -151,6 +149,27 @@ def test_boost_in_is_its_formula(name):
         .transform(X[-N_TEST:], y[-N_TEST:])
     )
     assert_close(found, hand.boost_in(y[-N_TEST:]), 1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_targets_are_those_of_the_loop(name):
+    model, X, y, w, hand = case(name)
+    rows = [5, 17, 0]
+    targets = y[[8, 30, 9]] if y.ndim == 2 or CASES[name][1] in ("real", "positive") else None
+    if targets is None:  # the next class, or one more
+        most = {"binary": 2, "classes": 3, "count": np.inf}[CASES[name][1]]
+        targets = (y[rows] + 1) % most
+    test, positive = (X[-N_TEST:], y[-N_TEST:]), CASES[name][-1].get("positive", lambda y: 1.0)(y)
+    expected = hand.relabels(test[1], rows, targets, positive)
+    for method, wanted in (
+        (LeafRefit(model), "exact"),
+        (LeafInfluence(model), "derivative"),
+        (BoostIn(model, shrunken=False), "boost_in"),
+    ):
+        found = method.fit(X, y, sample_weight=w).relabel(*test, rows=rows, targets=targets)
+        assert np.abs(expected[wanted]).max() > 0
+        assert_close(found, expected[wanted], 1e-4)
+        assert (found[:, 2] == 0).all()  # a row without weight
 
 
 # ---- options --------------------------------------------------------------------------------

@@ -217,3 +217,26 @@ def test_boosted_classes_are_refused():
     model = HistGradientBoostingClassifier(max_iter=3).fit(X, y)
     with pytest.raises(TypeError, match=r"weighted sums of its training targets.*LeafInfluence"):
         AXIL(model).fit(X, y)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_target_moves_predictions_by_its_weight(name):
+    X, y, Z = rows()
+    y = y - y.min() + 1
+    axil = AXIL(MODELS[name].fit(X, y), measurement="output").fit(X, y)
+    row = int(axil.weights(Z).sum(0).argmax())
+    effect = axil.relabel(Z, rows=[row, row ^ 1], targets=[1000.0, y[row ^ 1]])
+    assert_allclose(effect[:, 0], axil.weights(Z)[:, row] * (1000 - y[row]), atol=1e-9)
+    assert (effect[:, 1] == 0).all()
+    assert np.abs(effect).max() > 0
+    loss = AXIL(MODELS[name].fit(X, y)).fit(X, y).relabel(Z, y[TEST], rows=row, targets=1000.0)
+    f = MODELS[name].predict(Z)
+    assert_allclose(loss[:, 0], (f + effect[:, 0] - y[TEST]) ** 2 - (f - y[TEST]) ** 2, rtol=1e-6)
+
+
+def test_another_class_moves_probabilities():
+    X, y = make_classification(N, 4, random_state=0)
+    model = RandomForestClassifier(6, max_depth=3, random_state=0).fit(X, y)
+    axil = AXIL(model, measurement="output").fit(X, y)
+    effect = axil.relabel(X[TEST], np.ones(7, dtype=int), rows=[4], targets=[1 - y[4]])
+    assert_allclose(effect[:, 0], axil.weights(X[TEST])[:, 4] * (1 - 2 * y[4]), atol=1e-12)

@@ -128,6 +128,58 @@ def test_classification_by_hand(depth, weighting):
     assert attributor.model_.loss.n_rows is not None or depth == 2
 
 
+@pytest.mark.parametrize("bags", ["held", "redrawn"])
+@pytest.mark.parametrize("depth", [3, None])
+def test_another_target_by_hand(depth, bags):
+    """Leaves' means with it, row by row; over what may be drawn, as often as a row may be."""
+    X, y = regression()
+    weights = np.random.default_rng(0).uniform(0.5, 2, N)
+    model = RandomForestRegressor(5, max_depth=depth, random_state=0).fit(X, y)
+    Z, rows, targets = X[TEST] + 0.2, [4, 11, 20], [100.0, -50.0, y[20]]
+    chance = binom.pmf(np.arange(30), N, 1 / N)
+    expected = np.zeros((len(Z), 3))
+    for tree, bag in zip(model.estimators_, bags_of(model, N), strict=True):
+        at, there = tree.apply(X), tree.apply(Z)
+        for k, (row, target) in enumerate(zip(rows, targets, strict=True)):
+            draws = {int(bag[row]): 1.0} if bags == "held" else dict(enumerate(chance))
+            for times, p in draws.items():
+                drawn = np.where(np.arange(N) == row, times, bag) * (at == at[row])
+                if times:
+                    means = [
+                        np.average(np.where(np.arange(N) == row, one, y), weights=drawn)
+                        for one in (y[row], target)
+                    ]
+                    expected[:, k] += p * (there == at[row]) * (means[1] - means[0]) / 5
+    kernel = LeafKernel(model, bags=bags, measurement="output").fit(X, y)
+    assert_allclose(kernel.relabel(Z, rows=rows, targets=targets), expected, atol=1e-9)
+    assert np.abs(expected[:, 0]).max() > 0
+    tree = DecisionTreeRegressor(max_depth=3).fit(X, y, sample_weight=weights)
+    found = LeafKernel(tree, bags=bags, measurement="output").fit(X, y, sample_weight=weights)
+    other = np.where(np.arange(N) == 4, 100.0, y)
+    _, before = without_each_row([tree], [weights], X, y[:, None], Z)
+    _, after = without_each_row([tree], [weights], X, other[:, None], Z)
+    effect = found.relabel(Z, rows=[4], targets=[100.0])
+    assert_allclose(effect, after - before, atol=1e-9)
+
+
+def test_another_class_by_hand():
+    X, y = classification()
+    model = RandomForestClassifier(6, max_depth=3, random_state=0).fit(X, y)
+    kernel = LeafKernel(model, bags="held", measurement="output").fit(X, y)
+    row, label = 7, (y[7] + 1) % 3
+    other = np.where(np.arange(N) == row, label, y)
+    outputs = [
+        without_each_row(model.estimators_, bags_of(model, N), X, np.eye(3)[t], X[TEST])[1]
+        for t in (y, other)
+    ]
+    moved = (outputs[1] - outputs[0])[np.arange(6), y[TEST]]
+    found = kernel.relabel(X[TEST], y[TEST], rows=[row], targets=[label])[:, 0]
+    assert_allclose(found, moved, atol=1e-12)
+    weighted = RandomForestClassifier(3, class_weight="balanced_subsample").fit(X, y)
+    with pytest.raises(TypeError, match="LeafKernel must have a forest without class_weight"):
+        LeafKernel(weighted).fit(X, y).relabel(X[TEST], rows=[row], targets=[label])
+
+
 def test_weights_and_a_single_tree_by_hand():
     X, y = regression()
     weights = np.random.default_rng(0).uniform(0.5, 2, N)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -10,6 +12,7 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
@@ -86,6 +89,63 @@ def test_regression_by_hand(model, alpha, weighted):
     assert_allclose(scores, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
     output = TREX(model, alpha=alpha, measurement="output").fit(X, y, sample_weight=weights)
     assert_allclose(output.transform(Z), change, rtol=1e-6, atol=1e-7 * np.abs(change).max())
+
+
+def relabelled(model, X, Z, r, weights, alpha, row, wanted, weight):
+    """Change (m,) of predictions where a row wants something else, by another weight, solved anew."""
+    K, K_test = kernel(model, X, X), kernel(model, X, Z)
+    centre = (weights * r).sum() / weights.sum()
+    others, by = r.copy(), weights.copy()
+    others[row], by[row] = wanted, weight
+    before, after = (
+        solved(K, K_test, one - centre, w, alpha) for one, w in ((r, weights), (others, by))
+    )
+    return after - before
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        GradientBoostingRegressor(n_estimators=8, max_depth=2),
+        GradientBoostingRegressor(n_estimators=2, max_depth=2),  # fewer leaves than rows
+        RandomForestRegressor(5, random_state=0),
+    ],
+)
+def test_another_target_by_hand(model, weighted):
+    X, y = regression()
+    weights = np.random.default_rng(0).uniform(0.5, 2, N) if weighted else np.ones(N)
+    weights[3] = 0 if weighted else 1
+    model.fit(X, y, sample_weight=weights)
+    trex = TREX(model, measurement="output").fit(X, y, sample_weight=weights)
+    rows, targets, Z = [7, 3], [50.0, -20.0], X[TEST] + 0.1
+    expected = [
+        relabelled(model, X, Z, y, weights, trex.alpha_[0], row, target, weights[row])
+        for row, target in zip(rows, targets, strict=True)
+    ]
+    found = trex.relabel(Z, rows=rows, targets=targets)
+    assert_allclose(found, np.transpose(expected), rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+    assert (found[:, 1] == 0).all() == weighted
+
+
+def test_another_class_by_hand():
+    """The curvature does not move with the label; that of the other class weighs more."""
+    X, y = classification()
+    model = HistGradientBoostingClassifier(
+        max_iter=4, min_samples_leaf=5, class_weight={0: 1.0, 1: 3.0}
+    ).fit(X, y)
+    row = int(np.flatnonzero(y == 0)[2])
+    f, w = model.decision_function(X), np.where(y == 1, 3.0, 1.0)
+    p = expit(f)
+    h, trex = p * (1 - p), TREX(model, measurement="output", alpha=0.1).fit(X, y)
+    leaves = trex.model_.leaves(trex.model_.encode_X(X))
+    known = SimpleNamespace(apply=lambda rows: leaves[: len(rows)])  # of the first rows only
+    change = relabelled(
+        known, X, X[TEST], f - (p - y) / h, w * h, 0.1, row, f[row] - (p[row] - 1) / h[row],
+        3 * h[row],
+    )  # fmt: skip
+    found = trex.relabel(X[TEST], rows=[row], targets=[1])[:, 0]
+    assert_allclose(found, change, rtol=1e-6, atol=1e-9)
 
 
 def test_two_classes_by_hand():

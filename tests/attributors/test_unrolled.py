@@ -326,7 +326,7 @@ def test_float32_fits_float64(optimizer, mode):
 def test_blocks_of_test_rows_do_not_matter(monkeypatch):
     X, y, X_test, y_test = data()
     whole = unrolled(n_epochs=1).fit(X, y)
-    parts = unrolled(n_epochs=1, memory_budget=whole._bytes(forward=False)).fit(X, y)
+    parts = unrolled(n_epochs=1, memory_budget=sum(whole._bytes_back(1))).fit(X, y)
     jobs = []
     monkeypatch.setattr(Workers, "shown", lambda self, tasks: jobs.append(len(tasks)) or tasks)
     found, expected = (each.transform(X_test, y_test) for each in (parts, whole))
@@ -338,7 +338,7 @@ def test_auto_walks_forwards_for_few_rows_if_they_fit():
     X, y, *_ = data()
     scores = unrolled(mode="adjoint").fit(X, y).transform(X, y)
     few = unrolled(leave_out=[6, 1, 3, 0]).fit(X, y)
-    needed = few._bytes(forward=True)
+    needed = few._bytes_forward()
     tight = unrolled(leave_out=[6, 1, 3, 0], memory_budget=needed - 1).fit(X, y)
     many = unrolled().fit(X, y)
     for found, forwards in ((few, True), (tight, False), (many, False)):
@@ -453,7 +453,7 @@ def test_errors():
             unrolled(memory_budget=100, mode=mode).fit(X, y)
     one = unrolled()
     one.fit(X, y)
-    budget = one._bytes(forward=False)
+    budget = sum(one._bytes_back(len(one._steps)))
     unrolled(memory_budget=budget).fit(X, y).transform(X_test, y_test)
     with pytest.raises(MemoryError, match="set mode='adjoint'"):
         unrolled(memory_budget=budget, mode="forward").fit(X, y)

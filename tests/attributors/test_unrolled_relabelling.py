@@ -11,6 +11,7 @@ from naive import Naive, relative
 from test_expected_order import Orders, Quadratic, data, unrolled
 from torch import Tensor, nn
 
+from fimoda import GradDot, OnceLinearizedFurtherTraining, UnrolledDifferentiation
 from fimoda.training.run import Run
 
 N, D, BATCH, EPOCHS = 12, 3, 4, 3
@@ -200,16 +201,39 @@ def test_a_run_walked_forwards_relabels_backwards():
     assert relative(*effects) < 1e-12
 
 
-@pytest.mark.parametrize("order", ["own", "expected"])
-def test_a_row_gets_the_weight_of_its_new_class(order):
+@pytest.mark.parametrize("between", [(), (nn.BatchNorm1d(5),), (nn.Dropout(0.3),)])
+def test_orders_are_the_same_where_a_batch_is_all_rows(between):
+    X, y = data(N)
+    weights = np.random.default_rng(1).uniform(0.5, 2, N)
+    given = {"batch_size": N, "n_epochs": 3, "lr": 0.05, "mode": "adjoint"}
+    effects = [
+        unrolled(network(*between).eval(), order=order, **given)
+        .fit(X, y, weights)
+        .relabel(X[:5], y[:5], rows=ROWS, targets=TARGETS)
+        for order in ("own", "expected")
+    ]
+    assert np.abs(effects[0]).min() > 0
+    assert relative(*effects) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (UnrolledDifferentiation, {"order": "own"}),
+        (UnrolledDifferentiation, {"order": "expected"}),
+        (OnceLinearizedFurtherTraining, {"solver": "kernel"}),
+        (OnceLinearizedFurtherTraining, {"solver": "steps"}),
+        (GradDot, {}),
+    ],
+)
+def test_a_row_gets_the_weight_of_its_new_class(method, given):
     """One step on all rows."""
     X, y = data(N)
     labels = (y > 0).astype(int)
     net = nn.Sequential(nn.Linear(D, 2)).double()
     heavy = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]).double())
-    found = unrolled(
-        net, order=order, batch_size=N, n_epochs=1, criterion=heavy, measurement="output"
-    )
+    run = {"n_epochs": 1, "batch_size": N, "lr": 0.1, "measurement": "output", "criterion": heavy}
+    found = method(net, **run, **given)
     row = int(np.flatnonzero(labels == 0)[0])
     effect = found.fit(X, labels).relabel(X[:5], labels[:5], rows=[row], targets=[1])[:, 0]
     A, weights = np.column_stack([X, np.ones(N)]), 1.0 + labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from boosting_by_hand import ByHand, Loss, assert_close
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
@@ -197,6 +198,66 @@ def test_a_run_beside_plain_loops(library, name, l2):
             expected[:, column] += np.subtract(*both) / (2 * step)
     found = scores(BoostIn, library, model, name, shrunken=False)[:, ROWS]
     assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("library", "name", "l2"), CASES)
+def test_other_targets_beside_plain_loops(library, name, l2):
+    model, y = fitted(library, name, l2), TARGETS[name]
+    leaves = leaves_by_hand(library, model).reshape(len(X), -1)
+
+    def part(k):
+        return lambda F, own: derivatives(name, F, own.astype(y.dtype), library)[k]
+
+    def loss(F, own):
+        return losses(name, np.concatenate([np.zeros((N, F.shape[1])), F]))
+
+    hand = ByHand(
+        leaves[:N], leaves[N:], y[:N], WEIGHTS, Loss(part(0), part(1), loss),
+        lambda w, own: start(name, own, w), 0.3, l2,
+    )  # fmt: skip
+    rows = [3, 20]
+    targets = y[[11, 47]] if name in ("squared_error", "gamma") else (y[rows] + 1) % 3
+    targets = (y[rows] + 1) % 2 if name == "binary" else targets
+    expected = hand.relabels(y[N:], rows, targets)
+    X_of = rows_of(library)
+    for method, wanted in (
+        (LeafRefit(model), "exact"),
+        (LeafInfluence(model), "derivative"),
+        (BoostIn(model, shrunken=False), "boost_in"),
+    ):
+        found = method.fit(X_of[:N], y[:N], sample_weight=WEIGHTS)
+        effect = found.relabel(X_of[N:], y[N:], rows=rows, targets=targets)
+        assert np.abs(expected[wanted]).max() > 0
+        assert_close(effect, expected[wanted], 2e-4)
+
+
+@pytest.mark.parametrize("method", [LeafRefit, LeafInfluence, BoostIn])
+def test_other_targets_over_several_models_and_in_further_rounds(method):
+    """The mean over the models that had the row, by their share; at the last horizon."""
+    y, (rows, targets) = TARGETS["squared_error"], ([3, 20, 41], [1.0, -2.0, 0.5])
+    model = fitted("histogram", "squared_error", weights=None)
+    given = {"n_models": 5, "share": 0.6, "random_state": 0}
+    several = method(model, **given).fit(X[:N], y[:N])
+    effect = several.relabel(X[N:], y[N:], rows=rows, targets=targets)
+    each = np.full((5, N_TEST, 3), np.nan)
+    for one, member, seed in zip(each, several._members, several.seeds_, strict=True):
+        own = member.rows
+        grown = clone(model).set_params(random_state=seed).fit(X[own], y[own])
+        alone = method(grown).fit(X[own], y[own])
+        for k, row in enumerate(rows):
+            if row in own:
+                at = int(np.searchsorted(own, row))
+                one[:, k] = alone.relabel(X[N:], y[N:], rows=at, targets=targets[k])[:, 0]
+    assert_allclose(effect, 0.6 * np.nanmean(each, 0), rtol=1e-9)
+    further = method(model, n_rounds=[2, 4], **given).fit(X[:N], y[:N])
+    alone = method(model, n_rounds=4, **given).fit(X[:N], y[:N])
+    effects = [one.relabel(X[N:], y[N:], rows=rows, targets=targets) for one in (further, alone)]
+    assert np.abs(effects[0]).max() > 0
+    assert_allclose(*effects, rtol=1e-9)
+    small = method(model, memory_budget=1).fit(X[:N], y[:N])
+    large = method(model).fit(X[:N], y[:N])
+    effects = [one.relabel(X[N:], y[N:], rows=rows, targets=targets) for one in (small, large)]
+    assert_allclose(*effects, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["squared_error", "binary", "classes"])
