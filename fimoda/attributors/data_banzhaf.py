@@ -141,12 +141,8 @@ class DataBanzhaf(BaseGame):
 
     Notes
     -----
-    Training takes place in `transform` and `values`, since a utility is that of test rows. Networks are
-    trained in stacks. Linear and ridge regression, logistic regression with an L2 penalty and nearest
-    neighbours are solved for many sets of rows at once; any other estimator is cloned and fitted. The empty
-    set has the constant prediction that suits all training rows best: the classes' shares or the mean
-    target. So has a set that an estimator cannot be fitted on, such as rows of one class, or whose
-    outputs lack a class.
+    Training takes place in `transform` and `values`, since a utility is that of test rows; see `DataShapley`,
+    also for sets that a model cannot be trained on.
 
     References
     ----------
