@@ -166,6 +166,3 @@ class BaseGame(BaseTrainedAgain):
 
     def _n_runs(self) -> int:
         return int(self._seen.get("n_samples_", 1))
-
-    def _caveats(self) -> list[str]:
-        return super()._caveats() if self._in_stacks or self.refit == "last" else []

@@ -176,9 +176,8 @@ class BaseRetraining(BaseTrainedAgain):
         return super()._known_error(scores) or alone
 
     def _caveats(self) -> list[str]:
-        in_part = self._in_stacks or self.refit == "last"
         cut = f"the time was over after {self._n_trained} of {self._n_planned} trainings"
-        return super()._caveats() * in_part + [cut] * (self._n_trained < self._n_planned)
+        return super()._caveats() + [cut] * (self._n_trained < self._n_planned)
 
     # ---- transform, by subclasses -----------------------------------------------------------
 

@@ -161,5 +161,8 @@ class BaseTrainedAgain(BaseRefittable):
     def _n_runs(self) -> int:
         return len(self.seeds_)
 
+    def _caveats(self) -> list[str]:
+        return super()._caveats() if self._in_stacks or self.refit == "last" else []
+
     def _rebalances(self) -> bool:
         return not self._in_stacks

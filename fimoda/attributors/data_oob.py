@@ -246,6 +246,3 @@ class DataOOB(BaseTrainedAgain):
 
     def _n_runs(self) -> int:
         return int(self.n_samples)
-
-    def _caveats(self) -> list[str]:
-        return super()._caveats() if self._in_stacks or self.refit == "last" else []
