@@ -21,7 +21,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import means_of_groups
-from ._games import BaseGame
+from .families.games import BaseGame
 
 #: Sets of the first round of n_samples="auto", and most of them in all.
 FIRST, MOST = 512, 65_536

@@ -20,7 +20,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import assemble_subsets, mean_and_error
-from ._trained_again import BaseTrainedAgain
+from .families.trained_again import BaseTrainedAgain
 
 
 class DataOOB(BaseTrainedAgain):

@@ -23,7 +23,7 @@ from ..games.weights import beta_probabilities
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ._games import BaseGame
+from .families.games import BaseGame
 
 
 class DataShapley(BaseGame):

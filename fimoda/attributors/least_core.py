@@ -22,7 +22,7 @@ from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ._games import BaseGame
+from .families.games import BaseGame
 
 
 class LeastCore(BaseGame):

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import (
+from ...adapters import (
     RefittableModel,
     as_refittable,
     part_to_refit,
     trained_in_stacks,
 )
-from ..base import BaseAttributor
-from ..measured import Measured
-from ..model import FinalModel
-from ..training.refits import require_finite
+from ...base import BaseAttributor
+from ...measured import Measured
+from ...model import FinalModel
+from ...training.refits import require_finite
 
 
 class BaseRefittable(BaseAttributor):

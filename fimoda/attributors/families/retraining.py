@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     check_random_state,
     check_seeds,
     check_subsets,
 )
-from ..adapters import RefittableModel
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..rows import Rows
-from ..training.random_subsets import drawn_subsets, n_to_cover, require_both
-from ..training.store import one_warning
-from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
-from ._trained_again import BaseTrainedAgain
+from ...adapters import RefittableModel
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...rows import Rows
+from ...training.random_subsets import drawn_subsets, n_to_cover, require_both
+from ...training.store import one_warning
+from ...training.subset_outcomes import SubsetOutcomes, assemble_subsets
+from .trained_again import BaseTrainedAgain
 
 #: Parameters of the methods that train on random subsets.
 OF_SUBSETS: dict[str, list[Any]] = {

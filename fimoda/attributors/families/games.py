@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arrays import n_rows
-from .._validation import (
+from ..._arrays import n_rows
+from ..._validation import (
     MAX_SEED,
     POSITIVE_INTEGER,
     StrOptions,
@@ -19,18 +19,18 @@ from .._validation import (
     check_seeds,
     check_targets,
 )
-from ..adapters import RefittableModel
-from ..games.constant import constant_outputs
-from ..games.estimates import Estimate, with_mean
-from ..games.exact import all_subsets
-from ..games.scoring import Scoring, as_scorer, scored
-from ..games.utility import Utility
-from ..games.ways import fast_way
-from ..gradient_mode import with_gradients
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..training.store import one_warning
-from ._trained_again import BaseTrainedAgain
+from ...adapters import RefittableModel
+from ...games.constant import constant_outputs
+from ...games.estimates import Estimate, with_mean
+from ...games.exact import all_subsets
+from ...games.scoring import Scoring, as_scorer, scored
+from ...games.utility import Utility
+from ...games.ways import fast_way
+from ...gradient_mode import with_gradients
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...training.store import one_warning
+from .trained_again import BaseTrainedAgain
 
 
 class BaseGame(BaseTrainedAgain):

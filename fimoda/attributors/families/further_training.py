@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     check_horizons,
     check_is_fitted,
     in_steps,
 )
-from ..adapters import (
+from ...adapters import (
     OwnRows,
     RefittableModel,
     as_refittable,
@@ -26,20 +26,20 @@ from ..adapters import (
     how_to_continue,
     last_step,
 )
-from ..base import BaseAttributor
-from ..batch_statistics import BatchStatistics, statistics_in
-from ..gradient_mode import with_gradients
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..model import FinalModel
-from ..training.batches import LeaveOutMode
-from ..training.continued import ContinuedRun, refuse_steps
-from ..training.optimizers import LearningRate
-from ..training.outcomes import standard_error
-from ..training.refits import require_finite
-from ..training.run import Run, resolve_run
-from ..training.workers import Workers
-from ..trials import Trial
+from ...base import BaseAttributor
+from ...batch_statistics import BatchStatistics, statistics_in
+from ...gradient_mode import with_gradients
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...model import FinalModel
+from ...training.batches import LeaveOutMode
+from ...training.continued import ContinuedRun, refuse_steps
+from ...training.optimizers import LearningRate
+from ...training.outcomes import standard_error
+from ...training.refits import require_finite
+from ...training.run import Run, resolve_run
+from ...training.workers import Workers
+from ...trials import Trial
 
 #: Batches of the rows that a few steps are tried on.
 TRIED = 4

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from ..adapters import continues_itself, last_step
-from ..base import BaseAttributor
-from ..model import FinalModel
+from ...adapters import continues_itself, last_step
+from ...base import BaseAttributor
+from ...model import FinalModel
 
 if TYPE_CHECKING:
     _Attributor = BaseAttributor
