@@ -102,13 +102,17 @@ class Preparation:
         """Hook of `fit`: the unfitted model that ``estimator=None`` stands for."""
         return default_estimator(y, self.random_state)
 
+    def _takes_own_rows(self, estimator: Any) -> bool:
+        """Hook: whether the model is left its rows as they are, of which it has no gradients."""
+        return False
+
     def _leaves_rows(self, estimator: Any) -> bool:
         """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
-        return has_earlier_steps(estimator)
+        return has_earlier_steps(estimator) or self._takes_own_rows(estimator)
 
     def _hands_on_rows(self, estimator: Any) -> bool:
         """Hook of the tags: whether the rows may be whatever the estimator takes."""
-        return False
+        return self._takes_own_rows(estimator)
 
     def _freeze(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
@@ -125,6 +129,8 @@ class Preparation:
 
         With their targets `y` they are the training rows.
         """
+        if self._takes_own_rows(self.estimator_):
+            return RawRows(self._seen_by_model(X, y))
         refuse_trees(self.estimator_)
         seen = self._seen_by_model(X, y)
         return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import fimoda
 import fimoda.attributors
 from fimoda import BaseAttributor, FurtherTraining, GradDot, UnrolledDifferentiation
-from fimoda.attributors._trained_again import BaseTrainedAgain
+from fimoda.attributors.families.trained_again import BaseTrainedAgain
 
 #: Errors with which the package refuses.
 REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, FloatingPointError)

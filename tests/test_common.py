@@ -34,7 +34,7 @@ from torch import nn
 
 import fimoda
 from fimoda import BaseAttributor, GradCos, GradDot, KNNShapley, RepSim
-from fimoda.attributors._trained_again import BaseTrainedAgain
+from fimoda.attributors.families.trained_again import BaseTrainedAgain
 from fimoda.utils.estimator_checks import attributor_checks, check_attributor
 
 # The default MLP of scikit-learn's checks, and small fits here, may stop early.

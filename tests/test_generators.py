@@ -16,7 +16,7 @@ from test_common import ATTRIBUTORS, make
 from torch import nn
 
 import fimoda
-from fimoda.attributors._trained_again import BaseTrainedAgain
+from fimoda.attributors.families.trained_again import BaseTrainedAgain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),

@@ -17,7 +17,7 @@ from fimoda import (
     further_training_curve,
     train_ensemble,
 )
-from fimoda.attributors._trained_again import BaseTrainedAgain
+from fimoda.attributors.families.trained_again import BaseTrainedAgain
 
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(20, 3)), rng.integers(2, size=20)

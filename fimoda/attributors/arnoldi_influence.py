@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .._validation import MAX_SEED, POSITIVE_INTEGER, StrOptions, check_random_state
 from ..curvature.lanczos import TopEigenpairs
 from ..measurements import Measurement
-from ._influence import BaseInfluence
+from .families.influence import BaseInfluence
 
 
 class ArnoldiInfluence(BaseInfluence):

@@ -18,10 +18,10 @@ from ..games.weights import beta_probabilities
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ._permutations import BasePermutations
+from .data_shapley import DataShapley
 
 
-class BetaShapley(BasePermutations):
+class BetaShapley(DataShapley):
     r"""Value each row by what it adds to sets of the others, weighed by size with a Beta distribution.
 
     .. math:: \phi_i = \sum_{S \not\ni i} \frac{B(|S| + \beta, n - 1 - |S| + \alpha)}{B(\alpha, \beta)}
@@ -148,12 +148,8 @@ class BetaShapley(BasePermutations):
 
     Notes
     -----
-    Training takes place in `transform` and `values`, since a utility is that of test rows. Networks are
-    trained in stacks. Linear and ridge regression, logistic regression with an L2 penalty and nearest
-    neighbours are solved for many sets of rows at once; any other estimator is cloned and fitted. The empty
-    set has the constant prediction that suits all training rows best: the classes' shares or the mean
-    target. So has a set that an estimator cannot be fitted on, such as rows of one class, or whose
-    outputs lack a class.
+    Training takes place in `transform` and `values`, since a utility is that of test rows; see `DataShapley`,
+    also for sets that a model cannot be trained on.
 
     References
     ----------
@@ -175,7 +171,7 @@ class BetaShapley(BasePermutations):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BasePermutations._parameter_constraints,
+        **DataShapley._parameter_constraints,
         "alpha": [POSITIVE_REAL],
         "beta": [POSITIVE_REAL],
     }
@@ -239,5 +235,5 @@ class BetaShapley(BasePermutations):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def _probabilities(self, n: int) -> NDArray[np.float64]:
-        return beta_probabilities(n, float(self.alpha), float(self.beta))
+    def _probabilities(self) -> NDArray[np.float64]:
+        return beta_probabilities(len(self._objective), float(self.alpha), float(self.beta))

@@ -22,7 +22,7 @@ from ..curvature.preconditioner import EKFACPreconditioner
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trials import Trial
-from ._influence import BaseInfluence
+from .families.influence import BaseInfluence
 
 #: Iterations of trials.
 _TRIED = (2, 6)

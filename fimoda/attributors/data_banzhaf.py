@@ -22,7 +22,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import means_of_groups
-from ._games import BaseGame
+from .families.games import BaseGame
 
 #: Sets of the first round of n_samples="auto", and most of them in all.
 FIRST, MOST = 512, 65_536
@@ -147,12 +147,8 @@ class DataBanzhaf(BaseGame):
 
     Notes
     -----
-    Training takes place in `transform` and `values`, since a utility is that of test rows. Networks are
-    trained in stacks. Linear and ridge regression, logistic regression with an L2 penalty and nearest
-    neighbours are solved for many sets of rows at once; any other estimator is cloned and fitted. The empty
-    set has the constant prediction that suits all training rows best: the classes' shares or the mean
-    target. So has a set that an estimator cannot be fitted on, such as rows of one class, or whose
-    outputs lack a class.
+    Training takes place in `transform` and `values`, since a utility is that of test rows; see `DataShapley`,
+    also for sets that a model cannot be trained on.
 
     References
     ----------

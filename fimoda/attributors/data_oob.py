@@ -20,7 +20,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import assemble_subsets, mean_and_error
-from ._trained_again import BaseTrainedAgain
+from .families.trained_again import BaseTrainedAgain
 
 
 class DataOOB(BaseTrainedAgain):
@@ -246,6 +246,3 @@ class DataOOB(BaseTrainedAgain):
 
     def _n_runs(self) -> int:
         return int(self.n_samples)
-
-    def _caveats(self) -> list[str]:
-        return super()._caveats() if self._in_stacks or self.refit == "last" else []

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .._validation import NON_NEGATIVE_REAL, POSITIVE_REAL, StrOptions
 from ..batch_statistics import BatchStatistics
+from ..games.estimates import Estimate
+from ..games.exact import semivalues
+from ..games.permutations import GROUP_SIZES
 from ..games.scoring import Scoring
+from ..games.semivalues import sampled_semivalues
+from ..games.utility import Utility
 from ..games.weights import beta_probabilities
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ._permutations import BasePermutations
+from .families.games import BaseGame
 
 
-class DataShapley(BasePermutations):
+class DataShapley(BaseGame):
     r"""Share what all training rows achieve among them, by what each adds on average over all orders.
 
     .. math:: \phi_i = \frac{1}{n} \sum_{S \not\ni i} \binom{n-1}{|S|}^{-1}
@@ -168,6 +174,13 @@ class DataShapley(BasePermutations):
     (40,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseGame._parameter_constraints,
+        "sampling": [StrOptions(set(GROUP_SIZES))],
+        "truncation": [NON_NEGATIVE_REAL],
+        "max_seconds": [POSITIVE_REAL, None],
+    }
+
     def __init__(
         self,
         estimator: Any = None,
@@ -223,5 +236,13 @@ class DataShapley(BasePermutations):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def _probabilities(self, n: int) -> NDArray[np.float64]:
-        return beta_probabilities(n, 1.0, 1.0)
+    def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        return semivalues(utilities, self._probabilities())
+
+    def _sampled(self, utility: Utility, random_state: np.random.RandomState) -> Estimate:
+        drawn = self._settled, self.sampling, self.truncation, self.memory_budget
+        return sampled_semivalues(utility, self._probabilities(), *drawn, random_state)
+
+    def _probabilities(self) -> NDArray[np.float64]:
+        """Return the part (n,) of each number of other rows, which sum to one; `BetaShapley` has others."""
+        return beta_probabilities(len(self._objective), 1.0, 1.0)

@@ -24,7 +24,7 @@ from ..training.random_subsets import require_both
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
 from ..training.subset_regression import FOLDS
-from ._retraining import OF_SUBSETS, BaseRetraining
+from .families.retraining import OF_SUBSETS, BaseRetraining
 
 Array = NDArray[np.float64]
 

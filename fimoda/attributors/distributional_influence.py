@@ -19,8 +19,8 @@ from ..measurements import Measurement
 from ..training.ensemble import Ensemble
 from ..training.joint_distance import joint_distance
 from ..training.outcome_samples import BLOCK, OutcomeSamples
-from ._around import AroundMixin
 from .ensemble import fit_member, models_and_runs
+from .families.around import AroundMixin
 from .leaf_influence import LeafInfluence
 from .of_trees import method_of_trees
 from .unrolled_differentiation import UnrolledDifferentiation

@@ -16,7 +16,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes, means_of_groups
-from ._retraining import OF_SUBSETS, BaseRetraining
+from .families.retraining import OF_SUBSETS, BaseRetraining
 
 
 class Downsampling(BaseRetraining):

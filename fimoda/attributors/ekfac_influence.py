@@ -16,7 +16,7 @@ from ..layers import LayerGradients
 from ..measured import Measured
 from ..measurements import Measurement
 from ..row_gradients import RowGradients
-from ._influence import BaseInfluence
+from .families.influence import BaseInfluence
 
 
 class EKFACInfluence(BaseInfluence):

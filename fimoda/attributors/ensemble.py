@@ -36,7 +36,7 @@ from ..training.outcomes import standard_error
 from ..training.recording import Checkpoints
 from ..training.run import resolve_run
 from ..trajectory import Trajectory
-from ._around import AroundMixin
+from .families.around import AroundMixin
 from .grad_dot import GradDot
 from .of_trees import method_of_trees
 

@@ -17,7 +17,7 @@ from ..curvature.group_removal import Coordinates, measured_change
 from ..measured import Measured
 from ..measurements import Measurement
 from ..trials import Trial
-from ._influence import BaseInfluence
+from .families.influence import BaseInfluence
 
 #: Multiplications of an eigendecomposition, in cubed sides: by their seconds (see `Trial.eigen_rate`).
 DECOMPOSITION = 8

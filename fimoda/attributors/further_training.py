@@ -33,7 +33,7 @@ from ..training.run import WAYS, Way
 from ..training.without_groups import without_groups
 from ..training.workers import Workers
 from ..trials import Trial
-from ._further_training import BaseFurtherTraining, GoesOnMixin
+from .families.further_training import BaseFurtherTraining, GoesOnMixin
 
 #: Parameters that say what is trained and measured; the others say how to train.
 _WHAT = "estimator", "measurement", "criterion"

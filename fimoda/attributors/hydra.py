@@ -15,7 +15,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..objective import Objective
 from ..trajectory import Trajectory, model_at
-from ._along_the_run import BaseAlongTheRun, StageRows
+from .families.along_the_run import BaseAlongTheRun, StageRows
 
 
 class Hydra(BaseAlongTheRun):

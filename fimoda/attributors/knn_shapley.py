@@ -20,7 +20,7 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..rows import RawRows, SeveralInputs
 from ..trials import Trial
-from ._refittable import BaseRefittable
+from .families.refittable import BaseRefittable
 
 #: Arrays of float64 of the size of the scores that are alive at a time.
 _ARRAYS = 8

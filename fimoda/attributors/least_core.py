@@ -22,7 +22,7 @@ from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from ._games import BaseGame
+from .families.games import BaseGame
 
 
 class LeastCore(BaseGame):
@@ -140,12 +140,8 @@ class LeastCore(BaseGame):
 
     Notes
     -----
-    Training takes place in `transform` and `values`, since a utility is that of test rows. Networks are
-    trained in stacks. Linear and ridge regression, logistic regression with an L2 penalty and nearest
-    neighbours are solved for many sets of rows at once; any other estimator is cloned and fitted. The empty
-    set has the constant prediction that suits all training rows best: the classes' shares or the mean
-    target. So has a set that an estimator cannot be fitted on, such as rows of one class, or whose
-    outputs lack a class.
+    Training takes place in `transform` and `values`, since a utility is that of test rows; see `DataShapley`,
+    also for sets that a model cannot be trained on.
 
     References
     ----------

@@ -20,7 +20,7 @@ from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
 from ..training.subsets import SubsetUnit
-from ._retraining import BaseRetraining
+from .families.retraining import BaseRetraining
 
 #: Measurements that differ by less than this part of the largest are alike.
 _ALIKE = 1e-3

@@ -30,7 +30,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..trials import Trial
-from ._further_training import BaseFurtherTraining, HorizonsMixin
+from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 100.0

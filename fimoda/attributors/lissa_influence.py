@@ -23,7 +23,7 @@ from ..curvature.lissa import automatic_scale, batch_series, full_series
 from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
-from ._influence import BaseInfluence
+from .families.influence import BaseInfluence
 
 #: ``depth="auto"`` takes at most this many terms.
 MAX_DEPTH = 50_000

@@ -34,7 +34,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.recorded import observe_run
 from ..trials import Trial
-from ._further_training import BaseFurtherTraining, HorizonsMixin
+from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Right-hand sides that take as long in a matrix product as one vector alone.
 _ALONE = 8

@@ -17,8 +17,8 @@ from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
 from ..trials import Trial
-from ._around import AroundMixin
 from .ensemble import fit_member
+from .families.around import AroundMixin
 from .further_training import FurtherTraining
 from .grad_dot import GradDot
 from .leave_one_out import LeaveOneOut

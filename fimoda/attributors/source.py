@@ -25,7 +25,7 @@ from ..recipe import in_words
 from ..training.optimizers import DEFAULT_BATCH_SIZE
 from ..trajectory import Trajectory
 from ..trials import Trial
-from ._along_the_run import BaseAlongTheRun
+from .families.along_the_run import BaseAlongTheRun
 
 
 class SOURCE(BaseAlongTheRun):

@@ -18,7 +18,7 @@ from ..model import DEFAULT_BUDGET
 from ..objective import Objective
 from ..row_gradients import RowGradients
 from ..trajectory import Trajectory, model_at
-from ._along_the_run import BaseAlongTheRun, StageRows
+from .families.along_the_run import BaseAlongTheRun, StageRows
 
 
 class TracIn(BaseAlongTheRun):

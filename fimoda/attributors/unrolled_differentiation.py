@@ -36,7 +36,7 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.recorded import check_run
 from ..trials import Trial
-from ._further_training import BaseFurtherTraining, HorizonsMixin
+from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 400.0

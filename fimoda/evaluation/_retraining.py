@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..attributors._retraining import BaseRetraining
+from ..attributors.families.retraining import BaseRetraining
 from ..attributors.leave_one_out import LeaveOneOut
 from ..base import BaseAttributor
 from ..model import FinalModel

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._arrays import n_rows, take_rows
-from ..attributors._retraining import BaseRetraining
+from ..attributors.families.retraining import BaseRetraining
 from ..losses import RowLoss
 from ..training.retraining import SubsetTrainer
 from ._search import Rows

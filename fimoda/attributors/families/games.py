@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arrays import n_rows
-from .._validation import (
+from ..._arrays import n_rows
+from ..._validation import (
     MAX_SEED,
     POSITIVE_INTEGER,
     StrOptions,
@@ -20,18 +20,18 @@ from .._validation import (
     check_seeds,
     check_targets,
 )
-from ..adapters import RefittableModel
-from ..games.constant import constant_outputs
-from ..games.estimates import Estimate, settled, with_mean
-from ..games.exact import all_subsets
-from ..games.scoring import Scoring, as_scorer, scored
-from ..games.utility import Utility
-from ..games.ways import fast_way
-from ..gradient_mode import with_gradients
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..training.store import one_warning
-from ._trained_again import BaseTrainedAgain
+from ...adapters import RefittableModel
+from ...games.constant import constant_outputs
+from ...games.estimates import Estimate, settled, with_mean
+from ...games.exact import all_subsets
+from ...games.scoring import Scoring, as_scorer, scored
+from ...games.utility import Utility
+from ...games.ways import fast_way
+from ...gradient_mode import with_gradients
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...training.store import one_warning
+from .trained_again import BaseTrainedAgain
 
 
 class BaseGame(BaseTrainedAgain):
@@ -69,9 +69,7 @@ class BaseGame(BaseTrainedAgain):
         self._seed_of_samples = int(rng.randint(MAX_SEED))
         retraining = self._retrained_with(self.seeds_)
         way = fast_way(retraining.way, self.n_outputs_)
-        self._retraining = replace(
-            retraining, way=way, max_seconds=None
-        )  # each set needs its utility
+        self._retraining = replace(retraining, way=way, max_seconds=None)  # all sets have a utility
         rows = self._objective.rows
         self._without_rows = constant_outputs(
             self.model_.loss, rows.targets, rows.shares, self.n_outputs_
@@ -152,8 +150,9 @@ class BaseGame(BaseTrainedAgain):
 
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""
-        limits = {"max_seconds": self.max_seconds, "verbose": self.verbose}
-        return settled(self.n_samples, first, most, take, **limits)
+        return settled(
+            self.n_samples, first, most, take, max_seconds=self.max_seconds, verbose=self.verbose
+        )
 
     @abstractmethod
     def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,6 +174,3 @@ class BaseGame(BaseTrainedAgain):
 
     def _n_runs(self) -> int:
         return int(self._seen.get("n_samples_", 1))
-
-    def _caveats(self) -> list[str]:
-        return super()._caveats() if self._in_stacks or self.refit == "last" else []

@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import (
+from ...adapters import (
     RefittableModel,
     as_refittable,
-    has_earlier_steps,
     part_to_refit,
     trained_in_stacks,
 )
-from ..base import BaseAttributor
-from ..measured import Measured
-from ..model import FinalModel
-from ..rows import RawRows
-from ..training.refits import require_finite
+from ...base import BaseAttributor
+from ...measured import Measured
+from ...model import FinalModel
+from ...training.refits import require_finite
 
 
 class BaseRefittable(BaseAttributor):
@@ -30,8 +28,8 @@ class BaseRefittable(BaseAttributor):
 
     refit: str
 
-    def _leaves_rows(self, estimator: Any) -> bool:
-        return has_earlier_steps(estimator) or not trained_in_stacks(estimator, self.refit)
+    def _takes_own_rows(self, estimator: Any) -> bool:
+        return not trained_in_stacks(estimator, self.refit)
 
     def _hands_on_rows(self, estimator: Any) -> bool:
         return self._leaves_rows(estimator)
@@ -41,10 +39,8 @@ class BaseRefittable(BaseAttributor):
         """True if a network alone is trained again, and no estimator by its own ``fit``."""
         return trained_in_stacks(self.estimator_, self.refit)
 
-    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
-        if self._in_stacks:
-            return super()._model_rows(X, y)
-        return RawRows(self._seen_by_model(X, y) if self.refit == "last" else X)
+    def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
+        return super()._seen_by_model(X, y) if self._in_stacks or self.refit == "last" else X
 
     def _check_columns(self, X: Any) -> None:
         if self._in_stacks:  # what is fitted again is asked to predict, whatever it overrides

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     check_random_state,
     check_seeds,
     check_subsets,
 )
-from ..adapters import RefittableModel
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..rows import Rows
-from ..training.random_subsets import drawn_subsets, n_to_cover, require_both
-from ..training.store import one_warning
-from ..training.subset_outcomes import SubsetOutcomes, assemble_subsets
-from ._trained_again import BaseTrainedAgain
+from ...adapters import RefittableModel
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...rows import Rows
+from ...training.random_subsets import drawn_subsets, n_to_cover, require_both
+from ...training.store import one_warning
+from ...training.subset_outcomes import SubsetOutcomes, assemble_subsets
+from .trained_again import BaseTrainedAgain
 
 #: Parameters of the methods that train on random subsets.
 OF_SUBSETS: dict[str, list[Any]] = {
@@ -176,9 +176,8 @@ class BaseRetraining(BaseTrainedAgain):
         return super()._known_error(scores) or alone
 
     def _caveats(self) -> list[str]:
-        in_part = self._in_stacks or self.refit == "last"
         cut = f"the time was over after {self._n_trained} of {self._n_planned} trainings"
-        return super()._caveats() * in_part + [cut] * (self._n_trained < self._n_planned)
+        return super()._caveats() + [cut] * (self._n_trained < self._n_planned)
 
     # ---- transform, by subclasses -----------------------------------------------------------
 

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     check_horizons,
     check_is_fitted,
     in_steps,
 )
-from ..adapters import (
+from ...adapters import (
     OwnRows,
     RefittableModel,
     as_refittable,
@@ -26,21 +26,20 @@ from ..adapters import (
     how_to_continue,
     last_step,
 )
-from ..base import BaseAttributor
-from ..batch_statistics import BatchStatistics, statistics_in
-from ..gradient_mode import with_gradients
-from ..last_call import of_last_call
-from ..measured import Measured
-from ..model import FinalModel
-from ..rows import RawRows
-from ..training.batches import LeaveOutMode
-from ..training.continued import ContinuedRun, refuse_steps
-from ..training.optimizers import LearningRate
-from ..training.outcomes import standard_error
-from ..training.refits import require_finite
-from ..training.run import Run, resolve_run
-from ..training.workers import Workers
-from ..trials import Trial
+from ...base import BaseAttributor
+from ...batch_statistics import BatchStatistics, statistics_in
+from ...gradient_mode import with_gradients
+from ...last_call import of_last_call
+from ...measured import Measured
+from ...model import FinalModel
+from ...training.batches import LeaveOutMode
+from ...training.continued import ContinuedRun, refuse_steps
+from ...training.optimizers import LearningRate
+from ...training.outcomes import standard_error
+from ...training.refits import require_finite
+from ...training.run import Run, resolve_run
+from ...training.workers import Workers
+from ...trials import Trial
 
 #: Batches of the rows that a few steps are tried on.
 TRIED = 4
@@ -133,16 +132,8 @@ class GoesOnMixin(_FurtherTraining):
     def _mean_shares(self) -> NDArray[np.float64]:
         return super()._mean_shares() if self._goes_on else self._row_shares()
 
-    def _leaves_rows(self, estimator: Any) -> bool:
-        return super()._leaves_rows(estimator) or continues_itself(estimator)
-
-    def _hands_on_rows(self, estimator: Any) -> bool:
+    def _takes_own_rows(self, estimator: Any) -> bool:
         return continues_itself(estimator)
-
-    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
-        if not self._goes_on:
-            return super()._model_rows(X, y)
-        return RawRows(self._seen_by_model(X, y))
 
     def _freeze(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None

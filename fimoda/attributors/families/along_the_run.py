@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     check_horizons,
     in_steps,
     is_integer,
 )
-from ..adapters import is_fitted, is_network, recorded_trajectory, training_epochs
-from ..base import BaseAttributor
-from ..curvature.removal import Removal
-from ..objective import Objective
-from ..row_gradients import RowGradients
-from ..training.groups import Groups
-from ..training.optimizers import (
+from ...adapters import is_fitted, is_network, recorded_trajectory, training_epochs
+from ...base import BaseAttributor
+from ...curvature.removal import Removal
+from ...objective import Objective
+from ...row_gradients import RowGradients
+from ...training.groups import Groups
+from ...training.optimizers import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_LR,
     OptimizerSpec,
     optimizer_class,
 )
-from ..trajectory import Stage, Trajectory, check_architecture, lr_factors_of, stage_rows
+from ...trajectory import Stage, Trajectory, check_architecture, lr_factors_of, stage_rows
 
 
 @dataclass(frozen=True, eq=False)

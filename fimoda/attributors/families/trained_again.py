@@ -11,34 +11,34 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .._validation import (
+from ..._validation import (
     POSITIVE_INTEGER,
     POSITIVE_REAL,
     StrOptions,
     check_random_state,
     check_seeds,
 )
-from ..adapters import (
+from ...adapters import (
     RefittableModel,
     initial_parameters,
     part_to_refit,
     training_epochs,
 )
-from ..base import BaseAttributor
-from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
-from ..last_call import of_last_call
-from ..training.optimizers import LearningRate
-from ..training.refits import (
+from ...base import BaseAttributor
+from ...batch_statistics import BATCH_STATISTICS, BatchStatistics
+from ...last_call import of_last_call
+from ...training.optimizers import LearningRate
+from ...training.refits import (
     OF_NETWORKS,
     UNIT_SIZE,
     Refits,
     refuse_settings_of_networks,
     training_anew,
 )
-from ..training.retraining import Retraining, SubsetTrainer
-from ..training.run import WAYS, Way, resolve_run
-from ..training.subsets import StackedRetraining
-from ._refittable import BaseRefittable
+from ...training.retraining import Retraining, SubsetTrainer
+from ...training.run import WAYS, Way, resolve_run
+from ...training.subsets import StackedRetraining
+from .refittable import BaseRefittable
 
 
 class BaseTrainedAgain(BaseRefittable):
@@ -160,6 +160,9 @@ class BaseTrainedAgain(BaseRefittable):
 
     def _n_runs(self) -> int:
         return len(self.seeds_)
+
+    def _caveats(self) -> list[str]:
+        return super()._caveats() if self._in_stacks or self.refit == "last" else []
 
     def _rebalances(self) -> bool:
         return not self._in_stacks

@@ -12,25 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import (
+from ..._validation import (
     MAX_SEED,
     NON_NEGATIVE_REAL,
     POSITIVE_INTEGER,
     StrOptions,
     check_random_state,
 )
-from ..base import BaseAttributor
-from ..curvature.checks import check_curvature, check_gradients
-from ..curvature.damping import automatic_damping, curvature_trace, damping_unit
-from ..curvature.group_removal import measured_change, outputs_along, second_order_steps
-from ..curvature.iterative import IterativeSolver
-from ..curvature.operators import CURVATURES, Curvature
-from ..curvature.removal import Removal
-from ..measured import Measured
-from ..objective import Objective
-from ..training.tuning import GOLD, tuned_damping
-from ..trials import Trial
-from .further_training import FurtherTraining
+from ...base import BaseAttributor
+from ...curvature.checks import check_curvature, check_gradients
+from ...curvature.damping import automatic_damping, curvature_trace, damping_unit
+from ...curvature.group_removal import measured_change, outputs_along, second_order_steps
+from ...curvature.iterative import IterativeSolver
+from ...curvature.operators import CURVATURES, Curvature
+from ...curvature.removal import Removal
+from ...measured import Measured
+from ...objective import Objective
+from ...training.tuning import GOLD, tuned_damping
+from ...trials import Trial
+from ..further_training import FurtherTraining
 
 #: Part of a column's mean square from which on a damping drowns it.
 MOST_OF_COLUMN = 1e-4

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from ..adapters import continues_itself, last_step
-from ..base import BaseAttributor
-from ..model import FinalModel
-from ..rows import RawRows
+from ...adapters import continues_itself, last_step
+from ...base import BaseAttributor
+from ...model import FinalModel
 
 if TYPE_CHECKING:
     _Attributor = BaseAttributor
@@ -35,16 +34,8 @@ class AroundMixin(_Attributor):
         inner = self._inner(None)
         return inner._default(y) if inner._of_trees else super()._default(y)
 
-    def _leaves_rows(self, estimator: Any) -> bool:
-        return super()._leaves_rows(estimator) or continues_itself(estimator)
-
-    def _hands_on_rows(self, estimator: Any) -> bool:
+    def _takes_own_rows(self, estimator: Any) -> bool:
         return continues_itself(estimator)
-
-    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
-        if not continues_itself(self.estimator_):
-            return super()._model_rows(X, y)
-        return RawRows(self._seen_by_model(X, y))
 
     def _freeze(self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> FinalModel:
         if not continues_itself(self.estimator_):

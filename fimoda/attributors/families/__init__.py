@@ -1,0 +1,1 @@
+"""Families of methods: the parameters and hooks that several methods share, one family a file."""
