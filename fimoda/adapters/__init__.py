@@ -34,6 +34,7 @@ from .models import (
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
+    draws,
     fit_anew,
     fit_with,
     part_to_refit,
@@ -82,6 +83,7 @@ __all__ = [
     "default_linear_model",
     "default_neighbours",
     "default_trees",
+    "draws",
     "fit_anew",
     "fit_with",
     "fits_itself",
