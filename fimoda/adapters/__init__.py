@@ -1,6 +1,6 @@
 """From a user's model to a `FinalModel`. Only this package knows skorch and scikit-learn's models."""
 
-from .answers import Answers, check_answers
+from .answers import Answers, asked, check_answers, does_not_fit
 from .closed_forms import (
     LeastSquaresForm,
     LogisticForm,
@@ -34,6 +34,7 @@ from .models import (
 from .randomness import is_random
 from .recorder import TrajectoryRecorder, recorded_trajectory
 from .refits import (
+    draws,
     fit_anew,
     fit_with,
     part_to_refit,
@@ -68,6 +69,7 @@ __all__ = [
     "as_final_model",
     "as_refittable",
     "as_tree_model",
+    "asked",
     "caveats",
     "check_answers",
     "check_columns",
@@ -82,6 +84,8 @@ __all__ = [
     "default_linear_model",
     "default_neighbours",
     "default_trees",
+    "does_not_fit",
+    "draws",
     "fit_anew",
     "fit_with",
     "fits_itself",

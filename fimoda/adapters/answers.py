@@ -138,6 +138,41 @@ class _Classifier(ClassifierMixin, _Answering):
         return self._known(X, self.answers.decisions())
 
 
+def asked(scorer: Any, answers: Answers, X: Any, y: Any, name: Any = None) -> Any:
+    """Return what a scorer says of answers to rows X with targets y; ValueError if it is not for the model.
+
+    `name` is what the user has given for it, if not the scorer.
+    """
+    try:
+        return scorer(answers.estimator(), X, y)
+    except AttributeError as error:
+        raise ValueError(f"scoring must be of predictions that the model makes: {error}") from error
+    except (ValueError, TypeError) as error:
+        if not hasattr(scorer, "_score_func"):  # the user's own
+            raise
+        raise does_not_fit(scorer if name is None else name, answers.model, error) from error
+
+
+def does_not_fit(scoring: Any, model: FinalModel, error: Exception) -> ValueError:
+    """Return the error of a scorer of scikit-learn's that is not for the targets of a model."""
+    kind, others = "numbers", "'r2' or 'neg_mean_absolute_error'"
+    if model.loss.is_classifier:
+        names = [] if model.classes is None else model.classes.tolist()
+        several = len(names) > 2
+        kind = f"the classes {', '.join(map(str, names[:5]))}" + ", ..." * (len(names) > 5)
+        others = "'accuracy', 'balanced_accuracy', 'f1_macro' or "
+        others += "'roc_auc_ovr'" if several else "'roc_auc'"
+        if names and not several:
+            others += (
+                ", or a scorer that is told which class counts, such as make_scorer(f1_score, "
+                f"pos_label={names[1]!r})"
+            )
+    return ValueError(
+        f"scoring={scoring!r} must fit the model, which predicts {kind}: {str(error).rstrip('.')}. "
+        f"Take {others}."
+    )
+
+
 def check_answers(estimator: Any, X: Any, answers: Answers) -> None:
     """Raise ValueError unless a fitted estimator predicts rows as its frozen view does.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,22 @@ def global_generators(seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
+
+
+class Watched(np.random.RandomState):
+    """A generator that is one and the same in every copy of its owner, and cannot leave the process."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watched:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("what draws from it would not be seen")
+
+
+def known_states(own: np.random.RandomState) -> list[bytes]:
+    """Return the states of a generator, and of the global ones of Python, numpy and torch."""
+    states = random.getstate(), np.random.get_state(), own.get_state()  # noqa: NPY002
+    return [pickle.dumps(states), torch.get_rng_state().numpy().tobytes()]
 
 
 def seed_parameters(estimator: Any) -> list[str]:

@@ -20,7 +20,7 @@ from .models import (
     kind_of,
     own_training,
 )
-from .randomness import global_generators, seed_parameters
+from .randomness import Watched, global_generators, known_states, seed_parameters
 from .wrappers import last_step, uncached
 
 # ---- what is fitted again -------------------------------------------------------------------
@@ -145,6 +145,24 @@ def unfitted(estimator: Any, seed: int) -> Any:
     """Return a clone of the estimator with a seed, which caches nothing: what `fit_anew` fits clones of."""
     fresh = uncached(clone(estimator))
     return fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
+
+
+def draws(estimator: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> bool:
+    """Return False if a fit is known to draw no random numbers, from its seeds or the global generators.
+
+    It is fitted once, with a generator that is watched as every ``random_state``. True also where that is
+    not possible.
+    """
+    own = Watched(0)
+    try:
+        fresh = uncached(clone(estimator))
+        fresh.set_params(**dict.fromkeys(seed_parameters(fresh), own))
+        with global_generators(0):
+            before = known_states(own)
+            fit_with(fresh, X, y, sample_weight)
+            return known_states(own) != before
+    except Exception:  # what estimators raise has no class in common
+        return True
 
 
 def fit_anew(

@@ -145,6 +145,11 @@ class DataBanzhaf(BaseGame):
         If a parameter for networks is given for an estimator that is not one, there are too many rows for
         ``n_samples="exact"``, or `n_samples` so few sets that a row is in all of them or in none.
 
+    Warns
+    -----
+    FitFailedWarning
+        If sets of rows have no model for another reason than a missing class.
+
     Notes
     -----
     Training takes place in `transform` and `values`, since a utility is that of test rows; see `DataShapley`,

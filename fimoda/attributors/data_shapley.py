@@ -146,6 +146,11 @@ class DataShapley(BaseGame):
         If a parameter for networks is given for an estimator that is not one, or there are too many rows for
         ``n_samples="exact"``.
 
+    Warns
+    -----
+    FitFailedWarning
+        If sets of rows have no model for another reason than a missing class.
+
     Notes
     -----
     Training takes place in `transform` and `values`, since a utility is that of test rows. Networks are

@@ -83,7 +83,8 @@ class Datamodel(BaseRetraining):
         Epochs of training of a network; those of its own training by default.
     n_seeds : int or list of int, default=5
         Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
-        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``. One whose
+        fit draws no random numbers is fitted once for all seeds.
     optimizer : str or type, default=None
         Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
         name; the model's own by default, SGD if it has none.

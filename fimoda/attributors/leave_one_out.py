@@ -63,7 +63,8 @@ class LeaveOneOut(BaseRetraining):
         Epochs of training of a network; those of its own training by default.
     n_seeds : int or list of int, default=5
         Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
-        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``. One whose
+        fit draws no random numbers is fitted once for all seeds.
     optimizer : str or type, default=None
         Networks only: a ``torch.optim`` class that updates every coordinate on its own, or its
         name; the model's own by default, SGD if it has none.
@@ -134,7 +135,8 @@ class LeaveOneOut(BaseRetraining):
     train_indices_ : ndarray of shape (n_columns,)
         Training row of each column.
     scores_sem_ : ndarray of shape (n_test, n_columns)
-        Standard error over seeds of the scores last returned by `transform`; NaN for one seed.
+        Standard error over seeds of the scores last returned by `transform`; NaN for one seed, 0 where
+        training draws no random numbers.
     failed_ : list of tuple
         Number of the subset, seed and reason of each training that failed; scores are of the rest.
         A row without which none succeeds, such as the only one of its class, scores NaN, with a
@@ -273,6 +275,11 @@ class LeaveOneOut(BaseRetraining):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
+        if len(self.seeds_) > 1 and not self._retraining.way.is_random:
+            return ["training draws no random numbers: scores have no error over seeds"]
+        return super()._known_error(scores)
 
     def _caveats(self) -> list[str]:
         another = (

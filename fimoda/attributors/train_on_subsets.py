@@ -78,7 +78,8 @@ def train_on_subsets(
         the class that `estimator` predicts (classification).
     n_seeds : int or list of int, default=5
         Number of trainings of each subset (drawn from `random_state`) or their seeds. A seed fixes
-        initial parameters, batch order and dropout; other estimators take it as ``random_state``.
+        initial parameters, batch order and dropout; other estimators take it as ``random_state``. One whose
+        fit draws no random numbers is fitted once for all seeds.
     n_epochs : int, default=None
         Epochs of training of a network; those of its own training by default.
     optimizer : str or type, default=None

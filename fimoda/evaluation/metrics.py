@@ -16,7 +16,7 @@ from sklearn.metrics import get_scorer
 
 from .._arrays import take_rows
 from .._validation import UndefinedMetricWarning
-from ..adapters import Answers
+from ..adapters import Answers, asked
 from ..model import FinalModel
 
 Floats = NDArray[np.float64]
@@ -220,6 +220,7 @@ class ByScorer(Metric):
     scorer: Callable[[Any, Any, Any], float]
     test: Judged
     n_jobs: int | None = None
+    name: str | None = None
 
     def values(self, outputs: Floats) -> Floats:
         found = Parallel(n_jobs=self.n_jobs)(
@@ -237,13 +238,9 @@ class ByScorer(Metric):
             warnings.simplefilter("error", UndefinedMetricWarning)
             warnings.filterwarnings("error", "No positive class found")
             try:
-                found = self.scorer(Answers(test.model, outputs).estimator(), test.X, test.y)
+                found = asked(self.scorer, Answers(test.model, outputs), test.X, test.y, self.name)
             except UserWarning as warning:
                 raise ValueError(f"scoring is not defined for these rows: {warning}") from warning
-            except AttributeError as error:
-                raise ValueError(
-                    f"scoring must be of predictions that the model makes: {error}"
-                ) from error
         if not isinstance(found, float | int | np.number) or not np.isfinite(found):
             raise ValueError(f"scoring must give one finite number, got {found!r}.")
         return float(found)
@@ -299,6 +296,13 @@ def metric_of(scoring: Any, test: Judged, n_jobs: int | None = None) -> Metric:
     if scoring == "roc_auc" and "selection_rate" in known and not test.model.loss.only_classes:
         return RocAuc(test)
     if scoring in OUR_OWN:
+        classes = test.model.classes
+        if test.model.loss.is_classifier and classes is not None and len(classes) != 2:
+            raise ValueError(
+                f"scoring={scoring!r} is for a classifier of two classes, and this one has {len(classes)}. "
+                "Take a scorer of one of them against the others, such as "
+                f"lambda model, X, y: (model.predict(X) == {classes.tolist()[0]!r}).mean()."
+            )
         raise ValueError(
             f"scoring={scoring!r} is for a classifier of two classes"
             f"{', with probabilities' * (scoring == 'calibration')}; the outputs of this model are "
@@ -311,7 +315,7 @@ def metric_of(scoring: Any, test: Judged, n_jobs: int | None = None) -> Metric:
             f"scoring must be one of {', '.join(OUR_OWN)}, a name of sklearn.metrics.get_scorer_names() or "
             f"a scorer, got {scoring!r}."
         ) from error
-    return ByScorer(scorer, test, n_jobs)
+    return ByScorer(scorer, test, n_jobs, scoring)
 
 
 def _known(model: FinalModel) -> dict[str, OfRows]:

@@ -31,6 +31,8 @@ class ClosedFits(Refits):
     `train` keeps numbers of each fit, NaN where there is none; `_outputs` are those of the estimator.
     """
 
+    is_random = False
+
     #: Why a subset has no fit.
     _reason = "its rows have not every class"
 

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 from torch import Tensor
 
-from ..adapters import Answers
+from ..adapters import Answers, asked, does_not_fit
 from ..measured import ROWS, Measured, outputs_of_stack
 from ..model import FinalModel
 from ..rows import Rows
@@ -47,7 +47,7 @@ class _Score:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         answers = Answers(self.model, outputs.double().cpu().numpy())
-        if isinstance(self.scoring, str) and self.scoring == "accuracy":
+        if self._is_accuracy():
             found = float((self.model.predicted_targets(outputs) == targets).double().mean())
         elif self._is_area_of_pairs(targets):
             found = area_under_roc(answers.decisions(), (targets == 1).cpu().numpy())
@@ -56,17 +56,19 @@ class _Score:
         elif self._is_of_labels(targets):
             found = self._of_labels(self.model.predicted_targets(outputs), targets)
         else:
-            try:
-                given = as_scorer(self.scoring)(answers.estimator(), self.X, self.y)
-            except AttributeError as error:
-                raise ValueError(
-                    f"scoring must be of predictions that the model makes: {error}"
-                ) from error
+            given = asked(as_scorer(self.scoring), answers, self.X, self.y, self.scoring)
             try:
                 found = float(given)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"scoring must give one number, got {given!r}.") from error
         return torch.full((len(targets),), found, dtype=torch.float64, device=outputs.device)
+
+    def _is_accuracy(self) -> bool:
+        return (
+            isinstance(self.scoring, str)
+            and self.scoring == "accuracy"
+            and self.model.loss.is_classifier
+        )
 
     def _is_area_of_pairs(self, targets: Tensor) -> bool:
         """Return whether the score is an area under the ROC curve of two classes that both are there."""
@@ -94,7 +96,10 @@ class _Score:
         """Return the score of predicted classes, by how many rows there are of each pair of classes."""
         n = len(self.model.classes)
         counts = torch.bincount(targets.long() * n + predicted.long(), minlength=n * n)
-        return _of_counts(self.scoring, tuple(self.model.classes), tuple(counts.tolist()))
+        try:
+            return _of_counts(self.scoring, tuple(self.model.classes), tuple(counts.tolist()))
+        except ValueError as error:
+            raise does_not_fit(self.scoring, self.model, error) from error
 
 
 class _Told(ClassifierMixin, BaseEstimator):

@@ -52,6 +52,8 @@ class SmallestFlips:
         know it), ``"random"`` of the rows of the predicted class; NaN for none up to `max_rows`.
     before : ndarray of shape (n_test,)
         Part of the seeds in which training again on all rows turns the prediction.
+    looked_at : ndarray of bool of shape (n_test,)
+        False for test rows that are predicted wrong, where their targets are known: they have no set.
     predicted : ndarray of shape (n_test,)
         The classes that the model predicts.
     labels : ndarray of shape (n_test,) or None
@@ -66,6 +68,7 @@ class SmallestFlips:
     share: NDArray[np.float64]
     sizes: dict[str, NDArray[np.float64]]
     before: NDArray[np.float64]
+    looked_at: NDArray[np.bool_]
     predicted: NDArray[Any]
     labels: NDArray[Any] | None
     max_rows: int
@@ -96,6 +99,7 @@ class SmallestFlips:
                 "share": self.share,
                 "verified": self.verified,
                 "before": self.before,
+                "looked_at": self.looked_at,
                 "rows": self.rows,
             }
         )
@@ -108,7 +112,10 @@ class SmallestFlips:
             listed = "" if rows is None else " ".join(map(str, rows[:_ROWS]))
             listed += " ..." * (rows is not None and len(rows) > _ROWS)
             share = "" if rows is None else f"{self.share[z]:.0%}"
-            cells.append([str(self.predicted[z]), self._told(self.size[z]), share, *sizes, listed])
+            smallest = self._told(self.size[z])
+            if not self.looked_at[z]:
+                smallest, sizes = "predicted wrong", [""] * len(sizes)
+            cells.append([str(self.predicted[z]), smallest, share, *sizes, listed])
         head = ["test row", "predicted", "smallest", "of seeds", *self.sizes, "rows"]
         return table(head, map(str, range(len(cells))), cells)
 
@@ -166,7 +173,8 @@ def smallest_flip(
         Test rows.
     y_test : array-like of shape (n_test,), default=None
         Their targets, if only test rows are to be looked at that are predicted right: the others have no
-        set, and NaN for sizes. Predictions turn from what they are, whatever the targets.
+        set, NaN for sizes, and False in ``looked_at``. Predictions turn from what they are, whatever the
+        targets.
     X_train, y_train : array-like
         The training rows and their targets, as in ``fit`` of the attributor.
     max_rows : int, default=32
@@ -243,7 +251,8 @@ def smallest_flip(
         orders.values(),
     )
     before = retrain.turned([(z, NO_ROWS) for z in range(len(test))])
-    open_ = np.flatnonzero((before <= MAJORITY) & asked(attributor, X_test, y_test, likely[:, 0]))
+    looked_at = asked(attributor, X_test, y_test, likely[:, 0])
+    open_ = np.flatnonzero((before <= MAJORITY) & looked_at)
     prefixes = {name: [Prefix(int(z), rows[z]) for z in open_] for name, rows in orders.items()}
     shortest([one for each in prefixes.values() for one in each], retrain.turned, share)
     sets = _smaller_of(prefixes["top"], prefixes.get("greedy", []))
@@ -259,7 +268,7 @@ def smallest_flip(
         for prefix in each:
             sizes[name][prefix.test_row] = prefix.found or np.nan
     return SmallestFlips(
-        rows, turned, sizes, before, predicted, labels, max_rows, retrain.n_trained
+        rows, turned, sizes, before, looked_at, predicted, labels, max_rows, retrain.n_trained
     )
 
 

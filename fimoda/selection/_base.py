@@ -55,8 +55,9 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows, as the model takes them.
-        y : array-like of shape (n_samples,)
-            Their targets, right or wrong.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets, right or wrong. An `estimator` is fitted to numbers in the shape that they have; a
+            column of labels is made flat, with a warning.
         sample_weight : array-like of shape (n_samples,), default=None
             Their weights, if the model takes any.
 
@@ -66,9 +67,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
         """
         rows = self._checked_rows(X, reset=True)
         targets = check_targets(y, n_rows(rows))
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = column_or_1d(targets, warn=True)
-        if self._is_classification(targets):
+        is_class = self._is_classification(targets)
+        if targets.ndim == 2 and targets.shape[1] == 1 and (is_class or self.estimator is None):
+            targets = column_or_1d(
+                targets, warn=True
+            )  # a column of numbers is for the model to take
+        if is_class:
             check_classification_targets(targets)
         weights = check_weights(sample_weight, np.zeros((len(targets), 1)))
         self._fit(Sample(rows, targets, weights))

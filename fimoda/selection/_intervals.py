@@ -62,7 +62,7 @@ class BaseIntervals(RegressorMixin, BaseSelection):
                 f"estimator must be a regressor, got the classifier {type(self.estimator).__name__}: an "
                 "interval is of numbers, and a class has none."
             )
-        if sample.y.ndim != 1 or sample.y.dtype.kind not in "biuf":
+        if sample.y.size != len(sample.y) or sample.y.dtype.kind not in "biuf":
             raise ValueError(
                 f"y must be one number a row, got {sample.y.dtype} of shape {sample.y.shape}. Fit one model "
                 "for each target."
@@ -70,7 +70,7 @@ class BaseIntervals(RegressorMixin, BaseSelection):
         if len(sample.y) < 2:
             raise ValueError("X must have at least 2 rows to leave one out, got n_samples = 1.")
         self.estimator_ = self._fitted(sample)
-        self.residuals_ = np.abs(sample.y - self._fit_without(sample))
+        self.residuals_ = np.abs(sample.y.ravel() - self._fit_without(sample))
 
     # ---- predict ----------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class JackknifePlusRegressor(BaseIntervals):
         if self.cv is not None and not self._is_exact():
             known = CVPlusRegressor(self.estimator, cv=self.cv, random_state=self.random_state)
             wanted = known.fit(*sample).residuals_.mean()
-            self.scale_ = self._scale(sample.y, outputs, own, wanted)
+            self.scale_ = self._scale(sample.y.ravel(), outputs, own, wanted)
         return self._changed(outputs, own)[:, 0]
 
     def _is_exact(self) -> bool:

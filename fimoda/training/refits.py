@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from .._identity import identity_of
 from ..adapters import (
     RefittableModel,
+    draws,
     fit_anew,
     is_network,
     last_step,
@@ -74,6 +76,12 @@ class Refits:
     def bytes_per_model(self) -> int:
         """Bytes that `train` keeps of a model, by the size of the final one."""
         return len(pickled(self.estimator))
+
+    @cached_property
+    def is_random(self) -> bool:
+        """True if fits may differ from seed to seed."""
+        with one_thread(), one_thread_in_libraries():
+            return draws(self.estimator, self.X.values, self.y, self.sample_weight)
 
     def decided(self, *asked: Any) -> Refits:
         """Return the same: there is one way to fit."""

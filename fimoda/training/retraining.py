@@ -61,17 +61,21 @@ class Retraining:
         """Train on all subsets (M, n); keep the models or, of measured rows, the readings alone.
 
         With `max_seconds` the subsets are taken in an order, of which the first `n_needed` are
-        trained on with the first seed whatever the time.
+        trained on with the first seed whatever the time. Where nothing is random, what is trained with the
+        first seed stands for all.
         """
+        seeds = self.seeds
+        if len(seeds) > 1 and not self.way.is_random:
+            seeds = seeds[:1]
         size = self.way.bytes_per_model if measured is None else 8 * len(measured)
         store = None
         if self.checkpoint_dir is None:
-            self._require_memory(size, len(subsets))
+            self._require_memory(size, len(subsets), len(seeds))
         else:
             store = UnitStore(self.checkpoint_dir, self.way.identity())
-        asked = self.compile, self.engine, len(subsets) * len(self.seeds)
+        asked = self.compile, self.engine, len(subsets) * len(seeds)
         way = self.way.decided(*asked, None if store is None else store.agreed)
-        units = way.units(subsets, self.seeds)
+        units = way.units(subsets, seeds)
         if store is not None:
             store = store.of_variant(way.variant)
             if measured is not None:  # one directory holds what is measured on any test rows
@@ -99,9 +103,11 @@ class Retraining:
             if all(reasons):  # none has succeeded yet
                 result = np.asarray(reading)
                 reasons += way.reasons(result) if measured is None else map(str, result["reason"])
-                _require_some(reasons, len(subsets) * len(self.seeds))
+                _require_some(reasons, len(subsets) * len(seeds))
         # the order of workers must not show
-        return {unit: found[unit] for unit in units if unit in found}
+        ordered = {unit: found[unit] for unit in units if unit in found}
+        others = [seed for seed in self.seeds if seed not in seeds]
+        return ordered | {replace(u, seed=s): kept for s in others for u, kept in ordered.items()}
 
     def differences(
         self, subsets: NDArray[np.bool_], measured: Measured
@@ -120,7 +126,11 @@ class Retraining:
         self, models: Mapping[SubsetUnit, Result], measured: Measured
     ) -> dict[SubsetUnit, Result]:
         """Return the readings of models that `train` has kept."""
-        return {unit: self.way.measure(np.asarray(kept), measured) for unit, kept in models.items()}
+        readings: dict[int, Result] = {}
+        for kept in models.values():
+            if id(kept) not in readings:  # that of the first seed may stand for all
+                readings[id(kept)] = self.way.measure(np.asarray(kept), measured)
+        return {unit: readings[id(kept)] for unit, kept in models.items()}
 
     def _in_order(
         self, units: list[SubsetUnit], rank: NDArray[np.int64], n_needed: int
@@ -131,12 +141,12 @@ class Retraining:
         sequence = sorted(range(len(units)), key=first.__getitem__)
         return [units[k] for k in sequence], sum(f[0] == 0 and f[1] < n_needed for f in first)
 
-    def _require_memory(self, bytes_per_model: int, n_subsets: int) -> None:
+    def _require_memory(self, bytes_per_model: int, n_subsets: int, n_seeds: int) -> None:
         """Raise MemoryError if what is kept of all models would not fit."""
-        needed = bytes_per_model * n_subsets * len(self.seeds)
+        needed = bytes_per_model * n_subsets * n_seeds
         if needed > self.memory_budget:
             raise MemoryError(
-                f"{n_subsets} subsets x {len(self.seeds)} seeds take {needed / 2**20:.0f} MiB, more "
+                f"{n_subsets} subsets x {n_seeds} seeds take {needed / 2**20:.0f} MiB, more "
                 f"than memory_budget={self.memory_budget / 2**20:.0f} MiB. Set checkpoint_dir to keep "
                 "them on disk, train on fewer subsets or seeds, or raise memory_budget."
             )

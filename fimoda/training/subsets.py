@@ -67,6 +67,7 @@ class StackedRetraining:
     """
 
     may_be_stored: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
 
     run: Run
     n_epochs: float

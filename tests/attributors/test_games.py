@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import games_by_hand
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, log_loss, r2_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -431,3 +433,27 @@ def test_a_network_that_diverges():
     game = DataShapley(net(X, y), lr=1e38, n_samples=2, random_state=0).fit(X, y)
     with pytest.raises(FloatingPointError, match="lower lr"):
         game.transform(X_test, y_test)
+
+
+def test_sets_that_fail_are_told():
+    """But not those that lack a class, which is as it should be."""
+    X, y, X_test, y_test = classes()
+
+    class Picky(SVC):
+        def fit(self, X, y, sample_weight=None):
+            if len(X) == 5:
+                raise ValueError("five is a bad number")
+            return super().fit(X, y, sample_weight)
+
+    game = DataShapley(Picky(), n_samples=4, random_state=0, scoring="accuracy").fit(X, y)
+    words = (
+        r"4 of \d+ trainings on sets of rows failed, .*: ValueError: five is a bad number\. failed_"
+    )
+    with pytest.warns(FitFailedWarning, match=words):
+        game.values(X_test, y_test)
+    assert any(reason.startswith("its rows") for *_, reason in game.failed_)
+    game = DataShapley(SVC(), n_samples=4, random_state=0, scoring="accuracy").fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FitFailedWarning)
+        game.values(X_test, y_test)
+    assert game.failed_

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from naive import refits, relative
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_random_state
 from torch import nn
 
 from fimoda import (
@@ -18,6 +24,7 @@ from fimoda import (
     random_subsets,
     train_on_subsets,
 )
+from fimoda.adapters import draws
 
 N, D, N_TEST = 30, 3, 4
 
@@ -199,3 +206,85 @@ def test_rows_that_are_always_in():
         Downsampling(Ridge(), subsets=[[0, 1], [0, 2], [0, 3]]).fit(X, y)
     with pytest.raises(ValueError, match="Raise n_subsets"):
         Datamodel(Ridge(), n_subsets=2).fit(X, y)
+
+
+# ---- nothing random -------------------------------------------------------------------------
+
+
+class Counted(Ridge):
+    """Counts fits, and adds noise of one of the global generators or its own to the coefficients."""
+
+    n_fits = 0
+
+    def __init__(self, alpha=1.0, noise=None, random_state=None):
+        super().__init__(alpha, random_state=random_state)
+        self.noise = noise
+
+    def fit(self, X, y, sample_weight=None):
+        Counted.n_fits += 1
+        super().fit(X, y, sample_weight)
+        if self.noise == "numpy":
+            self.coef_ += np.random.normal(size=D)  # noqa: NPY002
+        if self.noise == "torch":
+            self.coef_ += torch.randn(D).numpy()
+        if self.noise == "own":
+            self.coef_ += check_random_state(self.random_state).normal(size=D)
+        return self
+
+
+def fits_of(method, X, y, X_test, y_test):
+    """Return how often it fits, and what."""
+    Counted.n_fits = 0
+    scores = method.fit(X, y).transform(X_test, y_test)
+    return Counted.n_fits, scores
+
+
+def test_what_draws_nothing_is_fitted_once(tmp_path):
+    X, y, X_test, y_test = data()
+    model = Counted().fit(X, y)
+    n_fits, scores = fits_of(LeaveOneOut(model), X, y, X_test, y_test)
+    assert n_fits == N + 1 + 1  # and once to look
+    exact = refits(Ridge(), X, y, squared_errors(X_test, y_test))
+    assert relative(scores, exact) < 1e-8
+    n_fits, same = fits_of(LeaveOneOut(model, n_seeds=1, random_state=0), X, y, X_test, y_test)
+    assert_allclose(same, scores, rtol=1e-12)
+    assert n_fits == N + 1
+    stored = LeaveOneOut(model, n_seeds=[3, 4], checkpoint_dir=tmp_path)
+    assert_allclose(fits_of(stored, X, y, X_test, y_test)[1], scores, rtol=1e-12)
+    assert {file.name[:6] for file in tmp_path.glob("*.npy")} == {"seed-3"}
+    assert_array_equal(stored.scores_sem_, 0)
+    assert stored._known_error(scores) == [
+        "training draws no random numbers: scores have no error over seeds"
+    ]
+    outcomes = train_on_subsets(model, X, y, ~np.eye(N, dtype=bool), X_test, y_test, n_seeds=3)
+    assert outcomes.measured.shape == (N, N_TEST, 3)
+    assert_array_equal(outcomes.measured[..., 0], outcomes.measured[..., 2])
+
+
+@pytest.mark.parametrize("noise", ["numpy", "torch", "own"])
+def test_what_draws_is_fitted_with_each_seed(noise):
+    X, y, X_test, y_test = data()
+    method = LeaveOneOut(Counted(noise=noise).fit(X, y), n_seeds=[0, 1, 2])
+    assert fits_of(method, X, y, X_test, y_test)[0] == 3 * (N + 1) + 1
+    assert (method.scores_sem_ > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Ridge(), False),
+        (LogisticRegression(), False),
+        (make_pipeline(StandardScaler(), LogisticRegression()), False),
+        (GridSearchCV(LogisticRegression(), {"C": [1, 2]}, cv=2), False),
+        (LogisticRegression(solver="saga", max_iter=10), True),
+        (RandomForestClassifier(2), True),
+        (BaggingClassifier(LogisticRegression(), 2), True),
+        (VotingClassifier([("a", LogisticRegression()), ("b", RandomForestClassifier(1))]), True),
+        (VotingClassifier([("a", RandomForestClassifier(1)), ("b", Ridge())], n_jobs=2), True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The max_iter was reached")
+def test_estimators_that_draw(model, expected):
+    X, y, _, _ = data()
+    assert draws(model, X, y > 0, None) == expected
+    assert not hasattr(model, "n_features_in_")

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from fimoda import DataShapley
+from fimoda import DataShapley, ExactInfluence, metric_influence
 from fimoda.games.scoring import as_scorer, scored
 
 
@@ -134,3 +134,61 @@ def test_stack_of_networks_in_blocks():
     outputs = net(torch.tensor(X, dtype=torch.float32)).detach()
     right = (outputs.argmax(1).numpy() == y).mean()
     assert_allclose(found[:, 0], [right, 1 - right])
+
+
+@pytest.mark.parametrize(
+    ("scoring", "n_classes", "words"),
+    [
+        ("r2", 3, r"scoring='r2' must fit .* the classes a, b, c: .* or 'roc_auc_ovr'\.$"),
+        ("f1", 3, r"scoring='f1' must fit .*: Target is multiclass .*Take .*'f1_macro'"),
+        ("roc_auc", 3, r"scoring='roc_auc' must fit .*'roc_auc_ovr'\.$"),
+        (
+            "f1",
+            2,
+            r"scoring='f1' must fit .* classes a, b: .* make_scorer\(f1_score, pos_label='b'\)",
+        ),
+        (
+            "neg_mean_squared_error",
+            2,
+            r"scoring='neg_mean_squared_error' must fit .* classes a, b:",
+        ),
+        (make_scorer(f1_score), 2, r"scoring=make_scorer\(f1_score.* must fit .* pos_label='b'"),
+        ("accuracy", 0, r"scoring='accuracy' must fit .* predicts numbers: .* Take 'r2' or"),
+        ("f1", 0, r"scoring='f1' must fit .* predicts numbers: .* Take 'r2' or"),
+    ],
+)
+def test_scores_that_are_not_for_the_model(scoring, n_classes, words):
+    X, y = make_classification(
+        60, 4, n_informative=4, n_redundant=0, n_classes=n_classes or 2, random_state=0
+    )
+    model = LogisticRegression() if n_classes else Ridge()
+    y = np.array(["a", "b", "c"])[y] if n_classes else X[:, 0]
+    game = DataShapley(model, scoring=scoring, n_samples=2, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=words):
+        game.values(X, y)
+    influence = ExactInfluence(model.fit(X, y)).fit(X, y)
+    with pytest.raises(ValueError, match=words):
+        metric_influence(influence, X, y, scoring)
+
+
+def test_errors_of_users_own_scorers_are_theirs():
+    X, y = make_classification(20, 4, random_state=0)
+
+    def scoring(model, X, y):
+        raise ValueError("out of order")
+
+    game = DataShapley(LogisticRegression(), scoring=scoring, n_samples=2).fit(X, y)
+    with pytest.raises(ValueError, match=r"^out of order$"):
+        game.values(X, y)
+
+
+@pytest.mark.parametrize("scoring", ["selection_rate", "true_positive_rate", "calibration"])
+def test_rates_of_three_classes(scoring):
+    X, y = make_classification(60, 4, n_informative=4, n_redundant=0, n_classes=3, random_state=0)
+    y = np.array(["a", "b", "c"])[y]
+    influence = ExactInfluence(LogisticRegression().fit(X, y)).fit(X, y)
+    words = rf"scoring='{scoring}' is for a classifier of two classes, and this one has 3\. Take .* == 'a'\)"
+    with pytest.raises(ValueError, match=words):
+        metric_influence(influence, X, y, scoring)
+    found = metric_influence(influence, X, y, lambda model, X, y: (model.predict(X) == "a").mean())
+    assert found.value == (influence.estimator_.predict(X) == "a").mean()

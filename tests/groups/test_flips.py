@@ -128,6 +128,12 @@ def test_rows_that_are_predicted_wrong_are_left_out(influence):
     found = smallest_flip(influence, X_TEST[NEAR], y_test, **given(max_rows=8))
     assert found.rows[0] is None
     assert np.isnan([found.sizes[order][0] for order in found.sizes]).all()
+    np.testing.assert_array_equal(found.looked_at, np.arange(len(NEAR)) > 0)
+    np.testing.assert_array_equal(found.to_frame()["looked_at"], found.looked_at)
+    first, second = repr(found).splitlines()[1:3]
+    assert "predicted wrong" in first
+    assert "none up to" not in first
+    assert "predicted wrong" not in second
 
 
 def test_rows_of_one_class_are_no_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import FitFailedWarning
 
 from ..._arrays import n_rows
 from ..._validation import (
@@ -32,6 +34,9 @@ from ...last_call import of_last_call
 from ...measured import Measured
 from ...training.store import one_warning
 from .trained_again import BaseTrainedAgain
+
+#: Beginning of the reasons for which small sets of rows have no model: classes are missing, or neighbours.
+TOO_FEW = "its rows "
 
 
 class BaseGame(BaseTrainedAgain):
@@ -139,6 +144,7 @@ class BaseGame(BaseTrainedAgain):
             found = Estimate.of(values, np.zeros_like(values), len(sets))
         else:
             found = self._sampled(utility, check_random_state(self._seed_of_samples))
+        self._tell_failures(utility)
         self._seen.update(
             scores_sem_=found.sem,
             values_=found.total,
@@ -147,6 +153,18 @@ class BaseGame(BaseTrainedAgain):
             failed_=utility.failed,
         )
         return found
+
+    def _tell_failures(self, utility: Utility) -> None:
+        """Warn of sets without a model for other reasons than that their rows are too few."""
+        told = [one for one in utility.failed if not one[2].startswith(TOO_FEW)]
+        if told:
+            number, seed, reason = told[0]
+            warnings.warn(
+                f"{len(told)} of {utility.n_trained} trainings on sets of rows failed, and count as those on "
+                f"no rows; the first is that of set {number} with seed {seed}: {reason}. failed_ lists them.",
+                FitFailedWarning,
+                stacklevel=2,
+            )
 
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""
