@@ -35,8 +35,9 @@ def identity_of(thing: Any, fitted: bool = True) -> str:
     scalars are known by type and value; functions and classes by their code, defaults, closures, and
     the global names that they read, installed ones by name and version; all else by class and
     state, as pickle would keep it. What an estimator has learned belongs to it if `fitted`; otherwise it is
-    known as ``clone`` would copy it, by class and parameters, ``n_jobs`` and ``verbose`` apart. ValueError if
-    some part has no value that could be compared: an open file, a lock, ...
+    known as ``clone`` would copy it, by class and parameters, ``n_jobs`` and ``verbose`` apart. Cached
+    properties, which may be there or not, are no part of it. ValueError if some part has no value that could
+    be compared: an open file, a lock, ...
 
     Examples
     --------
@@ -268,7 +269,7 @@ class _Walk:
             return self._all(
                 "graph", module.code, [*module.named_children()], [*module.state_dict().items()]
             )
-        state = dict(vars(module))
+        state = _without_caches(type(module), dict(vars(module)))
         state.pop("_compiled_call_impl", None)
         parts = ("_parameters", "_buffers", "_modules")
         ordered = [list(state.pop(name).items()) for name in parts]
@@ -288,7 +289,8 @@ class _Walk:
             return self._named(thing, reduced)
         make, arguments, state, *iterators = (*reduced, *(None,) * (5 - len(reduced)))[:5]
         items = (None if one is None else list(one) for one in iterators)
-        return self._all("object", type(thing), make, arguments, state, *items)
+        own = _without_caches(type(thing), state)
+        return self._all("object", type(thing), make, arguments, own, *items)
 
 
 #: Digests of objects by their class, the first that fits.
@@ -308,6 +310,17 @@ _KINDS: dict[Any, Callable[[_Walk, Any], bytes]] = {
     weakref.ref: lambda walk, thing: _hash(b"weak reference"),  # belongs to somebody else
     nn.Module: _Walk._network,
 }
+
+
+def _without_caches(kind: type, state: Any) -> Any:
+    """Return a state without cached properties, which follow from the rest and may not be there yet."""
+    if type(state) is not dict:
+        return state
+    return {
+        name: value
+        for name, value in state.items()
+        if not isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
+    }
 
 
 def _is_made_by_parameters(thing: Any) -> bool:

@@ -41,6 +41,7 @@ from ._tables import (
 from .adapters import default_estimator
 from .attribution.call import attribute
 from .evaluation.comparison import compare_methods
+from .report.cells import Cells
 from .report.page import require_libraries
 from .top_rows import distinct
 
@@ -175,15 +176,15 @@ def _report(given: argparse.Namespace) -> None:
             raise UsageError(
                 f"--image-shape must be numbers such as 28,28, got {given.image_shape!r}."
             ) from None
-    found = _found(given)
+    found = _found(given, options.get("image_shape"))
     try:
         write_whole(given.out, lambda part: found.report(part, k=given.top, **options))
     finally:
         print(found)
 
 
-def _found(given: argparse.Namespace) -> fimoda.Attribution:
-    """Return the attribution that was asked for."""
+def _found(given: argparse.Namespace, image_shape: Any = None) -> fimoda.Attribution:
+    """Return the attribution that was asked for, of rows that are images if they have a shape."""
     if given.top < 1:
         raise UsageError(f"--top must be 1 or more, got {given.top}.")
     asked = _asked(given)
@@ -194,6 +195,8 @@ def _found(given: argparse.Namespace) -> fimoda.Attribution:
     else:
         asked = {"method": _method(given.method, asked)}
     model, *rows = _read(given)
+    if image_shape is not None:
+        Cells(rows[0], rows[2], image_shape, 1)  # raises where they have not
     with naming_text(rows[0], given.train):
         return attribute(model, *rows, **asked)
 
@@ -208,6 +211,11 @@ def _check(given: argparse.Namespace, kinds: list[str]) -> None:
     """Raise for options that cannot be meant, and for results that could not be written."""
     if given.jobs == 0:
         raise UsageError("--jobs must be a number of processes, or -1 for all cores; got 0.")
+    for name, value in {"budget": given.budget, "n-epochs": given.n_epochs}.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} must be a number above 0, got {value}.")
+    if not 0 <= given.seed < 2**32:
+        raise UsageError(f"--seed must be from 0 to {2**32 - 1}, got {given.seed}.")
     if given.index == given.target:
         raise UsageError(f"--index and --target must be two columns, got {given.index!r} for both.")
     if given.out is not None:

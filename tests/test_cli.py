@@ -217,12 +217,20 @@ def test_report(folder, tables, capsys):
             {"image-shape": "2,2", "method": "GradDot"},
             r"image_shape must be left out for .* object",
         ),
+        ({"seed": -1}, r"--seed must be from 0 to 4294967295, got -1"),
+        ({"n-epochs": 0}, r"--n-epochs must be a number above 0, got 0"),
+        ({"n-epochs": "nan"}, r"--n-epochs must be a number above 0, got nan"),
+        ({"budget": "nan"}, r"--budget must be a number above 0, got nan"),
+        ({"measurement": "losses"}, r"measurement must be .* got 'losses'"),
     ],
 )
 def test_no_report(folder, capsys, changes, message):
-    options = {"out": folder / "no_report.html", **changes}
+    """Nothing is trained first."""
+    options = {"out": folder / "no_report.html", "method": "LeaveOneOut", **changes}
     assert main(given(folder, "report", **options)) == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "retraining:" not in said
     assert not (folder / "no_report.html").exists()
 
 
@@ -245,7 +253,7 @@ def test_no_report_without_the_libraries(folder, capsys, monkeypatch):
         ({"method": "Best"}, r"--method must be .*, GradDot, .*; got 'Best'"),
         ({"method": "DataInf", "n-epochs": 3}, r"--n-epochs: DataInf does not look ahead"),
         ({"train": "none.csv"}, r"there is no file none.csv"),
-        ({"budget": -1}, r"'budget' parameter of attribute must be .* Got -1"),
+        ({"budget": -1}, r"--budget must be a number above 0, got -1"),
     ],
 )
 def test_errors(folder, capsys, changes, message, monkeypatch, tmp_path):

@@ -210,6 +210,18 @@ def test_copies_are_the_same(name):
         assert identity_of(pickle.loads(pickle.dumps(one))) == expected
 
 
+def test_what_a_model_has_computed_for_itself_makes_no_difference():
+    """Cached properties follow from the rest, and are there or not."""
+    X, y = cases.rows()
+    model = LeaveOneOut(cases.Network(), criterion=nn.MSELoss(), n_epochs=1).fit(X, y).model_
+    fresh = model.at(model.theta)
+    before = identity_of(fresh)
+    assert (fresh.is_stochastic, fresh.double.dtype) == (False, torch.float64)
+    assert {"is_stochastic", "double"} <= set(vars(fresh))
+    assert identity_of(fresh) == before
+    assert identity_of(fresh.at(fresh.theta + 1)) != before
+
+
 def test_what_makes_no_difference():
     forest = cases.RandomForestClassifier
     one, other = (forest(n_jobs=1), forest(n_jobs=2, verbose=3))

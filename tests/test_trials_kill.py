@@ -16,7 +16,13 @@ from forked import error_of, fork
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from fimoda import FurtherTraining, LeaveOneOut, Trajectory, further_training_curve
+from fimoda import (
+    FurtherTraining,
+    LeaveOneOut,
+    Trajectory,
+    further_training_curve,
+    subset_removal_curve,
+)
 from fimoda.store import MANIFEST, PART
 from fimoda.training.store import UnitStore
 
@@ -82,7 +88,21 @@ def refits(directory):
     )
 
 
-WAYS = {"further": further, "curve": curve, "retraining": retraining, "refits": refits}
+def removal(directory):
+    X, y = rows()
+    train = LeaveOneOut(
+        network(), n_epochs=4, n_seeds=[0], checkpoint_dir=directory, **SETTINGS
+    )  # fmt: skip
+    scores = np.random.default_rng(1).random((3, N))
+    return subset_removal_curve(
+        {"scores": scores}, train, y, X[:3], y[:3], X_train=X, k=[1, 2, 4, 8], task="regression",
+        random_state=0,
+    ).effects  # fmt: skip
+
+
+WAYS = {
+    "further": further, "curve": curve, "retraining": retraining, "refits": refits, "removal": removal,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

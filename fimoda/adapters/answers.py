@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,12 @@ class Answers:
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return class probabilities (..., n, K); of changed outputs, the nearest that are."""
+        return self._probabilities
+
+    @cached_property
+    def _probabilities(self) -> NDArray[np.float64]:
         found = self.model.loss.probabilities(self._tensor).numpy().clip(0, 1)
-        return found / found.sum(-1, keepdims=True)
+        return np.asarray(found / found.sum(-1, keepdims=True))
 
     def decisions(self) -> NDArray[np.float64]:
         """Return the decision function (..., n) of two classes, or (..., n, K)."""

@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arrays import n_rows
-from ..trees import Boosting, BoostingLoss, Logistic, Quantile, Softmax, Squared, Tree, Tweedie
+from ..trees import (
+    Boosting,
+    BoostingLoss,
+    Logistic,
+    Quantile,
+    Softmax,
+    Splits,
+    Squared,
+    Tree,
+    Tweedie,
+)
 from .tree_kinds import BoosterKind, own_leaves, positions
 
 Floats = NDArray[np.float64]
@@ -20,6 +30,9 @@ _DOUBTS = (
     "LightGBM does not tell of init_score, with which its training cannot be followed, nor of the "
     "sample_weight of its rows."
 )
+
+#: Numbers up to this size are zero for LightGBM.
+_ZERO = float(np.float32(1e-35))
 
 #: Options with which leaves are made otherwise, and what to set instead.
 _REFUSED = {
@@ -52,7 +65,8 @@ class LightGBM(BoosterKind):
     @cached_property
     def options(self) -> dict[str, str]:
         """The parameters of its training, by their main names."""
-        found = dict(re.findall(r"^\[(\w+): (.*)\]$", self.text, re.MULTILINE))
+        told = self.text.rpartition("\nparameters:")[2]
+        found = dict(re.findall(r"^\[(\w+): (.*)\]$", told, re.MULTILINE))
         if "objective" not in found:
             raise ValueError(
                 f"estimator {type(self.model).__name__} must hold the parameters of its training, but was "
@@ -105,9 +119,10 @@ class LightGBM(BoosterKind):
         if is_fitted:
             targets = self.targets(y, loss, size).astype(np.float32).astype(np.float64)
             start = loss.start(targets, weights * start_shares)
-        trees = []
-        for t, tree in enumerate(grown):
-            k, values = t % size, _numbers(tree["leaf_value"])
+        trees, of_leaves = [], _joined(grown, "leaf_value")
+        ends = np.cumsum([int(tree["num_leaves"]) for tree in grown])
+        for t, (tree, values) in enumerate(zip(grown, np.split(of_leaves, ends[:-1]), strict=True)):
+            k = t % size
             if t < size and len(values) > 1:
                 values -= start[k]
             elif t < size:  # a leaf alone is the first score itself
@@ -118,7 +133,7 @@ class LightGBM(BoosterKind):
         counts = _numbers(grown[0].get("leaf_count", "")) if grown else np.zeros(0)
         is_known = len(counts) > 1 and not draws and (weights > 0).all()
         return Boosting(
-            partial(_leaves, self.model),
+            partial(_leaves, self.model, _splits(head, grown)),
             trees,
             start,
             loss,
@@ -190,10 +205,36 @@ class LightGBM(BoosterKind):
         return np.asarray(self.model.predict(X, raw_score=True), dtype=np.float64)
 
 
-def _leaves(model: Any, X: Any) -> Leaves:
+def _leaves(model: Any, splits: Splits | None, X: Any) -> Leaves:
     """Return the leaves (n, n_trees) of rows, numbered from 0 in each tree."""
+    if splits is not None and splits.suits(X):
+        return splits.leaves(np.where(np.abs(X) <= _ZERO, 0, X))
     found = np.asarray(model.predict(X, pred_leaf=True))
     return found.reshape(n_rows(X), -1).astype(np.int32)
+
+
+def _splits(head: dict[str, str], grown: list[dict[str, str]]) -> Splits | None:
+    """Return the splits of all trees, or None where some are by categories or see zero as missing."""
+    sizes = np.array([int(tree["num_leaves"]) for tree in grown])
+    split = [tree for tree in grown if tree["num_leaves"] != "1"]
+    names = "split_feature", "decision_type", "left_child", "right_child"
+    features, kinds, *sides = (_joined(split, name, np.int64) for name in names)
+    thresholds, missing = _joined(split, "threshold"), kinds >> 2
+    if (kinds & 1).any() or (missing == 1).any() or sizes.max() > Splits.LARGEST:
+        return None
+    firsts, largest = np.cumsum([0, *(sizes - 1)]), int(sizes.max())
+    tree = np.repeat(np.arange(len(sizes)), sizes - 1)
+    left, right = (np.where(one < 0, ~(tree * largest + ~one), one + firsts[tree]) for one in sides)
+    return Splits(
+        np.where(sizes > 1, firsts[:-1], -1),
+        features,
+        thresholds,
+        np.where(missing == 2, kinds & 2 > 0, thresholds >= 0),  # else NaN counts as zero
+        left,
+        right,
+        largest,
+        int(head["max_feature_idx"]) + 1,
+    )
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -201,8 +242,13 @@ def _fields(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.split("\n") if "=" in line)
 
 
-def _numbers(text: str) -> Floats:
-    return np.array(text.split(), dtype=np.float64)
+def _numbers(text: str, dtype: Any = np.float64) -> NDArray[Any]:
+    return np.fromstring(text, dtype, sep=" ") if text else np.zeros(0, dtype)
+
+
+def _joined(grown: list[dict[str, str]], name: str, dtype: Any = np.float64) -> NDArray[Any]:
+    """Return what the trees have under a name, one after another."""
+    return _numbers(" ".join(tree[name] for tree in grown), dtype)
 
 
 def _largest_step(options: dict[str, str]) -> float:

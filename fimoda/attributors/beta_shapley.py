@@ -44,7 +44,7 @@ class BetaShapley(DataShapley):
     n_samples : int or {"auto", "exact"}, default=100
         Number of random permutations, along each of which the model is trained on the first rows, from one
         to all; "auto" draws more until 95 per cent of the variance of ``values_`` between rows is no error,
-        or 4,096 are drawn; "exact" trains on all sets of at most 14 rows.
+        or 4,096 are drawn, or `max_seconds` over; "exact" trains on all sets of at most 14 rows.
     sampling : {"permutation", "antithetic", "stratified"}, default="permutation"
         How permutations are drawn: independently; in pairs, of one and its reverse; in fours, in which each
         row comes once in each quarter of the places.
@@ -105,6 +105,10 @@ class BetaShapley(DataShapley):
         call with the same arguments and for other games with the same sets of rows and seeds.
     memory_budget : int, default=2 GiB
         Bytes that the utilities of the sets that are trained on at a time may take.
+    max_seconds : float, default=None
+        Seconds that ``n_samples="auto"`` may take: another round, of as many samples as all before it, begins
+        if it should end in time. Values are then of those that were drawn, with their errors and a warning.
+        How many these are depends on the machine.
     random_state : int, RandomState or None, default=None
         Used to fit an unfitted `estimator` and to draw the seeds and samples.
     n_jobs : int, default=None
@@ -198,6 +202,7 @@ class BetaShapley(DataShapley):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -225,6 +230,7 @@ class BetaShapley(DataShapley):
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .._validation import POSITIVE_REAL
 from ..batch_statistics import BatchStatistics
-from ..games.estimates import Estimate, settled, with_mean
+from ..games.estimates import Estimate, with_mean
 from ..games.exact import semivalues
 from ..games.scoring import Scoring
 from ..games.utility import Utility
@@ -48,7 +49,8 @@ class DataBanzhaf(BaseGame):
         small MLP. Its parameters are not where training starts.
     n_samples : int or {"auto", "exact"}, default=1000
         Number of random sets of rows; "auto" draws more until 95 per cent of the variance of ``values_``
-        between rows is no error, or 65,536 are drawn; "exact" trains on all sets of at most 14 rows.
+        between rows is no error, or 65,536 are drawn, or `max_seconds` over; "exact" trains on all sets of at
+        most 14 rows.
     scoring : str or callable, default=None
         What `values` shares among the rows: a scorer of scikit-learn's by name, a scorer, or a callable
         ``f(estimator, X, y)`` giving one number for all test rows, more being better. The estimator predicts
@@ -102,6 +104,10 @@ class DataBanzhaf(BaseGame):
         call with the same arguments and for other games with the same sets of rows and seeds.
     memory_budget : int, default=2 GiB
         Bytes that the utilities of the sets that are trained on at a time may take.
+    max_seconds : float, default=None
+        Seconds that ``n_samples="auto"`` may take: another round, of as many samples as all before it, begins
+        if it should end in time. Values are then of those that were drawn, with their errors and a warning.
+        How many these are depends on the machine.
     random_state : int, RandomState or None, default=None
         Used to fit an unfitted `estimator` and to draw the seeds and samples.
     n_jobs : int, default=None
@@ -162,6 +168,11 @@ class DataBanzhaf(BaseGame):
     (40,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseGame._parameter_constraints,
+        "max_seconds": [POSITIVE_REAL, None],
+    }
+
     def __init__(
         self,
         estimator: Any = None,
@@ -184,6 +195,7 @@ class DataBanzhaf(BaseGame):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -207,6 +219,7 @@ class DataBanzhaf(BaseGame):
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -234,4 +247,4 @@ class DataBanzhaf(BaseGame):
             without, error_without = means_of_groups(utilities.T, 1.0 - sets)
             return Estimate.of(with_row - without, np.hypot(error_with, error_without), len(sets))
 
-        return settled(self.n_samples, FIRST, MOST, take)
+        return self._settled(FIRST, MOST, take)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._validation import NON_NEGATIVE_REAL, StrOptions
+from .._validation import NON_NEGATIVE_REAL, POSITIVE_REAL, StrOptions
 from ..batch_statistics import BatchStatistics
 from ..games.estimates import Estimate
 from ..games.exact import semivalues
@@ -44,7 +44,7 @@ class DataShapley(BaseGame):
     n_samples : int or {"auto", "exact"}, default=100
         Number of random permutations, along each of which the model is trained on the first rows, from one
         to all; "auto" draws more until 95 per cent of the variance of ``values_`` between rows is no error,
-        or 4,096 are drawn; "exact" trains on all sets of at most 14 rows.
+        or 4,096 are drawn, or `max_seconds` over; "exact" trains on all sets of at most 14 rows.
     sampling : {"permutation", "antithetic", "stratified"}, default="permutation"
         How permutations are drawn: independently; in pairs, of one and its reverse; in fours, in which each
         row comes once in each quarter of the places.
@@ -105,6 +105,10 @@ class DataShapley(BaseGame):
         call with the same arguments and for other games with the same sets of rows and seeds.
     memory_budget : int, default=2 GiB
         Bytes that the utilities of the sets that are trained on at a time may take.
+    max_seconds : float, default=None
+        Seconds that ``n_samples="auto"`` may take: another round, of as many samples as all before it, begins
+        if it should end in time. Values are then of those that were drawn, with their errors and a warning.
+        How many these are depends on the machine.
     random_state : int, RandomState or None, default=None
         Used to fit an unfitted `estimator` and to draw the seeds and samples.
     n_jobs : int, default=None
@@ -174,6 +178,7 @@ class DataShapley(BaseGame):
         **BaseGame._parameter_constraints,
         "sampling": [StrOptions(set(GROUP_SIZES))],
         "truncation": [NON_NEGATIVE_REAL],
+        "max_seconds": [POSITIVE_REAL, None],
     }
 
     def __init__(
@@ -200,6 +205,7 @@ class DataShapley(BaseGame):
         chunk_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         memory_budget: int = 2 * 2**30,
+        max_seconds: float | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -225,6 +231,7 @@ class DataShapley(BaseGame):
         self.chunk_size = chunk_size
         self.checkpoint_dir = checkpoint_dir
         self.memory_budget = memory_budget
+        self.max_seconds = max_seconds
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -233,8 +240,8 @@ class DataShapley(BaseGame):
         return semivalues(utilities, self._probabilities())
 
     def _sampled(self, utility: Utility, random_state: np.random.RandomState) -> Estimate:
-        drawn = self.n_samples, self.sampling, self.truncation, self.memory_budget
-        return sampled_semivalues(utility, self._probabilities(), *drawn, random_state)
+        given = self.sampling, self.truncation, self.memory_budget, random_state
+        return sampled_semivalues(utility, self._probabilities(), *given, self._settled)
 
     def _probabilities(self) -> NDArray[np.float64]:
         """Return the part (n,) of each number of other rows, which sum to one; `BetaShapley` has others."""

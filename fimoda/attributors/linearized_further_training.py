@@ -18,7 +18,8 @@ from .._validation import (
     in_steps,
 )
 from ..curvature.kinks import kink_sharpness
-from ..curvature.linearized import discrepancy, relabelled, warn_of_discrepancy
+from ..curvature.linearized import discrepancy, warn_of_discrepancy
+from ..curvature.row_changes import Relabelled
 from ..curvature.segmented_run import (
     bytes_per_component,
     components_that_fit,
@@ -275,5 +276,6 @@ class LinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     def _relabelled(
         self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
     ) -> NDArray[np.float64]:
-        encoded = self.model_.encode_y(targets, self.n_outputs_)
-        return relabelled(self._runs, test, self._steps[-1], rows, encoded)
+        change = Relabelled.of(rows, *self._with_targets(rows, targets))
+        effects = [run.relabelled(test, self._steps[-1], change) for run in self._runs]
+        return torch.stack(effects).mean(0).cpu().numpy()

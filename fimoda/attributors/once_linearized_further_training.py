@@ -24,10 +24,10 @@ from ..curvature.kinks import kink_sharpness
 from ..curvature.linearized import (
     LinearizedRun,
     discrepancy,
-    relabelled,
     require_memory,
     warn_of_discrepancy,
 )
+from ..curvature.row_changes import Relabelled
 from ..curvature.stepped_run import stepped_runs
 from ..measured import Measured
 from ..measurements import Measurement
@@ -295,8 +295,9 @@ class OnceLinearizedFurtherTraining(HorizonsMixin, BaseFurtherTraining):
     def _relabelled(
         self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
     ) -> NDArray[np.float64]:
-        encoded = self.model_.encode_y(targets, self.n_outputs_)
-        return relabelled(self._runs, test, self._steps[-1], rows, encoded)
+        change = Relabelled.of(rows, *self._with_targets(rows, targets))
+        effects = [run.relabelled(test, self._steps[-1], change) for run in self._runs]
+        return torch.stack(effects).mean(0).cpu().numpy()
 
     def _group_methods(self) -> tuple[str, ...]:
         return ("first-order", "exact") if self.removal == "exact" else ("first-order",)

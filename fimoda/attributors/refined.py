@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -98,6 +99,11 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
     ------
     ValueError
         If the approximation does not score all rows, or the gold standard cannot leave out some.
+
+    Warns
+    -----
+    UserWarning
+        If ``scale_`` is at 0.05 or 20 for some test rows, where approximation and training disagree.
 
     See Also
     --------
@@ -227,7 +233,26 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
         sem[:, rows] = found.weight[:, None] * errors
         self._seen.update(scale_=found.scale, weight_=found.weight, agreement_=found.agreement)
         self._seen["scores_sem_"] = sem
+        if n_bounded := self._n_bounded():
+            warnings.warn(
+                f"{self._told_bounds(n_bounded)}: it disagrees with training there, and its scores of the "
+                "rows that were not trained without mean little. Set trained_rows to more, or another "
+                "approximation.",
+                UserWarning,
+                stacklevel=2,
+            )
         return found.scores
+
+    def _n_bounded(self) -> int:
+        """Return for how many of the test rows last scored the scale is at one of its bounds."""
+        return int(np.isin(self.scale_, _SCALES).sum())
+
+    def _told_bounds(self, n_bounded: int) -> str:
+        name, low, high = type(self.approximation_).__name__, *_SCALES
+        return (
+            f"scale_ of {name} is at its bounds, {low:g} or {high:g}, for {n_bounded} of {len(self.scale_)} "
+            "test rows"
+        )
 
     def _n_runs(self) -> int:
         return self.gold_standard_._n_runs()
@@ -239,7 +264,14 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
     def _known_error(self, scores: NDArray[np.float64]) -> list[str]:
         k, name = len(self.gold_standard_.train_indices_), type(self.approximation_).__name__
         known = f"{name} agrees {self.agreement_:.2f} with training without {k} rows (cosine)"
-        return [known, *super()._known_error(scores)]
+        lines = [known, *super()._known_error(scores)]
+        if n_bounded := self._n_bounded():
+            lines.append(self._told_bounds(n_bounded))
+        if self._n_runs() == 1:
+            lines.append(
+                "one seed: its noise is not known, and goes into the scores of those rows as it is"
+            )
+        return lines
 
     def _expected_seconds(self, trial: Trial) -> float:
         asked = self.trained_rows

@@ -26,9 +26,11 @@ from .._validation import (
 )
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..curvature.kinks import kink_sharpness
+from ..curvature.orders import ROWS_BUDGET
+from ..curvature.row_changes import LeftOut, Relabelled, RowChange
 from ..curvature.run_derivatives import Unrolled
 from ..curvature.tangents import walk_forward
-from ..curvature.unrolled import ROWS_BUDGET, walks_back
+from ..curvature.unrolled import WalkBack, walks_back
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
@@ -351,8 +353,27 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         if self._forward:
             places = [self._steps.index(step) for step in horizons]
             found = [walk.scores(self.model_, places, test) for walk in self._forward]
+            self._watch_growth(found)
         else:
-            found = self._walk_back(test, horizons)
+            walked = self._walk_back(test, horizons, LeftOut(len(self._objective)))
+            found = [one.columns(self.train_indices_) for one in walked]
+        scores = torch.stack([one.values for one in found], -1)
+        return scores.cpu().numpy(), torch.stack([one.thetas[-1] for one in found])
+
+    def _walk_back(self, test: Measured, horizons: list[int], change: RowChange) -> list[Unrolled]:
+        """Return the scores of each seed, by walks back from blocks of test rows or combinations."""
+        fixed, each = self._bytes_back(len(horizons))
+        room = self.memory_budget - int(ROWS_BUDGET * self.memory_budget / 2) - fixed
+        together = min(BLOCK, max(1, room // each))
+        n_blocks = None if self.order == "own" else self.blocks_per_epoch
+        walk = WalkBack(self._full_run, horizons, change, self._kinks, n_blocks)
+        given = self.seeds_, test, together, self.n_test_components, self._workers
+        found, self._seen["truncation_error_"] = walks_back(walk, *given)
+        self._watch_growth(found)
+        return found
+
+    def _watch_growth(self, found: list[Unrolled]) -> None:
+        """Keep the largest growth of a vector, and warn if it is large."""
         growth = self._seen["growth_"] = max(one.growth for one in found)
         if growth > GROWTH:
             warnings.warn(
@@ -362,19 +383,13 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        scores = torch.stack([one.values for one in found], -1)
-        return scores.cpu().numpy(), torch.stack([one.thetas[-1] for one in found])
 
-    def _walk_back(self, test: Measured, horizons: list[int]) -> list[Unrolled]:
-        """Return the scores of each seed, by walks back from blocks of test rows or combinations."""
-        fixed, each = self._bytes_back(len(horizons))
-        room = self.memory_budget - int(ROWS_BUDGET * self.memory_budget / 2) - fixed
-        together = min(BLOCK, max(1, room // each))
-        n_blocks = None if self.order == "own" else self.blocks_per_epoch
-        what = horizons, test, together, self._kinks, n_blocks, self.n_test_components
-        found, missing = walks_back(self._full_run, self.seeds_, *what, self._workers)
-        self._seen["truncation_error_"] = missing
-        return [one.columns(self.train_indices_) for one in found]
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        change = Relabelled.of(rows, *self._with_targets(rows, targets))
+        found = self._walk_back(test, self._steps[-1:], change)
+        return torch.stack([one.values[0] for one in found]).mean(0).cpu().numpy()
 
     def _expected_seconds(self, trial: Trial) -> float:
         rows, tests = self._trial_rows(trial), min(trial.n_test, BLOCK)

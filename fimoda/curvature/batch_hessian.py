@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..derivatives import Linearization
 from ..hessians import hessian_products
 from ..model import FinalModel
 from ..rows import Rows
@@ -54,6 +55,15 @@ class BatchHessian(ABC):
         """
         _, slopes = self(theta, batch, V, total)
         return change(slopes, batch.shares.to(theta))
+
+    def slopes(self, theta: Tensor, batch: Rows, V: Tensor) -> Tensor:
+        """Return the slopes (k, B) of the rows' losses along V (k, p), without the products."""
+        model = self.model
+
+        def losses(parameters: dict[str, Tensor]) -> Tensor:
+            return model.loss(model.call(parameters, batch.inputs, training=True), batch.targets)
+
+        return Linearization(model, losses, theta).push(V)
 
 
 def batch_hessian(model: FinalModel, kink_smoothing: float | None = None) -> BatchHessian:

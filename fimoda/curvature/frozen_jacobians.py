@@ -39,7 +39,16 @@ class FrozenJacobians(BatchHessian):
         total = torch.zeros_like(V) if total is None else total
         for part, into in zip(bent.split(block), total.split(block), strict=True):
             into += linear.pull(part)
-        return total, torch.einsum("bkc,bc->kb", moved, model.loss.gradient(outputs, y))
+        return total, self._slopes(outputs, y, moved)
+
+    def slopes(self, theta: Tensor, batch: Rows, V: Tensor) -> Tensor:
+        model, x = self.model, batch.inputs
+        moved = push_outputs(model, x, model.theta, V)
+        return self._slopes(model.forward(theta, x), batch.targets, moved)
+
+    def _slopes(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+        """Return slopes (k, B) of losses from outputs (B, C) that move by (B, k, C)."""
+        return torch.einsum("bkc,bc->kb", moved, self.model.loss.gradient(outputs, targets))
 
 
 class LinearizedModule(nn.Module):

@@ -18,12 +18,12 @@ from ..training.recorded import ObservedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .kernel import OutputKernel
-from .linearized import LinearizedRun, require_memory
+from .linearized import RunOfOutputs, require_memory
 from .output_space import adjoint_in_outputs, largest_curvature, outputs_of_full_run
 from .quadratic_removal import QuadraticRemoval
 
 
-class KernelRun(LinearizedRun):
+class KernelRun(RunOfOutputs):
     """A run linearised once, where it begins; seen there, in its middle and at every horizon (a step).
 
     Rows are removed exactly or to first order; exactly of a quadratic loss only.

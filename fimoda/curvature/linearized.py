@@ -15,6 +15,7 @@ from .._validation import ConvergenceWarning
 from ..measured import Measured
 from ..training.recorded import ObservedRun
 from ..training.run import Run
+from .row_changes import Relabelled
 
 #: Part of the outputs' change that the linearised run may miss before it is said.
 MISSED = 0.5
@@ -30,14 +31,15 @@ class LinearizedRun(ABC):
     observed: ObservedRun
 
     @abstractmethod
-    def scores(
-        self, test: Measured, horizons: Sequence[int], own_residuals: Tensor | None = None
-    ) -> Tensor:
+    def scores(self, test: Measured, horizons: Sequence[int]) -> Tensor:
         """Return the scores (n_horizons, m, n) of all training rows for test rows.
 
-        Horizons are numbers of steps. `own_residuals` (n_knots, n, C) are those of each row when it is
-        the one left out, if they are others than in the run; its removal is to first order then.
+        Horizons are numbers of steps.
         """
+
+    @abstractmethod
+    def relabelled(self, test: Measured, horizon: int, change: Relabelled) -> Tensor:
+        """Return the effect (m, n_columns) of giving rows other targets, each alone, to first order."""
 
     def reweighted(self, test: Measured, horizon: int, factors: Tensor) -> Tensor:
         """Return the change (m,) when rows' weights are multiplied (n,), where that is exact."""
@@ -46,6 +48,31 @@ class LinearizedRun(ABC):
     @abstractmethod
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the change of the training rows' outputs (n_horizons, n, C), real and linearised."""
+
+
+class RunOfOutputs(LinearizedRun):
+    """A run that is linearised in the outputs of the rows, whose residuals say what a row does."""
+
+    @abstractmethod
+    def scores(
+        self, test: Measured, horizons: Sequence[int], own_residuals: Tensor | None = None
+    ) -> Tensor:
+        """Return the scores (n_horizons, m, n) of all training rows for test rows.
+
+        `own_residuals` (n_knots, n, C) are those of each row when it is the one left out, if they are others
+        than in the run; its removal is to first order then.
+        """
+
+    def relabelled(self, test: Measured, horizon: int, change: Relabelled) -> Tensor:
+        residuals, rows = self.observed.residuals, change.rows
+        other = residuals.clone()
+        for knot, outputs in enumerate(self.observed.outputs[:, rows]):
+            own = self.run.model.loss.gradient(outputs, change.changed.targets)
+            other[knot, rows] = change.ratio.to(own)[:, None] * own
+        before, after = (
+            self.scores(test, [horizon], own)[0][:, rows] for own in (residuals, other)
+        )
+        return (before - after).double() * (1 - change.known.rows.shares)
 
 
 def discrepancy(runs: Sequence[LinearizedRun], horizons: Sequence[int]) -> NDArray[np.float64]:
@@ -71,29 +98,6 @@ def warn_of_discrepancy(
             ConvergenceWarning,
             stacklevel=3,
         )
-
-
-def relabelled(
-    runs: Sequence[LinearizedRun],
-    test: Measured,
-    horizon: int,
-    rows: NDArray[np.int64],
-    targets: Tensor,
-) -> NDArray[np.float64]:
-    """Return the effect (m, n_rows) of giving rows other targets, each row alone, to first order."""
-    share = runs[0].run.rows.shares.cpu().numpy()[rows]
-    effects = []
-    for run in runs:
-        residuals = run.observed.residuals
-        other = residuals.clone()
-        for knot, outputs in enumerate(run.observed.outputs[:, rows]):
-            other[knot, rows] = run.run.model.loss.gradient(outputs, targets)
-        before, after = (
-            run.scores(test, [horizon], own)[0][:, rows].double().cpu().numpy()
-            for own in (residuals, other)
-        )
-        effects.append((before - after) * (1 - share))
-    return np.mean(effects, axis=0)
 
 
 def require_memory(needed: int, budget: int, advice: str) -> None:

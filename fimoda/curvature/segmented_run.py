@@ -20,7 +20,7 @@ from ..training.recorded import ObservedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .leaving_out import leaving_out
-from .linearized import LinearizedRun, require_memory
+from .linearized import RunOfOutputs, require_memory
 from .segments import LOAD, Segment, linearize, middle
 
 #: Dimensions of a Krylov space by default, where memory allows.
@@ -51,7 +51,7 @@ def cut(horizons: Sequence[int], n_segments: int, per_epoch: int) -> tuple[int, 
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentedRun(LinearizedRun):
+class SegmentedRun(RunOfOutputs):
     """A run linearised anew in each segment."""
 
     run: Run

@@ -36,7 +36,10 @@ class StatisticsHessian(BatchHessian):
         slopes, of_statistics = self._products(theta, batch, V, total)
         return change(slopes, batch.shares.to(theta)) + of_statistics
 
-    def slopes(self, state: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
+    def slopes(self, theta: Tensor, batch: Rows, V: Tensor) -> Tensor:
+        return self.slopes_and_statistics(theta, batch, V)[0]
+
+    def slopes_and_statistics(self, state: Tensor, batch: Rows, V: Tensor) -> tuple[Tensor, Tensor]:
         """Return slopes (k, B) of the rows' losses along V, and what rows do by the statistics (k, B)."""
         return self._products(state, batch, V, None)
 

@@ -15,6 +15,8 @@ from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .frozen_jacobians import FrozenJacobians, LinearizedModule
 from .linearized import LinearizedRun, require_memory
+from .orders import OwnOrder
+from .row_changes import LeftOut, Relabelled, RowChange
 from .unrolled import adjoint_scores
 
 
@@ -28,17 +30,19 @@ class SteppedRun(LinearizedRun):
     linear: ObservedRun  # the run of the network's first-order expansion
     kinks: float | None  # sharpness of the loss's
 
-    def scores(
-        self, test: Measured, horizons: Sequence[int], own_residuals: Tensor | None = None
-    ) -> Tensor:
-        if own_residuals is not None:
-            raise ValueError(
-                "relabel needs solver='kernel', or segments: LinearizedFurtherTraining."
-            )
+    def scores(self, test: Measured, horizons: Sequence[int]) -> Tensor:
+        return self._changed(test, horizons, LeftOut(len(self.run.rows)))
+
+    def relabelled(self, test: Measured, horizon: int, change: Relabelled) -> Tensor:
+        return self._changed(test, [horizon], change)[0]
+
+    def _changed(self, test: Measured, horizons: Sequence[int], change: RowChange) -> Tensor:
+        """Return the effects (n_horizons, m, n_columns) of a change of rows."""
         with one_thread():
             recorded = RecordedRun(self.run, self.seed, horizons[-1])
             frozen = FrozenJacobians(self.run.model, self.kinks)
-            return adjoint_scores(recorded, frozen, StateGradients(test), horizons).values
+            order = OwnOrder(recorded, frozen, change)
+            return adjoint_scores(recorded, frozen, StateGradients(test), horizons, order).values
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         real, linear = (

@@ -1,7 +1,7 @@
 r"""Derivatives through a run of further training, backwards from test rows.
 
-The change of the mean gradient that leaving a row out makes is carried through every later step, the
-optimiser's buffers included: in the run's own order of rows, or on average over all orders.
+A row that is left out, or gets another target, changes mean gradients. That is carried through every later
+step, the optimiser's buffers included: in the run's own order of rows, or on average over all orders.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
-from ..derivatives import Linearization
 from ..layers.by_autograd import StateGradients
 from ..measured import Measured
-from ..objective import Objective
 from ..rows import Rows
-from ..training.differentiable import StepDerivative, StepDerivatives
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
@@ -28,43 +25,57 @@ from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .batch_hessian import BatchHessian, batch_hessian
 from .components import Components, OfCombinations, Starts
-from .leaving_out import change
+from .orders import ExpectedOrder, OwnOrder
+from .row_changes import RowChange
 from .run_derivatives import Unrolled
-from .second_moments import batch_second_moment
-from .second_order import second_order
 from .statistics_hessian import StatisticsHessian
 
-#: Part of the memory budget that gradients of rows may have beside the vectors on their way back.
-ROWS_BUDGET = 1 / 4
+
+@dataclass(frozen=True)
+class WalkBack:
+    """Walks back through a run of further training, to what changes of rows do at `horizons`, in steps.
+
+    The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
+    by `n_blocks` blocks an epoch, or in the run's own.
+    """
+
+    run: Run
+    horizons: Sequence[int]
+    change: RowChange
+    kinks: float | None
+    n_blocks: int | None = None
+
+    def __call__(self, seed: int, starts: Starts) -> Unrolled:
+        """Return the scores (n_horizons, m, n_columns) of a seed for m vectors, by one worker."""
+        run, horizons = self.run, self.horizons
+        with ready(run, seed, horizons[-1], self.kinks) as given:
+            if self.n_blocks is None:
+                order: OwnOrder | ExpectedOrder = OwnOrder(*given, self.change)
+            else:
+                length = ceil(run.steps_per_epoch / self.n_blocks)
+                order = ExpectedOrder(*given, self.change, length, len(horizons) * len(starts))
+            return adjoint_scores(*given, starts, horizons, order)
 
 
 def walks_back(
-    run: Run,
+    walk: WalkBack,
     seeds: Sequence[int],
-    horizons: Sequence[int],
     test: Measured,
     together: int,
-    kinks: float | None,
-    n_blocks: int | None,
     n_test_components: float | None,
     workers: Workers,
 ) -> tuple[list[Unrolled], float]:
     """Return the scores of each seed, and what combinations of test rows leave out of them.
 
-    Walks start from so many test rows `together`, or from as many of their combinations (`Components`). The
-    other parameters are those of `walk_back`.
+    Walks start from so many test rows `together`, or from as many of their combinations (`Components`).
     """
     components = None
     if n_test_components is not None:
-        components = Components.leading(run.objective, test, n_test_components, together)
+        components = Components.leading(walk.run.objective, test, n_test_components, together)
     starts: Sequence[Starts] = [StateGradients(rows) for rows in test.split(together)]
     if components is not None:
         starts = OfCombinations(test, components.weights, together).split(together)
-    jobs = [
-        delayed(walk_back)(run, seed, horizons, one, kinks, n_blocks)
-        for seed in seeds
-        for one in starts
-    ]
+    jobs = [delayed(walk)(seed, one) for seed in seeds for one in starts]
     walks = workers.do(workers.shown(jobs))
     k = len(starts)
     found = [Unrolled.joined(walks[at : at + k]) for at in range(0, len(walks), k)]
@@ -72,27 +83,6 @@ def walks_back(
         return found, 0.0
     error = components.error(torch.stack([one.values[-1] for one in found]).mean(0))
     return [replace(one, values=components.of_all(one.values)) for one in found], error
-
-
-def walk_back(
-    run: Run,
-    seed: int,
-    horizons: Sequence[int],
-    starts: Starts,
-    kinks: float | None,
-    n_blocks: int | None = None,
-) -> Unrolled:
-    """Return the scores (n_horizons, m, n) of all training rows for m vectors, by one worker.
-
-    The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
-    by so many blocks an epoch, or in the run's own.
-    """
-    with ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
-        order = None
-        if n_blocks is not None:
-            length, k = ceil(run.steps_per_epoch / n_blocks), len(horizons) * len(starts)
-            order = ExpectedOrder(recorded, length, k, hessian)
-        return adjoint_scores(recorded, hessian, starts, horizons, order)
 
 
 @contextmanager
@@ -116,164 +106,6 @@ def ready(
 
         with fast_float32_products(products):
             yield recorded, hessian
-
-
-class OwnOrder:
-    """Pushes each row at the steps at which the run had it."""
-
-    def __init__(self, run: RecordedRun):
-        self._run = run
-
-    def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
-        """Take adjoints (k, p) back through the step after a moment, and to `pulled` for its gradient."""
-        return self._run.derivative(moment).pull(parts, pulled)
-
-    def push(self, live: Tensor, moment: Moment, changes: Tensor, pulled: Tensor) -> None:
-        """Add what a step says to scores (n_horizons, m, n).
-
-        `changes` (k, B) are those of the batch's gradient along its adjoints `pulled` (k, p) when a row is
-        left out.
-        """
-        index, _ = self._run.batch(moment)
-        live[:, :, index] += changes.unflatten(0, (len(live), -1))
-
-
-@dataclass
-class _Part:
-    """Vectors that walk through a block together from a horizon, or from its end.
-
-    They have the `squares` of gradients there. The moment halfway to the start of the block, after `half`
-    steps of the run, stands for the others, which are not kept.
-    """
-
-    n_vectors: int
-    squares: Tensor | None
-    half: int
-    middle: Moment
-
-
-class ExpectedOrder:
-    r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
-
-    The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
-    its middle. Conditional on the run, whose own batches stay in the Hessian.
-
-    Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
-    run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
-    derivative is too large: they are raised to what batches have on average here. And the adjoint depends on
-    the gradient: a batch leans to a row that it has, so that rows are taken out to second order
-    (`second_order`), but where the statistics of batches are trained and rows have no gradients of their own.
-    """
-
-    def __init__(self, run: RecordedRun, n_steps: int, n_vectors: int, hessian: BatchHessian):
-        self._run, self._length, self._hessian = run, n_steps, hessian
-        self._shares = run.rows.shares.to(run.model.theta)
-        self._parts: list[_Part] = []
-        # room for the sums of all vectors that will ever be on their way
-        self._sum = run.last.theta.new_zeros(n_vectors, len(run.last.theta))
-        self._bent: Tensor | None = None
-
-    def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
-        """Take adjoints back through the step after a moment, with second moments as in other orders.
-
-        Where it is not linear, derivatives of the adjoints of the gradient are added to those of the block.
-        """
-        step = self._derivative(moment, len(pulled))
-        if step.is_linear or self._run.model.statistics:
-            return step.pull(parts, pulled)
-        if self._bent is None:
-            self._bent = pulled.new_zeros(len(self._sum), pulled.shape[1])
-        return step.pull(parts, pulled, self._bent[-len(pulled) :])
-
-    def _derivative(self, moment: Moment, n_vectors: int) -> StepDerivative | StepDerivatives:
-        """Return the derivative of the step after a moment, for so many vectors."""
-        fresh = n_vectors - sum(part.n_vectors for part in self._parts)
-        if fresh:
-            half = moment.step - (self._done(moment) + 1) // 2
-            self._parts.insert(0, _Part(fresh, self._batch_squares(moment), half, moment))
-        if self._run.second_moments is None or len(self._parts) == 1:
-            return self._run.derivative_among(moment, self._parts[0].squares)
-        steps = [self._run.derivative_among(moment, part.squares) for part in self._parts]
-        return StepDerivatives(steps, [part.n_vectors for part in self._parts])
-
-    def _done(self, moment: Moment) -> int:
-        """Return how many steps of its block are done at a moment."""
-        return moment.step % self._run.steps_per_epoch % self._length
-
-    def _batch_squares(self, moment: Moment) -> Tensor | None:
-        """Return the squares (p,) that gradients of batches have on average, where a step is of squares."""
-        run = self._run
-        if run.second_moments is None:
-            return None
-        n, B = len(run.rows), run.batch_size
-        if run.model.statistics:  # which only whole batches have
-            first = moment.step - moment.step % run.steps_per_epoch
-            total = torch.zeros_like(run.model.theta)
-            for step in range(first, first + run.steps_per_epoch):
-                total += run.gradient_of(step, moment).square()
-            return total / run.steps_per_epoch
-        size = B * (n - 1) / (n - B) if B < n else torch.inf
-        return batch_second_moment(self._at(moment), size)
-
-    def push(self, live: Tensor, moment: Moment, changes: Tensor, pulled: Tensor) -> None:
-        """Add the adjoints of a step to those of its block, and what the block says at its first step."""
-        self._sum[-len(pulled) :] += pulled
-        for part in self._parts:
-            if moment.step == part.half:
-                part.middle = moment
-        if self._done(moment) == 0:
-            live += self._found(len(pulled)).unflatten(0, (len(live), -1))
-            self._parts = []
-            self._sum.zero_()
-            if self._bent is not None:
-                self._bent.zero_()
-
-    def _found(self, k: int) -> Tensor:
-        """Return what the adjoints of the block say (k, n)."""
-        counts = [part.n_vectors for part in self._parts]
-        bends = [None] * len(counts) if self._bent is None else self._bent[-k:].split(counts)
-        parts = []
-        for part, along, bend in zip(self._parts, self._sum[-k:].split(counts), bends, strict=True):
-            found = self._changes(part.middle, along)
-            if bend is not None:
-                B = len(self._run.batch(part.middle)[0])
-                found += second_order(self._at(part.middle), B, part.squares, bend)
-            parts.append(found)
-        return torch.cat(parts)
-
-    def _changes(self, middle: Moment, along: Tensor) -> Tensor:
-        """Return the mean changes (k, n) of a step's gradient along vectors (k, p) when a row is left out."""
-        run, model = self._run, self._run.model
-        if not (model.is_stochastic or model.statistics):
-            return change(self._at(middle).along(along).mT.to(model.theta), self._shares)
-        # with the noise and the statistics of batches: those of an epoch
-        slopes = model.theta.new_empty(len(along), len(run.rows))
-        of_statistics = torch.zeros_like(slopes)
-        first = middle.step - middle.step % run.steps_per_epoch
-        for step in range(first, first + run.steps_per_epoch):
-            index, rows = run.rows_of(step)
-            with seeded(model, middle.noise):
-                if isinstance(self._hessian, StatisticsHessian):
-                    found = self._hessian.slopes(middle.theta, rows, along)
-                    slopes[:, index], of_statistics[:, index] = found
-                else:
-                    slopes[:, index] = _slopes(run, middle, rows, along)
-        return change(slopes, self._shares) + of_statistics / run.steps_per_epoch
-
-    def _at(self, moment: Moment) -> Objective:
-        """Return the objective at a moment."""
-        at = self._run.objective.at(self._run.model.at(moment.theta))
-        return replace(at, memory_budget=int(ROWS_BUDGET * at.memory_budget))
-
-
-def _slopes(run: RecordedRun, middle: Moment, rows: Rows, along: Tensor) -> Tensor:
-    """Return the slopes (k, B) of the losses of rows along vectors (k, p), with noise as in training."""
-    model = run.model
-
-    def losses(parameters: dict[str, Tensor]) -> Tensor:
-        return model.loss(model.call(parameters, rows.inputs, training=True), rows.targets)
-
-    return Linearization(model, losses, middle.theta).push(along)
 
 
 class Adjoints:
@@ -316,10 +148,10 @@ class Adjoints:
         pulled[:, p:] = statistics
         statistics.zero_()
         with seeded(model, moment.noise):
-            changes = hessian.without_rows(moment.theta, batch, pulled, state)
+            left_out = hessian.without_rows(moment.theta, batch, pulled, state)
         if model.l2 is not None:
             state[:, :p].addcmul_(pulled[:, :p], model.l2)
-        order.push(scores[-(self._live // len(self._starts)) :], moment, changes, pulled)
+        order.push(scores[-(self._live // len(self._starts)) :], moment, left_out, pulled)
         self._parts = self._parts[: len(kept)]
 
     def growth(self) -> float:
@@ -334,15 +166,14 @@ def adjoint_scores(
     hessian: BatchHessian,
     starts: Starts,
     horizons: Sequence[int],
-    order: OwnOrder | ExpectedOrder | None = None,
+    order: OwnOrder | ExpectedOrder,
 ) -> Unrolled:
-    """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons.
+    """Return the scores (n_horizons, m, n_columns) of changed rows, by one walk back for all horizons.
 
     For the m vectors that `starts` gives at each of these.
     """
-    order = order or OwnOrder(run)
     adjoints = Adjoints(run, starts, len(horizons))
-    shape = len(horizons), len(starts), len(run.rows)
+    shape = len(horizons), len(starts), order.change.n_columns
     scores = torch.zeros(shape, dtype=torch.float64, device=run.model.device)
     growth, thetas = 0.0, [run.last.theta]
     adjoints.begin(run.last.theta)

@@ -97,7 +97,8 @@ def subset_removal_curve(
         Attributors of the loss fitted on the same training rows, or their scores (n_test, n_train).
     train : estimator, attributor or callable
         What is trained again, by `train_on_subsets`: a model, that of an attributor, or, with its
-        settings, that of a retraining method such as ``LeaveOneOut(net, n_epochs=20, n_seeds=3)``.
+        settings, that of a retraining method such as ``LeaveOneOut(net, n_epochs=20, n_seeds=3)``; with a
+        ``checkpoint_dir`` and its seeds fixed, a call that was ended goes on.
         Or a callable: ``train(subsets)`` trains on each subset, given as a matrix of bool
         (n_subsets, n_train), and returns an object with ``measured`` (n_subsets, n_test, n_seeds).
         Classification: a number that is positive if the test row is classified correctly.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 from torch import Tensor
 
@@ -49,6 +51,10 @@ class _Score:
             found = float((self.model.predicted_targets(outputs) == targets).double().mean())
         elif self._is_area_of_pairs(targets):
             found = area_under_roc(answers.decisions(), (targets == 1).cpu().numpy())
+        elif self._is_log_loss(answers, targets):
+            found = -log_loss(answers.probabilities(), targets.cpu().numpy())
+        elif self._is_of_labels(targets):
+            found = self._of_labels(self.model.predicted_targets(outputs), targets)
         else:
             try:
                 given = as_scorer(self.scoring)(answers.estimator(), self.X, self.y)
@@ -69,11 +75,58 @@ class _Score:
         classes = self.model.classes
         return classes is not None and len(classes) == 2 and len(targets.unique()) == 2
 
+    def _is_log_loss(self, answers: Answers, targets: Tensor) -> bool:
+        """Return whether the score is the log-loss, of rows of every class."""
+        if not isinstance(self.scoring, str) or self.scoring != "neg_log_loss":
+            return False
+        classes = self.model.classes
+        every = classes is not None and len(classes) == len(targets.unique())
+        return every and answers.has_probabilities
+
+    def _is_of_labels(self, targets: Tensor) -> bool:
+        """Return whether the score is one of scikit-learn's that asks for predicted classes alone."""
+        if not isinstance(self.scoring, str) or self.model.classes is None or targets.dim() > 1:
+            return False
+        asks = getattr(as_scorer(self.scoring), "_response_method", None)
+        return asks == "predict" and self.model.loss.is_classifier
+
+    def _of_labels(self, predicted: Tensor, targets: Tensor) -> float:
+        """Return the score of predicted classes, by how many rows there are of each pair of classes."""
+        n = len(self.model.classes)
+        counts = torch.bincount(targets.long() * n + predicted.long(), minlength=n * n)
+        return _of_counts(self.scoring, tuple(self.model.classes), tuple(counts.tolist()))
+
+
+class _Told(ClassifierMixin, BaseEstimator):
+    """A classifier whose rows are its predictions."""
+
+    def __init__(self, classes: NDArray[Any]):
+        self.classes_ = classes
+
+    def predict(self, X: Any) -> Any:
+        """Return the rows."""
+        return X
+
+
+@lru_cache(maxsize=2**16)  # sets of rows are many, and tables of counts few
+def _of_counts(scoring: str, classes: tuple[Any, ...], counts: tuple[int, ...]) -> float:
+    """Return the score of rows of each pair of a true and a predicted class, row by row of the table."""
+    pairs = np.repeat(np.indices((len(classes), len(classes))).reshape(2, -1), counts, axis=1)
+    true, predicted = np.asarray(classes)[pairs]
+    return float(as_scorer(scoring)(_Told(np.asarray(classes)), predicted, true))
+
 
 def area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     """Return the share of pairs, a positive row and another, in which the positive one has more."""
     n, ranks = int(positive.sum()), rankdata(scores)
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
+
+
+def log_loss(probabilities: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """Return the mean of minus the logarithm of the probability of the target, from (n, K)."""
+    eps = np.finfo(np.float64).eps
+    own = probabilities[np.arange(len(targets)), targets]
+    return float(-np.log(own.clip(eps, 1 - eps)).mean())
 
 
 @dataclass(frozen=True, eq=False)

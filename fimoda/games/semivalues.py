@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimates import Estimate, RunningMean, settled
+from .estimates import Estimate, RunningMean
 from .marginals import by_row, marginals
 from .permutations import GROUP_SIZES, draw_orders
 from .utility import Utility
+
+#: Returns the estimate of what draws samples and estimates from all, of so many at first and at most.
+Settled = Callable[[int, int, Callable[[int], Estimate]], Estimate]
 
 #: Orders of the first round of n_samples="auto", and most of them in all.
 FIRST, MOST = 32, 4096
@@ -17,13 +22,16 @@ FIRST, MOST = 32, 4096
 def sampled_semivalues(
     utility: Utility,
     probabilities: NDArray[np.float64],
-    n_samples: int | str,
     sampling: str,
     truncation: float,
     memory_budget: int,
     random_state: np.random.RandomState,
+    settled: Settled,
 ) -> Estimate:
-    """Return the semivalues of a game, whose sizes of sets have probabilities (n,), from some orders."""
+    """Return the semivalues of a game, whose sizes of sets have probabilities (n,), from some orders.
+
+    `settled` says how many: see the function of this name.
+    """
     n, size = utility.n_rows, GROUP_SIZES[sampling]
     importance = n * probabilities
     bytes_of_group = size * n * (n + 40 * len(utility.measured))
@@ -41,4 +49,4 @@ def sampled_semivalues(
             mean.add(np.concatenate([groups, groups.mean(2, keepdims=True)], 2).mean(1))
         return mean.estimate(size)
 
-    return settled(n_samples, FIRST, MOST, take)
+    return settled(FIRST, MOST, take)

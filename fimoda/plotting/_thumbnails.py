@@ -33,7 +33,8 @@ def as_images(X: Any, image_shape: Any) -> NDArray[np.float64]:
         )
     rows = rows.astype(np.float64)
     shape = rows.shape[1:] if image_shape is None else tuple(image_shape)
-    if len(shape) not in (2, 3) or np.prod(shape) != rows[0].size:
+    fits = len(shape) in (2, 3) and min(shape) > 0 and np.prod(shape) == rows[0].size
+    if not fits:
         raise ValueError(
             f"image_shape must be (height, width), with 1 or 3 channels before or after, and hold the "
             f"{rows[0].size} values of a row; got {image_shape}."

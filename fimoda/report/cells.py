@@ -43,6 +43,8 @@ class Cells:
         if self._shape is not None:
             self._train: Any = np.asarray(X_train)
             self._test: Any = np.asarray(X_test)
+            for rows in (self._train, self._test):
+                as_images(rows[:1], self._shape)  # raises for what is no shape of theirs
             self.features: list[dict[str, Any]] = [{"name": "image", "kind": "image"}]
             return
         n_features = X_train.shape[1] if issparse(X_train) else None

@@ -41,11 +41,10 @@ def contents(
     *,
     k: int,
     own: NDArray[np.float64] | None,
-    image_shape: Any,
+    cells: Cells,
     contamination: float,
     max_test_rows: int,
     max_train_rows: int,
-    max_features: int,
 ) -> dict[str, Any]:
     """Return the rows of an attribution, and for each test row those that matter most.
 
@@ -75,7 +74,6 @@ def contents(
     place = {int(j): i for i, j in enumerate(listed)}
 
     # ---- what they hold
-    cells = Cells(X_train, X_test, image_shape, max_features)
     with_cells = listed[: max(MAX_CELLS // max(cells.per_row, 1), len(set(shown)))]
     of_train, of_tests_cells = cells.of(positions[with_cells], tests)
     names = [label(as_text(name)) for name in found.attributor._row_labels()]

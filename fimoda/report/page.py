@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .._validation import POSITIVE_INTEGER, Interval, checks_arguments
 from ..evaluation.agreement import AgreementCurve
 from ..evaluation.failures import FAILURES, told
+from .cells import Cells
 from .charts import Chart, agreement_chart, effects_chart, histogram
 from .contents import contents, group_effects
 
@@ -50,30 +51,31 @@ def report_page(
 ) -> str:
     """Return the page of an `Attribution`; the parameters are those of `Attribution.report`."""
     require_libraries()
-    own, unknown = _self_influence(found, self_influence)
+    cells = Cells(found.data["X_train"], found.data["X_test"], image_shape, max_features)
+    effects = None if groups is None else group_effects(groups)
+    own, unknown = _self_influence(found, self_influence)  # last, since it may train
     data = contents(
         found,
         k=k,
         own=own,
-        image_shape=image_shape,
+        cells=cells,
         contamination=contamination,
         max_test_rows=max_test_rows,
         max_train_rows=max_train_rows,
-        max_features=max_features,
     )
     is_loss = found.attributor.measurement == "loss" and not found.behaviour.startswith(
         "prediction"
     )
     data["kinds"] = ["helpful", "harmful"] if is_loss else ["holds it down", "holds it up"]
     data["classes"] = bool(found.attributor.model_.loss.is_classifier)
-    data["groups"] = None if groups is None else group_effects(groups)
+    data["groups"] = effects
     if agreement is not None:
         data["agreement"] = list(zip(agreement.methods, agreement.mean().tolist(), strict=True))
     charts: dict[str, Chart | None] = {
         "scores": histogram(found.scores, "score", "scores", "Distribution of all scores."),
         "own": own if own is None else histogram(own, "self-influence", "training rows", _OWN),
         "agreement": None if agreement is None else agreement_chart(agreement),
-        "groups": None if groups is None else effects_chart(data["groups"]),
+        "groups": None if effects is None else effects_chart(effects),
     }
     return _rendered(
         title=title,

@@ -9,6 +9,7 @@ from .leaf_sums import LeafSums
 from .losses import BoostingLoss, Logistic, Quantile, Softmax, Squared, Tweedie
 from .model import TreeModel
 from .run import CACHED, BoostingRun
+from .splits import Splits
 
 __all__ = [
     "CACHED",
@@ -25,6 +26,7 @@ __all__ = [
     "Logistic",
     "Quantile",
     "Softmax",
+    "Splits",
     "Squared",
     "Tree",
     "TreeEnsemble",

@@ -183,18 +183,22 @@ class Boosting(TreeEnsemble):
         return not self.draws_rows
 
     @property
+    def may_hold_values(self) -> bool:
+        """True if a value that the rows do not ask for tells that it was kept from it."""
+        return self.is_constrained and self.rows_are_known
+
+    @property
     def arrays_of_a_run(self) -> int:
         """Number of arrays (C, n) that a run without a row takes: scores, g, h, and scores between steps."""
         return 2 + (self.n_outputs if self.loss.is_coupled else 1) + (self.n_steps > 1)
 
-    def value(self, gradients: Floats, curvatures: Floats) -> Floats:
-        """Return the value u of leaves, before the learning rate, from their G and H."""
+    def value(self, gradients: Floats, inverse: Floats) -> Floats:
+        """Return the value u of leaves, before the learning rate, from their G and `inverse`."""
         if self.l1:
             gradients = np.sign(gradients) * np.maximum(np.abs(gradients) - self.l1, 0)
-        inverse = self.inverse(curvatures)
         if self.loss.is_coupled:
             return -np.einsum("kj...,j...->k...", inverse, gradients)
-        return np.clip(-gradients * inverse, -self.max_step, self.max_step)
+        return np.minimum(np.maximum(-gradients * inverse, -self.max_step), self.max_step)
 
     def moves(self, gradients: Floats, values: Floats) -> NDArray[np.bool_]:
         """Return whether values u change with their G, which l1 and the largest step may prevent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -136,11 +136,11 @@ class BoostingRun:
             is_last = len(steps) + 1 == boosting.n_steps
             step = self._step(outputs, number, left if is_last else None)
             steps.append(replace(step, bends=self._bends(step, number)))
-        for trees in zip(*(step.trees for step in steps), strict=True):
-            total, last = np.sum([tree.values for tree in trees], 0), trees[-1]
-            free = self._free(total, total - last.values + last.asked)
-            for tree in trees:
-                np.multiply(tree.rates, free, out=tree.rates)
+        if boosting.may_hold_values:
+            for trees in zip(*(step.trees for step in steps), strict=True):
+                free = self._free(*_values(trees))
+                for tree in trees:
+                    np.multiply(tree.rates, free, out=tree.rates)
         return Round(number, steps)
 
     def _step(self, outputs: Floats, number: int, given: dict[int, Floats] | None) -> Step:
@@ -148,24 +148,24 @@ class BoostingRun:
         boosting, eta = self.boosting, self.boosting.learning_rates[number]
         g, h = boosting.loss.derivatives(outputs, self.targets)
         weights, grown = self.weights_in(number), []
-        weighted = weights * g, weights * h
+        weighted_g, weighted_h = weights * g, weights * h
         for t in self._growing(number):
-            leaf, own = self.by_tree[t], self._outputs_of(t)
-            G, H = self._sums(t, *weighted)
-            asked, rates = boosting.value(G, H), eta * boosting.inverse(H)
+            own = self._outputs_of(t)
+            G, H = self._sums(t, weighted_g, weighted_h)
+            inverse = boosting.inverse(H)
+            asked, rates = boosting.value(G, inverse), eta * inverse
             if not boosting.loss.is_coupled:
                 rates *= boosting.moves(G, asked)
             values = asked if given is None else given[t]
-            at_rows = values.take(leaf, axis=1)
+            at_rows = values.take(self.by_tree[t], axis=1)
             if boosting.loss.is_coupled:
-                bent, H = np.einsum("kjn,jn->kn", h, at_rows), np.einsum("kkl->kl", H)
+                curved, H = np.einsum("kjn,jn->kn", weighted_h, at_rows), np.einsum("kkl->kl", H)
             else:
-                bent = h[own.start : own.stop] * at_rows
+                curved = weighted_h[own.start : own.stop] * at_rows
             for column, k in enumerate(own):
-                curved = weights * bent[column]
                 found = values[column], asked[column], H[column], rates[column]
-                pushes = weights * g[k] + curved, curved
-                grown.append(Grown(t, k, leaf, *found, *pushes, weights))
+                pushes = weighted_g[k] + curved[column], curved[column]
+                grown.append(Grown(t, k, self.by_tree[t], *found, *pushes, weights))
         return Step(outputs, grown, float(np.abs(g).max()))
 
     def _bends(self, step: Step, number: int) -> Floats:
@@ -192,16 +192,17 @@ class BoostingRun:
         H has in it the penalty of the tree's own.
         """
         outputs, tree = self._outputs_of(t), self.boosting.trees[t]
-        total = partial(sums, self.by_tree[t], n_leaves=tree.n_leaves)
-        G = np.stack([total(g[k]) for k in outputs])
+        leaf = self.by_tree[t].astype(np.intp)  # once for all sums
+        total = partial(sums, leaf, n_leaves=tree.n_leaves)
+        G = np.array([total(g[k]) for k in outputs])
         if not self.boosting.loss.is_coupled:
             penalty = np.reshape(tree.l2, (-1, *[1] * (g.ndim - 2)))
-            return G, np.stack([total(h[k]) for k in outputs]) + penalty
-        return G, np.stack([[total(h[k, j]) for j in outputs] for k in outputs])
+            return G, np.array([total(h[k]) for k in outputs]) + penalty
+        return G, np.array([[total(h[k, j]) for j in outputs] for k in outputs])
 
     def _free(self, values: Floats, asked: Floats) -> NDArray[np.bool_]:
         """Return whether the values of leaves are what their rows ask for."""
-        if not (self.boosting.is_constrained and self.boosting.rows_are_known):
+        if not self.boosting.may_hold_values:
             return np.ones(values.shape, dtype=bool)
         return np.abs(values - asked) <= _HELD * np.abs(asked).max(initial=0.0)
 
@@ -228,7 +229,8 @@ class BoostingRun:
             for step in range(boosting.n_steps):
                 weighted = self._weighted(moved, number, removed)
                 for t in self._growing(number):
-                    asked = boosting.value(*self._sums(t, *weighted))
+                    G, H = self._sums(t, *weighted)
+                    asked = boosting.value(G, boosting.inverse(H))
                     totals[t] = totals[t] + asked if step else asked
                     if step + 1 < boosting.n_steps:
                         self._add(moved, t, asked)
@@ -283,22 +285,23 @@ class BoostingRun:
                 f"them, and of those given {given} can have been in it. Pass all of its training rows with "
                 "the targets and weights of its fit."
             )
-        wrong = size = noise = kept = whole = along = size_asked = 0.0
+        of_leaves, noise = [(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))], 0.0
         for round_ in self.backwards():
             eta, last_step = boosting.learning_rates[round_.number], round_.steps[-1]
             rounding = _SINGLE * (np.abs(last_step.outputs).max() + last_step.steepest)
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
-                last, total = trees[-1], np.sum([tree.values for tree in trees], 0)
-                asked = total - last.values + last.asked
-                free = self._free(total, asked)
-                H = eta**2 * last.curvatures
-                wrong += float((H * (total - asked) ** 2)[free].sum())
-                size += float((H * total**2).sum())
-                size_asked += float((H * asked**2).sum())
-                along += float((H * total * asked).sum())
-                noise += float(H.sum()) * rounding**2
-                kept += float(H[~free].sum())
-                whole += float(H.sum())
+                given, asked = _values(trees)
+                H = eta**2 * trees[-1].curvatures
+                noise += H.sum() * rounding**2
+                of_leaves.append((given, asked, H, self._free(given, asked)))
+        given, asked, H, free = map(np.concatenate, zip(*of_leaves, strict=True))
+        wrong = (H * (given - asked) ** 2)[free].sum()
+        size, size_asked, along = (
+            (H * given**2).sum(),
+            (H * asked**2).sum(),
+            (H * given * asked).sum(),
+        )
+        kept, whole = H[~free].sum(), H.sum()
         if not boosting.rows_are_known:
             differ = along < _ALONG * np.sqrt(size * size_asked)
         else:
@@ -337,3 +340,9 @@ class BoostingRun:
                 "Pass all of its training rows with the targets and weights of its fit. "
                 + boosting.doubts
             )
+
+
+def _values(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
+    """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
+    given = sum(tree.values for tree in trees)
+    return given, given - trees[-1].values + trees[-1].asked

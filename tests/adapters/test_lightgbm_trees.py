@@ -333,3 +333,75 @@ def test_what_cannot_be_followed_is_refused(params, kind, match):
     X, y, w = problem(kind)
     with pytest.raises(TypeError, match=match):
         LeafRefit(trained(params, X, y, w)).fit(X, y, sample_weight=w)
+
+
+def many(n=700):
+    """Return rows with ties, missing values and numbers that LightGBM takes for zero, and two classes."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.standard_normal((n, 3)), rng.integers(-2, 3, (n, 3)) / 2])
+    X[rng.random(X.shape) < 0.1] = 0
+    y = (np.nan_to_num(X) @ [1, -1, 1, 1, -1, 1] + rng.standard_normal(n) > 0).astype(int)
+    X[:, 1:5][rng.random((n, 4)) < 0.1] = np.nan
+    return X, y
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"num_leaves": 2},
+        {"num_leaves": 64, "min_data_in_leaf": 1, "min_sum_hessian_in_leaf": 0},
+        {"num_leaves": 100, "min_data_in_leaf": 1, "min_sum_hessian_in_leaf": 0},
+        {"use_missing": False},
+        {"zero_as_missing": True},
+        {"objective": "multiclass", "num_class": 3},
+        {"extra_trees": True},
+        {"min_gain_to_split": 20},
+    ],
+)
+def test_leaves_are_those_of_the_library(params, dtype):
+    X, y = many()
+    X = X.astype(dtype)
+    given = {**SMALL, "objective": "binary", "num_leaves": 20, "max_bin": 63, **params}
+    model = lgb.train(given, lgb.Dataset(X, y), 30)
+    ensemble = as_tree_model(model, X, y).ensemble
+    splits = [float(one) for tree in model.dump_model()["tree_info"] for one in thresholds(tree)]
+    rows = np.random.default_rng(1).choice(splits, X.shape)
+    tiny = np.float64(np.float32(1e-35))
+    edges = np.array([0, tiny, -tiny, tiny / 2, -2 * tiny, np.nan, np.inf, -np.inf])
+    rows[:100] = np.random.default_rng(2).choice(edges, (100, X.shape[1]))
+    with np.errstate(over="ignore"):
+        single = rows.astype(dtype)
+    for seen in (X, single, np.asfortranarray(rows), rows[:20], pd.DataFrame(rows)):
+        np.testing.assert_array_equal(ensemble.leaves_of(seen), model.predict(seen, pred_leaf=True))
+    own = ensemble.leaves_of.args[1].args[1]
+    assert (own is None) == (params.get("num_leaves") == 100 or "zero_as_missing" in params)
+
+
+def thresholds(node):
+    """Return the thresholds below a node of LightGBM's own dictionary, -1 if there are none."""
+    node = node.get("tree_structure", node)
+    if "threshold" not in node:
+        return [-1.0]
+    return [node["threshold"], *thresholds(node["left_child"]), *thresholds(node["right_child"])]
+
+
+def test_leaves_by_categories_are_those_of_the_library():
+    X, y = many()
+    X[:, 5] = np.random.default_rng(0).integers(0, 9, len(X))
+    y = (y + X[:, 5]) % 3 > 1
+    model = lgb.train(
+        {**SMALL, "objective": "binary"}, lgb.Dataset(X, y, categorical_feature=[5]), 10
+    )
+    ensemble = as_tree_model(model, X, y.astype(int)).ensemble
+    np.testing.assert_array_equal(ensemble.leaves_of(X), model.predict(X, pred_leaf=True))
+
+
+def test_many_rows_with_other_columns_are_refused_as_few_are():
+    X, y = many()
+    model = lgb.train({**SMALL, "objective": "binary"}, lgb.Dataset(X, y), 5)
+    ensemble = as_tree_model(model, X, y).ensemble
+    for rows in (X, X[:20]):
+        with pytest.raises(ValueError, match="X must be rows like those"):
+            ensemble.leaves_of(rows[:, 1:])

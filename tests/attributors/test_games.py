@@ -9,6 +9,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, log_loss, r2_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -222,6 +223,21 @@ def test_auto_draws_until_values_have_settled():
     banzhaf = DataBanzhaf(Ridge(), n_samples="auto", random_state=0).fit(X, y)
     banzhaf.values(X_test, y_test)
     assert (banzhaf.values_sem_**2).mean() <= 0.05 * banzhaf.values_.var(ddof=1)
+
+
+@pytest.mark.parametrize("cls", [DataShapley, BetaShapley, DataBanzhaf])
+def test_auto_ends_with_the_time(cls):
+    X, y, X_test, y_test = numbers(20)
+    noisy = {"random_state": 0, "scoring": lambda model, X, y: float(np.sum(model.predict(X)) % 1)}
+    game = cls(Ridge(), n_samples="auto", max_seconds=1e-9, **noisy).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match="when max_seconds=1e-09 were"):
+        values = game.values(X_test, y_test)
+    first = {DataBanzhaf: 512}.get(cls, 32)
+    assert game.n_samples_ == first
+    game.set_params(
+        n_samples=first
+    )  # has no use for max_seconds, which is no end of single trainings
+    assert_array_equal(game.fit(X, y).values(X_test, y_test), values)
 
 
 def test_truncation_trains_less_and_changes_little():

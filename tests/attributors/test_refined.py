@@ -142,6 +142,42 @@ def test_a_row_learned_by_heart_has_the_size_of_its_removal() -> None:
     assert found.transform(rows[:1], targets[:1])[0, 0] == pytest.approx(expected, rel=1e-6)
 
 
+class Opposite(GradDot):
+    """Scores of the wrong sign."""
+
+    def _scores(self, test):
+        return -super()._scores(test)
+
+
+def test_what_disagrees_with_training_is_told() -> None:
+    with pytest.warns(
+        UserWarning, match=r"scale_ of Opposite is at its bounds, 0.05 or 20, for \d of 6"
+    ) as said:
+        found = attribute(
+            network(), X, Y[:, None], TEST[0], TEST[1][:, None],
+            method=RefinedAttributor(
+                approximation=Opposite(), criterion=nn.MSELoss(), trained_rows=8, random_state=0,
+                gold_standard=FurtherTraining(n_seeds=1, random_state=0, **FURTHER),
+            ),
+        )  # fmt: skip
+    told = str(said[0].message).split(":")[0]
+    bounded = (found.attributor.scale_ == 0.05) | (found.attributor.scale_ == 20)
+    assert bounded.sum() > 3
+    assert f"for {bounded.sum()} of 6 test rows" in told
+    assert told in found.trust
+    assert "one seed: its noise is not known" in found.trust
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_agrees_with_training_is_not() -> None:
+    found = refined()
+    size = scores(found)
+    told = found._known_error(size)
+    assert len(told) == 2
+    assert "agrees" in told[0]
+    assert "standard errors are" in told[1]
+
+
 def test_trees_are_fitted_again() -> None:
     boosting = GradientBoostingRegressor(n_estimators=15, max_depth=2, random_state=0).fit(X, Y)
     found = RefinedAttributor(boosting, trained_rows=6, random_state=0).fit(X, Y)

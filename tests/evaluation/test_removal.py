@@ -339,6 +339,33 @@ def test_a_network_is_trained_again_as_the_method_says(three_classes):
     assert curves[0].mean()[:, -1].max() > 0
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_equal_call_trains_nothing(three_classes, tmp_path):
+    """Nor does a longer one train what the first has."""
+    X, y, X_test, y_test = three_classes
+    net = MLPClassifier((4,), max_iter=5, random_state=0, solver="sgd", learning_rate_init=0.3)
+    train = LeaveOneOut(
+        net.fit(X, y), n_seeds=[3], n_epochs=4, batch_size=10, checkpoint_dir=tmp_path
+    )
+    scores = np.random.default_rng(0).normal(size=(len(X_test), len(X)))
+
+    def files_after(k):
+        curve = subset_removal_curve(
+            {"m": scores}, train, y, X_test, y_test, X_train=X, k=k, random_state=0
+        )
+        return curve.effects, {
+            file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")
+        }
+
+    effects, first = files_after([10])
+    again, second = files_after([10])
+    assert_array_equal(again, effects)
+    assert second == first
+    longer, third = files_after([10, 30])
+    assert_array_equal(longer[:, :1], effects)
+    assert first.items() < third.items()
+
+
 def test_an_estimator_of_a_regression_is_trained_again(regression):
     X, y, X_test, y_test = regression
     scores = np.random.default_rng(0).normal(size=(10, 60))

@@ -33,7 +33,15 @@ def score_of(model, scoring, X, y):
 @pytest.mark.parametrize(
     "scoring",
     [
-        *("accuracy", "roc_auc", "neg_log_loss", "balanced_accuracy"),
+        *(
+            "accuracy",
+            "roc_auc",
+            "neg_log_loss",
+            "balanced_accuracy",
+            "f1_macro",
+            "jaccard_weighted",
+        ),
+        *("matthews_corrcoef", "adjusted_rand_score"),
         make_scorer(f1_score, pos_label="no"),
         lambda model, X, y: np.mean(model.predict(X) == y) ** 2,
     ],
@@ -47,6 +55,33 @@ def test_classes(model, scoring):
         get_scorer(scoring)(model, X, y) if isinstance(scoring, str) else scoring(model, X, y)
     )
     assert_allclose(score_of(model, scoring, X, y), expected)
+
+
+@pytest.mark.parametrize("scoring", ["f1", "precision", "recall", "average_precision"])
+def test_numbers_as_classes(scoring):
+    """Each table of counts has its own score, in whatever order it is asked for."""
+    X, y = make_classification(50, 4, flip_y=0.3, random_state=0)
+    for depth in (1, 2, 3, 1):
+        model = DecisionTreeClassifier(max_depth=depth).fit(X, y)
+        assert_allclose(score_of(model, scoring, X, y), get_scorer(scoring)(model, X, y))
+        y = 1 - y
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize(
+    "scoring", ["f1_macro", "balanced_accuracy", "neg_log_loss", "roc_auc_ovr"]
+)
+def test_three_classes_one_of_which_is_not_tested(scoring):
+    X, y = make_classification(60, 4, n_informative=3, n_redundant=0, n_classes=3, random_state=0)
+    model = LogisticRegression().fit(X, np.array(["a", "b", "c"])[y])
+    every = np.array(["a", "b", "c"])[y]
+    assert_allclose(score_of(model, scoring, X, every), get_scorer(scoring)(model, X, every))
+    if scoring in ("f1_macro", "balanced_accuracy"):
+        test = DataShapley(model).fit(X, every)._test(X[y < 2], every[y < 2])
+        view = DataShapley(model).fit(X, every).model_
+        measured = scored(view, scoring, test.rows, X[y < 2], every[y < 2])
+        found = float(measured.measure(view.outputs(test.inputs), test.targets)[0])
+        assert_allclose(found, get_scorer(scoring)(model, X[y < 2], every[y < 2]))
 
 
 @pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", "accuracy"])

@@ -817,15 +817,12 @@ def horizons_and_groups(attributor: Any, rows: Rows) -> Arrays:
     weights = np.ones(len(rows.X))
     weights[[0, 3]] = 0.0
     weights[5:8] = 2.0
-    found = {
+    return {
         "horizons": attributor.transform_horizons(*rows.test),
         "horizons_without_y": attributor.transform_horizons(rows.X_test),
         "reweight": attributor.reweight(*rows.test, weights=weights),
+        "relabel": attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]]),
     }
-    unknown = isinstance(attributor, UnrolledDifferentiation)
-    if not unknown and getattr(attributor, "solver", "") != "steps":  # which know no other targets
-        found["relabel"] = attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[[2, 3]])
-    return found
 
 
 @case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from ..._validation import (
 )
 from ...adapters import RefittableModel
 from ...games.constant import constant_outputs
-from ...games.estimates import Estimate, with_mean
+from ...games.estimates import Estimate, settled, with_mean
 from ...games.exact import all_subsets
 from ...games.scoring import Scoring, as_scorer, scored
 from ...games.utility import Utility
@@ -49,7 +50,7 @@ class BaseGame(BaseTrainedAgain):
     intervention = "each training row added to sets of the others"
     _in_unit = False
 
-    max_seconds = None
+    max_seconds: float | None = None
     n_samples: int | str
     scoring: Scoring | None
 
@@ -67,7 +68,9 @@ class BaseGame(BaseTrainedAgain):
         self.seeds_ = check_seeds(self.n_seeds, rng)
         self._seed_of_samples = int(rng.randint(MAX_SEED))
         retraining = self._retrained_with(self.seeds_)
-        self._retraining = replace(retraining, way=fast_way(retraining.way, self.n_outputs_))
+        way = fast_way(retraining.way, self.n_outputs_)
+        # without max_seconds, since each set needs its utility
+        self._retraining = replace(retraining, way=way, max_seconds=None)
         rows = self._objective.rows
         self._without_rows = constant_outputs(
             self.model_.loss, rows.targets, rows.shares, self.n_outputs_
@@ -145,6 +148,11 @@ class BaseGame(BaseTrainedAgain):
             failed_=utility.failed,
         )
         return found
+
+    def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
+        """Return the estimate from as many samples as were asked for, which `take` draws."""
+        asked, seconds = self.n_samples, self.max_seconds
+        return settled(asked, first, most, take, max_seconds=seconds, verbose=self.verbose)
 
     @abstractmethod
     def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
