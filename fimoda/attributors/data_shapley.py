@@ -245,8 +245,8 @@ class DataShapley(BaseGame):
         return semivalues(utilities, self._probabilities())
 
     def _sampled(self, utility: Utility, random_state: np.random.RandomState) -> Estimate:
-        drawn = self._settled, self.sampling, self.truncation, self.memory_budget
-        return sampled_semivalues(utility, self._probabilities(), *drawn, random_state)
+        given = self.sampling, self.truncation, self.memory_budget, random_state
+        return sampled_semivalues(utility, self._probabilities(), *given, self._settled)
 
     def _probabilities(self) -> NDArray[np.float64]:
         """Return the part (n,) of each number of other rows, which sum to one; `BetaShapley` has others."""

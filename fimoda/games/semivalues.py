@@ -12,6 +12,9 @@ from .marginals import by_row, marginals
 from .permutations import GROUP_SIZES, draw_orders
 from .utility import Utility
 
+#: Returns the estimate of what draws samples and estimates from all, of so many at first and at most.
+Settled = Callable[[int, int, Callable[[int], Estimate]], Estimate]
+
 #: Orders of the first round of n_samples="auto", and most of them in all.
 FIRST, MOST = 32, 4096
 
@@ -19,15 +22,15 @@ FIRST, MOST = 32, 4096
 def sampled_semivalues(
     utility: Utility,
     probabilities: NDArray[np.float64],
-    settled: Callable[[int, int, Callable[[int], Estimate]], Estimate],
     sampling: str,
     truncation: float,
     memory_budget: int,
     random_state: np.random.RandomState,
+    settled: Settled,
 ) -> Estimate:
     """Return the semivalues of a game, whose sizes of sets have probabilities (n,), from some orders.
 
-    `settled` says of how many, see `fimoda.games.estimates.settled`.
+    `settled` says how many: see the function of this name.
     """
     n, size = utility.n_rows, GROUP_SIZES[sampling]
     importance = n * probabilities

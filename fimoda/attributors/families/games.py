@@ -74,7 +74,8 @@ class BaseGame(BaseTrainedAgain):
         self._seed_of_samples = int(rng.randint(MAX_SEED))
         retraining = self._retrained_with(self.seeds_)
         way = fast_way(retraining.way, self.n_outputs_)
-        self._retraining = replace(retraining, way=way, max_seconds=None)  # all sets have a utility
+        # without max_seconds, since each set needs its utility
+        self._retraining = replace(retraining, way=way, max_seconds=None)
         rows = self._objective.rows
         self._without_rows = constant_outputs(
             self.model_.loss, rows.targets, rows.shares, self.n_outputs_
@@ -168,9 +169,8 @@ class BaseGame(BaseTrainedAgain):
 
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""
-        return settled(
-            self.n_samples, first, most, take, max_seconds=self.max_seconds, verbose=self.verbose
-        )
+        asked, seconds = self.n_samples, self.max_seconds
+        return settled(asked, first, most, take, max_seconds=seconds, verbose=self.verbose)
 
     @abstractmethod
     def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
