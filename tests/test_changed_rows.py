@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
+from cells import find_attributors, make
 from naive import Naive
 from problems import tanh_network
 from sklearn.base import clone
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
@@ -16,6 +19,7 @@ from fimoda import (
     SOURCE,
     TRAK,
     CGInfluence,
+    DataInf,
     DistributionalInfluence,
     EKFACInfluence,
     EnsembleAttributor,
@@ -103,6 +107,24 @@ def test_networks_swap_a_gradient(width):
     assert np.allclose(exact.relabel(X_TEST, y_test, rows=rows, targets=y[rows]), 0)
     factored = EKFACInfluence(net, criterion=criterion, damping=0.2).fit(X, y)
     assert np.isfinite(factored.relabel(X_TEST, y_test, rows=rows, targets=new)).all()
+
+
+def test_data_inf_by_loops_over_rows():
+    net, criterion, weights = tanh_network(D, 4, 3), nn.CrossEntropyLoss(), RNG.uniform(0.5, 2, N)
+    y, y_test, new, damping = np.arange(N) % 3, np.array([0, 1, 2, 0]), np.array([2, 0]), 0.3
+    test, train = gradients(net, criterion, X_TEST, y_test), gradients(net, criterion, X, y)
+    swapped = train[ROWS] - gradients(net, criterion, X[ROWS], new)
+    share = weights / weights.sum()
+    wanted, start = np.zeros((4, 2)), 0
+    for layer in (net[0], net[2]):
+        part = slice(start, start := start + sum(p.numel() for p in layer.parameters()))
+        for z, v in enumerate(test[:, part]):
+            solved = torch.zeros_like(v)
+            for s, g in zip(share, train[:, part], strict=True):
+                solved += s / damping * (v - (g @ v) / (damping + g @ g) * g)
+            wanted[z] += share[ROWS] * (swapped[:, part] @ solved).numpy()
+    found = DataInf(net, criterion=criterion, damping=damping).fit(X, y, weights)
+    assert np.allclose(found.relabel(X_TEST, y_test, rows=ROWS, targets=new), wanted)
 
 
 def test_trees_and_networks_are_trained_with_the_label():
@@ -219,6 +241,40 @@ def test_further_training_takes_the_same_batches_with_the_target(mode):
     pairs = zip(ROWS, TARGETS, strict=True)
     wanted = [after(moved(Y, row, target)) - after(Y) for row, target in pairs]
     assert np.allclose(effect, np.transpose(wanted), rtol=1e-8)
+
+
+#: Methods whose scores are no effects of a change, and two that speak of removal alone.
+WITHOUT_TARGETS = {
+    *("BetaShapley", "DataBanzhaf", "DataOOB", "DataShapley", "KNNShapley", "LeastCore"),
+    *("GradCos", "RepSim", "RefinedAttributor", "TRAK"),
+}
+
+
+@pytest.mark.parametrize(
+    "cls", find_attributors() + find_attributors(of_trees=True), ids=lambda cls: cls.__name__
+)
+def test_every_method_relabels_or_says_why_not(cls):
+    """Nothing happens with the own label, and something with the other."""
+    name, known = cls.__name__, inspect.signature(cls).parameters
+    if cls._of_trees:
+        model = HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=4)
+        if name in ("LeafKernel", "AXIL"):
+            model = RandomForestClassifier(5, max_depth=3, random_state=0)
+        found = cls(model.fit(X, CLASSES))
+    else:
+        found = make(name, LogisticRegression(tol=1e-8).fit(X, CLASSES))
+        given = {"trajectory": "final", "n_subsets": 20}
+        found.set_params(**{key: value for key, value in given.items() if key in known})
+    found.fit(X, CLASSES)
+    test = X[:4], CLASSES[:4]
+    if name in WITHOUT_TARGETS:
+        with pytest.raises(TypeError, match=f"{name} (cannot tell|does not know) what another"):
+            found.relabel(*test, rows=[5], targets=[1 - CLASSES[5]])
+        return
+    effect = found.relabel(*test, rows=[5, 2], targets=[1 - CLASSES[5], CLASSES[2]])
+    assert effect.shape == (4, 2)
+    assert np.abs(effect[:, 0]).max() > 0
+    assert np.abs(effect[:, 1]).max() <= 1e-3 * np.abs(effect[:, 0]).max()
 
 
 def test_methods_that_know_no_other_target_say_so():

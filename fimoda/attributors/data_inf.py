@@ -150,3 +150,12 @@ class DataInf(BaseAttributor):
         if self._removal.changes_others:
             return super()._self_influence()
         return self._solver.diagonal(self._own, self._damping()).cpu().numpy() * self._share
+
+    def _relabelled(
+        self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        before, after = (
+            self._solver.scores_of(one, test, self._damping()) * one.rows.shares
+            for one in self._with_targets(rows, targets)
+        )
+        return (before - after).cpu().numpy()

@@ -24,11 +24,10 @@ from .._validation import (
 )
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..curvature.kinks import kink_sharpness
-from ..curvature.orders import ROWS_BUDGET
 from ..curvature.row_changes import LeftOut, Relabelled, RowChange
 from ..curvature.run_derivatives import Unrolled, growth_of
 from ..curvature.tangents import walk_forward
-from ..curvature.unrolled import WalkBack, walks_back
+from ..curvature.unrolled import ROWS_BUDGET, WalkBack, walks_back
 from ..curvature.walk_memory import bytes_back, bytes_forward, require_memory
 from ..last_call import of_last_call
 from ..measured import Measured

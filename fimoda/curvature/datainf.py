@@ -76,18 +76,31 @@ class DataInfSolver:
 
     def scores(self, test: Measured, damping: Tensor) -> Tensor:
         """Return scores (m, n) of the training rows, without their shares; damping is (n_layers,)."""
-        n, L, model = len(self.objective), len(self.layers), self.objective.model
-        result = torch.empty(len(test), n, dtype=torch.float64, device=damping.device)
         by_pairs = self._by_factors and self._pairs_are_cheaper(len(test))
-        product = self._by_pairs if by_pairs else self._by_vectors
+        return self._in_blocks(test, damping, None, by_pairs)[:, self._back]
+
+    def scores_of(self, rows: Measured, test: Measured, damping: Tensor) -> Tensor:
+        """Return the same (m, k) of other rows, for which the training rows' curvature stands."""
+        return self._in_blocks(test, damping, rows, by_pairs=False)
+
+    def _in_blocks(
+        self, test: Measured, damping: Tensor, rows: Measured | None, by_pairs: bool
+    ) -> Tensor:
+        """Return scores (m, ...) of the training rows in their order, or of other rows."""
+        n, L, model = len(self.objective), len(self.layers), self.objective.model
+        width = n if rows is None else len(rows)
+        result = torch.empty(len(test), width, dtype=torch.float64, device=damping.device)
         largest = max(sum(s.stop - s.start for s in place) for place in self.layers.values())
         vectors = model.theta.element_size() * (model.n_parameters + 2 * largest)
-        width = 8 * 3 * n * L if by_pairs else vectors
-        step = int(max(1, self.objective.memory_budget // 2 // width))
+        each = 8 * 3 * n * L if by_pairs else vectors
+        step = int(max(1, self.objective.memory_budget // 2 // each))
         for start in range(0, len(test), step):
             some = slice(start, min(start + step, len(test)))
-            result[some] = product(test[some], damping)
-        return result[:, self._back]
+            if by_pairs:
+                result[some] = self._by_pairs(test[some], damping)
+            else:
+                result[some] = self._by_vectors(test[some], damping, rows)
+        return result
 
     def _pairs_are_cheaper(self, n_test: int) -> bool:
         """Return whether pairs of training rows take less than vectors of the model's size."""
@@ -126,26 +139,25 @@ class DataInfSolver:
                     result[:, right] -= coefficients[k][:, left] @ g.inner(h) / damping[k]
         return result
 
-    def _by_vectors(self, some: Measured, damping: Tensor) -> Tensor:
+    def _by_vectors(self, some: Measured, damping: Tensor, rows: Measured | None = None) -> Tensor:
         """Return scores by vectors of the size of the model, one a test row: linear in n."""
         of_test = self._split(self._differentiate(some))
         taken: list[Tensor] = []
         shrink = self._shrink(damping)
-        for rows, layers in self._train():
+        for at, layers in self._train():
             for k, (v, g) in enumerate(zip(of_test, layers, strict=True)):
-                coefficients = (v.inner(g) * shrink[k, rows]).mT
+                coefficients = (v.inner(g) * shrink[k, at]).mT
                 part = g.combine(coefficients.to(self.objective.model.theta).unsqueeze(2))
                 if k < len(taken):
                     taken[k] += part
                 else:
                     taken.append(part)
-        result = torch.zeros(
-            len(some), len(self.objective), dtype=torch.float64, device=damping.device
-        )
-        for rows, layers in self._train():
+        n = len(self.objective) if rows is None else len(rows)
+        result = torch.zeros(len(some), n, dtype=torch.float64, device=damping.device)
+        for at, layers in self._train() if rows is None else self._chunks(rows):
             for k, (v, g) in enumerate(zip(of_test, layers, strict=True)):
                 left = v.inner(g) - g.apply(taken[k])[:, :, 0].mT.double()
-                result[:, rows] += left / damping[k]
+                result[:, at] += left / damping[k]
         return result
 
 

@@ -6,7 +6,7 @@ A row is left out, the others taking its weight, or gets another target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,9 +48,17 @@ class RowChange(ABC):
         each of its rows.
         """
 
+    @property
     @abstractmethod
-    def of_mean(self, at: Objective, along: Tensor) -> Tensor:
-        """Return the changes (k, n_columns) of the mean gradient of all rows along vectors (k, p)."""
+    def measured(self) -> Sequence[Measured | None]:
+        """Rows, and what of them a change of the mean gradient is made of; None are all by their loss."""
+
+    @abstractmethod
+    def of_slopes(self, slopes: list[Tensor], at: Objective) -> Tensor:
+        """Return the changes (k, n_columns) of the mean gradient of all rows along k vectors.
+
+        Of what is `measured` there are the slopes (k, ...) along these, at the parameters of an objective.
+        """
 
     @abstractmethod
     def of_epoch(
@@ -85,9 +93,13 @@ class LeftOut(RowChange):
     ) -> tuple[Tensor, Tensor]:
         return run.batch(moment)[0], left_out
 
-    def of_mean(self, at: Objective, along: Tensor) -> Tensor:
+    @property
+    def measured(self) -> Sequence[Measured | None]:
+        return [None]
+
+    def of_slopes(self, slopes: list[Tensor], at: Objective) -> Tensor:
         theta = at.model.theta
-        return change(at.along(along).mT.to(theta), at.rows.shares.to(theta))
+        return change(slopes[0].to(theta), at.rows.shares.to(theta))
 
     def of_epoch(
         self, run: RecordedRun, moment: Moment, hessian: BatchHessian, along: Tensor
@@ -140,12 +152,13 @@ class Relabelled(RowChange):
         found = self._slopes(hessian, moment, batch, columns, places, along)
         return columns, batch.shares[places] * found
 
-    def of_mean(self, at: Objective, along: Tensor) -> Tensor:
-        before, after = (
-            (at.along(along, one) * one.rows.shares[:, None]).mT
-            for one in (self.known, self.changed)
-        )
-        return after - before
+    @property
+    def measured(self) -> Sequence[Measured | None]:
+        return [self.known, self.changed]
+
+    def of_slopes(self, slopes: list[Tensor], at: Objective) -> Tensor:
+        before, after = slopes
+        return self.changed.rows.shares * after - self.known.rows.shares * before
 
     def of_epoch(
         self, run: RecordedRun, moment: Moment, hessian: BatchHessian, along: Tensor

@@ -15,9 +15,8 @@ from ..training.run import Run
 from ..training.workers import Workers, one_thread
 from .frozen_jacobians import FrozenJacobians, LinearizedModule
 from .linearized import LinearizedRun, require_memory
-from .orders import OwnOrder
 from .row_changes import LeftOut, Relabelled, RowChange
-from .unrolled import adjoint_scores
+from .unrolled import OwnOrder, adjoint_scores
 
 
 @dataclass(frozen=True, eq=False)

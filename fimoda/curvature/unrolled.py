@@ -17,18 +17,24 @@ from torch import Tensor
 
 from ..layers.by_autograd import StateGradients
 from ..measured import Measured
+from ..objective import Objective
 from ..rows import Rows
+from ..training.differentiable import StepDerivative, StepDerivatives
 from ..training.noise import seeded
 from ..training.products import fast_float32_products
 from ..training.recorded import Moment, RecordedRun
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
+from .adjoints import Adjoints
 from .batch_hessian import BatchHessian, batch_hessian
 from .components import Components, OfCombinations, Starts
-from .orders import ExpectedOrder, OwnOrder
 from .row_changes import RowChange
 from .run_derivatives import Unrolled
+from .second_moments import batch_second_moment
 from .statistics_hessian import StatisticsHessian
+
+#: Part of the memory budget that gradients of rows may have beside the vectors on their way back.
+ROWS_BUDGET = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -108,57 +114,150 @@ def ready(
             yield recorded, hessian
 
 
-class Adjoints:
-    """Vectors on their way back from test rows, those of later horizons last.
+class OwnOrder:
+    """Pushes each row at the steps at which the run had it."""
 
-    There is room for all horizons from the beginning. A vector is of the parameters with the statistics that
-    training changes, and of what the optimiser keeps.
+    def __init__(self, run: RecordedRun, hessian: BatchHessian, change: RowChange):
+        self._run, self._hessian, self.change = run, hessian, change
+
+    def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
+        """Take adjoints (k, p) back through the step after a moment, and to `pulled` for its gradient."""
+        return self._run.derivative(moment).pull(parts, pulled)
+
+    def push(self, live: Tensor, moment: Moment, left_out: Tensor, pulled: Tensor) -> None:
+        """Add what a step says to scores (n_horizons, m, n_columns).
+
+        `left_out` (k, B) are the changes of the batch's gradient along its adjoints `pulled` (k, p) when a
+        row is left out.
+        """
+        known = self._run, moment, self._hessian
+        columns, changes = self.change.of_batch(*known, left_out, pulled)
+        live[:, :, columns] += changes.unflatten(0, (len(live), -1))
+
+
+@dataclass
+class _Part:
+    """Vectors that walk through a block together from a horizon, or from its end.
+
+    They have the `squares` of gradients there. The moment halfway to the start of the block, after `half`
+    steps of the run, stands for the others, which are not kept.
     """
 
-    def __init__(self, run: RecordedRun, starts: Starts, n_horizons: int):
-        self._model, self._starts = run.model, starts
-        theta, p, most = run.last.theta, run.model.n_parameters, n_horizons * len(starts)
-        widths = [len(theta), *[p] * len(run.names(run.last))]
-        self._parts = [theta.new_zeros(most, width) for width in widths]
-        self._pulled = theta.new_empty(most, len(theta))
-        self._size = theta.new_zeros(most)
-        self._live = 0
+    n_vectors: int
+    squares: Tensor | None
+    half: int
+    middle: Moment
 
-    def begin(self, theta: Tensor) -> None:
-        """Begin the way of one more horizon, with parameters (p,)."""
-        first = self._starts(self._model.at(theta))
-        self._live += len(first)
-        own = slice(len(self._size) - self._live, len(self._size) - self._live + len(first))
-        self._parts[0][own] = first
-        self._size[own] = first.norm(dim=1)
 
-    def step(
+class ExpectedOrder:
+    r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
+
+    The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
+    its middle. Conditional on the run, whose own batches stay in the Hessian.
+
+    Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
+    run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
+    derivative is too large: they are raised to what batches have on average here. And the adjoint depends on
+    the gradient: a batch leans to a row that it has, so that rows are changed to second order
+    (`second_order`), but where the statistics of batches are trained and rows have no gradients of their own.
+    """
+
+    def __init__(
         self,
+        run: RecordedRun,
         hessian: BatchHessian,
-        order: OwnOrder | ExpectedOrder,
-        moment: Moment,
-        batch: Rows,
-        scores: Tensor,
-    ) -> None:
-        """Take them back through the step after a moment, and add what it says to scores."""
-        model, p = self._model, self._model.n_parameters
-        state, *kept = (part[-self._live :] for part in self._parts)
-        pulled, statistics = self._pulled[-self._live :], state[:, p:]
-        kept = order.pull([state[:, :p], *kept], moment, pulled[:, :p])
-        pulled[:, p:] = statistics
-        statistics.zero_()
-        with seeded(model, moment.noise):
-            left_out = hessian.without_rows(moment.theta, batch, pulled, state)
-        if model.l2 is not None:
-            state[:, :p].addcmul_(pulled[:, :p], model.l2)
-        order.push(scores[-(self._live // len(self._starts)) :], moment, left_out, pulled)
-        self._parts = self._parts[: len(kept)]
+        change: RowChange,
+        n_steps: int,
+        n_vectors: int,
+    ):
+        self._run, self._hessian, self.change = run, hessian, change
+        self._length = n_steps
+        self._parts: list[_Part] = []
+        # room for the sums of all vectors that will ever be on their way
+        self._sum = run.last.theta.new_zeros(n_vectors, len(run.last.theta))
+        self._bent: Tensor | None = None
 
-    def growth(self) -> float:
-        """Return the largest factor by which a vector is larger than it was."""
-        size = self._size[-self._live :]
-        ratio = self._parts[0][-self._live :].norm(dim=1) / torch.where(size > 0, size, torch.inf)
-        return float(ratio.max()) if len(ratio) else 0.0
+    def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
+        """Take adjoints back through the step after a moment, with second moments as in other orders.
+
+        Where it is not linear, derivatives of the adjoints of the gradient are added to those of the block.
+        """
+        step = self._derivative(moment, len(pulled))
+        if step.is_linear or self._run.model.statistics:
+            return step.pull(parts, pulled)
+        if self._bent is None:
+            self._bent = pulled.new_zeros(len(self._sum), pulled.shape[1])
+        return step.pull(parts, pulled, self._bent[-len(pulled) :])
+
+    def _derivative(self, moment: Moment, n_vectors: int) -> StepDerivative | StepDerivatives:
+        """Return the derivative of the step after a moment, for so many vectors."""
+        fresh = n_vectors - sum(part.n_vectors for part in self._parts)
+        if fresh:
+            half = moment.step - (self._done(moment) + 1) // 2
+            self._parts.insert(0, _Part(fresh, self._batch_squares(moment), half, moment))
+        if self._run.second_moments is None or len(self._parts) == 1:
+            return self._run.derivative_among(moment, self._parts[0].squares)
+        steps = [self._run.derivative_among(moment, part.squares) for part in self._parts]
+        return StepDerivatives(steps, [part.n_vectors for part in self._parts])
+
+    def _done(self, moment: Moment) -> int:
+        """Return how many steps of its block are done at a moment."""
+        return moment.step % self._run.steps_per_epoch % self._length
+
+    def _batch_squares(self, moment: Moment) -> Tensor | None:
+        """Return the squares (p,) that gradients of batches have on average, where a step is of squares."""
+        run = self._run
+        if run.second_moments is None:
+            return None
+        n, B = len(run.rows), run.batch_size
+        if run.model.statistics:  # which only whole batches have
+            first = moment.step - moment.step % run.steps_per_epoch
+            total = torch.zeros_like(run.model.theta)
+            for step in range(first, first + run.steps_per_epoch):
+                total += run.gradient_of(step, moment).square()
+            return total / run.steps_per_epoch
+        size = B * (n - 1) / (n - B) if B < n else torch.inf
+        return batch_second_moment(self._at(moment), size)
+
+    def push(self, live: Tensor, moment: Moment, left_out: Tensor, pulled: Tensor) -> None:
+        """Add the adjoints of a step to those of its block, and what the block says at its first step."""
+        self._sum[-len(pulled) :] += pulled
+        for part in self._parts:
+            if moment.step == part.half:
+                part.middle = moment
+        if self._done(moment) == 0:
+            live += self._found(len(pulled)).unflatten(0, (len(live), -1))
+            self._parts = []
+            self._sum.zero_()
+            if self._bent is not None:
+                self._bent.zero_()
+
+    def _found(self, k: int) -> Tensor:
+        """Return what the adjoints of the block say (k, n_columns)."""
+        counts = [part.n_vectors for part in self._parts]
+        bends = [None] * len(counts) if self._bent is None else self._bent[-k:].split(counts)
+        parts = []
+        for part, along, bend in zip(self._parts, self._sum[-k:].split(counts), bends, strict=True):
+            found = self._changes(part.middle, along)
+            if bend is not None:
+                B = len(self._run.batch(part.middle)[0])
+                at = self._at(part.middle)
+                found += self.change.to_second_order(at, B, part.squares, bend)
+            parts.append(found)
+        return torch.cat(parts)
+
+    def _changes(self, middle: Moment, along: Tensor) -> Tensor:
+        """Return the mean changes (k, n_columns) of a step's gradient along vectors (k, p)."""
+        model, at = self._run.model, self._at(middle)
+        if model.is_stochastic or model.statistics:
+            return self.change.of_epoch(self._run, middle, self._hessian, along)
+        slopes = [at.along(along, one).mT for one in self.change.measured]
+        return self.change.of_slopes(slopes, at)
+
+    def _at(self, moment: Moment) -> Objective:
+        """Return the objective at a moment."""
+        at = self._run.objective.at(self._run.model.at(moment.theta))
+        return replace(at, memory_budget=int(ROWS_BUDGET * at.memory_budget))
 
 
 def adjoint_scores(
@@ -172,17 +271,18 @@ def adjoint_scores(
 
     For the m vectors that `starts` gives at each of these.
     """
-    adjoints = Adjoints(run, starts, len(horizons))
+    adjoints = Adjoints(run, len(starts), len(horizons))
     shape = len(horizons), len(starts), order.change.n_columns
     scores = torch.zeros(shape, dtype=torch.float64, device=run.model.device)
     growth, thetas = 0.0, [run.last.theta]
-    adjoints.begin(run.last.theta)
+    adjoints.begin(starts(run.model.at(run.last.theta)))
     for moment in run.backwards():
         _, batch = run.rows_in(moment)
-        adjoints.step(hessian, order, moment, batch, scores)
+        left_out, pulled = adjoints.step(hessian, order.pull, moment, batch)
+        order.push(scores[-adjoints.n_horizons :], moment, left_out, pulled)
         if moment.step % run.steps_per_epoch == 0:
             growth = max(growth, adjoints.growth())
         if moment.step in horizons:
-            adjoints.begin(moment.theta)
+            adjoints.begin(starts(run.model.at(moment.theta)))
             thetas.append(moment.theta)
     return Unrolled(scores, torch.stack(thetas[::-1]), growth)

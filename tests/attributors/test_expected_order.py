@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from fimoda import FurtherTraining, UnrolledDifferentiation
-from fimoda.curvature.orders import ExpectedOrder
+from fimoda.curvature.unrolled import ExpectedOrder
 from fimoda.training.batches import Batch
 from fimoda.training.differentiable import StepDerivative
 from fimoda.training.run import Run

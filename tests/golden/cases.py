@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -1276,6 +1277,48 @@ def trees() -> Arrays:
         trex=scored(TREX(forest, alpha=0.1), labels),
         axil=scored(AXIL(boosting), numbers),
     )
+
+
+def relabelled(attributor: BaseAttributor, rows: Rows, others: tuple[int, int]) -> Arrays:
+    """Return what the targets of other rows do, and whose they are."""
+    attributor.fit(*rows.train)
+    return {"relabel": attributor.relabel(*rows.test, rows=[1, 4], targets=rows.y[list(others)])}
+
+
+@case
+def other_targets() -> Arrays:
+    """Rows relabelled, where the cases of the methods do not have it."""
+    numbers, labels, squares = vector_regression(24), classification(24, 2), regression()
+    given = {"n_estimators": 4, "max_depth": 1, "min_samples_leaf": 4, "random_state": 0}
+    boosting = GradientBoostingRegressor(**given).fit(*numbers.train)
+    classes = GradientBoostingClassifier(**given).fit(*labels.train)
+    forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(*labels.train)
+    label = int(np.flatnonzero(labels.y != labels.y[1])[0])
+    other = int(np.flatnonzero(labels.y != labels.y[4])[0])
+    trained, run = recorded(perceptron(), squares, nn.MSELoss())
+    walk = {"trajectory": run, **SQUARES}
+    adam = {**RUN, "optimizer": "Adam", "lr": 0.01, "n_seeds": [0], **SQUARES}
+    of_trees = [
+        *((name, cls(boosting)) for name, cls in (("boost_in", BoostIn), ("axil", AXIL))),
+        ("leaf_influence", LeafInfluence(classes)),
+        ("leaf_refit", LeafRefit(classes)),
+        ("leaf_kernel", LeafKernel(forest)),
+        ("trex", TREX(classes, alpha=0.1)),
+    ]
+    of_networks = {
+        "tracin": TracIn(trained, **walk),
+        "hydra": Hydra(trained, **walk),
+        "source": SOURCE(trained, segments=2, **walk),
+        "datainf": DataInf(trained, damping=0.1, **SQUARES),
+        "further": FurtherTraining(trained, leave_out=[0], n_seeds=[0, 1], **RUN, **SQUARES),
+        "expected": UnrolledDifferentiation(trained, **adam),
+        "own": UnrolledDifferentiation(trained, order="own", **adam),
+    }
+    found = {name: relabelled(one, squares, (2, 3)) for name, one in of_networks.items()}
+    for name, one in of_trees:
+        rows = labels if isinstance(one.estimator, ClassifierMixin) else numbers
+        found[name] = relabelled(one, rows, (label, other))
+    return together(**found)
 
 
 @case
