@@ -95,6 +95,11 @@ def check_top(k: int, n_columns: int) -> None:
         )
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for a missing one: None, NaN or pandas' NA."""
+    return value is None or bool(is_scalar_nan(value)) or bool(is_pandas_na(value))
+
+
 def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     """Return targets, one per row, without NaN or infinity."""
     if y is None:
@@ -110,9 +115,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
             f"{name} must have one entry per row of X: Found input variables with inconsistent "
             f"numbers of samples: [{n_rows}, {len(y)}]."
         )
-    if y.dtype.kind == "O" and any(
-        v is None or is_scalar_nan(v) or is_pandas_na(v) for v in y.ravel()
-    ):
+    if y.dtype.kind == "O" and any(map(is_missing, y.ravel())):
         raise ValueError(f"Input {name} contains NaN or None: a target is missing. Drop its row.")
     if y.dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {name} must hold labels or real numbers.")
