@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -191,6 +192,17 @@ def check_row_indices(
             f"{counts.max()} times. Pass np.unique({name})."
         )
     return indices.astype(np.int64)
+
+
+def warn_of_seeds(checkpoint_dir: Any, draws: bool, random_state: Any) -> None:
+    """Warn if a directory is to keep trainings of seeds or rows that every call draws anew."""
+    if checkpoint_dir is not None and draws and random_state is None:
+        warnings.warn(
+            "checkpoint_dir keeps trainings by their seeds and rows, and with random_state=None another call "
+            "draws others and finds none of them. Set random_state to a number.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:
