@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -95,6 +96,11 @@ def check_top(k: int, n_columns: int) -> None:
         )
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for a missing one: None, NaN or pandas' NA."""
+    return value is None or bool(is_scalar_nan(value)) or bool(is_pandas_na(value))
+
+
 def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     """Return targets, one per row, without NaN or infinity."""
     if y is None:
@@ -110,9 +116,7 @@ def check_targets(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
             f"{name} must have one entry per row of X: Found input variables with inconsistent "
             f"numbers of samples: [{n_rows}, {len(y)}]."
         )
-    if y.dtype.kind == "O" and any(
-        v is None or is_scalar_nan(v) or is_pandas_na(v) for v in y.ravel()
-    ):
+    if y.dtype.kind == "O" and any(map(is_missing, y.ravel())):
         raise ValueError(f"Input {name} contains NaN or None: a target is missing. Drop its row.")
     if y.dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {name} must hold labels or real numbers.")
@@ -188,6 +192,17 @@ def check_row_indices(
             f"{counts.max()} times. Pass np.unique({name})."
         )
     return indices.astype(np.int64)
+
+
+def warn_of_seeds(checkpoint_dir: Any, draws: bool, random_state: Any) -> None:
+    """Warn if a directory is to keep trainings of seeds or rows that every call draws anew."""
+    if checkpoint_dir is not None and draws and random_state is None:
+        warnings.warn(
+            "checkpoint_dir keeps trainings by their seeds and rows, and with random_state=None another call "
+            "draws others and finds none of them. Set random_state to a number.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_seeds(n_seeds: Any, random_state: Any) -> list[int]:

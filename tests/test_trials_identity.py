@@ -10,15 +10,25 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 
 import identity_cases as cases
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.linear_model import Ridge
 from torch import nn
 
-from fimoda import FurtherTraining, LeaveOneOut, further_training_curve, train_on_subsets
+from fimoda import (
+    DataBanzhaf,
+    DataShapley,
+    Downsampling,
+    FurtherTraining,
+    LeaveOneOut,
+    further_training_curve,
+    train_on_subsets,
+)
 from fimoda._identity import identity_of
 from fimoda.store import MANIFEST
 from fimoda.training.store import UnitStore
@@ -345,3 +355,46 @@ def test_a_class_keeps_to_its_own_directory(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"belongs to another run \(X_test: there"):
         gold.fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("method", "listed"),
+    [
+        (LeaveOneOut(Ridge(), leave_out=[0, 1], n_seeds=1), {"n_seeds": [0]}),
+        (Downsampling(Ridge(), n_seeds=[0], n_subsets=20), None),
+        (DataShapley(Ridge(), n_seeds=[0], n_samples=2), None),
+        (DataBanzhaf(Ridge(), n_seeds=1, n_samples="exact"), {"n_seeds": [0]}),
+        (FurtherTraining(cases.Network(), n_seeds=1, leave_out=[0], n_epochs=1), {"n_seeds": [0]}),
+        (
+            FurtherTraining(cases.Network(), n_seeds=[0], leave_out=1, n_epochs=1),
+            {"leave_out": [0]},
+        ),
+    ],
+)
+def test_seeds_that_no_other_call_has_are_told(method, listed, tmp_path):
+    """Nor does a call that draws find anything; one with all seeds and rows given finds all."""
+    X, y = cases.rows()
+    X, y = X[:6], y[:6]
+    if isinstance(method.estimator, nn.Module):
+        method = clone(method).set_params(criterion=nn.MSELoss())
+
+    def kept(**params):
+        again = clone(method).set_params(checkpoint_dir=tmp_path, **params)
+        again.fit(X, y if isinstance(method.estimator, nn.Module) else y.ravel())
+        again.transform(X[:2], y[:2] if isinstance(method.estimator, nn.Module) else y.ravel()[:2])
+        return sorted(file.name for file in tmp_path.glob("*.npy"))
+
+    words = r"with random_state=None another call draws others .* Set random_state to a number"
+    with pytest.warns(UserWarning, match=words):
+        first = kept()
+    with pytest.warns(UserWarning, match=words):
+        second = kept()
+    if not isinstance(
+        method, DataBanzhaf | DataShapley
+    ):  # of so few rows, which have the sets of all
+        assert len(second) > len(first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert kept(random_state=0) == kept(random_state=0)
+        if listed:
+            assert kept(**listed) == kept(**listed)

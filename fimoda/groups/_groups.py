@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._validation import check_subsets, is_integer
+from .._validation import check_subsets, is_integer, is_missing
 from ..base import BaseAttributor
 
 Masks = NDArray[np.bool_]
@@ -64,13 +64,18 @@ def _by_label(labels: Any, n: int) -> tuple[list[Any], list[NDArray[np.int64]]]:
         )
     rows: dict[Any, list[int]] = {}
     for row, label in enumerate(given):
-        if label is not None and label == label:  # NaN is not
+        if not is_missing(label) and label == label:  # NaT is not
             rows.setdefault(label, []).append(row)
     return list(rows), [np.array(found) for found in rows.values()]
 
 
 def _column(name: str, X_train: Any) -> Any:
-    if X_train is None or not hasattr(X_train, "columns") or name not in X_train.columns:
+    if X_train is None:
+        raise ValueError(
+            f"X_train must be the training frame where groups={name!r} names a column, got None. Pass it, or "
+            "the labels themselves."
+        )
+    if not hasattr(X_train, "columns") or name not in X_train.columns:
         known = [] if not hasattr(X_train, "columns") else [str(c) for c in X_train.columns]
         raise ValueError(
             f"groups={name!r} must be a column of the frame X_train, got "

@@ -345,6 +345,18 @@ def test_rows_without_a_label_are_in_no_group(influence):
     assert [rows.tolist() for rows in found.groups] == [[4, 5]]
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "float", "object", "category"])
+def test_missing_labels_of_pandas_are_none(influence, dtype):
+    labels = pd.Series([None] * N, dtype="Int64")
+    labels[[4, 5]] = 1
+    found = group_influence(influence, labels.astype(dtype), X_TEST, Y_TEST)
+    assert [rows.tolist() for rows in found.groups] == [[4, 5]]
+    dates = pd.Series([pd.NaT] * N)
+    dates[[4, 5]] = pd.Timestamp("2020-01-01")
+    found = group_influence(influence, dates, X_TEST, Y_TEST)
+    assert [rows.tolist() for rows in found.groups] == [[4, 5]]
+
+
 def test_clusters(influence):
     found = group_influence(influence, 3, X_TEST, Y_TEST, random_state=0)
     assert sorted(np.concatenate(found.groups)) == list(range(N))
@@ -372,7 +384,12 @@ def test_results_are_shown(influence):
         ([[1, 1]], {}, "group 0 does"),
         ([range(N)], {}, "group 0 has all 60"),
         (["a", "b"], {}, "one for each of the 60"),
-        ("region", {}, "must be a column of the frame X_train"),
+        (
+            "region",
+            {},
+            "X_train must be the training frame where groups='region' names a column, got None",
+        ),
+        ("region", {"X_train": X}, "must be a column of the frame X_train, got X_train of ndarray"),
         ("region", {"X_train": pd.DataFrame({"a": [1]})}, r"columns \['a'\]"),
         (1, {}, "from 2 to the 60"),
         ([[0]], {"method": "retraining"}, "X_train and y_train must be given"),

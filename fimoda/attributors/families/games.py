@@ -167,6 +167,9 @@ class BaseGame(BaseTrainedAgain):
                 stacklevel=2,
             )
 
+    def _draws(self) -> bool:
+        return super()._draws() or self.n_samples != "exact"
+
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""
         asked, seconds = self.n_samples, self.max_seconds

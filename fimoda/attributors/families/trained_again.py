@@ -17,6 +17,8 @@ from ..._validation import (
     StrOptions,
     check_random_state,
     check_seeds,
+    is_integer,
+    warn_of_seeds,
 )
 from ...adapters import (
     RefittableModel,
@@ -97,6 +99,7 @@ class BaseTrainedAgain(BaseRefittable):
 
     def _retrained_with(self, seeds: list[int]) -> Retraining:
         """Return how this model is trained on a subset."""
+        warn_of_seeds(self.checkpoint_dir, self._draws(), self.random_state)
         way: StackedRetraining | Refits
         if isinstance(self.model_, RefittableModel):
             X, y, weights = self._seen_rows
@@ -137,6 +140,10 @@ class BaseTrainedAgain(BaseRefittable):
             self.n_jobs,
             self.verbose,
         )
+
+    def _draws(self) -> bool:
+        """Return whether seeds, or the rows to train on, are drawn."""
+        return is_integer(self.n_seeds) or getattr(self, "subsets", ()) is None
 
     def trainer(
         self, X: Any, y: Any, X_test: Any, y_test: Any, sample_weight: Any = None
