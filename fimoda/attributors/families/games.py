@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import FitFailedWarning
 
 from ..._arrays import n_rows
 from ..._validation import (
     MAX_SEED,
     POSITIVE_INTEGER,
+    FitFailedWarning,
     StrOptions,
     check_is_fitted,
     check_random_state,
