@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,12 +22,13 @@ from .._validation import (
     is_integer,
     warn_of_seeds,
 )
-from ..batch_statistics import BatchStatistics, statistics_in
+from ..batch_statistics import BatchStatistics
 from ..measured import Measured
 from ..model import FinalModel
 from ..objective import Objective
 from .batches import FULL_DATA, LeaveOutMode
 from .choice import Agreed, decided
+from .divergence import warn_of_divergence
 from .optimizers import LearningRate
 from .outcomes import Outcomes, relative_error
 from .run import Run, Way, resolve_run
@@ -212,23 +212,6 @@ def train_unit(
             lambda _, theta: kept.append(read(run.model, theta).cpu().numpy().copy()),
         )
     return np.stack(kept)
-
-
-def warn_of_divergence(run: Run, seed: int) -> None:
-    """Warn if the first epoch raises the training loss because batch normalisation stands still in it."""
-    if run.model.statistics or not statistics_in(run.model.module):
-        return
-    with one_thread():
-        theta = run.train(run.plan(seed), (run.steps_per_epoch,), require_finite=False)[0]
-    before, after = run.objective.value(), run.objective.value(theta)
-    if not after <= 2 * before + 0.05:
-        warnings.warn(
-            f"batch_statistics='frozen' lets further training diverge: its first epoch takes the "
-            f"training objective from {before:.3g} to {after:.3g}. Use 'update', as the model was "
-            "trained, or lower lr.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 def further_runs(
