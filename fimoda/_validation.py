@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning, UndefinedMetricWarning
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval as _Interval
@@ -29,6 +29,7 @@ from ._arrays import check_unmasked, native
 #: What others take from scikit-learn by way of this file.
 __all__ = [
     "ConvergenceWarning",
+    "FitFailedWarning",
     "StrOptions",
     "UndefinedMetricWarning",
     "check_consistent_length",

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import FitFailedWarning
 
 from .._arrays import n_rows
 from .._validation import (
     MAX_SEED,
     POSITIVE_INTEGER,
+    FitFailedWarning,
     StrOptions,
     check_is_fitted,
     check_random_state,
@@ -173,8 +173,8 @@ class BaseGame(BaseTrainedAgain):
 
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""
-        limits = {"max_seconds": self.max_seconds, "verbose": self.verbose}
-        return settled(self.n_samples, first, most, take, **limits)
+        seconds, verbose = self.max_seconds, self.verbose
+        return settled(self.n_samples, first, most, take, max_seconds=seconds, verbose=verbose)
 
     @abstractmethod
     def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
