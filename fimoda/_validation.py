@@ -195,8 +195,12 @@ def check_row_indices(
     return indices.astype(np.int64)
 
 
-def warn_of_seeds(checkpoint_dir: Any, draws: bool, random_state: Any) -> None:
-    """Warn if a directory is to keep trainings of seeds or rows that every call draws anew."""
+def warn_of_seeds(checkpoint_dir: Any, asked: Iterable[Any], random_state: Any) -> None:
+    """Warn if a directory is to keep trainings of seeds or rows that every call draws anew.
+
+    They are drawn where a number of them, or "auto", is `asked` for.
+    """
+    draws = any(is_integer(one) or isinstance(one, str) for one in asked)
     if checkpoint_dir is not None and draws and random_state is None:
         warnings.warn(
             "checkpoint_dir keeps trainings by their seeds and rows, and with random_state=None another call "

@@ -94,10 +94,11 @@ class _Score:
 
     def _of_labels(self, predicted: Tensor, targets: Tensor) -> float:
         """Return the score of predicted classes, by how many rows there are of each pair of classes."""
-        n = len(self.model.classes)
+        classes = np.asarray(self.model.classes)
+        n = len(classes)
         counts = torch.bincount(targets.long() * n + predicted.long(), minlength=n * n)
         try:
-            return _of_counts(self.scoring, tuple(self.model.classes), tuple(counts.tolist()))
+            return _of_counts(self.scoring, tuple(classes), tuple(counts.tolist()))
         except ValueError as error:
             raise does_not_fit(self.scoring, self.model, error) from error
 

@@ -18,7 +18,7 @@ from ..measured import Measured
 from ..measurements import values
 from .batches import FULL_DATA, LeaveOutMode
 from .choice import Agreed
-from .further import FurtherRuns, Trained, Unit, assemble, drawn_runs, draws, probes
+from .further import FurtherRuns, Trained, Unit, assemble, drawn_runs, probes
 from .outcomes import Outcomes
 from .refits import FIT_ERRORS, UNIT_SIZE, pickled, settings_given
 from .store import one_warning
@@ -232,7 +232,7 @@ def continued_runs(
             f"{type(run.continuing.model).__name__}, got {list(epochs)}."
         )
     drawn = drawn_runs(len(run.given), n_seeds, leave_out, sem_tol, max_seeds, random_state)
-    warn_of_seeds(settings["checkpoint_dir"], draws(n_seeds, leave_out), random_state)
+    warn_of_seeds(settings["checkpoint_dir"], (n_seeds, leave_out), random_state)
     known = {key: value for key, value in settings.items() if key not in OF_STEPS}
     known.pop("batch_statistics", None)
     if not run.is_random:

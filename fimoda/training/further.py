@@ -19,7 +19,6 @@ from .._validation import (
     check_random_state,
     check_seeds,
     in_steps,
-    is_integer,
     warn_of_seeds,
 )
 from ..batch_statistics import BatchStatistics
@@ -236,7 +235,7 @@ def further_runs(
     Errors call these by `name`.
     """
     drawn = drawn_runs(len(objective), n_seeds, leave_out, sem_tol, max_seeds, random_state)
-    warn_of_seeds(settings["checkpoint_dir"], draws(n_seeds, leave_out), random_state)
+    warn_of_seeds(settings["checkpoint_dir"], (n_seeds, leave_out), random_state)
     recipe = objective.model.recipe.continued
     chosen = optimizer, lr, optimizer_params, batch_size, batch_statistics
     run = resolve_run(objective, recipe, *chosen)
@@ -247,11 +246,6 @@ def further_runs(
         )
     horizons = in_steps(epochs, run.steps_per_epoch, name)
     return FurtherRuns(run, horizons, *drawn, **settings)
-
-
-def draws(n_seeds: Any, leave_out: Any) -> bool:
-    """Return whether seeds or rows are drawn, and not listed."""
-    return isinstance(n_seeds, str) or is_integer(n_seeds) or is_integer(leave_out)
 
 
 def drawn_runs(

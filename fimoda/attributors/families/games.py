@@ -167,8 +167,8 @@ class BaseGame(BaseTrainedAgain):
                 stacklevel=2,
             )
 
-    def _draws(self) -> bool:
-        return super()._draws() or self.n_samples != "exact"
+    def _drawn(self) -> list[Any]:
+        return [self.n_seeds] if self.n_samples == "exact" else [self.n_seeds, self.n_samples]
 
     def _settled(self, first: int, most: int, take: Callable[[int], Estimate]) -> Estimate:
         """Return the estimate from as many samples as were asked for, which `take` draws."""

@@ -75,6 +75,10 @@ class BaseRetraining(BaseTrainedAgain):
         require_both(subsets)
         return subsets
 
+    def _drawn(self) -> list[Any]:
+        random = [self.n_subsets] if getattr(self, "subsets", ()) is None else []
+        return super()._drawn() + random
+
     def _order(self, subsets: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
         """Hook of `fit`: return the order of subsets, and how many to train on whatever the time."""
         return np.arange(len(subsets)), n_to_cover(subsets)

@@ -17,7 +17,6 @@ from ..._validation import (
     StrOptions,
     check_random_state,
     check_seeds,
-    is_integer,
     warn_of_seeds,
 )
 from ...adapters import (
@@ -99,7 +98,7 @@ class BaseTrainedAgain(BaseRefittable):
 
     def _retrained_with(self, seeds: list[int]) -> Retraining:
         """Return how this model is trained on a subset."""
-        warn_of_seeds(self.checkpoint_dir, self._draws(), self.random_state)
+        warn_of_seeds(self.checkpoint_dir, self._drawn(), self.random_state)
         way: StackedRetraining | Refits
         if isinstance(self.model_, RefittableModel):
             X, y, weights = self._seen_rows
@@ -141,9 +140,9 @@ class BaseTrainedAgain(BaseRefittable):
             self.verbose,
         )
 
-    def _draws(self) -> bool:
-        """Return whether seeds, or the rows to train on, are drawn."""
-        return is_integer(self.n_seeds) or getattr(self, "subsets", ()) is None
+    def _drawn(self) -> list[Any]:
+        """Return what is drawn where it is a number: seeds, and rows to leave out."""
+        return [self.n_seeds, getattr(self, "leave_out", None)]
 
     def trainer(
         self, X: Any, y: Any, X_test: Any, y_test: Any, sample_weight: Any = None
