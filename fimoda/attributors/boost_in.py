@@ -155,4 +155,4 @@ class BoostIn(BaseBoosting):
         for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
             leaves = member.leaves(block)
             found.append(boost_in_scores(run, block, leaves, self.shrunken))
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy.sparse import csc_array
@@ -60,6 +61,12 @@ class Grown:
     pushes: Floats
     curved: Floats
     weights: Floats
+
+
+def values_of(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
+    """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
+    total = reduce(np.add, [tree.values for tree in trees])
+    return total, total - trees[-1].values + trees[-1].asked
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ensemble import Boosting, Floats, Leaves
-from .rounds import Grown, Round, Step, sums
+from .rounds import Grown, Round, Step, sums, values_of
 
 #: Numbers of an array that are worked on at a time, so that they stay in the processor's cache.
 CACHED = 2**17
@@ -77,7 +77,9 @@ class BoostingRun:
     def weights_in(self, number: int) -> Floats:
         """Return the weights (n,) of the rows in a round."""
         shares = self.boosting.shares
-        return self.weights * (shares[number] if isinstance(shares, np.ndarray) else shares)
+        if isinstance(shares, np.ndarray):
+            return self.weights * shares[number]
+        return self.weights if shares == 1 else self.weights * shares
 
     @cached_property
     def start_weights(self) -> Floats:
@@ -138,7 +140,7 @@ class BoostingRun:
             steps.append(replace(step, bends=self._bends(step, number)))
         if boosting.may_hold_values:
             for trees in zip(*(step.trees for step in steps), strict=True):
-                free = self._free(*_values(trees))
+                free = self._free(*values_of(trees))
                 for tree in trees:
                     np.multiply(tree.rates, free, out=tree.rates)
         return Round(number, steps)
@@ -196,7 +198,7 @@ class BoostingRun:
         total = partial(sums, leaf, n_leaves=tree.n_leaves)
         G = np.array([total(g[k]) for k in outputs])
         if not self.boosting.loss.is_coupled:
-            penalty = np.reshape(tree.l2, (-1, *[1] * (g.ndim - 2)))
+            penalty = np.asarray(tree.l2).reshape(-1, *[1] * (g.ndim - 2))
             return G, np.array([total(h[k]) for k in outputs]) + penalty
         return G, np.array([[total(h[k, j]) for j in outputs] for k in outputs])
 
@@ -285,21 +287,23 @@ class BoostingRun:
                 f"them, and of those given {given} can have been in it. Pass all of its training rows with "
                 "the targets and weights of its fit."
             )
-        of_leaves, noise = [(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))], 0.0
+        none = np.zeros(0)
+        of_leaves: list[tuple[Any, ...]] = [(none, none, none, none > 0)]
+        noise = 0.0
         for round_ in self.backwards():
             eta, last_step = boosting.learning_rates[round_.number], round_.steps[-1]
             rounding = _SINGLE * (np.abs(last_step.outputs).max() + last_step.steepest)
             for trees in zip(*(step.trees for step in round_.steps), strict=True):
-                given, asked = _values(trees)
+                values, asked = values_of(trees)
                 H = eta**2 * trees[-1].curvatures
                 noise += H.sum() * rounding**2
-                of_leaves.append((given, asked, H, self._free(given, asked)))
-        given, asked, H, free = map(np.concatenate, zip(*of_leaves, strict=True))
-        wrong = (H * (given - asked) ** 2)[free].sum()
+                of_leaves.append((values, asked, H, self._free(values, asked)))
+        values, asked, H, free = map(np.concatenate, zip(*of_leaves, strict=True))
+        wrong = (H * (values - asked) ** 2)[free].sum()
         size, size_asked, along = (
-            (H * given**2).sum(),
+            (H * values**2).sum(),
             (H * asked**2).sum(),
-            (H * given * asked).sum(),
+            (H * values * asked).sum(),
         )
         kept, whole = H[~free].sum(), H.sum()
         if not boosting.rows_are_known:
@@ -340,9 +344,3 @@ class BoostingRun:
                 "Pass all of its training rows with the targets and weights of its fit. "
                 + boosting.doubts
             )
-
-
-def _values(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
-    """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
-    given = sum(tree.values for tree in trees)
-    return given, given - trees[-1].values + trees[-1].asked

@@ -1,4 +1,4 @@
-"""The splits of trees, and the leaves that rows fall into: all rows at once at each of them, a bit for each."""
+"""The splits of trees, and the leaves that rows fall into: all rows at once at each split, a bit for each."""
 
 from __future__ import annotations
 
@@ -74,11 +74,12 @@ class Splits:
         for name, end, count in zip(names, np.cumsum(counts), counts, strict=True):
             splits = order[end - count : end]
             x = np.ascontiguousarray(X[:, name])
-            lefts = x <= self.thresholds[splits, None]
+            thresholds, which = np.unique(self.thresholds[splits], return_inverse=True)
+            lefts = np.packbits(x <= thresholds[:, None], axis=1)[which]
             missing = np.isnan(x)
             if missing.any():
-                lefts |= missing & self.missing_left[splits, None]
-            found[splits] = np.packbits(lefts, axis=1)
+                lefts[self.missing_left[splits]] |= np.packbits(missing)
+            found[splits] = lefts
         return found
 
     def _reached(self, X: Floats) -> Bits:

@@ -65,10 +65,7 @@ def test_leaves_are_those_of_a_walk(n, sizes, monkeypatch):
 def test_many_arrays_of_numbers_suit():
     splits = grown([4], np.random.default_rng(0))
     X = np.zeros((bits._FEW, N_FEATURES))
-    assert (
-        splits.suits(X)
-        and splits.suits(X.astype(np.float32))
-        and splits.suits(np.asfortranarray(X))
-    )
+    for one in (X, X.astype(np.float32), np.asfortranarray(X)):
+        assert splits.suits(one)
     for other in (X[1:], X[:, 1:], X.astype(int), X.astype(object), X.tolist(), X[0]):
         assert not splits.suits(other)
