@@ -104,5 +104,6 @@ class Splits:
         for digit in range((self.largest - 1).bit_length()):
             having = reached[:, (numbers >> digit) % 2 == 1]
             ones = np.unpackbits(np.bitwise_or.reduce(having, axis=1), axis=1, count=n)
-            total |= ones << digit
+            ones <<= digit
+            total |= ones
         found[:] = total

@@ -1270,7 +1270,6 @@ def trees() -> Arrays:
     classes = GradientBoostingClassifier(**given).fit(*labels.train)
     forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(*labels.train)
     return together(
-        boost_in=scored(BoostIn(boosting), numbers),
         leaf_influence=scored(LeafInfluence(boosting), numbers),
         ahead=scored(LeafInfluence(boosting, n_rounds=3, random_state=0), numbers),
         several=scored(LeafInfluence(classes, n_models=4, random_state=0), labels),
@@ -1278,6 +1277,17 @@ def trees() -> Arrays:
         leaf_kernel=scored(LeafKernel(forest), labels),
         trex=scored(TREX(forest, alpha=0.1), labels),
         axil=scored(AXIL(boosting), numbers),
+    )
+
+
+@case32
+def rounds_of_boosting() -> Arrays:
+    """What rows did in the rounds of boosting, summed up in float32."""
+    numbers, labels = vector_regression(24), classification(24, 2)
+    given = {"n_estimators": 4, "max_depth": 1, "min_samples_leaf": 4, "random_state": 0}
+    return together(
+        squared=scored(BoostIn(GradientBoostingRegressor(**given).fit(*numbers.train)), numbers),
+        classes=scored(BoostIn(GradientBoostingClassifier(**given).fit(*labels.train)), labels),
     )
 
 
