@@ -13,7 +13,7 @@ from .ensemble import Floats, Leaves
 Integers = NDArray[np.int64]
 Bits = NDArray[np.uint8]
 
-#: Bits that are worked on at a time: what the rows do at all splits, or a small number of rows.
+#: Bits that are worked on at a time, one for each row and leaf: blocks of rows stay in the processor's cache.
 _BITS = 2**25
 
 #: Rows up to which a library finds leaves faster.
@@ -37,6 +37,7 @@ class Splits:
     left, right : ndarray of shape (n_splits,)
         Where rows go to.
     largest : int
+        At most 256.
     n_features : int
     """
 
@@ -59,7 +60,7 @@ class Splits:
 
     def leaves(self, X: Floats) -> Leaves:
         """Return the leaves (n, n_trees) of rows (n, n_features)."""
-        step = max(64, _BITS // max(len(self.features), 1))
+        step = max(64, _BITS // (len(self.roots) * self.largest))
         found = np.empty((len(self.roots), len(X)), dtype=np.int32)
         for start in range(0, len(X), step):
             part = slice(start, start + step)
@@ -97,7 +98,7 @@ class Splits:
             splits, rows = sides[~ends], rows[~ends]
         return found.reshape(len(self.roots), self.largest, -1)
 
-    def _number(self, reached: Bits, found: Any) -> None:
+    def _number(self, reached: Bits, found: Leaves) -> None:
         """Write the number of the leaf of each row, put together from its binary digits."""
         numbers, n = np.arange(self.largest), found.shape[1]
         total = np.zeros(found.shape, dtype=np.uint8)
