@@ -47,7 +47,8 @@ class BoostIn(BaseBoosting):
     the leaf, times the gradient of the measurement before the round; TracIn for boosting. The first-order
     change of the leaf without the row has :math:`u` in place of :math:`v` (``shrunken=False``). What a row
     has changed for others, which come to share a leaf with z, does not count, nor does the score before the
-    first tree move; `LeafInfluence` has both. With several steps in a leaf each of them counts.
+    first tree move; `LeafInfluence` has both. With several steps in a leaf each of them counts. The sum over
+    trees is made in float32, and known to 1e-7 of its largest term.
 
     Parameters
     ----------
@@ -163,4 +164,4 @@ class BoostIn(BaseBoosting):
         for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
             leaves = member.leaves(block)
             found.append(boost_in_scores(run, block, leaves, change, self.shrunken))
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate(found)

@@ -1,4 +1,4 @@
-"""Trees without their splits: leaves of rows, values of leaves, and the run of boosting that made them."""
+"""Trees by their leaves: those that rows fall into, their values, and the run of boosting that made them."""
 
 from .adjoint import row_derivatives
 from .changes import Leaving, Relabelled, RowChange, TargetsByOne

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy.sparse import csc_array
@@ -64,7 +65,7 @@ class Grown:
 
 def given_and_asked(trees: Sequence[Grown]) -> tuple[Floats, Floats]:
     """Return the values of a tree, summed over its steps, and those that the rows ask for in the last one."""
-    given = np.sum([tree.values for tree in trees], 0) if len(trees) > 1 else trees[0].values
+    given = reduce(np.add, [tree.values for tree in trees])
     return given, given - trees[-1].values + trees[-1].asked
 
 

@@ -60,7 +60,9 @@ class BoostingRun:
     def weights_in(self, number: int) -> Floats:
         """Return the weights (n,) of the rows in a round."""
         shares = self.boosting.shares
-        return self.weights * (shares[number] if isinstance(shares, np.ndarray) else shares)
+        if isinstance(shares, np.ndarray):
+            return self.weights * shares[number]
+        return self.weights if shares == 1 else self.weights * shares
 
     @cached_property
     def start_weights(self) -> Floats:
@@ -179,7 +181,7 @@ class BoostingRun:
         total = partial(sums, leaf, n_leaves=tree.n_leaves)
         G = np.array([total(g[k]) for k in outputs])
         if not self.boosting.loss.is_coupled:
-            penalty = np.reshape(tree.l2, (-1, *[1] * (g.ndim - 2)))
+            penalty = np.asarray(tree.l2).reshape(-1, *[1] * (g.ndim - 2))
             return G, np.array([total(h[k]) for k in outputs]) + penalty
         return G, np.array([[total(h[k, j]) for j in outputs] for k in outputs])
 

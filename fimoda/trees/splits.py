@@ -13,7 +13,7 @@ from .ensemble import Floats, Leaves
 Integers = NDArray[np.int64]
 Bits = NDArray[np.uint8]
 
-#: Bits that are worked on at a time: what the rows do at all splits, or a small number of rows.
+#: Bits that are worked on at a time, one for each row and leaf: blocks of rows stay in the processor's cache.
 _BITS = 2**25
 
 #: Rows up to which a library finds leaves faster.
@@ -37,6 +37,7 @@ class Splits:
     left, right : ndarray of shape (n_splits,)
         Where rows go to.
     largest : int
+        At most 256.
     n_features : int
     """
 
@@ -59,7 +60,7 @@ class Splits:
 
     def leaves(self, X: Floats) -> Leaves:
         """Return the leaves (n, n_trees) of rows (n, n_features)."""
-        step = max(64, _BITS // max(len(self.features), 1))
+        step = max(64, _BITS // (len(self.roots) * self.largest))
         found = np.empty((len(self.roots), len(X)), dtype=np.int32)
         for start in range(0, len(X), step):
             part = slice(start, start + step)
@@ -74,11 +75,12 @@ class Splits:
         for name, end, count in zip(names, np.cumsum(counts), counts, strict=True):
             splits = order[end - count : end]
             x = np.ascontiguousarray(X[:, name])
-            lefts = x <= self.thresholds[splits, None]
+            thresholds, which = np.unique(self.thresholds[splits], return_inverse=True)
+            lefts = np.packbits(x <= thresholds[:, None], axis=1)[which]
             missing = np.isnan(x)
             if missing.any():
-                lefts |= missing & self.missing_left[splits, None]
-            found[splits] = np.packbits(lefts, axis=1)
+                lefts[self.missing_left[splits]] |= np.packbits(missing)
+            found[splits] = lefts
         return found
 
     def _reached(self, X: Floats) -> Bits:
@@ -96,12 +98,13 @@ class Splits:
             splits, rows = sides[~ends], rows[~ends]
         return found.reshape(len(self.roots), self.largest, -1)
 
-    def _number(self, reached: Bits, found: Any) -> None:
+    def _number(self, reached: Bits, found: Leaves) -> None:
         """Write the number of the leaf of each row, put together from its binary digits."""
         numbers, n = np.arange(self.largest), found.shape[1]
         total = np.zeros(found.shape, dtype=np.uint8)
         for digit in range((self.largest - 1).bit_length()):
             having = reached[:, (numbers >> digit) % 2 == 1]
             ones = np.unpackbits(np.bitwise_or.reduce(having, axis=1), axis=1, count=n)
-            total |= ones << digit
+            ones <<= digit
+            total |= ones
         found[:] = total

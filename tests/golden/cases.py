@@ -1268,7 +1268,6 @@ def trees() -> Arrays:
     classes = GradientBoostingClassifier(**given).fit(*labels.train)
     forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(*labels.train)
     return together(
-        boost_in=scored(BoostIn(boosting), numbers),
         leaf_influence=scored(LeafInfluence(boosting), numbers),
         ahead=scored(LeafInfluence(boosting, n_rounds=3, random_state=0), numbers),
         several=scored(LeafInfluence(classes, n_models=4, random_state=0), labels),
@@ -1299,7 +1298,7 @@ def other_targets() -> Arrays:
     walk = {"trajectory": run, **SQUARES}
     adam = {**RUN, "optimizer": "Adam", "lr": 0.01, "n_seeds": [0], **SQUARES}
     of_trees = [
-        *((name, cls(boosting)) for name, cls in (("boost_in", BoostIn), ("axil", AXIL))),
+        ("axil", AXIL(boosting)),
         ("leaf_influence", LeafInfluence(classes)),
         ("leaf_refit", LeafRefit(classes)),
         ("leaf_kernel", LeafKernel(forest)),
@@ -1319,6 +1318,19 @@ def other_targets() -> Arrays:
         rows = labels if isinstance(one.estimator, ClassifierMixin) else numbers
         found[name] = relabelled(one, rows, (label, other))
     return together(**found)
+
+
+@case32
+def rounds_of_boosting() -> Arrays:
+    """What rows did in the rounds of boosting, summed up in float32."""
+    numbers, labels = vector_regression(24), classification(24, 2)
+    given = {"n_estimators": 4, "max_depth": 1, "min_samples_leaf": 4, "random_state": 0}
+    squared = BoostIn(GradientBoostingRegressor(**given).fit(*numbers.train))
+    return together(
+        squared=scored(squared, numbers),
+        classes=scored(BoostIn(GradientBoostingClassifier(**given).fit(*labels.train)), labels),
+        relabelled=relabelled(squared, numbers, (2, 3)),
+    )
 
 
 @case
