@@ -234,6 +234,7 @@ def test_other_targets_beside_plain_loops(library, name, l2):
 @pytest.mark.parametrize("method", [LeafRefit, LeafInfluence, BoostIn])
 def test_other_targets_over_several_models_and_in_further_rounds(method):
     """The mean over the models that had the row, by their share; at the last horizon."""
+    within = 1e-6 if method is BoostIn else 1e-9  # which multiplies in float32
     y, (rows, targets) = TARGETS["squared_error"], ([3, 20, 41], [1.0, -2.0, 0.5])
     model = fitted("histogram", "squared_error", weights=None)
     given = {"n_models": 5, "share": 0.6, "random_state": 0}
@@ -248,16 +249,16 @@ def test_other_targets_over_several_models_and_in_further_rounds(method):
             if row in own:
                 at = int(np.searchsorted(own, row))
                 one[:, k] = alone.relabel(X[N:], y[N:], rows=at, targets=targets[k])[:, 0]
-    assert_allclose(effect, 0.6 * np.nanmean(each, 0), rtol=1e-9)
+    assert_close(effect, 0.6 * np.nanmean(each, 0), within)
     further = method(model, n_rounds=[2, 4], **given).fit(X[:N], y[:N])
     alone = method(model, n_rounds=4, **given).fit(X[:N], y[:N])
     effects = [one.relabel(X[N:], y[N:], rows=rows, targets=targets) for one in (further, alone)]
     assert np.abs(effects[0]).max() > 0
-    assert_allclose(*effects, rtol=1e-9)
+    assert_close(*effects, within)
     small = method(model, memory_budget=1).fit(X[:N], y[:N])
     large = method(model).fit(X[:N], y[:N])
     effects = [one.relabel(X[N:], y[N:], rows=rows, targets=targets) for one in (small, large)]
-    assert_allclose(*effects, rtol=1e-9)
+    assert_close(*effects, within)
 
 
 @pytest.mark.parametrize("name", ["squared_error", "binary", "classes"])
