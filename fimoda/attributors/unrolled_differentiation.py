@@ -75,9 +75,9 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
               a_{t+1}^\top \Big(\sum_j s_j g_j(\theta_t) - g_i(\theta_t)\Big),
 
     with :math:`a_{t+1}` the derivative of the measurement in the gradient of step t, found by the
-    walk backwards. It is the mean over random batches, conditional on the run: its iterates and the
-    batches in its Hessians stay its own, as if the row being left out and the other rows of its
-    batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
+    walk backwards. It is the mean over random batches, conditional on the run: its iterates stay
+    its own, and its Hessians are those of its batches (and of the next ones, `curvature_batches`), as if
+    the row being left out and the other rows of its batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
     are gone through once a block, with the parameters in its middle. Optimisers that divide by second
     moments have these raised to what batches have on average, and rows are taken out of a step to second
     order: its own second moment goes with a row.
@@ -115,6 +115,15 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     blocks_per_epoch : int, default=1
         For ``order="expected"``: in how many blocks an epoch is taken. More where gradients of rows
         move fast within an epoch.
+    curvature_batches : int, default=1
+        For ``order="expected"``: the Hessian of a step is that of so many batches of its epoch, its own and
+        the next ones. Random orders have that of all rows on average, and with more batches a walk has less
+        noise of its own, at the cost of more products. Where batch statistics are trained, it is that of the
+        step's own batch always.
+    max_growth : float or None, default=None
+        For ``order="expected"``: over an epoch a vector grows by this factor at most on its way back. One of
+        a single run grows on rare occasions, at kinks above all, of which other runs know nothing and where
+        training saturates; 1 lets none grow. `growth_` is what it would have been. None lets them.
     n_test_components : int, float or None, default=None
         Walk back from so many combinations of test rows in place of each of them: those with the largest
         products with gradients of training rows at the final model, all test rows counting the same, or as
@@ -219,6 +228,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "order": [StrOptions({"own", "expected"})],
         "blocks_per_epoch": [POSITIVE_INTEGER],
+        "curvature_batches": [POSITIVE_INTEGER],
+        "max_growth": [POSITIVE_REAL, None],
         "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
         "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
@@ -235,6 +246,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         kink_smoothing: float | str | None = "auto",
         order: str = "expected",
         blocks_per_epoch: int = 1,
+        curvature_batches: int = 1,
+        max_growth: float | None = None,
         n_test_components: float | None = None,
         mode: str = "auto",
         optimizer: str | type[torch.optim.Optimizer] | None = None,
@@ -264,6 +277,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.kink_smoothing = kink_smoothing
         self.order = order
         self.blocks_per_epoch = blocks_per_epoch
+        self.curvature_batches = curvature_batches
+        self.max_growth = max_growth
         self.n_test_components = n_test_components
         self.mode = mode
         self.memory_budget = memory_budget
@@ -371,8 +386,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         room = self.memory_budget - int(ROWS_BUDGET * self.memory_budget / 2) - fixed
         together = min(BLOCK, max(1, room // each))
         n_blocks = None if self.order == "own" else self.blocks_per_epoch
-        what = horizons, test, together, self._kinks, n_blocks, self.n_test_components
-        found, missing = walks_back(self._full_run, self.seeds_, *what, self._workers)
+        most = None if self.order == "own" else self.max_growth
+        how = together, self._kinks, n_blocks, self.curvature_batches, most, self.n_test_components
+        found, missing = walks_back(
+            self._full_run, self.seeds_, horizons, test, *how, self._workers
+        )
         self._seen["truncation_error_"] = missing
         return [one.columns(self.train_indices_) for one in found]
 

@@ -46,6 +46,8 @@ def walks_back(
     together: int,
     kinks: float | None,
     n_blocks: int | None,
+    n_batches: int,
+    max_growth: float | None,
     n_test_components: float | None,
     workers: Workers,
 ) -> tuple[list[Unrolled], float]:
@@ -61,7 +63,7 @@ def walks_back(
     if components is not None:
         starts = OfCombinations(test, components.weights, together).split(together)
     jobs = [
-        delayed(walk_back)(run, seed, horizons, one, kinks, n_blocks)
+        delayed(walk_back)(run, seed, horizons, one, kinks, n_blocks, n_batches, max_growth)
         for seed in seeds
         for one in starts
     ]
@@ -81,18 +83,21 @@ def walk_back(
     starts: Starts,
     kinks: float | None,
     n_blocks: int | None = None,
+    n_batches: int = 1,
+    max_growth: float | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n) of all training rows for m vectors, by one worker.
 
     The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
-    by so many blocks an epoch, or in the run's own.
+    by so many blocks an epoch and with the curvature of so many batches, or in the run's own. Over an epoch
+    vectors grow by the factor `max_growth` at most.
     """
     with ready(run, seed, horizons[-1], kinks) as (recorded, hessian):
         order = None
         if n_blocks is not None:
             length, k = ceil(run.steps_per_epoch / n_blocks), len(horizons) * len(starts)
-            order = ExpectedOrder(recorded, length, k, hessian)
-        return adjoint_scores(recorded, hessian, starts, horizons, order)
+            order = ExpectedOrder(recorded, length, k, hessian, n_batches)
+        return adjoint_scores(recorded, hessian, starts, horizons, order, max_growth)
 
 
 @contextmanager
@@ -123,6 +128,10 @@ class OwnOrder:
 
     def __init__(self, run: RecordedRun):
         self._run = run
+
+    def rows(self, moment: Moment) -> Rows:
+        """Return the rows with whose curvature the step after a moment is taken back."""
+        return self._run.rows_in(moment)[1]
 
     def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
         """Take adjoints (k, p) back through the step after a moment, and to `pulled` for its gradient."""
@@ -156,7 +165,8 @@ class ExpectedOrder:
     r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
 
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
-    its middle. Conditional on the run, whose own batches stay in the Hessian.
+    its middle. Conditional on the run; the Hessian of a step is that of its batch and of the next ones of the
+    epoch, `n_batches` in all, as batches of other orders would have them.
 
     Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
     run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
@@ -165,13 +175,34 @@ class ExpectedOrder:
     (`second_order`), but where the statistics of batches are trained and rows have no gradients of their own.
     """
 
-    def __init__(self, run: RecordedRun, n_steps: int, n_vectors: int, hessian: BatchHessian):
+    def __init__(
+        self,
+        run: RecordedRun,
+        n_steps: int,
+        n_vectors: int,
+        hessian: BatchHessian,
+        n_batches: int = 1,
+    ):
         self._run, self._length, self._hessian = run, n_steps, hessian
+        # statistics are those of a whole batch
+        self._n_batches = 1 if run.model.statistics else min(n_batches, run.steps_per_epoch)
         self._shares = run.rows.shares.to(run.model.theta)
         self._parts: list[_Part] = []
         # room for the sums of all vectors that will ever be on their way
         self._sum = run.last.theta.new_zeros(n_vectors, len(run.last.theta))
         self._bent: Tensor | None = None
+
+    def rows(self, moment: Moment) -> Rows:
+        """Return the rows with whose curvature the step after a moment is taken back."""
+        run, k = self._run, self._n_batches
+        if k == 1:
+            return run.rows_in(moment)[1]
+        first = moment.step - moment.step % run.steps_per_epoch
+        steps = [first + (moment.step + j) % run.steps_per_epoch for j in range(k)]
+        found = run.rows[torch.cat([run.rows_of(step)[0] for step in steps])]
+        shares = found.shares
+        total = shares.sum().clamp_min(torch.finfo(shares.dtype).tiny)  # zero where no row counts
+        return Rows(found.inputs, found.targets, shares, total)
 
     def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
         """Take adjoints back through the step after a moment, with second moments as in other orders.
@@ -289,7 +320,7 @@ class Adjoints:
         widths = [len(theta), *[p] * len(run.names(run.last))]
         self._parts = [theta.new_zeros(most, width) for width in widths]
         self._pulled = theta.new_empty(most, len(theta))
-        self._size = theta.new_zeros(most)
+        self._size, self._last = theta.new_zeros(most), theta.new_zeros(most)
         self._live = 0
 
     def begin(self, theta: Tensor) -> None:
@@ -298,7 +329,7 @@ class Adjoints:
         self._live += len(first)
         own = slice(len(self._size) - self._live, len(self._size) - self._live + len(first))
         self._parts[0][own] = first
-        self._size[own] = first.norm(dim=1)
+        self._size[own] = self._last[own] = first.norm(dim=1)
 
     def step(
         self,
@@ -322,10 +353,21 @@ class Adjoints:
         order.push(scores[-(self._live // len(self._starts)) :], moment, changes, pulled)
         self._parts = self._parts[: len(kept)]
 
-    def growth(self) -> float:
-        """Return the largest factor by which a vector is larger than it was."""
-        size = self._size[-self._live :]
-        ratio = self._parts[0][-self._live :].norm(dim=1) / torch.where(size > 0, size, torch.inf)
+    def grown(self, most: float | None) -> float:
+        """Return the largest factor by which a vector would be larger than it was, if none were held.
+
+        They are held to a factor `most` over an epoch, at the end of which this is called.
+        """
+        live = slice(len(self._size) - self._live, None)
+        size = self._parts[0][live].norm(dim=1)
+        if most is not None:
+            held = torch.where(size > 0, most * self._last[live] / size, 1).clamp_max(1)
+            for part in self._parts:
+                part[live] *= held[:, None]
+            self._size[live] *= held
+            size = size * held
+        self._last[live] = size
+        ratio = size / torch.where(self._size[live] > 0, self._size[live], torch.inf)
         return float(ratio.max()) if len(ratio) else 0.0
 
 
@@ -335,10 +377,11 @@ def adjoint_scores(
     starts: Starts,
     horizons: Sequence[int],
     order: OwnOrder | ExpectedOrder | None = None,
+    max_growth: float | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n) of all training rows, by one walk back for all horizons.
 
-    For the m vectors that `starts` gives at each of these.
+    For the m vectors that `starts` gives at each of these, which grow by `max_growth` an epoch at most.
     """
     order = order or OwnOrder(run)
     adjoints = Adjoints(run, starts, len(horizons))
@@ -347,10 +390,9 @@ def adjoint_scores(
     growth, thetas = 0.0, [run.last.theta]
     adjoints.begin(run.last.theta)
     for moment in run.backwards():
-        _, batch = run.rows_in(moment)
-        adjoints.step(hessian, order, moment, batch, scores)
+        adjoints.step(hessian, order, moment, order.rows(moment), scores)
         if moment.step % run.steps_per_epoch == 0:
-            growth = max(growth, adjoints.growth())
+            growth = max(growth, adjoints.grown(max_growth))
         if moment.step in horizons:
             adjoints.begin(moment.theta)
             thetas.append(moment.theta)
