@@ -320,7 +320,8 @@ class Adjoints:
         widths = [len(theta), *[p] * len(run.names(run.last))]
         self._parts = [theta.new_zeros(most, width) for width in widths]
         self._pulled = theta.new_empty(most, len(theta))
-        self._size, self._last = theta.new_zeros(most), theta.new_zeros(most)
+        self._last = theta.new_zeros(most)
+        self._size = self._last.double()  # much smaller than that where vectors have been held
         self._live = 0
 
     def begin(self, theta: Tensor) -> None:
