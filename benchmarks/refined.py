@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from fimoda import GradDot, UnrolledDifferentiation
 from fimoda.attributors.refined import refine
 
-SHARES = 0.05, 0.1, 0.2
+SHARES = 0.05, 0.1, 0.2, 0.4
 
 #: Scores (n_test, n) of a method at a horizon, by the number of the horizon and a pair of seeds.
 Scores = Callable[[int, tuple[int, int]], NDArray[np.float64]]
@@ -76,11 +76,12 @@ def main() -> None:
 
     def refined(share: float) -> Scores:
         rows = np.argsort(-gradients)[: round(share * len(left_out))]
+        smaller = np.arange(len(rows) // 2, len(rows))
 
         def scores(h: int, pair: tuple[int, int]) -> NDArray[np.float64]:
             trained = per_seed[h][:, rows][..., list(pair)]
             errors = trained.std(-1, ddof=1) / np.sqrt(2)
-            return refine(derivative[h], rows, trained.mean(-1), errors).scores
+            return refine(derivative[h], rows, trained.mean(-1), errors, smaller).scores
 
         return scores
 

@@ -40,11 +40,13 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
     by a few seeds of the gold standard, and the approximation is scaled to what comes of it:
 
     .. math:: S_{z,i} = c_z a_{z,i} + 1[i \in T] \, \omega_z (g_{z,i} - c_z a_{z,i}), \qquad
-              c_z = \frac{\sum_{i \in T} a_{z,i} g_{z,i}}{\sum_{i \in T} a_{z,i}^2}, \qquad
+              c_z = \frac{\sum_{i \in T'} a_{z,i} g_{z,i}}{\sum_{i \in T'} a_{z,i}^2}, \qquad
               \omega_z = \frac{d_z}{d_z + v_z}
 
-    with :math:`a` the approximation, :math:`T` the rows that are trained without, :math:`g` the gold
-    standard's scores of them and :math:`v_z` the mean square of their standard errors.
+    with :math:`a` the approximation, :math:`T` the rows that are trained without, :math:`T'` the half of them
+    with the smaller gradients, :math:`g` the gold standard's scores of them and :math:`v_z` the mean square
+    of their standard errors. What the derivatives of the largest rows miss, their scale, is not missed by
+    the others, which are more like :math:`T'`.
     :math:`d_z = \max(\mathrm{mean}_{i \in T} (g_{z,i} - c_z a_{z,i})^2 - v_z, 0)` is how far the two differ
     beyond that noise: where the approximation is as good as the seeds can tell, it keeps its word. With one
     seed, whose noise is not known, :math:`\omega_z = 1`; :math:`c_z` lies between 0.05 and 20.
@@ -199,14 +201,23 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
                 "that scores some. Set its leave_out=None."
             )
         gold = self._gold(model)
-        changes: dict[str, Any] = {"leave_out": self._chosen(model, n)}
+        sizes = self._sizes(model)
+        rows = self._chosen(sizes)
+        self._smaller = np.argsort(sizes[rows], kind="stable")[: (len(rows) + 1) // 2]
+        changes: dict[str, Any] = {"leave_out": rows}
         if isinstance(gold, FurtherTraining):
             changes["correction"] = "full"  # the mean over a few rows is not that over all
         self.gold_standard_ = fit_member(self, gold, model, **changes)
 
-    def _chosen(self, model: Any, n: int) -> NDArray[np.int64]:
+    def _sizes(self, model: Any) -> NDArray[np.float64]:
+        """Return how much each row matters (n,): squared gradients, or effects on itself."""
+        of_trees = self.approximation_._of_trees or self.approximation_._retrains
+        judge = self._inner(model) if of_trees else GradDot()
+        return np.abs(fit_member(self, judge, model, measurement="loss").self_influence())
+
+    def _chosen(self, sizes: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the rows to train without."""
-        asked = self.trained_rows
+        asked, n = self.trained_rows, len(sizes)
         if np.ndim(asked):
             return np.sort(check_row_indices(asked, n, "trained_rows"))
         count = int(asked) if is_integer(asked) else max(1, round(asked * n))
@@ -214,11 +225,7 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
             raise ValueError(
                 f"trained_rows must be at most the number of training rows ({n}), got {count}."
             )
-        of_trees = self.approximation_._of_trees or self.approximation_._retrains
-        judge = self._inner(model) if of_trees else GradDot()
-        own = fit_member(self, judge, model, measurement="loss")
-        largest_first = np.argsort(-np.abs(own.self_influence()), kind="stable")
-        return np.sort(largest_first[:count])
+        return np.sort(np.argsort(-sizes, kind="stable")[:count])
 
     # ---- transform --------------------------------------------------------------------------
 
@@ -228,7 +235,7 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
         rows, errors = self.gold_standard_.train_indices_, self.gold_standard_._standard_errors()
         if errors is None:
             errors = np.full(trained.shape, np.nan)
-        found = refine(scores, rows, trained, errors)
+        found = refine(scores, rows, trained, errors, self._smaller)
         sem = np.full(scores.shape, np.nan)
         sem[:, rows] = found.weight[:, None] * errors
         self._seen.update(scale_=found.scale, weight_=found.weight, agreement_=found.agreement)
@@ -316,26 +323,34 @@ def refine(
     rows: NDArray[np.int64],
     trained: NDArray[np.float64],
     errors: NDArray[np.float64],
+    smaller: NDArray[np.int64],
 ) -> Refined:
-    """Return scores (n_test, n), brought near to those of training (n_test, k) without some rows."""
-    scale, agreement = fitted_scale(scores[:, rows], trained)
+    """Return scores (n_test, n), brought near to those of training (n_test, k) without some rows.
+
+    Their scale is that of the `smaller` of these rows, places among them.
+    """
+    own = scores[:, rows]
+    scale = fitted_scale(own[:, smaller], trained[:, smaller])
     refined = scale[:, None] * scores
     difference = trained - refined[:, rows]
     weight = weight_of_training(difference, errors)
     refined[:, rows] += weight[:, None] * difference
-    return Refined(refined, scale, weight, agreement)
+    return Refined(refined, scale, weight, mean_cosine(own, trained))
 
 
 def fitted_scale(
     approximate: NDArray[np.float64], trained: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
-    """Return factors (n_test,) that bring scores (n_test, k) near to those of training, and their cosine."""
-    products = (approximate * trained).sum(1)
-    squares, others = (np.square(each).sum(1) for each in (approximate, trained))
+) -> NDArray[np.float64]:
+    """Return factors (n_test,) that bring scores (n_test, k) near to those of training."""
+    products, squares = (approximate * trained).sum(1), np.square(approximate).sum(1)
     scale = np.divide(products, squares, out=np.ones_like(products), where=squares > 0)
-    both = np.sqrt(squares * others)
-    cosine = np.divide(products, both, out=np.zeros_like(products), where=both > 0)
-    return scale.clip(*_SCALES), float(cosine.mean())
+    return scale.clip(*_SCALES)
+
+
+def mean_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return the cosine of scores (n_test, k), mean over test rows; zero where there are none."""
+    products, sizes = (a * b).sum(1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0).mean())
 
 
 def weight_of_training(

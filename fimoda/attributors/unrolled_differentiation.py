@@ -32,6 +32,7 @@ from ..curvature.walk_memory import bytes_back, bytes_forward, require_memory
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
+from ..training.differentiable import n_parts
 from ..training.optimizers import LearningRate
 from ..training.recorded import check_run
 from ..trials import Trial
@@ -70,12 +71,13 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
               a_{t+1}^\top \Big(\sum_j s_j g_j(\theta_t) - g_i(\theta_t)\Big),
 
     with :math:`a_{t+1}` the derivative of the measurement in the gradient of step t, found by the
-    walk backwards. It is the mean over random batches, conditional on the run: its iterates and the
-    batches in its Hessians stay its own, as if the row being left out and the other rows of its
-    batches were independent. Adjoints are summed over blocks of steps, an epoch or less, and all rows
-    are gone through once a block, with the parameters in its middle. Optimisers that divide by second
-    moments have these raised to what batches have on average, and rows are taken out of a step to second
-    order: its own second moment goes with a row. So does that of a row that is relabelled (`relabel`).
+    walk backwards. It is the mean over random batches, conditional on the run: its iterates stay its own, and
+    its Hessians are those of its batches (and of the next ones, `curvature_batches`), as if the row being
+    left out and the other rows of its batches were independent. Adjoints are summed over blocks of steps,
+    an epoch or less, and all rows are gone through once a block, with the parameters in its middle.
+    Optimisers that divide by second moments have these raised to what batches have on average, and rows are
+    taken out of a step to second order: its own second moment goes with a row. So does that
+    of a row that is relabelled (`relabel`).
 
     One step costs about 12 k B p operations, B the batch size, p the number of parameters, and k
     the number of test rows (times horizons; or of left-out rows, if they are fewer).
@@ -110,6 +112,16 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     blocks_per_epoch : int, default=1
         For ``order="expected"``: in how many blocks an epoch is taken. More where gradients of rows
         move fast within an epoch.
+    curvature_batches : int, default=1
+        For ``order="expected"``: the Hessian of a step is that of so many batches of its epoch, its own and
+        the next ones. Random orders have that of all rows on average, and with more batches a walk has less
+        noise of its own, at the cost of more products. Where batch statistics are trained, it is that of the
+        step's own batch always.
+    max_growth : float, "auto" or None, default="auto"
+        For ``order="expected"``: over an epoch a vector grows by this factor at most on its way back. The
+        vectors of a run grow in a few epochs, at kinks above all, of which other runs know nothing and where
+        training saturates. "auto" is 1 for SGD without momentum from the final model, and None otherwise:
+        from other starts, changes do grow. None lets them. `growth_` is what it would be without.
     n_test_components : int, float or None, default=None
         Walk back from so many combinations of test rows in place of each of them: those with the largest
         products with gradients of training rows at the final model, all test rows counting the same, or as
@@ -170,8 +182,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         What the scores last returned miss by `n_test_components`, as a part of their size (root mean square
         over test rows): an estimate from one random combination of what was left out.
     growth_ : float
-        Largest factor by which a vector has grown in the last walk. Far above one the run is
-        unstable: small changes do not stay small, and the derivative overstates them.
+        Largest factor by which a vector has grown in the last walk, or would have but for `max_growth`. Far
+        above one the run is unstable: small changes do not stay small, and the derivative overstates them.
 
     Raises
     ------
@@ -185,7 +197,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
     Warns
     -----
     ConvergenceWarning
-        If `growth_` is above 100.
+        If `growth_` is above 100 and vectors are not held by `max_growth`.
 
     References
     ----------
@@ -214,6 +226,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "kink_smoothing": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "order": [StrOptions({"own", "expected"})],
         "blocks_per_epoch": [POSITIVE_INTEGER],
+        "curvature_batches": [POSITIVE_INTEGER],
+        "max_growth": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
         "batch_statistics": [StrOptions(set(BATCH_STATISTICS))],
@@ -230,6 +244,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         kink_smoothing: float | str | None = "auto",
         order: str = "expected",
         blocks_per_epoch: int = 1,
+        curvature_batches: int = 1,
+        max_growth: float | str | None = "auto",
         n_test_components: float | None = None,
         mode: str = "auto",
         optimizer: str | type[torch.optim.Optimizer] | None = None,
@@ -259,6 +275,8 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.kink_smoothing = kink_smoothing
         self.order = order
         self.blocks_per_epoch = blocks_per_epoch
+        self.curvature_batches = curvature_batches
+        self.max_growth = max_growth
         self.n_test_components = n_test_components
         self.mode = mode
         self.memory_budget = memory_budget
@@ -341,10 +359,12 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         room = self.memory_budget - int(ROWS_BUDGET * self.memory_budget / 2) - fixed
         together = min(BLOCK, max(1, room // each))
         n_blocks = None if self.order == "own" else self.blocks_per_epoch
-        walk = WalkBack(self._full_run, horizons, change, self._kinks, n_blocks)
+        held = self._held_growth()
+        how = self._kinks, n_blocks, self.curvature_batches, held
+        walk = WalkBack(self._full_run, horizons, change, *how)
         given = self.seeds_, test, together, self.n_test_components, self._workers
         found, self._seen["truncation_error_"] = walks_back(walk, *given)
-        self._seen["growth_"] = growth_of(found)
+        self._seen["growth_"] = growth_of(found, is_held=held is not None)
         return found
 
     def _relabelled(
@@ -353,6 +373,16 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         change = Relabelled.of(rows, *self._with_targets(rows, targets))
         found = self._walk_back(test, self._steps[-1:], change)
         return torch.stack([one.values[0] for one in found]).mean(0).cpu().numpy()
+
+    def _held_growth(self) -> float | None:
+        """Return what `max_growth` asks for."""
+        if self.order == "own":
+            return None
+        if self.max_growth != "auto":
+            return None if self.max_growth is None else float(self.max_growth)
+        run = self._full_run
+        plain = n_parts(run.optimizer) == 1 and not run.model.statistics
+        return 1.0 if plain and self.start is None else None
 
     def _expected_seconds(self, trial: Trial) -> float:
         rows, tests = self._trial_rows(trial), min(trial.n_test, BLOCK)

@@ -30,7 +30,8 @@ class Adjoints:
         widths = [len(theta), *[p] * len(run.names(run.last))]
         self._parts = [theta.new_zeros(most, width) for width in widths]
         self._pulled = theta.new_empty(most, len(theta))
-        self._size = theta.new_zeros(most)
+        self._last = theta.new_zeros(most)
+        self._size = self._last.double()  # much smaller than that where vectors have been held
         self._live = 0
 
     def begin(self, first: Tensor) -> None:
@@ -38,7 +39,7 @@ class Adjoints:
         self._live += len(first)
         own = slice(len(self._size) - self._live, len(self._size) - self._live + len(first))
         self._parts[0][own] = first
-        self._size[own] = first.norm(dim=1)
+        self._size[own] = self._last[own] = first.norm(dim=1)
 
     def step(
         self, hessian: BatchHessian, pull: Pull, moment: Moment, batch: Rows
@@ -66,8 +67,19 @@ class Adjoints:
         """Number of horizons whose vectors are on their way."""
         return self._live // self._n_vectors
 
-    def growth(self) -> float:
-        """Return the largest factor by which a vector is larger than it was."""
-        size = self._size[-self._live :]
-        ratio = self._parts[0][-self._live :].norm(dim=1) / torch.where(size > 0, size, torch.inf)
+    def grown(self, most: float | None) -> float:
+        """Return the largest factor by which a vector would be larger than it was, if none were held.
+
+        They are held to a factor `most` over an epoch, at the end of which this is called.
+        """
+        live = slice(len(self._size) - self._live, None)
+        size = self._parts[0][live].norm(dim=1)
+        if most is not None:
+            held = torch.where(size > 0, most * self._last[live] / size, 1).clamp_max(1)
+            for part in self._parts:
+                part[live] *= held[:, None]
+            self._size[live] *= held
+            size = size * held
+        self._last[live] = size
+        ratio = size / torch.where(self._size[live] > 0, self._size[live], torch.inf)
         return float(ratio.max()) if len(ratio) else 0.0

@@ -51,10 +51,10 @@ class Unrolled:
         return cls(values, parts[0].thetas, max(one.growth for one in parts))
 
 
-def growth_of(found: Sequence[Unrolled]) -> float:
-    """Return the largest growth of a vector, with a warning if it is large."""
+def growth_of(found: Sequence[Unrolled], is_held: bool = False) -> float:
+    """Return the largest growth of a vector, with a warning if it is large and vectors were not held."""
     growth = max(one.growth for one in found)
-    if growth > GROWTH:
+    if growth > GROWTH and not is_held:
         warnings.warn(
             f"UnrolledDifferentiation: a small change of the parameters grows {growth:.0f}-fold on "
             "its way through the run, where real training saturates: scores are too large. Lower "

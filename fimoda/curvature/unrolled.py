@@ -42,7 +42,8 @@ class WalkBack:
     """Walks back through a run of further training, to what changes of rows do at `horizons`, in steps.
 
     The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
-    by `n_blocks` blocks an epoch, or in the run's own.
+    by `n_blocks` blocks an epoch and with the curvature of `n_batches`, or in the run's own. Over an epoch
+    vectors grow by the factor `max_growth` at most.
     """
 
     run: Run
@@ -50,6 +51,8 @@ class WalkBack:
     change: RowChange
     kinks: float | None
     n_blocks: int | None = None
+    n_batches: int = 1
+    max_growth: float | None = None
 
     def __call__(self, seed: int, starts: Starts) -> Unrolled:
         """Return the scores (n_horizons, m, n_columns) of a seed for m vectors, by one worker."""
@@ -58,9 +61,9 @@ class WalkBack:
             if self.n_blocks is None:
                 order: OwnOrder | ExpectedOrder = OwnOrder(*given, self.change)
             else:
-                length = ceil(run.steps_per_epoch / self.n_blocks)
-                order = ExpectedOrder(*given, self.change, length, len(horizons) * len(starts))
-            return adjoint_scores(*given, starts, horizons, order)
+                length, k = ceil(run.steps_per_epoch / self.n_blocks), len(horizons) * len(starts)
+                order = ExpectedOrder(*given, self.change, length, k, self.n_batches)
+            return adjoint_scores(*given, starts, horizons, order, self.max_growth)
 
 
 def walks_back(
@@ -120,6 +123,10 @@ class OwnOrder:
     def __init__(self, run: RecordedRun, hessian: BatchHessian, change: RowChange):
         self._run, self._hessian, self.change = run, hessian, change
 
+    def rows(self, moment: Moment) -> Rows:
+        """Return the rows with whose curvature the step after a moment is taken back."""
+        return self._run.rows_in(moment)[1]
+
     def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
         """Take adjoints (k, p) back through the step after a moment, and to `pulled` for its gradient."""
         return self._run.derivative(moment).pull(parts, pulled)
@@ -153,7 +160,8 @@ class ExpectedOrder:
     r"""Pushes every row with its share at every step: the mean over the orders in which rows may come.
 
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
-    its middle. Conditional on the run, whose own batches stay in the Hessian.
+    its middle. Conditional on the run; the Hessian of a step is that of its batch and of the next ones of the
+    epoch, `n_batches` in all, as batches of other orders would have them.
 
     Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
     run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
@@ -169,13 +177,28 @@ class ExpectedOrder:
         change: RowChange,
         n_steps: int,
         n_vectors: int,
+        n_batches: int = 1,
     ):
         self._run, self._hessian, self.change = run, hessian, change
         self._length = n_steps
+        # statistics are those of a whole batch
+        self._n_batches = 1 if run.model.statistics else min(n_batches, run.steps_per_epoch)
         self._parts: list[_Part] = []
         # room for the sums of all vectors that will ever be on their way
         self._sum = run.last.theta.new_zeros(n_vectors, len(run.last.theta))
         self._bent: Tensor | None = None
+
+    def rows(self, moment: Moment) -> Rows:
+        """Return the rows with whose curvature the step after a moment is taken back."""
+        run, k = self._run, self._n_batches
+        if k == 1:
+            return run.rows_in(moment)[1]
+        first = moment.step - moment.step % run.steps_per_epoch
+        steps = [first + (moment.step + j) % run.steps_per_epoch for j in range(k)]
+        found = run.rows[torch.cat([run.rows_of(step)[0] for step in steps])]
+        shares = found.shares
+        total = shares.sum().clamp_min(torch.finfo(shares.dtype).tiny)  # zero where no row counts
+        return Rows(found.inputs, found.targets, shares, total)
 
     def pull(self, parts: list[Tensor], moment: Moment, pulled: Tensor) -> list[Tensor]:
         """Take adjoints back through the step after a moment, with second moments as in other orders.
@@ -266,10 +289,11 @@ def adjoint_scores(
     starts: Starts,
     horizons: Sequence[int],
     order: OwnOrder | ExpectedOrder,
+    max_growth: float | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n_columns) of changed rows, by one walk back for all horizons.
 
-    For the m vectors that `starts` gives at each of these.
+    For the m vectors that `starts` gives at each of these, which grow by `max_growth` an epoch at most.
     """
     adjoints = Adjoints(run, len(starts), len(horizons))
     shape = len(horizons), len(starts), order.change.n_columns
@@ -277,11 +301,10 @@ def adjoint_scores(
     growth, thetas = 0.0, [run.last.theta]
     adjoints.begin(starts(run.model.at(run.last.theta)))
     for moment in run.backwards():
-        _, batch = run.rows_in(moment)
-        left_out, pulled = adjoints.step(hessian, order.pull, moment, batch)
+        left_out, pulled = adjoints.step(hessian, order.pull, moment, order.rows(moment))
         order.push(scores[-adjoints.n_horizons :], moment, left_out, pulled)
         if moment.step % run.steps_per_epoch == 0:
-            growth = max(growth, adjoints.growth())
+            growth = max(growth, adjoints.grown(max_growth))
         if moment.step in horizons:
             adjoints.begin(starts(run.model.at(moment.theta)))
             thetas.append(moment.theta)

@@ -46,7 +46,9 @@ def unrolled(net: nn.Module | None = None, **changes) -> UnrolledDifferentiation
     return UnrolledDifferentiation(network() if net is None else net, **settings | changes)
 
 
-def by_a_loop(found: UnrolledDifferentiation, X, y, weights, block: int) -> np.ndarray:
+def by_a_loop(
+    found: UnrolledDifferentiation, X, y, weights, block: int, n_batches: int = 1, most: float = 1e9
+) -> np.ndarray:
     """Return the scores (n, n) of all rows for themselves, by dense Hessians, in blocks of steps."""
     run = found._full_run
     module, sizes = run.model.module, [p.numel() for p in run.model.module.parameters()]
@@ -61,20 +63,28 @@ def by_a_loop(found: UnrolledDifferentiation, X, y, weights, block: int) -> np.n
         return (outputs[:, 0] - y) ** 2
 
     theta, thetas, hessians = run.model.theta, [], []
-    for batch in run.plan(0).batches(2 * run.steps_per_epoch):
-        w = torch.zeros(len(X)).double()
+    E = run.steps_per_epoch
+    batches = list(run.plan(0).batches(2 * E))
+    for step, batch in enumerate(batches):
+        w, v = torch.zeros(2, len(X)).double()
         w[batch.rows] = batch.weights[0].double()
+        for j in range(step, step + n_batches):
+            rows = batches[step - step % E + j % E].rows
+            v[rows] = torch.as_tensor(weights)[rows]
         thetas.append(theta)
-        hessians.append(torch.func.hessian(lambda t, w=w: w @ losses(t))(theta))
+        hessians.append(torch.func.hessian(lambda t, v=v: v @ losses(t) / v.sum())(theta))
         theta = theta - LR * torch.func.grad(lambda t, w=w: w @ losses(t))(theta)
     s = torch.as_tensor(weights / weights.sum())
     adjoints, scores = torch.func.jacrev(losses)(theta), torch.zeros(len(X), len(X)).double()
-    gradients = torch.func.jacrev(losses)
+    gradients, last = torch.func.jacrev(losses), adjoints.norm(dim=1)
     for step in reversed(range(len(thetas))):
         middle = step - step % block + block // 2
         G = gradients(thetas[middle])
         scores += LR * adjoints @ ((G - s @ G) * (s / (1 - s))[:, None]).mT
         adjoints = adjoints - LR * adjoints @ hessians[step]
+        if step % E == 0:
+            adjoints *= (most * last / adjoints.norm(dim=1)).clamp(max=1)[:, None]
+            last = adjoints.norm(dim=1)
     return scores.numpy()
 
 
@@ -86,6 +96,29 @@ def test_equals_the_loop(blocks):
     expected = by_a_loop(found, X, y, weights, block=3 // blocks)
     # a block is in the middle of its steps as they are walked, last to first
     assert relative(found.transform(X, y), expected) < 1e-10
+
+
+@pytest.mark.parametrize(("n_batches", "most"), [(2, None), (3, 0.7), (9, 0.5)])
+def test_curvature_of_several_batches_and_growth(n_batches, most):
+    X, y = data()
+    weights = np.random.default_rng(1).uniform(0.5, 2, N)
+    found = unrolled(curvature_batches=n_batches, max_growth=most).fit(X, y, weights)
+    expected = by_a_loop(found, X, y, weights, 3, min(n_batches, 3), most or 1e9)
+    assert relative(found.transform(X, y), expected) < 1e-10
+    if most is not None:  # which says what vectors would do on their own
+        free = unrolled(curvature_batches=n_batches).fit(X, y, weights)
+        assert relative(free.transform(X, y), expected) > 1e-3
+        assert found.growth_ == pytest.approx(free.growth_, rel=1e-9)
+
+
+def test_held_growth_is_of_each_horizon_and_row_alone():
+    X, y = data()
+    for optimizer in ("SGD", "Adam"):
+        held = {"max_growth": 0.7, "optimizer": optimizer, "curvature_batches": 2}
+        together = unrolled(n_epochs=[1, 5 / 3, 2], **held).fit(X, y).transform_horizons(X, y)
+        for epochs, scores in zip([1, 5 / 3, 2], together, strict=True):
+            alone = unrolled(n_epochs=epochs, **held).fit(X, y).transform(X[2:3], y[2:3])
+            assert relative(scores[2:3], alone) < 1e-10
 
 
 class Orders:

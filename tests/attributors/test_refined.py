@@ -24,7 +24,7 @@ from fimoda import (
     UnrolledDifferentiation,
     attribute,
 )
-from fimoda.attributors.refined import fitted_scale, weight_of_training
+from fimoda.attributors.refined import fitted_scale, mean_cosine, refine, weight_of_training
 
 X, Y = load_diabetes(return_X_y=True)
 X, Y = (X[:60] / X.std(0)), (Y[:60] - Y.mean()) / Y.std()
@@ -56,10 +56,13 @@ def test_scores_are_those_of_the_formula() -> None:
     ).fit(X, Y[:, None])
     own = UnrolledDifferentiation(network(), random_state=0, criterion=nn.MSELoss(), **FURTHER)
     a, g = scores(own.fit(X, Y[:, None])), scores(gold)
+    sizes = GradDot(network(), criterion=nn.MSELoss()).fit(X, Y[:, None]).self_influence()[rows]
+    smaller = [j for j in range(8) if (sizes < sizes[j]).sum() < 4]
     expected, cosines = np.empty_like(a), []
     for z in range(len(a)):
         on = a[z, rows]
-        c = min(max(on @ g[z] / (on @ on), 0.05), 20)
+        c = sum(on[j] * g[z, j] for j in smaller) / sum(on[j] ** 2 for j in smaller)
+        c = min(max(c, 0.05), 20)
         v = np.mean(gold.scores_sem_[z] ** 2)
         d = max(np.mean((g[z] - c * on) ** 2) - v, 0)
         expected[z] = c * a[z]
@@ -105,9 +108,20 @@ def test_self_influence_is_the_diagonal() -> None:
 def test_scale_and_agreement() -> None:
     a = np.array([[1.0, 2.0], [1.0, 1.0], [0.0, 0.0], [1.0, -1.0]])
     g = np.array([[2.0, 4.0], [-3.0, -3.0], [1.0, 1.0], [100.0, -100.0]])
-    scale, agreement = fitted_scale(a, g)
-    np.testing.assert_allclose(scale, [2.0, 0.05, 1.0, 20.0])
-    assert agreement == pytest.approx((1 - 1 + 0 + 1) / 4)
+    np.testing.assert_allclose(fitted_scale(a, g), [2.0, 0.05, 1.0, 20.0])
+    assert mean_cosine(a, g) == pytest.approx((1 - 1 + 0 + 1) / 4)
+
+
+def test_rows_of_large_error_do_not_scale_the_others() -> None:
+    """Scores are right but for the first, of which the approximation sees a tenth."""
+    truth = np.array([[10.0, 1.0, -1.0, 0.5, -0.5]])
+    own = truth * [0.1, 1, 1, 1, 1]
+    rows = np.arange(3)
+    errors = np.full((1, 3), np.nan)
+    found = refine(own, rows, truth[:, rows], errors, smaller=np.array([1, 2]))
+    np.testing.assert_allclose(found.scores, truth)
+    np.testing.assert_allclose(found.scale, 1)
+    assert found.agreement == pytest.approx(12 / np.sqrt(102 * 3))
 
 
 def test_weights_follow_what_the_noise_does_not_explain() -> None:
