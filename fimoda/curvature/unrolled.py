@@ -321,7 +321,9 @@ class Adjoints:
         self._parts = [theta.new_zeros(most, width) for width in widths]
         self._pulled = theta.new_empty(most, len(theta))
         self._last = theta.new_zeros(most)
-        self._size = theta.new_zeros(most, dtype=torch.float64)  # small where vectors have been held
+        self._size = theta.new_zeros(
+            most, dtype=torch.float64
+        )  # small where vectors have been held
         self._live = 0
 
     def begin(self, theta: Tensor) -> None:
