@@ -31,7 +31,8 @@ class Adjoints:
         self._parts = [theta.new_zeros(most, width) for width in widths]
         self._pulled = theta.new_empty(most, len(theta))
         self._last = theta.new_zeros(most)
-        self._size = self._last.double()  # much smaller than that where vectors have been held
+        # much smaller than the last where vectors have been held
+        self._size = theta.new_zeros(most, dtype=torch.float64)
         self._live = 0
 
     def begin(self, first: Tensor) -> None:
