@@ -6,6 +6,7 @@ import copy
 import inspect
 from typing import Any
 
+import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from sklearn.base import clone
@@ -147,20 +148,30 @@ def unfitted(estimator: Any, seed: int) -> Any:
     return fresh.set_params(**dict.fromkeys(seed_parameters(fresh), seed))
 
 
-def draws(estimator: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> bool:
-    """Return False if a fit is known to draw no random numbers, from its seeds or the global generators.
+#: What a fitted estimator predicts by.
+_ANSWERS = "predict_proba", "decision_function", "predict"
 
-    It is fitted once, with a generator that is watched as every ``random_state``. True also where that is
-    not possible.
+
+def draws(estimator: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> bool:
+    """Return False if a fit is known to draw no random numbers, from its seeds or anywhere else.
+
+    It is fitted twice, with a generator that is watched as every ``random_state``, and must predict the same
+    (it may have a generator of its own). True also where that is not possible.
     """
     own = Watched(0)
     try:
-        fresh = uncached(clone(estimator))
-        fresh.set_params(**dict.fromkeys(seed_parameters(fresh), own))
-        with global_generators(0):
-            before = known_states(own)
-            fit_with(fresh, X, y, sample_weight)
-            return known_states(own) != before
+        predicted = []
+        for seed in (0, 1):
+            fresh = uncached(clone(estimator))
+            fresh.set_params(**dict.fromkeys(seed_parameters(fresh), own))
+            with global_generators(seed):
+                before = known_states(own)
+                fit_with(fresh, X, y, sample_weight)
+                if known_states(own) != before:
+                    return True
+            answers = [name for name in _ANSWERS if hasattr(fresh, name)]
+            predicted.append([getattr(fresh, name)(X) for name in answers])
+        return not all(map(np.array_equal, *predicted))
     except Exception:  # what estimators raise has no class in common
         return True
 

@@ -34,8 +34,9 @@ def unrolled(dtype: torch.dtype = torch.float64, **changes) -> UnrolledDifferent
 @pytest.mark.parametrize("order", ["expected", "own"])
 @pytest.mark.parametrize("n_test_components", [2, 5])
 def test_scores_are_projected(order, n_test_components):
-    whole = unrolled(order=order).transform_horizons(*TEST)
-    some = unrolled(order=order, n_test_components=n_test_components)
+    given = {"order": order, "max_growth": None}  # of combinations other vectors would be held
+    whole = unrolled(**given).transform_horizons(*TEST)
+    some = unrolled(**given, n_test_components=n_test_components)
     found = some.transform_horizons(*TEST)
     grad_dot = GradDot(some.estimator_, criterion=nn.MSELoss(), reweight_others=False)
     first = grad_dot.fit(*TRAIN).transform(*TEST)

@@ -227,6 +227,8 @@ class Counted(Ridge):
             self.coef_ += np.random.normal(size=D)  # noqa: NPY002
         if self.noise == "torch":
             self.coef_ += torch.randn(D).numpy()
+        if self.noise == "unseeded":
+            self.coef_ += np.random.default_rng().normal(size=D)
         if self.noise == "own":
             self.coef_ += check_random_state(self.random_state).normal(size=D)
         return self
@@ -243,7 +245,7 @@ def test_what_draws_nothing_is_fitted_once(tmp_path):
     X, y, X_test, y_test = data()
     model = Counted().fit(X, y)
     n_fits, scores = fits_of(LeaveOneOut(model), X, y, X_test, y_test)
-    assert n_fits == N + 1 + 1  # and once to look
+    assert n_fits == N + 1 + 2  # and twice to look
     exact = refits(Ridge(), X, y, squared_errors(X_test, y_test))
     assert relative(scores, exact) < 1e-8
     n_fits, same = fits_of(LeaveOneOut(model, n_seeds=1, random_state=0), X, y, X_test, y_test)
@@ -261,11 +263,12 @@ def test_what_draws_nothing_is_fitted_once(tmp_path):
     assert_array_equal(outcomes.measured[..., 0], outcomes.measured[..., 2])
 
 
-@pytest.mark.parametrize("noise", ["numpy", "torch", "own"])
+@pytest.mark.parametrize("noise", ["numpy", "torch", "own", "unseeded"])
 def test_what_draws_is_fitted_with_each_seed(noise):
     X, y, X_test, y_test = data()
     method = LeaveOneOut(Counted(noise=noise).fit(X, y), n_seeds=[0, 1, 2])
-    assert fits_of(method, X, y, X_test, y_test)[0] == 3 * (N + 1) + 1
+    looks = 2 if noise == "unseeded" else 1
+    assert fits_of(method, X, y, X_test, y_test)[0] == 3 * (N + 1) + looks
     assert (method.scores_sem_ > 0).all()
 
 

@@ -50,7 +50,7 @@ def test_one_that_succeeds_goes_on():
     Fails.tried = 0
     model = Fails(few=N).fit(X, Y)  # all rows fail, and those without one do not
     method = LeaveOneOut(model, n_seeds=2).fit(X, Y)
-    assert Fails.tried == 1 + 2 * (N + 1)
+    assert Fails.tried == 1 + 1 + 2 * (N + 1)  # once to see whether anything is random
     with pytest.raises(FloatingPointError, match="2 of 122 models failed"):
         method.transform(X[:2], Y[:2])
 
