@@ -115,7 +115,9 @@ def methods(train: Rows, seed: int) -> dict[str, Callable[..., NDArray[np.float6
         "GradDot": mean_score(fm.GradDot(model)),
         "GradCos": mean_score(fm.GradCos(model)),
         "TRAK": mean_score(fm.TRAK(model, **drawn)),
-        "LinearizedFurtherTraining": mean_score(fm.LinearizedFurtherTraining(model, **FURTHER)),
+        "LinearizedFurtherTraining": mean_score(
+            fm.LinearizedFurtherTraining(model, **FURTHER, **drawn)
+        ),
         "EKFACInfluence": mean_score(fm.EKFACInfluence(model, **drawn)),
         "DataInf": mean_score(fm.DataInf(model)),
         "CGInfluence": mean_score(fm.CGInfluence(model)),
