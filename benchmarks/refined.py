@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from fimoda import GradDot, UnrolledDifferentiation
-from fimoda.attributors.refined import refine
+from fimoda.training.refining import refine
 
 SHARES = 0.05, 0.1, 0.2, 0.4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ..base import BaseAttributor
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
+from ..training.refining import SCALES, refine
 from ..trials import Trial
 from .ensemble import fit_member
 from .families.around import AroundMixin
@@ -27,9 +28,6 @@ from .unrolled_differentiation import UnrolledDifferentiation
 
 #: Parameters of further training that its derivative shares.
 _SHARED = ("n_epochs", "optimizer", "lr", "batch_size", "optimizer_params", "batch_statistics")
-
-#: Least and largest factor of an approximation.
-_SCALES = 0.05, 20.0
 
 
 class RefinedAttributor(AroundMixin, BaseAttributor):
@@ -252,10 +250,10 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
 
     def _n_bounded(self) -> int:
         """Return for how many of the test rows last scored the scale is at one of its bounds."""
-        return int(np.isin(self.scale_, _SCALES).sum())
+        return int(np.isin(self.scale_, SCALES).sum())
 
     def _told_bounds(self, n_bounded: int) -> str:
-        name, low, high = type(self.approximation_).__name__, *_SCALES
+        name, low, high = type(self.approximation_).__name__, *SCALES
         return (
             f"scale_ of {name} is at its bounds, {low:g} or {high:g}, for {n_bounded} of {len(self.scale_)} "
             "test rows"
@@ -307,57 +305,3 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
         "scores_sem_",
         "Standard error over seeds of the scores last returned, as far as they are of training.",
     )
-
-
-class Refined(NamedTuple):
-    """Scores (n_test, n) with what training says of some, and how far the two agree there."""
-
-    scores: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    agreement: float
-
-
-def refine(
-    scores: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    trained: NDArray[np.float64],
-    errors: NDArray[np.float64],
-    smaller: NDArray[np.int64],
-) -> Refined:
-    """Return scores (n_test, n), brought near to those of training (n_test, k) without some rows.
-
-    Their scale is that of the `smaller` of these rows, places among them.
-    """
-    own = scores[:, rows]
-    scale = fitted_scale(own[:, smaller], trained[:, smaller])
-    refined = scale[:, None] * scores
-    difference = trained - refined[:, rows]
-    weight = weight_of_training(difference, errors)
-    refined[:, rows] += weight[:, None] * difference
-    return Refined(refined, scale, weight, mean_cosine(own, trained))
-
-
-def fitted_scale(
-    approximate: NDArray[np.float64], trained: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return factors (n_test,) that bring scores (n_test, k) near to those of training."""
-    products, squares = (approximate * trained).sum(1), np.square(approximate).sum(1)
-    scale = np.divide(products, squares, out=np.ones_like(products), where=squares > 0)
-    return scale.clip(*_SCALES)
-
-
-def mean_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the cosine of scores (n_test, k), mean over test rows; zero where there are none."""
-    products, sizes = (a * b).sum(1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0).mean())
-
-
-def weight_of_training(
-    difference: NDArray[np.float64], errors: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return weights (n_test,) of training that differs so much and has such standard errors, (n_test, k)."""
-    noise = np.square(errors).mean(1)
-    beyond = np.maximum(np.square(difference).mean(1) - noise, 0)
-    total = beyond + noise  # NaN for one seed
-    return np.divide(beyond, total, out=np.ones_like(noise), where=total > 0)

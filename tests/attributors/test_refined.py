@@ -24,7 +24,7 @@ from fimoda import (
     UnrolledDifferentiation,
     attribute,
 )
-from fimoda.attributors.refined import fitted_scale, mean_cosine, refine, weight_of_training
+from fimoda.training.refining import fitted_scale, mean_cosine, refine, weight_of_training
 
 X, Y = load_diabetes(return_X_y=True)
 X, Y = (X[:60] / X.std(0)), (Y[:60] - Y.mean()) / Y.std()
