@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._arrays import n_rows
 from ._validation import check_is_fitted, check_row_indices, check_targets, is_integer
 from .gradient_mode import with_gradients
 from .measured import Measured
@@ -180,7 +181,7 @@ class ChangedRows(Preparation):
         if is_integer(rows):
             rows, targets = [rows], np.atleast_1d(np.asarray(targets))
         chosen = check_row_indices(rows, len(self._objective), "rows")
-        n_targets = len(targets) if np.ndim(targets) else 0  # type: ignore[arg-type]
+        n_targets = n_rows(targets) if np.ndim(targets) else 0
         if n_targets != len(chosen):
             got = n_targets if np.ndim(targets) else repr(targets)
             raise ValueError(
@@ -203,7 +204,7 @@ class ChangedRows(Preparation):
     @staticmethod
     def _weight_ratio(known: Measured, changed: Measured) -> Floats:
         """Return new weights (n_rows,) as parts of the old; rows without weight have none."""
-        return (changed.rows.shares / known.rows.shares).nan_to_num(1.0).cpu().numpy()
+        return changed.share_ratio(known).cpu().numpy()
 
     # ---- groups -----------------------------------------------------------------------------
 
@@ -213,14 +214,14 @@ class ChangedRows(Preparation):
 
     def _second_order(self, test: Measured, groups: NDArray[np.bool_]) -> Floats:
         """Hook of `group_influence`: effects (n_test, k) of removing groups (k, n), with interaction."""
-        raise NotImplementedError
+        raise NotImplementedError("methods that name 'second-order' in _group_methods have it")
 
     def _without(self, test: Measured, groups: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Hook of `group_influence`: effects (n_test, k) of removing groups (k, n), and their errors.
 
         As exactly as the method removes one row; errors are NaN where there are none.
         """
-        raise NotImplementedError
+        raise NotImplementedError("methods that name 'exact' in _group_methods have it")
 
     def _greedy_rows(
         self, test: Measured, n_rows: int, sign: float, together: bool

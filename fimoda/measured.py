@@ -52,6 +52,10 @@ class Measured:
         """The same rows in float64."""
         return Measured(self.rows.double, self.measure)
 
+    def share_ratio(self, known: Measured) -> Tensor:
+        """Return the shares (n,) of the rows as parts of those that they have in `known`; 1 without one."""
+        return (self.rows.shares / known.rows.shares).nan_to_num(1.0)
+
     def split(self, size: int) -> list[Measured]:
         """Return parts of at most `size` rows, in their order."""
         return [Measured(rows, self.measure) for rows in self.rows.split(size)]

@@ -212,7 +212,7 @@ class Relabelled(RowChange):
     @property
     def ratio(self) -> Tensor:
         """New weights (n_columns,) as parts of the old ones; rows without weight have none."""
-        return (self.changed.rows.shares / self.known.rows.shares).nan_to_num(1.0)
+        return self.changed.share_ratio(self.known)
 
 
 def _epoch(run: RecordedRun, moment: Moment) -> Iterator[tuple[Tensor, Rows]]:

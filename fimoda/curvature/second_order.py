@@ -67,7 +67,7 @@ def relabelled_to_second_order(
     n, s = len(at), known.rows.shares.to(along)
     leans = (n - B) / max(n - 1, 1)
     mean = at.combined(at.rows.shares.to(along)[:, None])[0]
-    ratio = (changed.rows.shares.to(along) / s).nan_to_num(1.0)
+    ratio = changed.share_ratio(known).to(along)
     most = max(1, at.memory_budget // (8 * mean.nbytes))
     parts = []
     pairs = zip(at.row_gradients(known, most), at.row_gradients(changed, most), strict=True)
