@@ -91,6 +91,10 @@ COMPARED = [
         for more in ("", ", 16 models")
         for fits in (100, 400)
     ),
+    *(
+        (f"Datamodel from LeafInfluence{more}, 400 fits", "Downsampling, 400 fits")
+        for more in ("", ", 16 models")
+    ),
 ]
 
 N_DRAWS = 2000
