@@ -65,6 +65,12 @@ class BaseSelection(MetaEstimatorMixin, BaseEstimator, ABC):
         -------
         self : estimator
         """
+        if isinstance(self.estimator, BaseAttributor):
+            name = type(self.estimator).__name__
+            raise TypeError(
+                f"estimator must be a model; got the attributor {name}. Pass the model as estimator, and "
+                f"attributor={name}(...) beside it."
+            )
         rows = self._checked_rows(X, reset=True)
         targets = check_targets(y, n_rows(rows))
         is_class = self._is_classification(targets)

@@ -234,6 +234,12 @@ def test_attributor_that_is_given_scores():
     np.testing.assert_allclose(scores, expected)
 
 
+def test_attributor_in_place_of_the_model():
+    X, y, _ = cancer(0.1)
+    with pytest.raises(TypeError, match=r"got the attributor LeaveOneOut.*attributor=LeaveOneOut"):
+        MislabelDetector(LeaveOneOut(GaussianNB())).fit(X, y)
+
+
 def test_frozen_models_are_not_judged_on_their_own_rows():
     X, y, _ = cancer(0.1)
     forest = FrozenEstimator(RandomForestClassifier(5).fit(X, y))
