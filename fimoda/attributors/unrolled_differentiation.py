@@ -117,6 +117,10 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         the next ones. Random orders have that of all rows on average, and with more batches a walk has less
         noise of its own, at the cost of more products. Where batch statistics are trained, it is that of the
         step's own batch always.
+    gradient_draws : int, default=4
+        For ``order="expected"``, where a row's gradient depends on chance, by dropout or by the rows that
+        share the statistics of its batch: all rows are gone through so many times a block, first as the run
+        has them, then in batches and with noise of other draws. More have less noise, and take longer.
     max_growth : float, "auto" or None, default="auto"
         For ``order="expected"``: over an epoch a vector grows by this factor at most on its way back. The
         vectors of a run grow in a few epochs, at kinks above all, of which other runs know nothing and where
@@ -227,6 +231,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "order": [StrOptions({"own", "expected"})],
         "blocks_per_epoch": [POSITIVE_INTEGER],
         "curvature_batches": [POSITIVE_INTEGER],
+        "gradient_draws": [POSITIVE_INTEGER],
         "max_growth": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
@@ -245,6 +250,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         order: str = "expected",
         blocks_per_epoch: int = 1,
         curvature_batches: int = 1,
+        gradient_draws: int = 4,
         max_growth: float | str | None = "auto",
         n_test_components: float | None = None,
         mode: str = "auto",
@@ -276,6 +282,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.order = order
         self.blocks_per_epoch = blocks_per_epoch
         self.curvature_batches = curvature_batches
+        self.gradient_draws = gradient_draws
         self.max_growth = max_growth
         self.n_test_components = n_test_components
         self.mode = mode
@@ -360,7 +367,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         together = min(BLOCK, max(1, room // each))
         n_blocks = None if self.order == "own" else self.blocks_per_epoch
         held = self._held_growth()
-        how = self._kinks, n_blocks, self.curvature_batches, held
+        how = self._kinks, n_blocks, self.curvature_batches, self.gradient_draws, held
         walk = WalkBack(self._full_run, horizons, change, *how)
         given = self.seeds_, test, together, self.n_test_components, self._workers
         found, self._seen["truncation_error_"] = walks_back(walk, *given)

@@ -6,7 +6,7 @@ A row is left out, the others taking its weight, or gets another target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,9 @@ from .batch_hessian import BatchHessian
 from .leaving_out import change
 from .second_order import left_out_to_second_order, relabelled_to_second_order
 from .statistics_hessian import StatisticsHessian
+
+#: A moment, and the batches of an epoch there: indices (B,) with their rows (`RecordedRun.draws`).
+Draw = tuple[Moment, list[tuple[Tensor, Rows]]]
 
 
 class RowChange(ABC):
@@ -62,9 +65,9 @@ class RowChange(ABC):
 
     @abstractmethod
     def of_epoch(
-        self, run: RecordedRun, moment: Moment, hessian: BatchHessian, along: Tensor
+        self, run: RecordedRun, draw: Draw, hessian: BatchHessian, along: Tensor
     ) -> Tensor:
-        """Return the same with the noise and the statistics of batches: those of an epoch."""
+        """Return the same with the noise and the statistics of batches: those of an epoch that was drawn."""
 
     @abstractmethod
     def to_second_order(
@@ -102,11 +105,12 @@ class LeftOut(RowChange):
         return change(slopes[0].to(theta), at.rows.shares.to(theta))
 
     def of_epoch(
-        self, run: RecordedRun, moment: Moment, hessian: BatchHessian, along: Tensor
+        self, run: RecordedRun, draw: Draw, hessian: BatchHessian, along: Tensor
     ) -> Tensor:
+        moment, batches = draw
         slopes = along.new_empty(len(along), self.n_rows)
         of_statistics = torch.zeros_like(slopes)
-        for index, rows in _epoch(run, moment):
+        for index, rows in batches:
             with seeded(run.model, moment.noise):
                 if isinstance(hessian, StatisticsHessian):
                     both = hessian.slopes_and_statistics(moment.theta, rows, along)
@@ -161,10 +165,11 @@ class Relabelled(RowChange):
         return self.changed.rows.shares * after - self.known.rows.shares * before
 
     def of_epoch(
-        self, run: RecordedRun, moment: Moment, hessian: BatchHessian, along: Tensor
+        self, run: RecordedRun, draw: Draw, hessian: BatchHessian, along: Tensor
     ) -> Tensor:
+        moment, batches = draw
         total = torch.zeros(len(along), self.n_columns, dtype=torch.float64, device=along.device)
-        for index, batch in _epoch(run, moment):
+        for index, batch in batches:
             columns, places = self._columns_in(index, len(run.rows))
             total[:, columns] = self._slopes(hessian, moment, batch, columns, places, along)
         return self.known.rows.shares * total
@@ -213,9 +218,3 @@ class Relabelled(RowChange):
     def ratio(self) -> Tensor:
         """New weights (n_columns,) as parts of the old ones; rows without weight have none."""
         return self.changed.share_ratio(self.known)
-
-
-def _epoch(run: RecordedRun, moment: Moment) -> Iterator[tuple[Tensor, Rows]]:
-    """Yield the batches of the epoch that a moment is in, also behind the end of the run."""
-    first = moment.step - moment.step % run.steps_per_epoch
-    return map(run.rows_of, range(first, first + run.steps_per_epoch))

@@ -42,8 +42,9 @@ class WalkBack:
     """Walks back through a run of further training, to what changes of rows do at `horizons`, in steps.
 
     The curvature of kinks has the sharpness `kinks`, or is left out. Rows are pushed in the expected order,
-    by `n_blocks` blocks an epoch and with the curvature of `n_batches`, or in the run's own. Over an epoch
-    vectors grow by the factor `max_growth` at most.
+    by `n_blocks` blocks an epoch, with the curvature of `n_batches` and, where chance has a part in them,
+    gradients of `n_draws`, or in the run's own. Over an epoch vectors grow by the factor `max_growth` at
+    most.
     """
 
     run: Run
@@ -52,6 +53,7 @@ class WalkBack:
     kinks: float | None
     n_blocks: int | None = None
     n_batches: int = 1
+    n_draws: int = 1
     max_growth: float | None = None
 
     def __call__(self, seed: int, starts: Starts) -> Unrolled:
@@ -62,7 +64,7 @@ class WalkBack:
                 order: OwnOrder | ExpectedOrder = OwnOrder(*given, self.change)
             else:
                 length, k = ceil(run.steps_per_epoch / self.n_blocks), len(horizons) * len(starts)
-                order = ExpectedOrder(*given, self.change, length, k, self.n_batches)
+                order = ExpectedOrder(*given, self.change, length, k, self.n_batches, self.n_draws)
             return adjoint_scores(*given, starts, horizons, order, self.max_growth)
 
 
@@ -161,7 +163,8 @@ class ExpectedOrder:
 
     The adjoints of a block of steps are summed, and all rows are gone through once, with the parameters in
     its middle. Conditional on the run; the Hessian of a step is that of its batch and of the next ones of the
-    epoch, `n_batches` in all, as batches of other orders would have them.
+    epoch, `n_batches` in all, as batches of other orders would have them. Gradients of rows that depend on
+    chance, by dropout or the statistics of their batch, are means over `n_draws` of it.
 
     Steps that are not linear in the batch's gradient, those with second moments, need two things more. The
     run's second moments know nothing of a row that has not come up yet, and where they are too small a step's
@@ -178,11 +181,13 @@ class ExpectedOrder:
         n_steps: int,
         n_vectors: int,
         n_batches: int = 1,
+        n_draws: int = 1,
     ):
         self._run, self._hessian, self.change = run, hessian, change
         self._length = n_steps
         # statistics are those of a whole batch
         self._n_batches = 1 if run.model.statistics else min(n_batches, run.steps_per_epoch)
+        self._n_draws = n_draws
         self._parts: list[_Part] = []
         # room for the sums of all vectors that will ever be on their way
         self._sum = run.last.theta.new_zeros(n_vectors, len(run.last.theta))
@@ -273,7 +278,9 @@ class ExpectedOrder:
         """Return the mean changes (k, n_columns) of a step's gradient along vectors (k, p)."""
         model, at = self._run.model, self._at(middle)
         if model.is_stochastic or model.statistics:
-            return self.change.of_epoch(self._run, middle, self._hessian, along)
+            draws = self._run.draws(middle, self._n_draws)
+            found = (self.change.of_epoch(self._run, one, self._hessian, along) for one in draws)
+            return torch.stack(list(found)).mean(0)
         slopes = [at.along(along, one).mT for one in self.change.measured]
         return self.change.of_slopes(slopes, at)
 

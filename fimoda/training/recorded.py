@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from .workers import one_thread
 @dataclass(frozen=True)
 class Moment:
     """A state between two steps: how many are done, the parameters (p,), what the optimiser keeps, and
-    the state of the random generator that dropout draws from.
+    the state of the random generator that dropout draws from, or its seed.
 
     Statistics of batches, where they are trained, follow the parameters.
     """
@@ -33,7 +34,7 @@ class Moment:
     step: int
     theta: Tensor
     buffers: Buffers
-    noise: Tensor
+    noise: int | Tensor
 
 
 class RecordedRun:
@@ -51,7 +52,7 @@ class RecordedRun:
     ):
         check_differentiable(run.optimizer)
         run.optimizer.check_epochs(ceil(n_steps / run.steps_per_epoch))
-        self._run = run
+        self._run, self._seed = run, seed
         self.objective = run.objective
         self.model = run.model
         self.rows = run.rows
@@ -102,10 +103,24 @@ class RecordedRun:
 
     def rows_of(self, step: int) -> tuple[Tensor, Rows]:
         """Return the same of a step, of the whole last epoch too."""
-        batch = self._batches[step]
+        return self._rows_of(self._batches[step])
+
+    def _rows_of(self, batch: Batch) -> tuple[Tensor, Rows]:
         index, w = batch.rows.to(self.model.device), batch.weights[0].to(self.model.theta)
         inputs, targets = self.rows.inputs[index], self.rows.targets[index]
         return index, Rows(inputs, targets, w, total=w.new_ones(()))
+
+    def draws(self, moment: Moment, n: int) -> Iterator[tuple[Moment, list[tuple[Tensor, Rows]]]]:
+        """Yield n epochs of batches as chance may give them, each with the moment and noise of its own.
+
+        The first is the epoch that the moment is in, also behind the end of the run.
+        """
+        first, length = moment.step - moment.step % self.steps_per_epoch, self.steps_per_epoch
+        yield moment, [self.rows_of(step) for step in range(first, first + length)]
+        chance = np.random.SeedSequence((self._seed, moment.step))
+        for seed in map(int, chance.generate_state(n - 1)):
+            batches = self._run.plan(seed).batches(length)
+            yield replace(moment, noise=seed), [self._rows_of(batch) for batch in batches]
 
     def derivative(self, moment: Moment) -> StepDerivative:
         """Return the derivative of the step that comes after the moment."""
@@ -143,7 +158,7 @@ class RecordedRun:
         """Return the gradient (p,) of the batch of a step at a moment, also of the whole last epoch."""
         return self._gradient(moment.theta, self._batches[step], moment.noise)
 
-    def _gradient(self, theta: Tensor, batch: Batch, noise: Tensor) -> Tensor:
+    def _gradient(self, theta: Tensor, batch: Batch, noise: int | Tensor) -> Tensor:
         """Return the gradient of the batch's objective (p,), with this state of the random generator."""
         with seeded(self.model, noise):
             return self._differentiated(theta.clone(), batch)

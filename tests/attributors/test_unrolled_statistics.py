@@ -152,6 +152,30 @@ def test_run_reaches_the_statistics_of_further_training():
 # ---- the expected order ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(5), nn.Dropout(0.4)])
+def test_gradients_of_several_draws(between):
+    """Steps so small that the parameters stay leave chance to batches and noise alone."""
+    X, y, X_test, y_test = data(12)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 5), between, nn.Tanh(), nn.Linear(5, C)).double()
+    net(torch.from_numpy(X))
+
+    def scores(order: str, seeds: list[int], draws: int = 1) -> np.ndarray:
+        given = {
+            "order": order,
+            "n_seeds": seeds,
+            "gradient_draws": draws,
+            "lr": 1e-6,
+            "n_epochs": 1,
+        }
+        return unrolled(net.eval(), batch_size=4, **given).fit(X, y).transform(X_test, y_test)
+
+    truth = scores("own", list(range(400)))
+    one, few, many = (relative(scores("expected", [500], k), truth) for k in (1, 10, 100))
+    assert many < few < one
+    assert many < one / 4
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_expected_order_is_nearer_to_the_mean_over_seeds_than_a_seed(optimizer):
     X, y, X_test, y_test = data(60)
