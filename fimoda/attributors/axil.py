@@ -26,7 +26,7 @@ from ..trees import (
     row_derivatives,
 )
 from ..trees.ensemble import Leaves
-from ._trees import BaseTrees, Floats
+from .families.trees import BaseTrees, Floats
 
 #: Least part of a row's own prediction that must come from other rows for the row to be removed.
 _OTHERS = 1e-9

@@ -13,7 +13,8 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import BoostingRun, LeafSums, Leaving, Member, Relabelled, RowChange, slopes
 from ..trees.ensemble import Leaves
-from ._trees import BaseBoosting, Floats
+from .families.boosting import BaseBoosting
+from .families.trees import Floats
 
 
 def boost_in_scores(

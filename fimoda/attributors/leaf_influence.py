@@ -6,7 +6,8 @@ import numpy as np
 
 from ..measured import Measured
 from ..trees import Leaving, Member, Relabelled, RowChange, row_derivatives, slopes
-from ._trees import BaseBoosting, Floats
+from .families.boosting import BaseBoosting
+from .families.trees import Floats
 
 
 class LeafInfluence(BaseBoosting):

@@ -15,7 +15,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import ForestRows, differences
-from ._trees import BaseTrees, Floats
+from .families.trees import BaseTrees, Floats
 
 
 class LeafKernel(BaseTrees):

@@ -13,7 +13,8 @@ from ..measurements import values
 from ..training.subset_outcomes import mean_and_error
 from ..trees import CACHED, Member, OtherRows, Relabelled
 from ..trials import Trial
-from ._trees import BaseBoosting, Floats
+from .families.boosting import BaseBoosting
+from .families.trees import Floats
 
 #: Rows that are left out to see how long it takes.
 _TRIED = 16

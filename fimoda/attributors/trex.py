@@ -17,7 +17,7 @@ from ..model import DEFAULT_BUDGET
 from ..trees import Boosting, FirstOrder, Forest, Landmarks, LeafRidge, differences, modes_of
 from ..trees.ensemble import Leaves
 from ..trials import Trial
-from ._trees import BaseTrees, Floats
+from .families.trees import BaseTrees, Floats
 
 #: The constant's product with itself, in the same parts: so large that the ridge hardly weighs on it.
 _CONSTANT = 1e3
