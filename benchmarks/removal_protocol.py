@@ -112,9 +112,15 @@ def cosine(scores: NDArray[Any], gold: NDArray[Any]) -> float:
     return float(np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
 
 
-def with_the_rest(scores: NDArray[Any], size: int) -> float:
-    """Return the mean agreement of groups of seeds with all others, from scores (n_test, n, n_seeds)."""
-    groups = [range(s, s + size) for s in range(0, scores.shape[2] - size + 1, size)]
+def with_the_rest(scores: NDArray[Any], size: int, n_draws: int = 50) -> float:
+    """Return the mean agreement of random groups of seeds with all others, from scores (n_test, n, n_seeds).
+
+    Single seeds are each taken once.
+    """
+    n_seeds, rng = scores.shape[2], np.random.default_rng(0)
+    groups = [[s] for s in range(n_seeds)]
+    if size > 1:
+        groups = [list(rng.permutation(n_seeds)[:size]) for _ in range(n_draws)]
     means = [
         cosine(scores[..., each].mean(-1), np.delete(scores, each, -1).mean(-1)) for each in groups
     ]
@@ -122,9 +128,8 @@ def with_the_rest(scores: NDArray[Any], size: int) -> float:
 
 
 def halves(scores: NDArray[Any]) -> float:
-    """Return the agreement of one half of the seeds with the other."""
-    half = scores.shape[2] // 2
-    return cosine(scores[..., :half].mean(-1), scores[..., half:].mean(-1))
+    """Return the agreement of one half of the seeds with the other, the mean over ways to part them."""
+    return with_the_rest(scores, scores.shape[2] // 2)
 
 
 # ---- what is computed -----------------------------------------------------------------------
