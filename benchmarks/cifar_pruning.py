@@ -82,7 +82,8 @@ def accuracies(
     for drop in args.drop:
         found = dropped(len(y), drop, scores, seed)
         ways |= {f"{drop:.0%} {name}": gone for name, gone in found.items()}
-    path = args.output / f"accuracies-{args.method}-{seed}.npy"
+    parts = "-".join(f"{drop:g}" for drop in args.drop)
+    path = args.output / f"accuracies-{args.method}-{parts}-{seed}.npy"
     if not path.exists():
         subsets = np.ones((len(ways), len(y)), dtype=bool)
         for subset, gone in zip(subsets, ways.values(), strict=True):

@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "expected order, a run": ("UnrolledDifferentiation", {"order": "expected"}),
 }
 #: Methods that the small setting leaves out: each takes longer there than all others together.
-SLOW = {"LiSSA", "linearised once", "linearised"}
+SLOW = frozenset({"LiSSA", "linearised once", "linearised"})
 
 AT_HORIZONS = {"linearised once", "linearised", "own order, a run", "expected order, a run"}
 
@@ -77,6 +77,8 @@ class Case:
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: test rows of methods whose time is theirs alone: the first ones
     few: dict[str, int] = field(default_factory=dict)
+    #: methods that the small setting leaves out
+    slow: frozenset[str] = SLOW
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ def table(name: str, further: str, args: argparse.Namespace) -> None:
         if 2 * size <= n_seeds:
             row(f"{size} of the seeds", [with_the_rest(one, size) for one in scores])
     mean = scores.mean(-1)
-    for method in args.methods:
+    chosen = [name for name in METHODS if not (args.small and name in case.slow)]
+    for method in args.methods or chosen:
         try:
             found, seconds = scores_of(method, further, name, args, module, rows)
         except Exception as error:  # the others go on
@@ -287,8 +290,6 @@ def main(description: str, cases: dict[str, Case]) -> None:
     if args.small:
         args.rows, args.test, args.left_out, args.seeds, args.epochs = 200, 6, 6, 4, [1.0]
         args.memory = max(args.memory, 3.0)
-    if args.methods is None:
-        args.methods = [name for name in METHODS if not (args.small and name in SLOW)]
     args.case = cases
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -107,7 +107,11 @@ PARAMS: dict[str, dict[str, Any]] = {
 #: On a CPU.
 FEW = {"CG with EK-FAC": 2, "own order, a run": 5, "expected order, a run": 5}
 
-CASES = {"text": Case(sentences, encoder, fine_tune, {"AdamW": ADAMW, "SGD": SGD}, PARAMS, FEW)}
+SLOW = removal_protocol.SLOW | {"CG with EK-FAC"}
+
+CASES = {
+    "text": Case(sentences, encoder, fine_tune, {"AdamW": ADAMW, "SGD": SGD}, PARAMS, FEW, SLOW)
+}
 
 if __name__ == "__main__":
     import text as this  # so that workers find the networks' classes by the name of this file
