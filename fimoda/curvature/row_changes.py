@@ -6,7 +6,7 @@ A row is left out, the others taking its weight, or gets another target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from .second_order import left_out_to_second_order, relabelled_to_second_order
 from .statistics_hessian import StatisticsHessian
 
 #: A moment, and the batches of an epoch there: indices (B,) with their rows (`RecordedRun.draws`).
-Draw = tuple[Moment, list[tuple[Tensor, Rows]]]
+Draw = tuple[Moment, Iterator[tuple[Tensor, Rows]]]
 
 
 class RowChange(ABC):

@@ -110,17 +110,19 @@ class RecordedRun:
         inputs, targets = self.rows.inputs[index], self.rows.targets[index]
         return index, Rows(inputs, targets, w, total=w.new_ones(()))
 
-    def draws(self, moment: Moment, n: int) -> Iterator[tuple[Moment, list[tuple[Tensor, Rows]]]]:
+    def draws(
+        self, moment: Moment, n: int
+    ) -> Iterator[tuple[Moment, Iterator[tuple[Tensor, Rows]]]]:
         """Yield n epochs of batches as chance may give them, each with the moment and noise of its own.
 
         The first is the epoch that the moment is in, also behind the end of the run.
         """
         first, length = moment.step - moment.step % self.steps_per_epoch, self.steps_per_epoch
-        yield moment, [self.rows_of(step) for step in range(first, first + length)]
+        yield moment, map(self.rows_of, range(first, first + length))
         chance = np.random.SeedSequence((self._seed, moment.step))
         for seed in map(int, chance.generate_state(n - 1)):
             batches = self._run.plan(seed).batches(length)
-            yield replace(moment, noise=seed), [self._rows_of(batch) for batch in batches]
+            yield replace(moment, noise=seed), map(self._rows_of, batches)
 
     def derivative(self, moment: Moment) -> StepDerivative:
         """Return the derivative of the step that comes after the moment."""
