@@ -198,7 +198,8 @@ def scores_of(
         if kind != "UnrolledDifferentiation":  # which alone knows of trained statistics
             settings.pop("batch_statistics", None)
         params |= {"n_epochs": list(args.epochs), "n_seeds": [OTHER_SEED], **settings}
-    few = slice(case.few.get(method) if args.device == "cpu" else None)
+    most = case.few.get(method) if args.device == "cpu" else None
+    few = slice(min(most, 2) if most and args.small else most)
     some = (
         {k: part[few] for k, part in rows.X_test.items()}
         if isinstance(rows.X_test, dict)
