@@ -36,7 +36,6 @@ STEPS: dict[str, Any] = {
     "optimizer_params": {"momentum": 0.9},
 }
 CRITERION = nn.CrossEntropyLoss()
-KINDS = ("helpful", "harmful")
 
 
 def accuracy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
