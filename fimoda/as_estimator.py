@@ -12,10 +12,11 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._set_output import _get_output_config
 
-from ._validation import check_is_fitted
+from ._validation import check_is_fitted, may_miss_values
 from .adapters import is_fitted, takes_sparse_rows
 from .preparation import Preparation
 from .top_rows import as_text, distinct
+from .views import TreeView
 
 
 class AsEstimator(Preparation, TransformerMixin, BaseEstimator):
@@ -47,18 +48,15 @@ class AsEstimator(Preparation, TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         knows_rows = hasattr(self.estimator, "__sklearn_tags__")  # boosters are no estimators
-        if knows_rows and self._hands_on_rows(self.estimator):
+        if knows_rows and self._view(self.estimator).leaves_rows:
             tags.input_tags = get_tags(self.estimator).input_tags
         else:
             tags.input_tags.sparse = takes_sparse_rows(self.estimator)
-            tags.input_tags.allow_nan = self.estimator is None and self._misses_values()
+            trees = self.estimator is None and self._sees is TreeView
+            tags.input_tags.allow_nan = trees and may_miss_values(self._default(np.zeros(2)))
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-    def _misses_values(self) -> bool:
-        """Return whether NaN stands for a missing value where ``estimator=None`` is fitted."""
-        return False
 
     # ---- names of columns -------------------------------------------------------------------
 

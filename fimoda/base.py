@@ -50,9 +50,6 @@ class BaseAttributor(ChangedRows, AsEstimator, ABC):
     #: The model is trained again from its beginning, by `SubsetTrainer`.
     _retrains: ClassVar[bool] = False
 
-    #: The model is an ensemble of trees, and rows stay as its library takes them.
-    _of_trees: ClassVar[bool] = False
-
     #: Scores estimate changes by the removal of a row, in the unit of the measurement, as the contract
     #: says; some only rank, and those of games are averages over sets of rows.
     _in_unit: ClassVar[bool] = True

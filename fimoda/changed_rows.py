@@ -23,12 +23,20 @@ class ChangedRows(Preparation):
 
     train_indices_: NDArray[np.int64]
 
-    #: Hooks of the attributor: scores (n_test, n_columns), and the same if all are numbers.
+    #: Hook of the attributor: scores (n_test, n_columns).
     _scores: Callable[[Measured], Floats]
-    _finite: Callable[[Floats], Floats]
 
     #: Scores estimate changes of the measurement in its unit, as the contract says; some only rank.
     _in_unit: ClassVar[bool] = True
+
+    def _finite_effects(self, effects: Floats, change: str) -> Floats:
+        """Return effects of a change, if all are numbers."""
+        if not np.isfinite(effects).all():
+            raise FloatingPointError(
+                f"{type(self).__name__} gave effects of {change} that are NaN or infinite: training failed, "
+                "a row has no score, or the measurement of a test row is not finite there."
+            )
+        return effects
 
     # ---- weights ----------------------------------------------------------------------------
 
@@ -63,7 +71,7 @@ class ChangedRows(Preparation):
         """
         check_is_fitted(self, "model_")
         factors = self._check_factors(weights)
-        return self._finite(self._reweighted(self._test(X, y), factors))
+        return self._finite_effects(self._reweighted(self._test(X, y), factors), "other weights")
 
     def _reweighted(self, test: Measured, factors: Floats) -> Floats:
         """Hook of `reweight`: effects (n_test,); this one sums the rows' scores."""
@@ -79,7 +87,9 @@ class ChangedRows(Preparation):
             )
         share = self._mean_shares()
         left = 1 + (factors - 1) @ share
-        return scores @ ((1 - factors) * (1 - share) / left[:, None]).T
+        moved = (factors != 1).any(0)  # the others may have no score
+        parts = (1 - factors) * (1 - share) / left[:, None]
+        return scores[:, moved] @ parts[:, moved].T
 
     def _mean_shares(self) -> Floats:
         """Return what the others get of each scored row's weight (n_columns,): its share of a mean."""
@@ -152,12 +162,7 @@ class ChangedRows(Preparation):
         check_is_fitted(self, "model_")
         chosen, new = self._new_targets(rows, targets)
         effects = self._relabelled(self._test(X, y), chosen, new)
-        if not np.isfinite(effects).all():
-            raise FloatingPointError(
-                f"{type(self).__name__} gave effects of relabelling that are NaN or infinite: training "
-                "failed with another target, or the measurement of a test row is not finite there."
-            )
-        return effects
+        return self._finite_effects(effects, "another target")
 
     def _relabelled(self, test: Measured, rows: NDArray[np.int64], targets: NDArray[Any]) -> Floats:
         """Hook of `relabel`: effects (n_test, n_rows); targets as the model is fitted on them."""

@@ -60,6 +60,10 @@ class Measured:
         """Return parts of at most `size` rows, in their order."""
         return [Measured(rows, self.measure) for rows in self.rows.split(size)]
 
+    def blocks(self, memory_budget: int, row_bytes: int) -> list[Measured]:
+        """Return parts whose rows, of so many bytes each, fit a memory budget, in their order."""
+        return self.split(max(1, memory_budget // max(row_bytes, 1)))
+
     def of_stack(self, model: FinalModel, thetas: Tensor) -> Tensor:
         """Return the measurements (L, n) of the models with parameters (L, p), in float64."""
         return torch.cat(

@@ -14,19 +14,11 @@ from . import measurements
 from ._arrays import n_rows, texts
 from ._validation import check_targets, check_weights
 from .adapters import (
-    as_final_model,
-    check_columns,
     check_ids,
     check_shapes,
-    default_estimator,
     fit_with,
-    has_earlier_steps,
     is_fitted,
     last_step,
-    refuse_trees,
-    training_rows,
-    transform_rows,
-    transform_targets,
     warn_of_rows,
 )
 from .checked_rows import checked_rows, require_same_inputs, require_squares, seen_rows
@@ -35,13 +27,20 @@ from .measurements import Measurement
 from .model import DEFAULT_BUDGET, FinalModel
 from .objective import Objective
 from .rows import Inputs, RawRows, Rows
+from .views import GradientView, View
 
 
 class Preparation:
-    """The part of an attributor that freezes the model and encodes rows; its methods are hooks."""
+    """The part of an attributor that freezes the model and encodes rows, as its `View` of the model says."""
 
     #: Whether a recorded run tells which rows were trained on, and how often.
     _knows_rows: ClassVar[bool] = False
+
+    #: The way to see any model, unless `_view` looks at the model first.
+    _sees: ClassVar[type[View]] = GradientView
+
+    #: Whether rows are kept as the model sees them, also of models with gradients.
+    _keeps_rows: ClassVar[bool] = False
 
     estimator: Any
     measurement: Measurement
@@ -53,6 +52,7 @@ class Preparation:
     n_outputs_: int
     _objective: Objective
     _measure: Measure
+    _seen_rows: tuple[Any, NDArray[Any], NDArray[np.float64] | None]
     _row_names: Any
     _row_texts: list[str] | None
     _seen: dict[str, Any]  # by the last call of `transform`
@@ -62,7 +62,7 @@ class Preparation:
         self._seen = {}
         estimator = self.estimator
         fitted = estimator is not None and is_fitted(estimator)
-        raw = estimator is not None and self._leaves_rows(estimator)
+        raw = estimator is not None and self._view(estimator).leaves_rows
         rows = checked_rows(self, X, reset=True, raw=raw)
         y = check_targets(y, n_rows(rows))
         weights = check_weights(sample_weight, np.zeros((n_rows(rows), 1)))
@@ -71,9 +71,14 @@ class Preparation:
         else:
             model = self._default(y) if estimator is None else clone(estimator)
             self.estimator_ = fit_with(model, X, y, weights)
-        seen, y = self._model_rows(rows, y), self._model_targets(y)
-        self._check_columns(X if hasattr(X, "columns") else rows)
-        self.model_ = self._freeze(seen, y, weights)
+        view = self._view(self.estimator_)
+        seen, y = self._model_rows(view, rows, y), view.targets(y)
+        view.check_columns(X if hasattr(X, "columns") else rows)
+        if self._keeps_rows or isinstance(seen, RawRows):
+            self._seen_rows = (seen, y, weights)
+        if not (self._knows_rows or isinstance(seen, RawRows)):
+            warn_of_rows(last_step(self.estimator_), n_rows(seen), weights is not None)
+        self.model_ = view.freeze(seen, y, weights, self.criterion)
         inputs = self.model_.encode_X(seen)
         require_squares(inputs)
         outputs = self.model_.outputs(inputs[:2])
@@ -92,6 +97,7 @@ class Preparation:
         # bad ones show now, not after training
         measurements.require_numbers(self.model_.loss, "the loss", outputs, targets[:2])
         measurements.require_numbers(self._measure, "measurement", outputs, targets[:2])
+        view.check_measure(self._objective, self.measurement, self._measure)
 
     @property
     def _own(self) -> Measured:
@@ -100,54 +106,22 @@ class Preparation:
 
     def _default(self, y: NDArray[Any]) -> Any:
         """Hook of `fit`: the unfitted model that ``estimator=None`` stands for."""
-        return default_estimator(y, self.random_state)
+        return self._sees.default(y, self.random_state)
 
-    def _takes_own_rows(self, estimator: Any) -> bool:
-        """Hook: whether the model is left its rows as they are, of which it has no gradients."""
-        return False
+    def _view(self, estimator: Any) -> View:
+        """Hook: how the method sees a model, fitted or not; where it depends on the model."""
+        return self._sees(estimator)
 
-    def _leaves_rows(self, estimator: Any) -> bool:
-        """Hook of `fit` and `transform`: whether rows are left to the estimator's own checks."""
-        return has_earlier_steps(estimator) or self._takes_own_rows(estimator)
-
-    def _hands_on_rows(self, estimator: Any) -> bool:
-        """Hook of the tags: whether the rows may be whatever the estimator takes."""
-        return self._takes_own_rows(estimator)
-
-    def _freeze(
-        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-    ) -> FinalModel:
-        """Hook of `fit`: the frozen view of ``estimator_``, from rows as the model sees them."""
-        if not self._knows_rows:
-            warn_of_rows(last_step(self.estimator_), n_rows(X), sample_weight is not None)
-        return as_final_model(
-            self.estimator_, X, y, sample_weight=sample_weight, criterion=self.criterion
-        )
-
-    def _model_rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
-        """Hook of `fit` and `transform`: rows as the last step of a Pipeline sees them.
-
-        With their targets `y` they are the training rows.
-        """
-        if self._takes_own_rows(self.estimator_):
-            return RawRows(self._seen_by_model(X, y))
-        refuse_trees(self.estimator_)
-        seen = self._seen_by_model(X, y)
+    def _model_rows(self, view: View, X: Any, y: NDArray[Any] | None = None) -> Any:
+        """Return rows as the frozen model sees them; with their targets `y` they are the training rows."""
+        seen = view.rows(X, y)
+        if isinstance(seen, RawRows):
+            return seen
         return seen_rows(self.estimator_, seen, getattr(self, "memory_budget", 0))
 
-    def _seen_by_model(self, X: Any, y: NDArray[Any] | None) -> Any:
-        """Return rows after the earlier steps of a Pipeline; with targets they are the training rows."""
-        if y is None:
-            return transform_rows(self.estimator_, X)
-        return training_rows(self.estimator_, X, y)
-
-    def _check_columns(self, X: Any) -> None:
-        """Hook of `fit` and `transform`: let the model see whether it knows the columns."""
-        check_columns(self.estimator_, X)
-
     def _model_targets(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Hook of `fit` and `transform`: targets as the model itself is fitted on them."""
-        return transform_targets(self.estimator_, y)
+        """Return targets as the model itself is fitted on them."""
+        return self._view(self.estimator_).targets(y)
 
     def _check_inputs(self, inputs: Inputs) -> None:
         """Raise ValueError for test rows that are made otherwise than the training rows, and fail for it."""
@@ -159,13 +133,15 @@ class Preparation:
 
     def _test(self, X: Any, y: Any) -> Measured:
         """Return encoded test rows, with the measurement to take on them."""
-        checked = checked_rows(self, X, reset=False, raw=self._leaves_rows(self.estimator_))
-        inputs = self.model_.encode_X(self._model_rows(checked))
+        view = self._view(self.estimator_)
+        view.check_test_rows(self.model_, X)  # the estimator's complaints before those below
+        checked = checked_rows(self, X, reset=False, raw=view.leaves_rows)
+        inputs = self.model_.encode_X(self._model_rows(view, checked))
         require_squares(inputs)
         self._check_inputs(inputs)
-        self._check_columns(X if hasattr(X, "columns") else checked)
+        view.check_columns(X if hasattr(X, "columns") else checked)
         if y is not None:
-            targets = self._model_targets(check_targets(y, n_rows(checked)))
+            targets = view.targets(check_targets(y, n_rows(checked)))
             rows = Rows(inputs, self.model_.encode_y(targets, self.n_outputs_))
             return Measured(rows, self._measure)
         predicted = self.model_.predicted_targets(self.model_.outputs(inputs))

@@ -22,6 +22,7 @@ import fimoda
 import fimoda.attributors
 from fimoda import BaseAttributor, FurtherTraining, GradDot, UnrolledDifferentiation
 from fimoda.attributors.families.trained_again import BaseTrainedAgain
+from fimoda.views import TreeView
 
 #: Errors with which the package refuses.
 REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, FloatingPointError)
@@ -52,7 +53,7 @@ def find_attributors(of_trees: bool = False) -> list[type[BaseAttributor]]:
                 issubclass(cls, BaseAttributor)
                 and not inspect.isabstract(cls)
                 and not cls.__name__.startswith(("_", "Base"))
-                and cls._of_trees == of_trees
+                and (cls._sees is TreeView) == of_trees
             ):
                 found.add(cls)
     return sorted(found, key=lambda cls: cls.__name__)

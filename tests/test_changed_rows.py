@@ -33,6 +33,7 @@ from fimoda import (
     TracIn,
     Trajectory,
 )
+from fimoda.views import TreeView
 
 N, D = 30, 3
 RNG = np.random.default_rng(3)
@@ -250,13 +251,10 @@ WITHOUT_TARGETS = {
 }
 
 
-@pytest.mark.parametrize(
-    "cls", find_attributors() + find_attributors(of_trees=True), ids=lambda cls: cls.__name__
-)
-def test_every_method_relabels_or_says_why_not(cls):
-    """Nothing happens with the own label, and something with the other."""
+def fitted(cls):
+    """Return a method of any class, fitted to a model that suits it."""
     name, known = cls.__name__, inspect.signature(cls).parameters
-    if cls._of_trees:
+    if cls._sees is TreeView:
         model = HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=4)
         if name in ("LeafKernel", "AXIL"):
             model = RandomForestClassifier(5, max_depth=3, random_state=0)
@@ -265,8 +263,47 @@ def test_every_method_relabels_or_says_why_not(cls):
         found = make(name, LogisticRegression(tol=1e-8).fit(X, CLASSES))
         given = {"trajectory": "final", "n_subsets": 20}
         found.set_params(**{key: value for key, value in given.items() if key in known})
-    found.fit(X, CLASSES)
-    test = X[:4], CLASSES[:4]
+    return found.fit(X, CLASSES)
+
+
+each_method = pytest.mark.parametrize(
+    "cls", find_attributors() + find_attributors(of_trees=True), ids=lambda cls: cls.__name__
+)
+
+
+@each_method
+def test_a_row_of_weight_zero_has_left(cls):
+    found, test = fitted(cls), (X[:3], CLASSES[:3])
+    weights = np.ones(len(found.train_indices_))
+    weights[1] = 0
+    if not found._in_unit:
+        with pytest.raises(TypeError, match=f"Scores of {cls.__name__} do not add up"):
+            found.reweight(*test, weights=weights)
+        return
+    effect = found.reweight(*test, weights=weights)
+    assert effect.shape == (3,)
+    assert np.allclose(effect, found.transform(*test)[:, 1], rtol=1e-6, atol=1e-12)
+
+
+def test_rows_without_a_score_may_keep_their_weight():
+    y = np.r_[0, np.ones(N - 1, dtype=int)]  # no model without the only row of its class
+    method = LeaveOneOut(LogisticRegression().fit(X, y), n_seeds=1, leave_out=[0, 3, 7]).fit(X, y)
+    with pytest.warns(UserWarning, match="without row 0"):
+        scores = method.transform(X_TEST, np.ones(4))
+    with pytest.warns(UserWarning, match="without row 0"):
+        effect = method.reweight(X_TEST, np.ones(4), weights=[1, 0, 1])
+    assert np.allclose(effect, scores[:, 1])
+    with (
+        pytest.warns(UserWarning, match="without row 0"),
+        pytest.raises(FloatingPointError, match=r"other weights that are NaN .* row has no score"),
+    ):
+        method.reweight(X_TEST, np.ones(4), weights=[0, 1, 1])
+
+
+@each_method
+def test_every_method_relabels_or_says_why_not(cls):
+    """Nothing happens with the own label, and something with the other."""
+    name, found, test = cls.__name__, fitted(cls), (X[:4], CLASSES[:4])
     if name in WITHOUT_TARGETS:
         with pytest.raises(TypeError, match=f"{name} (cannot tell|does not know) what another"):
             found.relabel(*test, rows=[5], targets=[1 - CLASSES[5]])

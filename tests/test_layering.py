@@ -42,6 +42,7 @@ ORDER = [
     "row_gradients",
     "objective",
     "top_rows",
+    "views",
     "checked_rows",
     "preparation",
     "last_call",

@@ -14,6 +14,7 @@ from test_layering import FILES, GUIDE, layer
 from torch import nn
 
 import fimoda
+from fimoda.views import TreeView
 
 METHODS = {
     "FurtherTraining": {"n_epochs": 1, "n_seeds": 2, "leave_out": 3, "compile": False},
@@ -68,7 +69,7 @@ def test_at_most_eight_files_below_the_method(name):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(24, 4)), rng.integers(3, size=24)
     method, model = getattr(fimoda, name), {}
-    if not method._of_trees:  # which grow some by default
+    if method._sees is not TreeView:  # which grow some by default
         model = {"estimator": tanh_network(4, 6, 3), "criterion": nn.CrossEntropyLoss()}
     attributor = method(random_state=0, **model, **METHODS[name])
     attributor.fit(X, y)  # imports what torch imports late

@@ -150,7 +150,7 @@ class AXIL(BaseTrees):
             the targets have above s that is weighted, and s is added.
         """
         check_is_fitted(self, "model_")
-        blocks = self._blocks(self._test(X, None), self._bytes_of_row)
+        blocks = self._test(X, None).blocks(self.memory_budget, self._bytes_of_row)
         return np.concatenate([self._weights(self.model_.leaves(b.inputs)) for b in blocks])
 
     def _fit(self) -> None:
@@ -222,7 +222,7 @@ class AXIL(BaseTrees):
     def _changed(self, test: Measured, rows: Any, moves: Floats) -> Floats:
         """Return the effects (n_test, k) of targets of rows that move by (C, k)."""
         found = []
-        for block in self._blocks(test, self._bytes_of_row):
+        for block in test.blocks(self.memory_budget, self._bytes_of_row):
             leaves = self.model_.leaves(block.inputs)
             changes = self._weights(leaves)[:, rows] * moves[:, None]
             found.append(differences(block, self.model_.ensemble.outputs(leaves), changes))

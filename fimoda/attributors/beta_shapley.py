@@ -13,15 +13,21 @@ from torch import nn
 
 from .._validation import POSITIVE_REAL
 from ..batch_statistics import BatchStatistics
+from ..games.estimates import Estimate
+from ..games.exact import semivalues
 from ..games.scoring import Scoring
+from ..games.semivalues import sampled_semivalues
+from ..games.utility import Utility
 from ..games.weights import beta_probabilities
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from .data_shapley import DataShapley
+from .families.games import GameMixin
+from .families.trained_again import BaseTrainedAgain
 
 
-class BetaShapley(DataShapley):
+class BetaShapley(GameMixin, BaseTrainedAgain):
     r"""Value each row by what it adds to sets of the others, weighed by size with a Beta distribution.
 
     .. math:: \phi_i = \sum_{S \not\ni i} \frac{B(|S| + \beta, n - 1 - |S| + \alpha)}{B(\alpha, \beta)}
@@ -240,5 +246,13 @@ class BetaShapley(DataShapley):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
+    def _exactly(self, utilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        return semivalues(utilities, self._probabilities())
+
+    def _sampled(self, utility: Utility, random_state: np.random.RandomState) -> Estimate:
+        given = self.sampling, self.truncation, self.memory_budget, random_state
+        return sampled_semivalues(utility, self._probabilities(), *given, self._settled)
+
     def _probabilities(self) -> NDArray[np.float64]:
+        """Return the part (n,) of each number of other rows, which sum to one."""
         return beta_probabilities(len(self._objective), float(self.alpha), float(self.beta))

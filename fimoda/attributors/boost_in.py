@@ -13,8 +13,8 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..trees import BoostingRun, LeafSums, Leaving, Member, Relabelled, RowChange, slopes
 from ..trees.ensemble import Leaves
-from .families.boosting import BaseBoosting
-from .families.trees import Floats
+from .families.boosting import BoostingMixin
+from .families.trees import BaseTrees, Floats
 
 
 def boost_in_scores(
@@ -38,7 +38,7 @@ def boost_in_scores(
     return scores.total().T
 
 
-class BoostIn(BaseBoosting):
+class BoostIn(BoostingMixin, BaseTrees):
     r"""Sum what each training row did for a test row in each round, by the leaf that they shared.
 
     .. math:: S_{z,i} = \sum_t \nabla m_z(F_{t-1}(z))^\top
@@ -121,7 +121,7 @@ class BoostIn(BaseBoosting):
     )
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseBoosting._parameter_constraints,
+        **BoostingMixin._parameter_constraints,
         "shrunken": ["boolean"],
     }
 
@@ -162,7 +162,7 @@ class BoostIn(BaseBoosting):
         """Return the scores (n_test, n) of a change of each row."""
         run, found = member.run, []
         stages = 4 * run.boosting.n_outputs * (run.boosting.n_rounds - run.first)
-        for block in self._blocks(test, self._bytes_of_row(run) + 8 * stages):
+        for block in test.blocks(self.memory_budget, self._bytes_of_row(run) + 8 * stages):
             leaves = member.leaves(block)
             found.append(boost_in_scores(run, block, leaves, change, self.shrunken))
         return found[0] if len(found) == 1 else np.concatenate(found)

@@ -22,13 +22,14 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import means_of_groups
-from .families.games import BaseGame
+from .families.games import GameMixin
+from .families.trained_again import BaseTrainedAgain
 
 #: Sets of the first round of n_samples="auto", and most of them in all.
 FIRST, MOST = 512, 65_536
 
 
-class DataBanzhaf(BaseGame):
+class DataBanzhaf(GameMixin, BaseTrainedAgain):
     r"""Value each row by what it adds to a random set of the others, all sets being equally likely.
 
     .. math:: \phi_i = \frac{1}{2^{n-1}} \sum_{S \not\ni i} \bigl( v(S \cup i) - v(S) \bigr)
@@ -174,7 +175,7 @@ class DataBanzhaf(BaseGame):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseGame._parameter_constraints,
+        **GameMixin._parameter_constraints,
         "max_seconds": [POSITIVE_REAL, None],
     }
 

@@ -23,10 +23,11 @@ from ..games.weights import beta_probabilities
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from .families.games import BaseGame
+from .families.games import GameMixin
+from .families.trained_again import BaseTrainedAgain
 
 
-class DataShapley(BaseGame):
+class DataShapley(GameMixin, BaseTrainedAgain):
     r"""Share what all training rows achieve among them, by what each adds on average over all orders.
 
     .. math:: \phi_i = \frac{1}{n} \sum_{S \not\ni i} \binom{n-1}{|S|}^{-1}
@@ -180,7 +181,7 @@ class DataShapley(BaseGame):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseGame._parameter_constraints,
+        **GameMixin._parameter_constraints,
         "sampling": [StrOptions(set(GROUP_SIZES))],
         "truncation": [NON_NEGATIVE_REAL],
         "max_seconds": [POSITIVE_REAL, None],
@@ -249,5 +250,5 @@ class DataShapley(BaseGame):
         return sampled_semivalues(utility, self._probabilities(), *given, self._settled)
 
     def _probabilities(self) -> NDArray[np.float64]:
-        """Return the part (n,) of each number of other rows, which sum to one; `BetaShapley` has others."""
+        """Return the part (n,) of each number of other rows, which sum to one."""
         return beta_probabilities(len(self._objective), 1.0, 1.0)

@@ -24,7 +24,8 @@ from ..training.random_subsets import require_both
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes
 from ..training.subset_regression import FOLDS
-from .families.retraining import OF_SUBSETS, BaseRetraining
+from .families.subsets import OF_SUBSETS, SubsetsMixin
+from .families.trained_again import BaseTrainedAgain
 
 Array = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ class Started(Measured):
         return Started(self.rows[key], self.measure, self.prior[key])
 
 
-class Datamodel(BaseRetraining):
+class Datamodel(SubsetsMixin, BaseTrainedAgain):
     r"""Regress what models of random subsets measure on the rows that they were trained on.
 
     .. math:: m_z(S_k) \approx b_z + \sum_i w_{z,i}\, 1[i \in S_k], \qquad S_{z,i} = -w_{z,i}
@@ -193,7 +194,7 @@ class Datamodel(BaseRetraining):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseRetraining._parameter_constraints,
+        **BaseTrainedAgain._parameter_constraints,
         **OF_SUBSETS,
         "prior": [BaseAttributor, None],
         "regression": [StrOptions({"lasso", "ridge"})],

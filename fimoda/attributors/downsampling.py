@@ -16,10 +16,11 @@ from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes, means_of_groups
-from .families.retraining import OF_SUBSETS, BaseRetraining
+from .families.subsets import OF_SUBSETS, SubsetsMixin
+from .families.trained_again import BaseTrainedAgain
 
 
-class Downsampling(BaseRetraining):
+class Downsampling(SubsetsMixin, BaseTrainedAgain):
     r"""Compare models trained on random subsets without a row with those trained on subsets with it.
 
     .. math:: S_{z,i} = \operatorname{mean}_{k:\, i \notin S_k} m_z(S_k)
@@ -151,7 +152,7 @@ class Downsampling(BaseRetraining):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseRetraining._parameter_constraints,
+        **BaseTrainedAgain._parameter_constraints,
         **OF_SUBSETS,
     }
 

@@ -208,7 +208,7 @@ class EnsembleAttributor(AroundMixin, BaseAttributor):
             seeds = start.seeds
         model = last_step(self.estimator_)
         if not is_network(self.estimator_):
-            X, y, weights = self._seen_rows
+            X, y, weights = self._rows_of_last_step
             return Ensemble([refit(model, X, y, weights, seed) for seed in seeds], [], seeds)
         if setting := own_training(model):
             warnings.warn(
@@ -297,7 +297,7 @@ def fit_member(
     run: Trajectory | None = None,
     **params: Any,
 ) -> BaseAttributor:
-    """Return the method, fitted to one model on the rows that `owner` has seen (``_seen_rows``).
+    """Return the method, fitted to one model on the rows that `owner` has seen.
 
     It has the owner's measurement, and the criterion where the model does not know its own.
     """
@@ -318,5 +318,5 @@ def fit_member(
     }
     if run is not None and "trajectory" in known:
         params["trajectory"] = run
-    X, y, weights = owner._seen_rows
+    X, y, weights = owner._rows_of_last_step
     return member.set_params(**params).fit(X, y, weights)

@@ -20,11 +20,12 @@ from .._validation import (
     check_leave_out,
     check_seeds,
 )
+from ..adapters import RefittableModel, continues_itself
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.batches import LeaveOutMode
-from ..training.continued import continued_runs
+from ..training.continued import continued_run, continued_runs
 from ..training.further import FurtherRuns, further_runs
 from ..training.optimizers import LearningRate
 from ..training.outcomes import standard_error
@@ -33,13 +34,14 @@ from ..training.run import WAYS, Way
 from ..training.without_groups import without_groups
 from ..training.workers import Workers
 from ..trials import Trial
-from .families.further_training import BaseFurtherTraining, GoesOnMixin
+from ..views import GradientView, PredictionView, View
+from .families.further_training import BaseFurtherTraining
 
 #: Parameters that say what is trained and measured; the others say how to train.
 _WHAT = "estimator", "measurement", "criterion"
 
 
-class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
+class FurtherTraining(BaseFurtherTraining):
     r"""Train the final model further with and without each row, and compare.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
@@ -265,6 +267,31 @@ class FurtherTraining(GoesOnMixin, BaseFurtherTraining):
         self.max_seconds = max_seconds
         self.n_jobs = n_jobs
         self.verbose = verbose
+
+    # ---- the model --------------------------------------------------------------------------
+
+    def _view(self, estimator: Any) -> View:
+        if continues_itself(estimator):
+            return PredictionView(estimator, "last")
+        return GradientView(estimator)
+
+    @property
+    def _goes_on(self) -> bool:
+        """True if the model goes on by itself, and takes no steps of an optimiser."""
+        return isinstance(self.model_, RefittableModel)
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        if self._goes_on:
+            self._own_run = continued_run(self, *self._seen_rows)
+
+    def _in_epochs(self, n_steps: int) -> float:
+        """Return the epochs of so many steps; where no optimiser takes them they are epochs or rounds."""
+        run = self._own_run if self._goes_on else self._run()
+        return run.n_epochs(n_steps)
+
+    def _mean_shares(self) -> NDArray[np.float64]:
+        return super()._mean_shares() if self._goes_on else self._row_shares()
 
     # ---- fit --------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import nn
 from .._arrays import check_rows, n_rows
 from .._validation import POSITIVE_INTEGER, StrOptions, check_weights
 from ..adapters import default_neighbours
+from ..base import BaseAttributor
 from ..games.nearest import of_mean, of_vote
 from ..last_call import of_last_call
 from ..measured import Measured
@@ -20,13 +21,13 @@ from ..measurements import Measurement
 from ..model import DEFAULT_BUDGET
 from ..rows import RawRows, SeveralInputs
 from ..trials import Trial
-from .families.refittable import BaseRefittable
+from ..views import View, refitted_view
 
 #: Arrays of float64 of the size of the scores that are alive at a time.
 _ARRAYS = 8
 
 
-class KNNShapley(BaseRefittable):
+class KNNShapley(BaseAttributor):
     r"""Share the vote of the k nearest rows among the training rows, exactly and for all test rows at once.
 
     .. math:: \phi_i = \frac{1}{n} \sum_{S \not\ni i} \binom{n-1}{|S|}^{-1}
@@ -100,11 +101,10 @@ class KNNShapley(BaseRefittable):
     intervention = "each training row added to sets of the others"
     _in_unit = False
     process = "a vote of the nearest rows, in which others take its place"
-    refit = "last"
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseRefittable._parameter_constraints,
-        "memory_budget": BaseRefittable._BUDGET_CONSTRAINTS["memory_budget"],
+        **BaseAttributor._parameter_constraints,
+        "memory_budget": BaseAttributor._BUDGET_CONSTRAINTS["memory_budget"],
         "n_neighbors": [POSITIVE_INTEGER],
         "metric": [str, callable],
         "weights": [StrOptions({"uniform"}), callable],
@@ -139,6 +139,9 @@ class KNNShapley(BaseRefittable):
             check_weights(sample_weight, np.zeros((n_rows(X), 1)))
             sample_weight = None  # of no use to nearest rows
         super()._prepare(X, y, sample_weight)
+
+    def _view(self, estimator: Any) -> View:
+        return refitted_view(estimator, "last")
 
     def _default(self, y: NDArray[Any]) -> Any:
         return default_neighbours(y, self.n_neighbors)

@@ -6,11 +6,11 @@ import numpy as np
 
 from ..measured import Measured
 from ..trees import Leaving, Member, Relabelled, RowChange, row_derivatives, slopes
-from .families.boosting import BaseBoosting
-from .families.trees import Floats
+from .families.boosting import BoostingMixin
+from .families.trees import BaseTrees, Floats
 
 
-class LeafInfluence(BaseBoosting):
+class LeafInfluence(BoostingMixin, BaseTrees):
     r"""Differentiate the whole run of boosting in the weight of each training row, with the splits held.
 
     .. math:: S_{z,i} = -w_i \nabla m_z^\top \frac{d F_T(z)}{d w_i}
@@ -101,7 +101,7 @@ class LeafInfluence(BaseBoosting):
         """Return the effects (n_test, n) of a change of each row."""
         run = member.run
         found = []
-        for block in self._blocks(test, self._bytes_of_row(run)):
+        for block in test.blocks(self.memory_budget, self._bytes_of_row(run)):
             leaves = member.leaves(block)
             cotangents = slopes(block, run.boosting.outputs(leaves))
             found.append(row_derivatives(run, cotangents, leaves, change))

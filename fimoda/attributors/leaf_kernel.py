@@ -155,7 +155,7 @@ class LeafKernel(BaseTrees):
         # the sparse product of one output at a time, and changed outputs three times
         bytes_of_row = 8 * changes[0].shape[1] * (3 * self.n_outputs_ + 2)
         found = []
-        for block in self._blocks(test, bytes_of_row):
+        for block in test.blocks(self.memory_budget, bytes_of_row):
             leaves = self.model_.leaves(block.inputs)
             shared, outputs = (
                 self._rows.forest.indicators(leaves),

@@ -13,14 +13,14 @@ from ..measurements import values
 from ..training.subset_outcomes import mean_and_error
 from ..trees import CACHED, Member, OtherRows, Relabelled
 from ..trials import Trial
-from .families.boosting import BaseBoosting
-from .families.trees import Floats
+from .families.boosting import BoostingMixin
+from .families.trees import BaseTrees, Floats
 
 #: Rows that are left out to see how long it takes.
 _TRIED = 16
 
 
-class LeafRefit(BaseBoosting):
+class LeafRefit(BoostingMixin, BaseTrees):
     r"""Run the boosting again without each training row, with the splits held, and compare.
 
     .. math:: S_{z,i} = m_z(F_T(z; D \setminus i)) - m_z(F_T(z; D))

@@ -22,10 +22,11 @@ from ..last_call import of_last_call
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.run import Way
-from .families.games import BaseGame
+from .families.games import GameMixin
+from .families.trained_again import BaseTrainedAgain
 
 
-class LeastCore(BaseGame):
+class LeastCore(GameMixin, BaseTrainedAgain):
     r"""Share what all rows achieve so that no set of rows gets much less than it achieves alone.
 
     .. math:: \min_{\phi, e} e \quad \text{so that} \quad \sum_i \phi_i = v(N) - v(\emptyset), \quad
@@ -167,7 +168,7 @@ class LeastCore(BaseGame):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseGame._parameter_constraints,
+        **GameMixin._parameter_constraints,
         "n_samples": [POSITIVE_INTEGER, StrOptions({"exact"})],
     }
 

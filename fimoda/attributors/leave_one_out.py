@@ -20,13 +20,14 @@ from ..training.optimizers import LearningRate
 from ..training.run import Way
 from ..training.subset_outcomes import SubsetOutcomes, mean_and_error
 from ..training.subsets import SubsetUnit
-from .families.retraining import BaseRetraining
+from .families.subsets import SubsetsMixin
+from .families.trained_again import BaseTrainedAgain
 
 #: Measurements that differ by less than this part of the largest are alike.
 _ALIKE = 1e-3
 
 
-class LeaveOneOut(BaseRetraining):
+class LeaveOneOut(SubsetsMixin, BaseTrainedAgain):
     r"""Train the model from scratch with and without each row, and compare.
 
     .. math:: S_{z,i} = \frac1R \sum_{r=1}^R
@@ -168,7 +169,7 @@ class LeaveOneOut(BaseRetraining):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseRetraining._parameter_constraints,
+        **BaseTrainedAgain._parameter_constraints,
         "leave_out": [POSITIVE_INTEGER, "array-like", range, None],
     }
 

@@ -18,6 +18,7 @@ from ..measured import Measured
 from ..measurements import Measurement
 from ..training.refining import SCALES, refine
 from ..trials import Trial
+from ..views import TreeView
 from .ensemble import fit_member
 from .families.around import AroundMixin
 from .further_training import FurtherTraining
@@ -209,7 +210,7 @@ class RefinedAttributor(AroundMixin, BaseAttributor):
 
     def _sizes(self, model: Any) -> NDArray[np.float64]:
         """Return how much each row matters (n,): squared gradients, or effects on itself."""
-        of_trees = self.approximation_._of_trees or self.approximation_._retrains
+        of_trees = self.approximation_._sees is TreeView or self.approximation_._retrains
         judge = self._inner(model) if of_trees else GradDot()
         return np.abs(fit_member(self, judge, model, measurement="loss").self_influence())
 

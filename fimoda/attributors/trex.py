@@ -260,7 +260,7 @@ class TREX(BaseTrees):
         """Return the effects (n_test, k) of rows that are changed by these numbers (k,) for each output."""
         bytes_of_row = 8 * self._features.shape[0] * (3 * self.n_outputs_ + 3)
         found = []
-        for block in self._blocks(test, bytes_of_row):
+        for block in test.blocks(self.memory_budget, bytes_of_row):
             leaves = self.model_.leaves(block.inputs)
             features = self._of_leaves(leaves)
             if self._landmarks is None:

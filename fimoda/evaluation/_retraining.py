@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..attributors.families.retraining import BaseRetraining
+from ..attributors.families.trained_again import BaseTrainedAgain
 from ..attributors.leave_one_out import LeaveOneOut
 from ..base import BaseAttributor
 from ..model import FinalModel
@@ -46,7 +46,7 @@ def as_train(
     return replace(trainer, measured=replace(trainer.measured, measure=measure))
 
 
-def retraining_method(train: Any) -> BaseRetraining:
+def retraining_method(train: Any) -> BaseTrainedAgain:
     """Return the retraining method that an estimator or attributor stands for."""
     if not isinstance(train, BaseAttributor):
         return LeaveOneOut(train)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._arrays import n_rows, take_rows
-from ..attributors.families.retraining import BaseRetraining
+from ..attributors.families.trained_again import BaseTrainedAgain
 from ..losses import RowLoss
 from ..training.retraining import SubsetTrainer
 from ._search import Rows
@@ -37,7 +37,7 @@ class Turning:
     @classmethod
     def of(
         cls,
-        method: BaseRetraining,
+        method: BaseTrainedAgain,
         train: tuple[Any, Any],
         test: tuple[Any, NDArray[Any]],
         seeds: list[int],
@@ -81,7 +81,7 @@ class Turning:
 
 
 def _trainer(
-    method: BaseRetraining,
+    method: BaseTrainedAgain,
     seeds: list[int],
     train: tuple[Any, Any],
     test: tuple[Any, NDArray[Any]],

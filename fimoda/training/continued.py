@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from .._identity import identity_of
 from .._validation import is_integer, warn_of_seeds
-from ..adapters import Continuing, OwnRows, RefittableModel, refit_outputs
+from ..adapters import (
+    Continuing,
+    OwnRows,
+    RefittableModel,
+    how_to_continue,
+    last_step,
+    refit_outputs,
+)
 from ..measured import Measured
 from ..measurements import values
+from ..rows import RawRows
 from .batches import FULL_DATA, LeaveOutMode
 from .choice import Agreed
 from .further import FurtherRuns, Trained, Unit, assemble, drawn_runs, probes
@@ -238,6 +246,17 @@ def continued_runs(
     if not run.is_random:
         known["max_seconds"] = None  # further seeds take no time
     return ContinuedRuns(run, list(map(int, epochs)), *drawn, **known)
+
+
+def continued_run(
+    method: Any, X: RawRows, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+) -> ContinuedRun:
+    """Return how the last step of a method's estimator goes on with its rows, checked for it."""
+    continuing = how_to_continue(last_step(method.estimator_))
+    refuse_steps(method, continuing)
+    rows = OwnRows(X, y, sample_weight)
+    continuing.check_rows(rows)
+    return ContinuedRun(continuing, method.model_, rows, method.leave_out_mode)
 
 
 def refuse_steps(method: Any, continuing: Continuing) -> None:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from joblib import wrap_non_picklable_objects
 from numpy.typing import NDArray
 
@@ -27,9 +26,8 @@ from ..adapters import (
     trained_in_stacks,
     unfitted,
 )
-from ..measured import Measure, Measured
+from ..measured import Measured
 from ..measurements import values
-from ..objective import Objective
 from ..rows import RawRows
 from .subset_outcomes import as_reading
 from .subsets import SubsetUnit, cut_units
@@ -160,18 +158,6 @@ def settings_given(method: Any, names: Sequence[str]) -> list[str]:
     if method.engine != "auto":
         given.append("engine")
     return given
-
-
-def require_finite(method: Any, objective: Objective, measure: Measure) -> None:
-    """Raise ValueError if what a method measures is not finite on the training rows."""
-    model = objective.model
-    if callable(method.measurement) or not model.loss.is_classifier:
-        return
-    if not torch.isfinite(values(measure, objective.outputs, objective.rows.targets)).all():
-        raise ValueError(
-            f"measurement={method.measurement!r} is not finite where a class has the probability 0 or "
-            f"1, as {type(method.estimator_).__name__} gives. Use measurement='loss' or 'output'."
-        )
 
 
 def refuse_settings_of_networks(method: Any, estimator: Any, refit: str) -> None:

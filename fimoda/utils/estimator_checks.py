@@ -21,6 +21,7 @@ from torch import nn
 
 from ..adapters import is_fitted
 from ..base import BaseAttributor
+from ..views import TreeView
 
 Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
@@ -86,7 +87,7 @@ def attributor_checks(attributor: BaseAttributor) -> Iterator[tuple[str, Callabl
     check : callable
     """
     for check in _CHECKS:
-        if attributor._of_trees and check is check_module_is_not_changed:
+        if attributor._sees is TreeView and check is check_module_is_not_changed:
             continue
         if not attributor._of_test_rows and check is check_without_targets:
             continue
@@ -98,7 +99,7 @@ def _problems(attributor: BaseAttributor) -> Iterator[tuple[str, Any, Rows]]:
     """Yield kinds of fitted models, with training rows and test rows."""
 
     def model_for(y: NDArray[Any], usual: Any) -> Any:
-        return attributor._default(y) if attributor._of_trees else usual
+        return attributor._default(y) if attributor._sees is TreeView else usual
 
     X, y = make_regression(30, 4, noise=5, random_state=0)
     rows = X, y, X[:_N_TEST] + 0.1, y[:_N_TEST]
@@ -243,7 +244,7 @@ def check_unfitted_model(attributor: BaseAttributor, model: Any, rows: Rows) -> 
 def check_fit_again(attributor: BaseAttributor, model: Any, rows: Rows) -> None:
     """Check that a second ``fit`` forgets the first."""
     X, y, X_test, y_test = rows
-    first = clone(model) if attributor._of_trees else model  # whose leaves know their rows
+    first = clone(model) if attributor._sees is TreeView else model  # whose leaves know their rows
     made = _with(attributor, first).fit(X[:-4] + 1, y[:-4])
     made.transform(X_test, y_test)
     expected = _with(attributor, model).fit(X, y).transform(X_test, y_test)

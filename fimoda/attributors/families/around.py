@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ...adapters import continues_itself, last_step
 from ...base import BaseAttributor
 from ...model import FinalModel
+from ...rows import RawRows
+from ...views import GradientView, TreeView, View
 
 if TYPE_CHECKING:
     _Attributor = BaseAttributor
 else:
     _Attributor = object
+
+
+@dataclass(frozen=True, eq=False)
+class InnerView(View):
+    """The last step of a Pipeline, as an inner method sees it; rows stay as this step takes them."""
+
+    inner: Callable[[Any], BaseAttributor]
+
+    @property
+    def leaves_rows(self) -> bool:
+        return True
+
+    def freeze(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        sample_weight: NDArray[Any] | None,
+        criterion: nn.Module | None,
+    ) -> FinalModel:
+        model = last_step(self.estimator)
+        view = self.inner(model)._view(model)
+        rows = X if view.leaves_rows else X.values  # then it says what it does not take
+        return view.freeze(rows, y, sample_weight, criterion)
+
+    def rows(self, X: Any, y: NDArray[Any] | None = None) -> Any:
+        return RawRows(self._transformed(X, y))
 
 
 class AroundMixin(_Attributor):
@@ -24,7 +56,7 @@ class AroundMixin(_Attributor):
     rows stay as they are: trees for methods of trees, predictions for those that fit or train it again.
     """
 
-    _seen_rows: tuple[Any, NDArray[Any], NDArray[Any] | None]
+    _keeps_rows = True
 
     @abstractmethod
     def _inner(self, estimator: Any) -> BaseAttributor:
@@ -32,19 +64,15 @@ class AroundMixin(_Attributor):
 
     def _default(self, y: NDArray[Any]) -> Any:
         inner = self._inner(None)
-        return inner._default(y) if inner._of_trees else super()._default(y)
+        return inner._default(y) if inner._sees is TreeView else super()._default(y)
 
-    def _takes_own_rows(self, estimator: Any) -> bool:
-        return continues_itself(estimator)
+    def _view(self, estimator: Any) -> View:
+        if continues_itself(estimator):
+            return InnerView(estimator, self._inner)
+        return GradientView(estimator)
 
-    def _freeze(self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None) -> FinalModel:
-        if not continues_itself(self.estimator_):
-            self._seen_rows = (X, y, sample_weight)
-            return super()._freeze(X, y, sample_weight)
-        self._seen_rows = (X.values, y, sample_weight)
-        model = last_step(self.estimator_)
-        inner = self._inner(model).__sklearn_clone__()
-        inner.set_params(estimator=model, criterion=self.criterion)
-        inner.estimator_ = model
-        rows = X if inner._leaves_rows(model) else X.values  # then it says what it does not take
-        return inner._freeze(rows, y, sample_weight)
+    @property
+    def _rows_of_last_step(self) -> tuple[Any, NDArray[Any], NDArray[np.float64] | None]:
+        """Training rows, targets and weights as the last step of a Pipeline takes them."""
+        X, y, sample_weight = self._seen_rows
+        return X.values if isinstance(X, RawRows) else X, y, sample_weight

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -38,8 +38,14 @@ from .trees import BaseTrees, Floats
 _ANEW = "training anew"
 
 
-class BaseBoosting(BaseTrees):
-    """Base of the methods that follow the run of boosting, of the final model or of several grown anew.
+if TYPE_CHECKING:
+    _Trees = BaseTrees
+else:
+    _Trees = object
+
+
+class BoostingMixin(_Trees):
+    """Mixin of methods of trees that follow the run of boosting, of the final model or of several grown anew.
 
     A method implements `_of_member` and `_relabelled_of_member`.
     """

@@ -18,25 +18,13 @@ from ..._validation import (
     check_is_fitted,
     in_steps,
 )
-from ...adapters import (
-    OwnRows,
-    RefittableModel,
-    as_refittable,
-    continues_itself,
-    how_to_continue,
-    last_step,
-)
 from ...base import BaseAttributor
 from ...batch_statistics import BatchStatistics, statistics_in
 from ...gradient_mode import with_gradients
 from ...last_call import of_last_call
 from ...measured import Measured
-from ...model import FinalModel
-from ...training.batches import LeaveOutMode
-from ...training.continued import ContinuedRun, refuse_steps
 from ...training.optimizers import LearningRate
 from ...training.outcomes import standard_error
-from ...training.refits import require_finite
 from ...training.run import Run, resolve_run
 from ...training.workers import Workers
 from ...trials import Trial
@@ -107,58 +95,6 @@ if TYPE_CHECKING:
     _FurtherTraining = BaseFurtherTraining
 else:
     _FurtherTraining = object
-
-
-class GoesOnMixin(_FurtherTraining):
-    """Mixin of methods that also take estimators that go on training by themselves.
-
-    Their rows are left as they are, and their outputs are predictions.
-    """
-
-    leave_out_mode: LeaveOutMode
-
-    _own_run: ContinuedRun
-
-    @property
-    def _goes_on(self) -> bool:
-        """True if the model goes on by itself, and takes no steps of an optimiser."""
-        return continues_itself(self.estimator_)
-
-    def _in_epochs(self, n_steps: int) -> float:
-        """Return the epochs of so many steps; where no optimiser takes them they are epochs or rounds."""
-        run = self._own_run if self._goes_on else self._run()
-        return run.n_epochs(n_steps)
-
-    def _mean_shares(self) -> NDArray[np.float64]:
-        return super()._mean_shares() if self._goes_on else self._row_shares()
-
-    def _takes_own_rows(self, estimator: Any) -> bool:
-        return continues_itself(estimator)
-
-    def _freeze(
-        self, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-    ) -> FinalModel:
-        if not self._goes_on:
-            return super()._freeze(X, y, sample_weight)
-        part = last_step(self.estimator_)
-        continuing = how_to_continue(part)
-        refuse_steps(self, continuing)
-        rows = OwnRows(X, y, sample_weight)
-        continuing.check_rows(rows)
-        model = as_refittable(part, X, y)
-        model.require_predictable(X)
-        self._own_run = ContinuedRun(continuing, model, rows, self.leave_out_mode)
-        return model
-
-    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
-        super()._prepare(X, y, sample_weight)
-        if self._goes_on:
-            require_finite(self, self._objective, self._measure)
-
-    def _test(self, X: Any, y: Any) -> Measured:
-        if isinstance(self.model_, RefittableModel):  # its complaints before those of this class
-            self.model_.require_predictable(self._model_rows(X))
-        return super()._test(X, y)
 
 
 class HorizonsMixin(_FurtherTraining):
@@ -257,7 +193,7 @@ class HorizonsMixin(_FurtherTraining):
     def _blocks(self, test: Measured, n_horizons: int) -> list[Measured]:
         """Return blocks of test rows whose vectors fit the memory budget."""
         vector = self.model_.n_parameters * self.model_.theta.element_size() * 8 * n_horizons
-        return test.split(max(1, self.memory_budget // vector))
+        return test.blocks(self.memory_budget, vector)
 
     def _scores(self, test: Measured) -> NDArray[np.float64]:
         return self._horizon_scores(test, self._steps[-1:])[0]

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,14 @@ from .trained_again import BaseTrainedAgain
 TOO_FEW = "its rows "
 
 
-class BaseGame(BaseTrainedAgain):
-    """Base of the methods that train on sets of the rows while `transform` runs, and value each row.
+if TYPE_CHECKING:
+    _TrainedAgain = BaseTrainedAgain
+else:
+    _TrainedAgain = object
+
+
+class GameMixin(_TrainedAgain):
+    """Mixin of methods that train on sets of the rows while `transform` runs, and value each row.
 
     A subclass says how values follow from the utilities of all sets (`_exactly`), and of some
     (`_sampled`).

@@ -39,13 +39,14 @@ from ...training.refits import (
 from ...training.retraining import Retraining, SubsetTrainer
 from ...training.run import WAYS, Way, resolve_run
 from ...training.subsets import StackedRetraining
-from .refittable import BaseRefittable
+from ...views import View, refitted_view
 
 
-class BaseTrainedAgain(BaseRefittable):
+class BaseTrainedAgain(BaseAttributor):
     """Base of the methods that train the model again: `_retrained_with` some seeds.
 
-    A subclass says on which rows, and what becomes of it (`_fit` and `_scores`).
+    A network alone is trained as a stack, any other estimator by its own ``fit``. A subclass says on which
+    rows, and what becomes of it (`_fit` and `_scores`).
     """
 
     _retrains = True
@@ -93,8 +94,22 @@ class BaseTrainedAgain(BaseRefittable):
     n_jobs: int | None
     verbose: int
 
-    def _refuse_settings(self) -> None:
-        refuse_settings_of_networks(self, self.estimator_, self.refit)
+    # ---- the model --------------------------------------------------------------------------
+
+    def _view(self, estimator: Any) -> View:
+        return refitted_view(estimator, self.refit)
+
+    @property
+    def _in_stacks(self) -> bool:
+        """True if a network alone is trained again, and no estimator by its own ``fit``."""
+        return not isinstance(self.model_, RefittableModel)
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> None:
+        super()._prepare(X, y, sample_weight)
+        if not self._in_stacks:
+            refuse_settings_of_networks(self, self.estimator_, self.refit)
+
+    # ---- training ---------------------------------------------------------------------------
 
     def _retrained_with(self, seeds: list[int]) -> Retraining:
         """Return how this model is trained on a subset."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,8 +35,14 @@ OF_SUBSETS: dict[str, list[Any]] = {
 }
 
 
-class BaseRetraining(BaseTrainedAgain):
-    """Base of the methods that retrain: `fit` trains on subsets, `transform` measures the models.
+if TYPE_CHECKING:
+    _TrainedAgain = BaseTrainedAgain
+else:
+    _TrainedAgain = object
+
+
+class SubsetsMixin(_TrainedAgain):
+    """Mixin of methods that train on subsets: `fit` does so, `transform` measures the models.
 
     A subclass turns what was measured into scores (`_scores_of`), and may say which subsets to train
     on (`_subsets`; random ones by default).
