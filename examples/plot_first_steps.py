@@ -83,8 +83,8 @@ found.table(wrong, k=3)
 # %%
 # Which method may be trusted, on this model?
 # -------------------------------------------
-# All methods beside a small gold standard. The last line is the fastest of those that agree with it
-# as well as the best.
+# The usual methods for such a model beside a small gold standard. The last line is the fastest of
+# those that agree with it as well as the best.
 
 compared = compare_methods(model, train, y_train, test, y_test, leave_out=40, random_state=0)
 print(compared)

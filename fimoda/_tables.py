@@ -28,7 +28,7 @@ def check_dtypes(asked: Collection[str]) -> dict[str, Any]:
     try:
         import pandas as pd
     except ImportError:
-        raise UsageError('reading tables needs pandas: pip install "fimoda[pandas]".') from None
+        raise UsageError("reading tables needs pandas: pip install pandas.") from None
     found = {}
     for one in asked:
         column, _, name = one.rpartition("=")

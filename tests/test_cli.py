@@ -238,7 +238,7 @@ def test_no_report_without_the_libraries(folder, capsys, monkeypatch):
     """Nothing is computed first."""
     monkeypatch.setattr("fimoda.report.page.find_spec", lambda name: None)
     assert main(given(folder, "report", model="none.pkl", out="none.html")) == 2
-    assert 'pip install "fimoda[report]"' in capsys.readouterr().err
+    assert 'pip install ".[report]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

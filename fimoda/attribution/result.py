@@ -157,7 +157,8 @@ class Attribution:
         """Write one page of HTML that can be mailed: facts, rows, charts and tables; return its path.
 
         The page loads nothing and sends nothing; tables are sorted, searched and exported in it. It needs
-        Jinja2, matplotlib and pandas: ``pip install "fimoda[report]"``. Whatever the data hold is text to it.
+        Jinja2, matplotlib and pandas (the extra "report": ``pip install ".[report]"`` in the checkout).
+        Whatever the data hold is text to it.
 
         Parameters
         ----------

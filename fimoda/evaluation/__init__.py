@@ -1,1 +1,1 @@
-"""Agreement of scores with a gold standard."""
+"""Judging scores: agreement with training, removal of rows, wrong labels, metrics of a test set, noise."""

@@ -95,7 +95,10 @@ def require_libraries() -> None:
     """Raise ImportError, with what to install, where a report's libraries are missing."""
     missing = [name for name in ("jinja2", "matplotlib", "pandas") if find_spec(name) is None]
     if missing:
-        raise ImportError(f'a report needs {", ".join(missing)}: pip install "fimoda[report]".')
+        raise ImportError(
+            f'a report needs {", ".join(missing)}: install the extra "report" (in the checkout of fimoda: '
+            'pip install ".[report]").'
+        )
 
 
 _OWN = "Distribution of self-influence over training rows."
