@@ -171,7 +171,7 @@ def check_leave_out(leave_out: Any, n_rows: int, random_state: Any) -> NDArray[n
         leave_out,
         n_rows,
         "leave_out",
-        "None, a number of rows, or a list of row indices (integers)",
+        "None, a number of rows, or a list of row indices (integers), as numpy.flatnonzero makes of a mask",
     )
 
 

@@ -47,12 +47,13 @@ class AsEstimator(Preparation, TransformerMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        knows_rows = hasattr(self.estimator, "__sklearn_tags__")  # boosters are no estimators
-        if knows_rows and self._view(self.estimator).leaves_rows:
-            tags.input_tags = get_tags(self.estimator).input_tags
+        model = self._model_given
+        knows_rows = hasattr(model, "__sklearn_tags__")  # boosters are no estimators
+        if knows_rows and self._view(model).leaves_rows:
+            tags.input_tags = get_tags(model).input_tags
         else:
-            tags.input_tags.sparse = takes_sparse_rows(self.estimator)
-            trees = self.estimator is None and self._sees is TreeView
+            tags.input_tags.sparse = takes_sparse_rows(model)
+            trees = model is None and self._sees is TreeView
             tags.input_tags.allow_nan = trees and may_miss_values(self._default(np.zeros(2)))
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []

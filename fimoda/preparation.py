@@ -52,6 +52,7 @@ class Preparation:
     n_outputs_: int
     _objective: Objective
     _measure: Measure
+    _sample_weight: NDArray[np.float64] | None
     _seen_rows: tuple[Any, NDArray[Any], NDArray[np.float64] | None]
     _row_names: Any
     _row_texts: list[str] | None
@@ -60,12 +61,13 @@ class Preparation:
     def _prepare(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> None:
         """Freeze the model and encode the training rows."""
         self._seen = {}
-        estimator = self.estimator
+        estimator = self._model_given
         fitted = estimator is not None and is_fitted(estimator)
         raw = estimator is not None and self._view(estimator).leaves_rows
         rows = checked_rows(self, X, reset=True, raw=raw)
         y = check_targets(y, n_rows(rows))
         weights = check_weights(sample_weight, np.zeros((n_rows(rows), 1)))
+        self._sample_weight = weights
         if fitted:
             self.estimator_ = estimator
         else:
@@ -98,6 +100,11 @@ class Preparation:
         measurements.require_numbers(self.model_.loss, "the loss", outputs, targets[:2])
         measurements.require_numbers(self._measure, "measurement", outputs, targets[:2])
         view.check_measure(self._objective, self.measurement, self._measure)
+
+    @property
+    def _model_given(self) -> Any:
+        """The model that is attributed to, fitted or not; None stands for a default."""
+        return self.estimator
 
     @property
     def _own(self) -> Measured:

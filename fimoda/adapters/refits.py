@@ -95,6 +95,14 @@ def _learns(step: Any) -> bool:
     return bool(get_tags(step).requires_fit)
 
 
+def learns_before(estimator: Any) -> bool:
+    """Return whether a step of a Pipeline before its last one depends on the rows it is fitted to."""
+    estimator = _chosen(estimator)
+    if not isinstance(estimator, Pipeline):
+        return False
+    return any(_learns(step) for _, step in estimator.steps[:-1]) or learns_before(estimator[-1])
+
+
 def takes_pairs(estimator: Any) -> bool:
     """Return whether X has one column for each training row, as a precomputed kernel does."""
     if isinstance(estimator, TransformedTargetRegressor) and estimator.regressor is not None:

@@ -19,8 +19,8 @@ from ..measurements import Measurement
 from ..training.ensemble import Ensemble
 from ..training.joint_distance import joint_distance
 from ..training.outcome_samples import BLOCK, OutcomeSamples
-from .ensemble import fit_member, models_and_runs
-from .families.around import AroundMixin
+from .ensemble import fit_member
+from .families.around import AroundMixin, models_and_runs
 from .leaf_influence import LeafInfluence
 from .of_trees import method_of_trees
 from .unrolled_differentiation import UnrolledDifferentiation
@@ -49,7 +49,7 @@ class DistributionalInfluence(AroundMixin, BaseAttributor):
     ----------
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
-        small MLP.
+        small MLP, or the first of `models`.
     method : attributor or list of attributors, default=None
         What predicts, unfitted; its ``estimator``, ``measurement`` and ``criterion`` are set here.
         A list has one method a model, for example `UnrolledDifferentiation` from the initial

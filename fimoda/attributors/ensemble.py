@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -36,7 +36,7 @@ from ..training.outcomes import standard_error
 from ..training.recording import Checkpoints
 from ..training.run import resolve_run
 from ..trajectory import Trajectory
-from .families.around import AroundMixin
+from .families.around import AroundMixin, models_and_runs
 from .grad_dot import GradDot
 from .of_trees import method_of_trees
 
@@ -59,7 +59,8 @@ class EnsembleAttributor(AroundMixin, BaseAttributor):
     ----------
     estimator : object, default=None
         Fitted model; an unfitted scikit-learn or skorch estimator is cloned and fitted. None is a
-        small MLP. It says what is trained, and is not one of the models.
+        small MLP, or the first of `models`. It says what is trained and measured, and need not be one of the
+        models.
     attributor : attributor, default=None
         The method, unfitted; `GradDot` by default, `LeafInfluence` for boosted trees and `LeafKernel` for
         forests. Its ``estimator``, ``measurement``, ``criterion``
@@ -279,15 +280,6 @@ class EnsembleAttributor(AroundMixin, BaseAttributor):
 
     def _self_influence(self) -> NDArray[np.float64]:
         return np.mean([member._self_influence() for member in self.members_], axis=0)
-
-
-def models_and_runs(given: Ensemble | Sequence[Any]) -> tuple[list[Any], list[Trajectory | None]]:
-    """Return the models, and their trajectories as far as they are not their own."""
-    runs = given.trajectories if isinstance(given, Ensemble) else []
-    models = list(given.models if isinstance(given, Ensemble) else given)
-    if not models:
-        raise ValueError("models must hold at least one fitted model, got none.")
-    return models, list(runs) or [None] * len(models)
 
 
 def fit_member(

@@ -23,6 +23,7 @@ from .._validation import (
     check_seeds,
 )
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
+from ..curvature.ends import Ends
 from ..curvature.kinks import kink_sharpness
 from ..curvature.row_changes import LeftOut, Relabelled, RowChange
 from ..curvature.run_derivatives import Unrolled, growth_of
@@ -40,6 +41,9 @@ from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.
 KINK_SMOOTHING = 400.0
+
+#: Runs of ``measurement_draws="auto"``.
+N_ENDS = 4
 
 #: Test rows that walk back through a run together; a unit of work.
 BLOCK = 64
@@ -121,6 +125,11 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         For ``order="expected"``, where a row's gradient depends on chance, by dropout or by the rows that
         share the statistics of its batch: all rows are gone through so many times a block, first as the run
         has them, then in batches and with noise of other draws. More have less noise, and take longer.
+    measurement_draws : int or "auto", default="auto"
+        For ``order="expected"``: measurements of test rows are differentiated where so many runs end, the
+        walk's own and others that are trained beside it. The gradient of a test row depends on the run, most
+        of all near kinks. "auto" is 4 from the final model, and 1 from another start, where runs end in
+        other places.
     max_growth : float, "auto" or None, default="auto"
         For ``order="expected"``: over an epoch a vector grows by this factor at most on its way back. The
         vectors of a run grow in a few epochs, at kinks above all, of which other runs know nothing and where
@@ -232,6 +241,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         "blocks_per_epoch": [POSITIVE_INTEGER],
         "curvature_batches": [POSITIVE_INTEGER],
         "gradient_draws": [POSITIVE_INTEGER],
+        "measurement_draws": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "max_growth": [POSITIVE_REAL, StrOptions({"auto"}), None],
         "n_test_components": [POSITIVE_INTEGER, OPEN_SHARE, None],
         "mode": [StrOptions({"auto", "adjoint", "forward"})],
@@ -251,6 +261,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         blocks_per_epoch: int = 1,
         curvature_batches: int = 1,
         gradient_draws: int = 4,
+        measurement_draws: int | str = "auto",
         max_growth: float | str | None = "auto",
         n_test_components: float | None = None,
         mode: str = "auto",
@@ -283,6 +294,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         self.blocks_per_epoch = blocks_per_epoch
         self.curvature_batches = curvature_batches
         self.gradient_draws = gradient_draws
+        self.measurement_draws = measurement_draws
         self.max_growth = max_growth
         self.n_test_components = n_test_components
         self.mode = mode
@@ -318,19 +330,35 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
             needed, other = sum(self._bytes_back(len(self._steps))), "use GradDot or EKFACInfluence"
         require_memory(needed, self.memory_budget, self._steps[-1], other)
         self._forward: list[Unrolled] = []  # by seed, once walked
+        self._ends = [Ends({}) for _ in self.seeds_]
         if self.mode == "forward":
             self._walk_forward()
         else:  # a run that diverges, or an optimiser that has no derivative, shows now
             last = self._steps[-1]
             jobs = [delayed(check_run)(self._full_run, seed, last) for seed in self.seeds_]
             self._workers.do(self._workers.shown(jobs))
+        if (n_others := self._n_ends() - 1) > 0:
+            given = self._steps, n_others
+            jobs = [delayed(Ends.of)(self._full_run, seed, *given) for seed in self.seeds_]
+            self._ends = self._workers.do(self._workers.shown(jobs))
 
     def _bytes_forward(self) -> int:
         n_rows = len(self.train_indices_)
         return bytes_forward(self._full_run, self._steps[-1], len(self._steps), n_rows)
 
     def _bytes_back(self, n_horizons: int) -> tuple[int, int]:
-        return bytes_back(self._full_run, self._steps[-1], n_horizons)
+        fixed, each = bytes_back(self._full_run, self._steps[-1], n_horizons)
+        others = self._n_ends() - 1
+        known = self._full_run.bytes_of(others * len(self.seeds_) * len(self._steps))
+        return fixed + known, each + (self._full_run.bytes_of(1) if others else 0)
+
+    def _n_ends(self) -> int:
+        """Return the number of runs that `measurement_draws` asks for, with that of the walk."""
+        if self.order == "own":
+            return 1
+        if self.measurement_draws == "auto":
+            return N_ENDS if self.start is None else 1
+        return int(self.measurement_draws)
 
     def _walk_forward(self) -> None:
         """Find the tangents of all left-out rows, by one walk a seed."""
@@ -369,7 +397,7 @@ class UnrolledDifferentiation(HorizonsMixin, BaseFurtherTraining):
         held = self._held_growth()
         how = self._kinks, n_blocks, self.curvature_batches, self.gradient_draws, held
         walk = WalkBack(self._full_run, horizons, change, *how)
-        given = self.seeds_, test, together, self.n_test_components, self._workers
+        given = self.seeds_, self._ends, test, together, self.n_test_components, self._workers
         found, self._seen["truncation_error_"] = walks_back(walk, *given)
         self._seen["growth_"] = growth_of(found, is_held=held is not None)
         return found

@@ -13,6 +13,7 @@ from ..measured import Measured
 from ..training.recorded import ObservedRun, RecordedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
+from .ends import Ends
 from .frozen_jacobians import FrozenJacobians, LinearizedModule
 from .linearized import LinearizedRun, require_memory
 from .row_changes import LeftOut, Relabelled, RowChange
@@ -41,7 +42,9 @@ class SteppedRun(LinearizedRun):
             recorded = RecordedRun(self.run, self.seed, horizons[-1])
             frozen = FrozenJacobians(self.run.model, self.kinks)
             order = OwnOrder(recorded, frozen, change)
-            return adjoint_scores(recorded, frozen, StateGradients(test), horizons, order).values
+            return adjoint_scores(
+                recorded, frozen, StateGradients(test), Ends({}), horizons, order
+            ).values
 
     def changes(self, horizons: Sequence[int]) -> tuple[Tensor, Tensor]:
         real, linear = (

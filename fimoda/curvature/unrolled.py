@@ -28,6 +28,7 @@ from ..training.workers import Workers, one_thread
 from .adjoints import Adjoints
 from .batch_hessian import BatchHessian, batch_hessian
 from .components import Components, OfCombinations, Starts
+from .ends import Ends
 from .row_changes import RowChange
 from .run_derivatives import Unrolled
 from .second_moments import batch_second_moment
@@ -56,7 +57,7 @@ class WalkBack:
     n_draws: int = 1
     max_growth: float | None = None
 
-    def __call__(self, seed: int, starts: Starts) -> Unrolled:
+    def __call__(self, seed: int, starts: Starts, ends: Ends) -> Unrolled:
         """Return the scores (n_horizons, m, n_columns) of a seed for m vectors, by one worker."""
         run, horizons = self.run, self.horizons
         with ready(run, seed, horizons[-1], self.kinks) as given:
@@ -65,12 +66,13 @@ class WalkBack:
             else:
                 length, k = ceil(run.steps_per_epoch / self.n_blocks), len(horizons) * len(starts)
                 order = ExpectedOrder(*given, self.change, length, k, self.n_batches, self.n_draws)
-            return adjoint_scores(*given, starts, horizons, order, self.max_growth)
+            return adjoint_scores(*given, starts, ends, horizons, order, self.max_growth)
 
 
 def walks_back(
     walk: WalkBack,
     seeds: Sequence[int],
+    ends: Sequence[Ends],
     test: Measured,
     together: int,
     n_test_components: float | None,
@@ -78,7 +80,8 @@ def walks_back(
 ) -> tuple[list[Unrolled], float]:
     """Return the scores of each seed, and what combinations of test rows leave out of them.
 
-    Walks start from so many test rows `together`, or from as many of their combinations (`Components`).
+    Walks start from so many test rows `together`, or from as many of their combinations (`Components`), as
+    they are measured at the `ends` of each seed.
     """
     components = None
     if n_test_components is not None:
@@ -86,7 +89,8 @@ def walks_back(
     starts: Sequence[Starts] = [StateGradients(rows) for rows in test.split(together)]
     if components is not None:
         starts = OfCombinations(test, components.weights, together).split(together)
-    jobs = [delayed(walk)(seed, one) for seed in seeds for one in starts]
+    pairs = zip(seeds, ends, strict=True)
+    jobs = [delayed(walk)(seed, one, own) for seed, own in pairs for one in starts]
     walks = workers.do(workers.shown(jobs))
     k = len(starts)
     found = [Unrolled.joined(walks[at : at + k]) for at in range(0, len(walks), k)]
@@ -294,25 +298,35 @@ def adjoint_scores(
     run: RecordedRun,
     hessian: BatchHessian,
     starts: Starts,
+    ends: Ends,
     horizons: Sequence[int],
     order: OwnOrder | ExpectedOrder,
     max_growth: float | None = None,
 ) -> Unrolled:
     """Return the scores (n_horizons, m, n_columns) of changed rows, by one walk back for all horizons.
 
-    For the m vectors that `starts` gives at each of these, which grow by `max_growth` an epoch at most.
+    For the m vectors that `starts` gives at each of these and at the `ends` of other runs, which grow by
+    `max_growth` an epoch at most.
     """
     adjoints = Adjoints(run, len(starts), len(horizons))
     shape = len(horizons), len(starts), order.change.n_columns
     scores = torch.zeros(shape, dtype=torch.float64, device=run.model.device)
     growth, thetas = 0.0, [run.last.theta]
-    adjoints.begin(starts(run.model.at(run.last.theta)))
+    adjoints.begin(_mean_start(starts, run, ends.beside(run.last.step, run.last.theta)))
     for moment in run.backwards():
         left_out, pulled = adjoints.step(hessian, order.pull, moment, order.rows(moment))
         order.push(scores[-adjoints.n_horizons :], moment, left_out, pulled)
         if moment.step % run.steps_per_epoch == 0:
             growth = max(growth, adjoints.grown(max_growth))
         if moment.step in horizons:
-            adjoints.begin(starts(run.model.at(moment.theta)))
+            adjoints.begin(_mean_start(starts, run, ends.beside(moment.step, moment.theta)))
             thetas.append(moment.theta)
     return Unrolled(scores, torch.stack(thetas[::-1]), growth)
+
+
+def _mean_start(starts: Starts, run: RecordedRun, thetas: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the vectors (m, p) that begin at several parameters."""
+    total = starts(run.model.at(thetas[0]))
+    for theta in thetas[1:]:
+        total += starts(run.model.at(theta))
+    return total.div_(len(thetas))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,13 @@ Train = Callable[[NDArray[np.bool_]], Outcomes]
 
 
 def as_train(
-    train: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, classification: bool
+    train: Any,
+    X_train: Any,
+    y_train: Any,
+    X_test: Any,
+    y_test: Any,
+    sample_weight: Any,
+    classification: bool,
 ) -> Train:
     """Return the function that trains on subsets: `train` itself, or that of its model.
 
@@ -35,7 +41,8 @@ def as_train(
         raise ValueError(
             f"{' and '.join(missing)} must be given to train {type(train).__name__} on subsets."
         )
-    trainer = retraining_method(train).trainer(X_train, y_train, X_test, y_test)
+    method = retraining_method(train)
+    trainer = method.trainer(X_train, y_train, X_test, y_test, sample_weight)
     model = trainer.retraining.way.model
     if classification != model.loss.is_classifier:
         task = "classification" if classification else "regression"
@@ -53,6 +60,12 @@ def retraining_method(train: Any) -> BaseTrainedAgain:
     if train._retrains:
         return train.__sklearn_clone__()
     return LeaveOneOut(getattr(train, "estimator_", train.estimator), criterion=train.criterion)
+
+
+def fitted_weights(methods: Iterable[Any]) -> NDArray[np.float64] | None:
+    """Return the weights of the rows that one of the methods was fitted with, if any was."""
+    known = (getattr(one, "_sample_weight", None) for one in methods)
+    return next((weights for weights in known if weights is not None), None)
 
 
 def _correct(model: FinalModel, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .._validation import StrOptions, check_random_state, checks_arguments
 from ..base import BaseAttributor
 from ..training.outcomes import standard_error
 from ..training.subset_outcomes import mean_and_error
-from ._retraining import Train, as_train
+from ._retraining import Train, as_train, fitted_weights
 from ._scores import Method, labelled, largest, score_matrix
 from ._tables import tidy
 
@@ -74,6 +74,7 @@ def subset_removal_curve(
     y_test: Any = None,
     *,
     X_train: Any = None,
+    sample_weight: ArrayLike | None = None,
     k: Sequence[int] = (1, 2, 5, 10, 20),
     task: Literal["classification", "regression"] = "classification",
     random_baseline: bool = True,
@@ -110,6 +111,9 @@ def subset_removal_curve(
         callable. The baseline of a classification needs `y_test` in any case.
     X_train : array-like, default=None
         The training rows; needed unless `train` is a callable.
+    sample_weight : array-like of shape (n_train,), default=None
+        Weights of the rows in training; by default those that `train` or one of the attributors was fitted
+        with.
     k : sequence of int, default=(1, 2, 5, 10, 20)
         Numbers of rows to remove, increasing.
     task : {"classification", "regression"}, default="classification"
@@ -155,7 +159,10 @@ def subset_removal_curve(
     flips = task == "classification"
     if random_baseline and flips:
         _check_two_classes(y_train, sizes[-1])
-    retrain = _Retraining(as_train(train, X_train, y_train, X_test, y_test, flips), n_train)
+    if sample_weight is None:
+        sample_weight = fitted_weights([train, *methods.values()])
+    trains = as_train(train, X_train, y_train, X_test, y_test, sample_weight, flips)
+    retrain = _Retraining(trains, n_train)
     full = retrain.measured(np.ones((1, n_train), dtype=bool))[0]  # (n_test, n_seeds)
     before = _mean(full)
     test_rows = np.flatnonzero((full > 0).all(1) if flips else np.isfinite(before))

@@ -38,13 +38,13 @@ class Turning:
     def of(
         cls,
         method: BaseTrainedAgain,
-        train: tuple[Any, Any],
+        train: tuple[Any, Any, NDArray[np.float64] | None],
         test: tuple[Any, NDArray[Any]],
         seeds: list[int],
         labels: NDArray[Any] | None,
         orders: Iterable[NDArray[np.int64]],
     ) -> Turning:
-        X, y = train
+        X, y, weights = train
         n, copies = n_rows(X), {}
         if labels is not None:
             pairs = {
@@ -55,10 +55,11 @@ class Turning:
             }
             copies = {pair: n + k for k, pair in enumerate(sorted(pairs))}
             y = np.concatenate([np.asarray(y), np.array([label for _, label in copies])])
-            X = take_rows(X, np.array([*range(n), *(row for row, _ in copies)]))
+            rows = np.array([*range(n), *(row for row, _ in copies)])
+            X, weights = take_rows(X, rows), None if weights is None else weights[rows]
         half = len(seeds) // 2
         search, fresh = (
-            _trainer(method, some, (X, y), test) for some in (seeds[:half], seeds[half:])
+            _trainer(method, some, (X, y, weights), test) for some in (seeds[:half], seeds[half:])
         )
         return cls(search, fresh, n, labels, copies)
 
@@ -83,13 +84,14 @@ class Turning:
 def _trainer(
     method: BaseTrainedAgain,
     seeds: list[int],
-    train: tuple[Any, Any],
+    train: tuple[Any, Any, NDArray[np.float64] | None],
     test: tuple[Any, NDArray[Any]],
 ) -> SubsetTrainer:
     """Return what trains with some seeds, and measures whether predictions turn."""
+    X, y, sample_weight = train
     with warnings.catch_warnings():  # copies of rows were not in its training
         warnings.filterwarnings("ignore", message=".* was trained on .* rows and is given")
-        trainer = method.set_params(n_seeds=seeds).trainer(*train, *test)
+        trainer = method.set_params(n_seeds=seeds).trainer(X, y, *test, sample_weight)
     model = trainer.retraining.way.model
     measure = partial(_turned, model.loss, model.threshold)
     return replace(trainer, measured=replace(trainer.measured, measure=measure))

@@ -244,7 +244,7 @@ def smallest_flip(
         orders["random"] = random_rows(attributor, likely, max_rows, rng)
     retrain = Turning.of(
         retraining_method(attributor if train is None else train),
-        (X_train, y_train),
+        (X_train, y_train, attributor._sample_weight),
         (X_test, predicted),
         seeds,
         labels,

@@ -137,6 +137,7 @@ def group_influence(
         How effects are found; "auto" is the last of the first three that the attributor knows.
     X_train, y_train : array-like, default=None
         The training rows and their targets; needed for "retraining", and `X_train` for a column's name.
+        Training has the weights that `attributor` was fitted with.
     train : estimator or attributor, default=None
         What "retraining" trains: a model, or, with its settings, that of a retraining method such as
         ``LeaveOneOut(net, n_epochs=20, n_seeds=3)``. By default the model of `attributor`, with the
@@ -237,6 +238,6 @@ def _retrained(
     check_training_rows(attributor, X_train, y_train)
     method = retraining_method(attributor if train is None else train)
     method.set_params(measurement=attributor.measurement)
-    trainer = method.trainer(X_train, y_train, X_test, y_test)
+    trainer = method.trainer(X_train, y_train, X_test, y_test, attributor._sample_weight)
     subsets = np.concatenate([np.ones((1, masks.shape[1]), dtype=bool), ~masks])
     return trainer.retraining.differences(subsets, trainer.measured)

@@ -47,10 +47,10 @@ class Classification(RowLoss):
         indices = order[np.minimum(position, len(order) - 1)]
         unseen = np.asarray(classes[indices] != y)
         if unseen.any():
-            found = sorted({str(label) for label in y[unseen]})[:5]
+            found = sorted({repr(label) for label in y[unseen].tolist()})[:5]
             raise ValueError(
                 f"y contains labels that the model was not trained on: {', '.join(found)}. "
-                f"Its classes are {', '.join(map(str, classes[:10]))}."
+                f"Its classes are {', '.join(map(repr, classes[:10].tolist()))}."
             )
         return indices.astype(np.int64)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from ..adapters import Answers, check_answers
+from ..adapters import Answers, check_answers, learns_before
 from ..attributors.exact_influence import ExactInfluence
 from ..attributors.of_trees import method_of_trees
 from ..base import BaseAttributor
@@ -33,7 +33,8 @@ class JackknifePlusRegressor(BaseIntervals):
     where :math:`q_{1-\alpha}` of n numbers is the :math:`\lceil (1 - \alpha)(n + 1) \rceil`-th smallest.
     If the rows are exchangeable and the predictions are those of real refits, it holds a new target with
     probability :math:`1 - 2\alpha` at least, and nearly always about :math:`1 - \alpha`. Refits they are by
-    default for linear models with squared error, from one fit; and with `LeaveOneOut`, which trains networks
+    default for linear models with squared error, from one fit, unless they come behind steps of a Pipeline
+    that learn from the rows, which stay as they are; and with `LeaveOneOut`, which trains networks
     as stacks of models, and fits other models again in every call (`CVPlusRegressor` with
     ``cv=sklearn.model_selection.LeaveOneOut()`` gives the same and keeps them).
 
@@ -114,8 +115,11 @@ class JackknifePlusRegressor(BaseIntervals):
 
     def _fit_without(self, sample: Sample) -> Floats:
         self.attributor_, self.scale_ = self._attributed(sample), 1.0
-        outputs = self._outputs(self.attributor_._own.inputs)
-        check_answers(self.estimator_, sample.X, Answers(self.attributor_.model_, outputs))
+        told = self._outputs(self.attributor_._test(sample.X, None).inputs)
+        check_answers(self.estimator_, sample.X, Answers(self.attributor_.model_, told))
+        outputs = self._outputs(
+            self.attributor_._own.inputs
+        )  # others, where steps are fitted crosswise
         own = np.asarray(self.attributor_.self_influence(), dtype=np.float64)[:, None]
         if self.cv is not None and not self._is_exact():
             known = CVPlusRegressor(self.estimator, cv=self.cv, random_state=self.random_state)
@@ -124,9 +128,13 @@ class JackknifePlusRegressor(BaseIntervals):
         return self._changed(outputs, own)[:, 0]
 
     def _is_exact(self) -> bool:
-        """Return whether scores come from training again, or from a Newton step of least squares."""
+        """Return whether scores come from training again, or from a Newton step of least squares.
+
+        Steps of a Pipeline that learn from rows stay as they are in the latter.
+        """
         model = self.attributor_.model_
         least_squares = model.recipe.solved and model.loss.constant_curvature(1) is not None
+        least_squares = least_squares and not learns_before(self.estimator_)
         return self.attributor_._retrains or (self.attributor is None and least_squares)
 
     def _scale(self, y: NDArray[Any], outputs: Floats, own: Floats, wanted: float) -> float:

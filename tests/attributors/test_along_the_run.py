@@ -17,8 +17,10 @@ from torch import nn
 from fimoda import (
     SOURCE,
     TRAK,
+    DistributionalInfluence,
     EKFACInfluence,
     EnsembleAttributor,
+    ExactInfluence,
     GradDot,
     Hydra,
     RepSim,
@@ -329,6 +331,28 @@ def test_errors_of_repsim():
 
 
 # ---- ensembles --------------------------------------------------------------------------------
+
+
+def test_models_need_no_estimator_beside_them():
+    """What is measured is the first model's, not that of a network that nobody asked for."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3))
+    y = X.sum(1) + rng.normal(size=40)
+    models = [Ridge(alpha).fit(X, y) for alpha in (0.1, 1.0, 10.0)]
+    mean = np.mean([ExactInfluence(one).fit(X, y).transform(X[:5], y[:5]) for one in models], 0)
+    method = ExactInfluence()
+    for whole in (
+        EnsembleAttributor(attributor=method, models=models),
+        DistributionalInfluence(method=method, models=models),
+    ):
+        assert_allclose(whole.fit(X, y).transform(X[:5], y[:5]), mean, rtol=1e-10)
+    X, y, ensemble = recorded()
+    given = {"attributor": GradDot(), "models": ensemble, "criterion": nn.CrossEntropyLoss()}
+    found = [
+        EnsembleAttributor(estimator, **given).fit(X, y).transform(X[:5], y[:5])
+        for estimator in (None, ensemble.models[1])
+    ]
+    assert_allclose(*found, rtol=1e-10)
 
 
 def test_an_ensemble_is_the_mean_over_its_models():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import reduce
 from itertools import combinations, product
 
 import numpy as np
@@ -42,14 +43,25 @@ def unrolled(net: nn.Module | None = None, **changes) -> UnrolledDifferentiation
         "order": "expected",
         "criterion": nn.MSELoss(),
         "kink_smoothing": None,
+        "measurement_draws": 1,
     }
     return UnrolledDifferentiation(network() if net is None else net, **settings | changes)
 
 
 def by_a_loop(
-    found: UnrolledDifferentiation, X, y, weights, block: int, n_batches: int = 1, most: float = 1e9
+    found: UnrolledDifferentiation,
+    X,
+    y,
+    weights,
+    block: int,
+    n_batches: int = 1,
+    most: float = 1e9,
+    others: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """Return the scores (n, n) of all rows for themselves, by dense Hessians, in blocks of steps."""
+    """Return the scores (n, n) of all rows for themselves, by dense Hessians, in blocks of steps.
+
+    Losses are differentiated where this run ends, and those of `others`, by their seeds.
+    """
     run = found._full_run
     module, sizes = run.model.module, [p.numel() for p in run.model.module.parameters()]
     names = [name for name, _ in module.named_parameters()]
@@ -62,20 +74,26 @@ def by_a_loop(
         outputs = torch.func.functional_call(module, dict(zip(names, parts, strict=True)), (X,))
         return (outputs[:, 0] - y) ** 2
 
+    def after(theta: Tensor, batch: Batch) -> Tensor:
+        w = torch.zeros(len(X)).double()
+        w[batch.rows] = batch.weights[0].double()
+        return theta - LR * torch.func.grad(lambda t: w @ losses(t))(theta)
+
     theta, thetas, hessians = run.model.theta, [], []
     E = run.steps_per_epoch
     batches = list(run.plan(0).batches(2 * E))
+    ends = [reduce(after, run.plan(seed).batches(2 * E), theta) for seed in others]
     for step, batch in enumerate(batches):
-        w, v = torch.zeros(2, len(X)).double()
-        w[batch.rows] = batch.weights[0].double()
+        v = torch.zeros(len(X)).double()
         for j in range(step, step + n_batches):
             rows = batches[step - step % E + j % E].rows
             v[rows] = torch.as_tensor(weights)[rows]
         thetas.append(theta)
         hessians.append(torch.func.hessian(lambda t, v=v: v @ losses(t) / v.sum())(theta))
-        theta = theta - LR * torch.func.grad(lambda t, w=w: w @ losses(t))(theta)
+        theta = after(theta, batch)
     s = torch.as_tensor(weights / weights.sum())
-    adjoints, scores = torch.func.jacrev(losses)(theta), torch.zeros(len(X), len(X)).double()
+    adjoints = torch.stack([torch.func.jacrev(losses)(end) for end in [theta, *ends]]).mean(0)
+    scores = torch.zeros(len(X), len(X)).double()
     gradients, last = torch.func.jacrev(losses), adjoints.norm(dim=1)
     for step in reversed(range(len(thetas))):
         middle = step - step % block + block // 2
@@ -96,6 +114,35 @@ def test_equals_the_loop(blocks):
     expected = by_a_loop(found, X, y, weights, block=3 // blocks)
     # a block is in the middle of its steps as they are walked, last to first
     assert relative(found.transform(X, y), expected) < 1e-10
+
+
+def test_measurements_where_several_runs_end():
+    X, y = data()
+    weights = np.random.default_rng(1).uniform(0.5, 2, N)
+    found = unrolled(measurement_draws=4).fit(X, y, weights)
+    others = np.random.SeedSequence(0, spawn_key=(1,)).generate_state(3)
+    expected = by_a_loop(found, X, y, weights, block=3, others=tuple(map(int, others)))
+    assert relative(found.transform(X, y), expected) < 1e-10
+    one = unrolled().fit(X, y, weights)
+    assert relative(one.transform(X, y), expected) > 1e-3
+    # at each horizon they are where runs are then, in any blocks and combinations of test rows
+    both = unrolled(measurement_draws=4, n_epochs=[1, 2], n_test_components=N - 2)
+    both = both.fit(X, y, weights).transform_horizons(X, y)
+    first = unrolled(measurement_draws=4, n_epochs=1).fit(X, y, weights).transform(X, y)
+    assert relative(both[0], first) < 0.2
+    assert relative(both[1], expected) < 0.2
+    all_rows = unrolled(measurement_draws=4, n_epochs=[1, 2]).fit(X, y, weights)
+    assert relative(all_rows.transform_horizons(X, y)[0], first) < 1e-10
+
+
+def test_number_of_ends():
+    X, y = data()
+    auto = {"measurement_draws": "auto"}
+    assert len(unrolled(**auto).fit(X, y)._ends[0].thetas[6]) == 3
+    assert not unrolled(**auto, start=network()).fit(X, y)._ends[0].thetas
+    assert not unrolled(**auto, order="own").fit(X, y)._ends[0].thetas
+    with pytest.raises(MemoryError, match="walking through 6 steps"):
+        unrolled(measurement_draws=100_000, memory_budget=10**6).fit(X, y)
 
 
 @pytest.mark.parametrize(("n_batches", "most"), [(2, None), (3, 0.7), (9, 0.5)])

@@ -377,6 +377,35 @@ def test_an_estimator_of_a_regression_is_trained_again(regression):
     assert_allclose(curves[0].effects, curves[1].effects, rtol=1e-6, atol=1e-9)
 
 
+def test_weights_of_the_fit():
+    rng = np.random.default_rng(0)
+    X, X_test = rng.normal(size=(60, 3)), rng.normal(size=(12, 3))
+    y, y_test = (X[:, 0] + rng.normal(size=60) > 0).astype(int), (X_test[:, 0] > 0).astype(int)
+    weights = np.where(y == 1, 6.0, 0.3)
+    model = LogisticRegression().fit(X, y, weights)
+    methods = {"exact": ExactInfluence(model).fit(X, y, weights)}
+    given = {"X_train": X, "k": [10, 20], "random_baseline": False}
+    found = subset_removal_curve(methods, model, y, X_test, y_test, **given)
+    scores = methods["exact"].transform(X_test, y_test)
+    for j, k in enumerate((10, 20)):
+        flipped = []
+        for z in found.test_rows:
+            kept = np.argsort(-scores[z], kind="stable")[k:]
+            again = LogisticRegression().fit(X[kept], y[kept], weights[kept])
+            flipped.append(again.predict(X_test[[z]])[0] != y_test[z])
+        assert ((found.effects[0, j] > 0) >= flipped).all()
+        if j == 0:
+            assert_array_equal(found.effects[0, j] > 0, flipped)
+    same = subset_removal_curve(
+        {"exact": scores}, model, y, X_test, y_test, sample_weight=weights, **given
+    )
+    assert_array_equal(same.effects, found.effects)
+    other = subset_removal_curve({"exact": scores}, model, y, X_test, y_test, **given)
+    assert not np.array_equal(other.test_rows, found.test_rows) or not np.array_equal(
+        other.effects, found.effects
+    )
+
+
 def test_errors_of_models_that_are_trained_again(classes):
     X, y, X_test, y_test = classes
     scores = {"m": np.zeros((len(X_test), len(X)))}

@@ -51,6 +51,26 @@ def removed(influence):
     return smallest_flip(influence, X_TEST[NEAR], **given(max_rows=8))
 
 
+def test_weights_of_the_fit():
+    weights = np.where(Y == "yes", 6.0, 0.3)
+    model = clone(MODEL).fit(X, Y, weights)
+    near = abs(model.decision_function(X_TEST)).argsort()[:4]
+    influence = ExactInfluence(model).fit(X, Y, weights)
+    for relabel in (False, True):
+        found = smallest_flip(influence, X_TEST[near], **given(max_rows=8), relabel=relabel)
+        assert (found.share > 0).any()
+        for z, rows in zip(near, found.rows, strict=True):
+            if rows is None:
+                continue
+            y, kept = Y.copy(), np.ones(N, dtype=bool)
+            if relabel:
+                y[rows] = np.where(y[rows] == "yes", "no", "yes")
+            else:
+                kept[rows] = False
+            again = clone(MODEL).fit(X[kept], y[kept], weights[kept])
+            assert again.predict(X_TEST[[z]]) != model.predict(X_TEST[[z]])
+
+
 def test_sets_turn_the_prediction(removed):
     assert (~np.isnan(removed.size)).any()
     for z, rows, size in zip(NEAR, removed.rows, removed.size, strict=True):

@@ -49,6 +49,25 @@ def without(rows):
     return np.setdiff1d(np.arange(N), rows)
 
 
+@pytest.mark.parametrize("given", [None, LeaveOneOut(Ridge(alpha=0.7).fit(X, Y), n_seeds=1)])
+def test_training_again_has_the_weights_of_the_fit(given):
+    weights = np.where(np.arange(N) < 30, 20.0, 0.05)
+    model = Ridge(alpha=0.7).fit(X, Y, weights)
+    influence = ExactInfluence(model).fit(X, Y, weights)
+    settings = {"method": "retraining", "X_train": X, "y_train": Y, "train": given}
+    found = group_influence(influence, GROUPS, X_TEST, Y_TEST, **settings)
+    before = (model.predict(X_TEST) - Y_TEST) ** 2
+    for effects, group in zip(found.effects.T, GROUPS, strict=True):
+        rows = without(group)
+        after = clone(model).fit(X[rows], Y[rows], weights[rows])
+        assert np.allclose(effects, (after.predict(X_TEST) - Y_TEST) ** 2 - before)
+    compared = compare_group_influence(
+        influence, GROUPS, X_TEST, Y_TEST, X_train=X, y_train=Y, train=given
+    )
+    errors = dict(zip(compared.methods, np.nanmax(compared.relative_error(), axis=1), strict=True))
+    assert errors["ExactInfluence, exact"] < 1e-6
+
+
 def norm(a):
     return float(np.linalg.norm(a))
 

@@ -16,13 +16,14 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestRegressor,
 )
+from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import KFold, ShuffleSplit
 from sklearn.model_selection import LeaveOneOut as EachRowOut
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler, TargetEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fimoda import (
@@ -204,6 +205,32 @@ def test_frames_pipelines_and_categories():
     refitted = CVPlusRegressor(pipeline, cv=EachRowOut()).fit(frame, y).predict_interval(test)
     assert kept.shape == (9, 2)
     np.testing.assert_allclose(kept, refitted, rtol=0.2, atol=10)  # the scaler is not refitted
+
+
+def test_steps_that_learn_are_no_refits():
+    """Columns are chosen by the targets of all rows: rows without themselves are predicted far too well."""
+    held, covered = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(260, 200)), rng.normal(size=260)
+        model = make_pipeline(SelectKBest(f_regression, k=15), LinearRegression())
+        found = JackknifePlusRegressor(model, random_state=0).fit(X[:60], y[:60])
+        lower, upper = found.predict_interval(X[60:], confidence_level=0.9).T
+        covered.append(np.mean((lower <= y[60:]) & (y[60:] <= upper)))
+        held.append(found.scale_)
+    assert min(held) > 1.5
+    assert 0.84 < np.mean(covered) < 0.97
+    plain = make_pipeline(FunctionTransformer(np.sinh), Ridge())
+    assert JackknifePlusRegressor(plain).fit(X[:, :3], y).scale_ == 1.0
+
+
+def test_steps_that_are_fitted_crosswise():
+    rng = np.random.default_rng(0)
+    X = rng.choice(list("abcdef"), (80, 2)).astype(object)
+    y = rng.normal(size=80) + 3 * (X[:, 0] == "a")
+    model = make_pipeline(TargetEncoder(target_type="continuous", random_state=0), Ridge())
+    lower, upper = JackknifePlusRegressor(model, random_state=0).fit(X, y).predict_interval(X).T
+    assert 0.8 < np.mean((lower <= y) & (y <= upper)) <= 1
 
 
 def test_weights():

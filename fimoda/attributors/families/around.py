@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from ...adapters import continues_itself, last_step
 from ...base import BaseAttributor
 from ...model import FinalModel
 from ...rows import RawRows
+from ...training.ensemble import Ensemble
+from ...trajectory import Trajectory
 from ...views import GradientView, TreeView, View
 
 if TYPE_CHECKING:
@@ -72,7 +74,24 @@ class AroundMixin(_Attributor):
         return GradientView(estimator)
 
     @property
+    def _model_given(self) -> Any:
+        """The estimator, or the first of several models where there is none."""
+        several = getattr(self, "models", None)
+        if self.estimator is None and several is not None:
+            return models_and_runs(several)[0][0]
+        return self.estimator
+
+    @property
     def _rows_of_last_step(self) -> tuple[Any, NDArray[Any], NDArray[np.float64] | None]:
         """Training rows, targets and weights as the last step of a Pipeline takes them."""
         X, y, sample_weight = self._seen_rows
         return X.values if isinstance(X, RawRows) else X, y, sample_weight
+
+
+def models_and_runs(given: Ensemble | Sequence[Any]) -> tuple[list[Any], list[Trajectory | None]]:
+    """Return the models, and their trajectories as far as they are not their own."""
+    runs = given.trajectories if isinstance(given, Ensemble) else []
+    models = list(given.models if isinstance(given, Ensemble) else given)
+    if not models:
+        raise ValueError("models must hold at least one fitted model, got none.")
+    return models, list(runs) or [None] * len(models)
