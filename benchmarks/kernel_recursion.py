@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fimoda.curvature.output_space import adjoint_in_outputs
 from fimoda.training.linear_steps import LinearSteps
 from fimoda.training.recorded import ObservedRun
+from fimoda.walks.output_space import adjoint_in_outputs
 
 #: Rows, outputs, test rows, steps.
 SIZES = [(142, 3, 36, 200), (455, 1, 100, 200), (927, 1, 103, 100), (455, 10, 100, 20)]

@@ -53,6 +53,7 @@ ORDER = [
     "training",
     "games",
     "curvature",
+    "walks",
     "attributors",
     "evaluation",
     "selection",

@@ -17,19 +17,19 @@ from .._validation import (
     check_seeds,
     in_steps,
 )
-from ..curvature.kinks import kink_sharpness
-from ..curvature.linearized import discrepancy, warn_of_discrepancy
-from ..curvature.row_changes import Relabelled
-from ..curvature.segmented_run import (
+from ..measured import Measured
+from ..measurements import Measurement
+from ..training.optimizers import LearningRate
+from ..trials import Trial
+from ..walks.kinks import kink_sharpness
+from ..walks.linearized import discrepancy, warn_of_discrepancy
+from ..walks.row_changes import Relabelled
+from ..walks.segmented_run import (
     bytes_per_component,
     components_that_fit,
     cut,
     segmented_runs,
 )
-from ..measured import Measured
-from ..measurements import Measurement
-from ..training.optimizers import LearningRate
-from ..trials import Trial
 from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.

@@ -19,21 +19,21 @@ from .._validation import (
     in_steps,
 )
 from ..curvature.kernel import OutputKernel
-from ..curvature.kernel_run import has_penalty, kernel_bytes, kernel_runs
-from ..curvature.kinks import kink_sharpness
-from ..curvature.linearized import (
-    LinearizedRun,
-    discrepancy,
-    require_memory,
-    warn_of_discrepancy,
-)
-from ..curvature.row_changes import Relabelled
-from ..curvature.stepped_run import stepped_runs
 from ..measured import Measured
 from ..measurements import Measurement
 from ..training.optimizers import LearningRate
 from ..training.recorded import observe_run
 from ..trials import Trial
+from ..walks.kernel_run import has_penalty, kernel_bytes, kernel_runs
+from ..walks.kinks import kink_sharpness
+from ..walks.linearized import (
+    LinearizedRun,
+    discrepancy,
+    require_memory,
+    warn_of_discrepancy,
+)
+from ..walks.row_changes import Relabelled
+from ..walks.stepped_run import stepped_runs
 from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Right-hand sides that take as long in a matrix product as one vector alone.

@@ -23,13 +23,6 @@ from .._validation import (
     check_seeds,
 )
 from ..batch_statistics import BATCH_STATISTICS, BatchStatistics
-from ..curvature.ends import Ends
-from ..curvature.kinks import kink_sharpness
-from ..curvature.row_changes import LeftOut, Relabelled, RowChange
-from ..curvature.run_derivatives import Unrolled, growth_of
-from ..curvature.tangents import walk_forward
-from ..curvature.unrolled import ROWS_BUDGET, WalkBack, walks_back
-from ..curvature.walk_memory import bytes_back, bytes_forward, require_memory
 from ..last_call import of_last_call
 from ..measured import Measured
 from ..measurements import Measurement
@@ -37,6 +30,13 @@ from ..training.differentiable import n_parts
 from ..training.optimizers import LearningRate
 from ..training.recorded import check_run
 from ..trials import Trial
+from ..walks.ends import Ends
+from ..walks.kinks import kink_sharpness
+from ..walks.row_changes import LeftOut, Relabelled, RowChange
+from ..walks.run_derivatives import Unrolled, growth_of
+from ..walks.tangents import walk_forward
+from ..walks.unrolled import ROWS_BUDGET, WalkBack, walks_back
+from ..walks.walk_memory import bytes_back, bytes_forward, require_memory
 from .families.further_training import BaseFurtherTraining, HorizonsMixin
 
 #: Sharpness of ``kink_smoothing="auto"``.

@@ -1,1 +1,1 @@
-"""Curvature of the training objective, ways to solve with it, and derivatives through runs of training."""
+"""Curvature of the training objective, and ways to solve with it."""

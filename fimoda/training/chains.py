@@ -26,7 +26,7 @@ class Pointwise:
     """A function of each number z, with value h.
 
     `forward` takes z; `backward` the gradient in h, and h; `bend`, the second derivative, h. A
-    function with a kink at zero has none: see `fimoda.curvature.kinks`.
+    function with a kink at zero has none: see `fimoda.walks.kinks`.
     """
 
     forward: Callable[[Tensor], Tensor]

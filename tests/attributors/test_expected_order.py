@@ -14,10 +14,10 @@ from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from fimoda import FurtherTraining, UnrolledDifferentiation
-from fimoda.curvature.unrolled import ExpectedOrder
 from fimoda.training.batches import Batch
 from fimoda.training.differentiable import StepDerivative
 from fimoda.training.run import Run
+from fimoda.walks.unrolled import ExpectedOrder
 
 N, D, BATCH, LR = 12, 3, 4, 0.1
 

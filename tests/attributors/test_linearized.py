@@ -24,11 +24,7 @@ from fimoda import (
     as_final_model,
 )
 from fimoda._validation import ConvergenceWarning
-from fimoda.curvature.block_krylov import block_krylov
 from fimoda.curvature.kernel import OutputKernel
-from fimoda.curvature.output_space import adjoint_in_outputs, largest_curvature
-from fimoda.curvature.quadratic_removal import QuadraticRemoval
-from fimoda.curvature.responses import responses
 from fimoda.derivatives import push_outputs
 from fimoda.losses import BinaryCrossEntropy, CrossEntropy
 from fimoda.measured import Measured
@@ -38,6 +34,10 @@ from fimoda.row_gradients import RowDifferentiator
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import LinearSteps
 from fimoda.training.recorded import ObservedRun, RecordedRun
+from fimoda.walks.block_krylov import block_krylov
+from fimoda.walks.output_space import adjoint_in_outputs, largest_curvature
+from fimoda.walks.quadratic_removal import QuadraticRemoval
+from fimoda.walks.responses import responses
 
 N, D, C, N_TEST = 13, 3, 3, 4
 SEED = 5
@@ -757,7 +757,7 @@ def test_memory_budget_does_not_matter(loss, optimizer):
 def test_blocks_do_not_matter(monkeypatch):
     X, y, X_test, y_test = data("classes")
     expected = linearized(loss="softmax").fit(X, y).transform(X_test, y_test)
-    monkeypatch.setattr("fimoda.curvature.segments._ROWS", 5)
+    monkeypatch.setattr("fimoda.walks.segments._ROWS", 5)
     monkeypatch.setattr("fimoda.objective._ROWS", 5)
     monkeypatch.setattr("fimoda.derivatives._TOGETHER", 4)
     monkeypatch.setattr("fimoda.derivatives._NUMBERS", 50)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fimoda import FurtherTraining, UnrolledDifferentiation, as_final_model, hessians
 from fimoda._validation import ConvergenceWarning
-from fimoda.curvature import second_order
 from fimoda.objective import Objective
 from fimoda.rows import Rows
 from fimoda.training import differentiable
@@ -30,6 +29,7 @@ from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun
 from fimoda.training.run import Run
 from fimoda.training.workers import Workers
+from fimoda.walks import second_order
 
 N, D, C, N_TEST = 13, 3, 3, 4
 BATCH = 4  # the last batch of an epoch holds one row

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from fimoda import as_final_model
-from fimoda.curvature.kinks import kink_sharpness
 from fimoda.objective import Objective
 from fimoda.rows import Rows
 from fimoda.training.linear_steps import linear_steps, rates
 from fimoda.training.optimizers import OptimizerSpec
 from fimoda.training.recorded import RecordedRun, observe_run
 from fimoda.training.run import Run
+from fimoda.walks.kinks import kink_sharpness
 
 P, STEPS = 5, 6
 

@@ -15,6 +15,7 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
+from ..curvature.second_moments import batch_second_moment
 from ..layers.by_autograd import StateGradients
 from ..measured import Measured
 from ..objective import Objective
@@ -31,7 +32,6 @@ from .components import Components, OfCombinations, Starts
 from .ends import Ends
 from .row_changes import RowChange
 from .run_derivatives import Unrolled
-from .second_moments import batch_second_moment
 from .statistics_hessian import StatisticsHessian
 
 #: Part of the memory budget that gradients of rows may have beside the vectors on their way back.

@@ -9,6 +9,7 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
+from ..curvature.kernel import OutputKernel
 from ..derivatives import push_outputs
 from ..measured import Measured
 from ..model import FinalModel
@@ -17,7 +18,6 @@ from ..training.linear_steps import LinearSteps, linear_steps
 from ..training.recorded import ObservedRun, observe_run
 from ..training.run import Run
 from ..training.workers import Workers, one_thread
-from .kernel import OutputKernel
 from .linearized import RunOfOutputs, require_memory
 from .output_space import adjoint_in_outputs, largest_curvature, outputs_of_full_run
 from .quadratic_removal import QuadraticRemoval

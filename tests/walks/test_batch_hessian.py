@@ -11,13 +11,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jvp
 
-import fimoda.curvature.batch_hessian as under_test
+import fimoda.walks.batch_hessian as under_test
 from fimoda import as_final_model, losses
-from fimoda.curvature.batch_hessian import AutogradHessian, ChainHessian, batch_hessian
-from fimoda.curvature.kinks import SmoothedKinks, bump
 from fimoda.model import FinalModel
 from fimoda.rows import Rows
 from fimoda.training.chains import read_chain
+from fimoda.walks.batch_hessian import AutogradHessian, ChainHessian, batch_hessian
+from fimoda.walks.kinks import SmoothedKinks, bump
 
 B, D = 3, 4
 SHARPNESS = 3.0

@@ -25,7 +25,7 @@ _BLOCK = 2**19
 class BatchHessian(ABC):
     r"""The matrix :math:`H = \sum_b s_b \, \partial^2\ell_b / \partial\theta^2` of a batch, by share.
 
-    `kink_smoothing` is the sharpness of the curvature at kinks (see `fimoda.curvature.kinks`); None
+    `kink_smoothing` is the sharpness of the curvature at kinks (see `fimoda.walks.kinks`); None
     leaves it out.
     """
 

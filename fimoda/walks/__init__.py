@@ -1,0 +1,1 @@
+"""Derivatives of runs of training: walks through their steps, and runs of the linearised network."""
