@@ -149,10 +149,12 @@ def test_unseen_labels(make):
         attributor.transform(XC[:3], [5, 0, 7])
     with pytest.raises(ValueError, match=message):
         make(LOGISTIC).fit(XC, [5, 7] * 15)
-    with pytest.raises(ValueError, match="labels that the model was not trained on: cat"):
+    with pytest.raises(ValueError, match="labels that the model was not trained on: 'cat'"):
         attributor.transform(XC[:2], ["cat", "cat"])
     named = LogisticRegression().fit(XC, np.array(["a", "b", "c"])[YC])
-    with pytest.raises(ValueError, match=r"not trained on: 0, 1, 2\. Its classes are a, b, c"):
+    with pytest.raises(
+        ValueError, match=r"not trained on: 0, 1, 2\. Its classes are 'a', 'b', 'c'"
+    ):
         make(named).fit(XC, YC)
     with pytest.raises(
         ValueError, match=r"y must be a vector of class labels, got shape \(30, 3\)"
@@ -176,7 +178,7 @@ def test_strings_for_numbers(make):
         make(module, criterion=nn.MSELoss()).fit(X, np.array(["yes", "no"] * 10))
     with pytest.raises(ValueError, match=r"y must be numbers for this model.*'yes'"):
         make(RIDGE).fit(X, Y).transform(X[:2], ["yes", "no"])
-    with pytest.raises(ValueError, match="labels that the model was not trained on: no, yes"):
+    with pytest.raises(ValueError, match="labels that the model was not trained on: 'no', 'yes'"):
         make(nn.Linear(4, 2), criterion=nn.CrossEntropyLoss()).fit(X, ["yes", "no"] * 10)
 
 
@@ -314,7 +316,7 @@ def test_labels_that_have_no_order(make):
     labels = np.array(["a", "b", "c"])[YC].astype(object)
     model = LogisticRegression().fit(XC, labels.astype(str))
     labels[4] = 7
-    with pytest.raises(ValueError, match=r"not trained on: 7\. Its classes are a, b, c"):
+    with pytest.raises(ValueError, match=r"not trained on: 7\. Its classes are 'a', 'b', 'c'"):
         make(model).fit(XC, labels)
 
 

@@ -252,7 +252,7 @@ def test_in_a_notebook_without_the_libraries(found, monkeypatch):
     monkeypatch.setattr("fimoda.report.page.find_spec", lambda name: None)
     assert found._repr_html_().startswith("<table>")
     with pytest.raises(
-        ImportError, match=r"a report needs jinja2, matplotlib, pandas: pip install"
+        ImportError, match=r"a report needs jinja2, matplotlib, pandas: install the extra"
     ):
         found.report("report.html")
 

@@ -280,13 +280,15 @@ def test_labels_that_are_strings(name):
     named = made(name, trained(name, X, NAMES)).fit(X, NAMES).transform(X[:4], NAMES[:4])
     assert_allclose(named, made(name).fit(X, Y).transform(X[:4], Y[:4]), atol=1e-12)
     other = np.where(np.arange(N) == 3, "maybe", NAMES)
-    with pytest.raises(ValueError, match=r"labels that the model was not trained on: maybe\. Its"):
+    with pytest.raises(
+        ValueError, match=r"labels that the model was not trained on: 'maybe'\. Its"
+    ):
         made(name, trained(name, X, NAMES)).fit(X, other)
 
 
 @each_model
 def test_labels_of_another_kind(name):
-    with pytest.raises(ValueError, match=r"not trained on: no, yes\. Its classes are 0, 1"):
+    with pytest.raises(ValueError, match=r"not trained on: 'no', 'yes'\. Its classes are 0, 1"):
         made(name).fit(X, NAMES)
     with pytest.raises(ValueError, match="not trained on: 7"):
         made(name).fit(X, Y).transform(X[:2], [0, 7])
